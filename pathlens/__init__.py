@@ -1,0 +1,54 @@
+"""Ensemble and path analysis of trained residual networks.
+
+The names below are loaded on first use, so that importing the package (and ``pathlens --help``) stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlens.data import open_data
+    from pathlens.intervene import applied, deleted, reordered, skips_deleted
+    from pathlens.models import load_model
+    from pathlens.residual import Block, ResidualView, find_blocks, find_layers
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open_data": "pathlens.data",
+    "applied": "pathlens.intervene",
+    "deleted": "pathlens.intervene",
+    "reordered": "pathlens.intervene",
+    "skips_deleted": "pathlens.intervene",
+    "load_model": "pathlens.models",
+    "Block": "pathlens.residual",
+    "ResidualView": "pathlens.residual",
+    "find_blocks": "pathlens.residual",
+    "find_layers": "pathlens.residual",
+}
+
+__all__ = [
+    "Block",
+    "ResidualView",
+    "applied",
+    "deleted",
+    "find_blocks",
+    "find_layers",
+    "load_model",
+    "open_data",
+    "reordered",
+    "skips_deleted",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pathlens' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,219 @@
+"""The one room that changes what a model computes, always for the length of a ``with`` block.
+
+Inside the block the model's ``forward`` is the traced network with the plan applied: the same parameters, buffers,
+gradients and train/eval mode, without the deleted branches. Hooks on the model itself run, hooks on its inner modules
+do not. The model's class is never touched, and afterwards the model is as it was, also when the body raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from pathlens import plans
+from pathlens.errors import NoResidualBlocksError, UsageError
+from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.residual import ResidualView, find_blocks, find_layers
+from pathlens.residual.chain import Chain
+from pathlens.residual.segments import Piece, Segment, reached_nodes, splice
+
+
+@contextlib.contextmanager
+def deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Iterator[nn.Module]:
+    """Delete the branches of some blocks: block i becomes s_i(S_i(x)).
+
+    Args:
+        model: the model, or its view (then the plan is checked at once rather than at the first call).
+        blocks: indices from 0; negative ones count from the end.
+
+    Yields:
+        The model; calling it computes the lesioned network. A deleted branch is not computed.
+
+    Raises:
+        UsageError: a block that does not exist.
+
+    Source: Veit, Wilber, Belongie 2016, sections 4.1 and 4.2.
+
+    Example:
+        >>> import torch, torchvision, pathlens
+        >>> model = torchvision.models.resnet18().eval()
+        >>> with pathlens.deleted(model, blocks=[3, 7]):
+        ...     logits = model(torch.zeros(1, 3, 64, 64))
+    """
+    with applied(model, plans.delete(blocks)) as changed:
+        yield changed
+
+
+@contextlib.contextmanager
+def skips_deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Iterator[nn.Module]:
+    """Delete the shortcuts of some blocks: block i becomes s_i(F_i(x)). Arguments and errors as :func:`deleted`."""
+    with applied(model, plans.delete_skips(blocks)) as changed:
+        yield changed
+
+
+@contextlib.contextmanager
+def reordered(model: nn.Module | ResidualView, order: Sequence[int]) -> Iterator[nn.Module]:
+    """Run the blocks in another order.
+
+    Args:
+        model: the model or its view.
+        order: ``order[p]`` is the block that runs at position p; only blocks of equal shapes inside a stage move.
+
+    Yields:
+        The model; calling it computes the reordered network.
+
+    Raises:
+        UsageError: not a permutation, or one that moves a block where it does not fit.
+
+    Source: Veit, Wilber, Belongie 2016, section 4.3.
+    """
+    with applied(model, plans.reorder(order)) as changed:
+        yield changed
+
+
+@contextlib.contextmanager
+def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
+    """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
+
+    Raises:
+        UsageError: the plan does not fit the network.
+    """
+    view = model if isinstance(model, ResidualView) else None
+    if view is not None:
+        plan = plans.check(plan, view)
+    target = view.model if view is not None else model
+    if not isinstance(target, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(target).__name__}")
+    current = target.__dict__.get("forward")
+    if isinstance(current, _Intervened):
+        current.push(plan, view)
+        try:
+            yield target
+        finally:
+            current.pop(plan)
+        return
+    changed = _Intervened(target, current)
+    changed.push(plan, view)
+    target.forward = changed
+    try:
+        yield target
+    finally:
+        if current is None:
+            target.__dict__.pop("forward", None)
+        else:
+            target.forward = current
+
+
+class _Intervened:
+    """Stands in for ``model.forward``: the traced network with all active plans."""
+
+    def __init__(self, model: nn.Module, original: Callable[..., Any] | None) -> None:
+        self._model = model
+        self._original = original
+        self._plans: list[Plan] = []
+        self._view: ResidualView | None = None
+        self._built: dict[tuple[int, tuple[Plan, ...]], tuple[Chain, Segment, list[str]]] = {}
+
+    def push(self, plan: Plan, view: ResidualView | None) -> None:
+        if self._view is not None:
+            plan = plans.check(plan, self._view)
+        self._view = self._view or view
+        self._plans.append(plan)
+
+    def pop(self, plan: Plan) -> None:
+        self._plans.pop()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise UsageError("inside an intervention the model takes exactly one tensor")
+        images = args[0]
+        with self._undisturbed():
+            if self._view is None:
+                self._view = _find(self._model, images)
+            view = self._view
+            active = tuple(plans.check(plan, view) for plan in self._plans)
+            chain = view.chain(images)
+        key = (id(chain), active)
+        if key not in self._built:
+            self._built[key] = (chain, *_build(chain, active))
+        _, segment, buffers = self._built[key]
+        results = list(segment(images))
+        split = len(results) - len(buffers)
+        with torch.no_grad():
+            for name, value in zip(buffers, results[split:], strict=True):
+                self._model.get_buffer(name).copy_(value)
+        computed = iter(results[:split])
+        flat = [next(computed) if isinstance(item, fx.Node) else item for item in chain.trace.outputs]
+        return pytree.tree_unflatten(flat, chain.trace.out_spec)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """The model's own forward, which tracing needs."""
+        if self._original is None:
+            self._model.__dict__.pop("forward", None)
+        else:
+            self._model.forward = self._original
+        try:
+            yield
+        finally:
+            self._model.forward = self
+
+
+def _find(model: nn.Module, images: Tensor) -> ResidualView:
+    try:
+        return find_blocks(model, images)
+    except NoResidualBlocksError as none_found:
+        return find_layers(model, images, otherwise=none_found)
+
+
+def _build(chain: Chain, active: tuple[Plan, ...]) -> tuple[Segment, list[str]]:
+    """The network with the plans applied, and the buffers that its extra results are for."""
+    trace = chain.trace
+    swap: dict[fx.Node, fx.Node] = {}
+    order = list(range(len(chain.links)))
+    for plan in active:
+        if isinstance(plan, (Deletion, SkipDeletion)):
+            for block in plan.blocks:
+                link = chain.links[block]
+                rest = link.bypass if isinstance(plan, Deletion) else link.branch
+                if swap.setdefault(link.total, rest) is not rest:
+                    raise UsageError(
+                        f"block {block} would lose both its branch and its shortcut, and nothing would be left"
+                    )
+        elif isinstance(plan, Reordering):
+            order = [order[block] for block in plan.order]
+    outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
+    pieces = [Piece(trace.source, outputs, swap)]
+    if order != sorted(order):
+        pieces = [
+            Piece(trace.source, (chain.boundaries[0],), swap),
+            *(Piece(chain.links[i].start, (chain.links[i].end,), swap) for i in order),
+            Piece(chain.boundaries[-1], outputs, swap),
+        ]
+    pieces, buffers = _with_updates(chain, pieces)
+    ends = [*outputs, *(trace.mutations[name] for name in buffers)]
+    return splice(trace, pieces, ends), buffers
+
+
+def _with_updates(chain: Chain, pieces: list[Piece]) -> tuple[list[Piece], list[str]]:
+    """Let each piece return the new batch-norm statistics of what it computes; deleted branches update nothing."""
+    trace, dependent = chain.trace, chain.discovery.dependent
+    pending = dict(trace.mutations)
+    buffers: list[str] = []
+    extended: list[Piece] = []
+    for piece in pieces:
+        reached = reached_nodes(trace, piece)
+        modules = {
+            name.rpartition(".")[0]
+            for name, node in pending.items()
+            if node in dependent and any(operand in reached for operand in node.all_input_nodes)
+        }
+        mine = [name for name in pending if name.rpartition(".")[0] in modules]
+        extended.append(Piece(piece.start, (*piece.ends, *(pending.pop(name) for name in mine)), piece.swap))
+        buffers += mine
+    return extended, buffers

@@ -1,0 +1,194 @@
+"""Frozen, checked descriptions of what to do to a network: delete blocks, delete skips, reorder blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pathlens.errors import UsageError
+from pathlens.residual import ResidualView
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """Delete the branches of some blocks: block i becomes s_i(S_i(x)) (Veit et al. 2016, section 4.1).
+
+    Attributes:
+        blocks: sorted indices, from 0.
+    """
+
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SkipDeletion:
+    """Delete the shortcuts of some blocks: block i becomes s_i(F_i(x)), the control experiment.
+
+    Attributes:
+        blocks: sorted indices, from 0.
+    """
+
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reordering:
+    """Run the blocks in another order (Veit et al. 2016, section 4.3).
+
+    Attributes:
+        order: ``order[p]`` is the block that runs at position p.
+    """
+
+    order: tuple[int, ...]
+
+
+Plan = Deletion | SkipDeletion | Reordering
+
+
+def delete(blocks: int | Iterable[int]) -> Deletion:
+    """Plan to delete the branch of one or several blocks.
+
+    Raises:
+        UsageError: a block is named twice or is not an integer.
+    """
+    return Deletion(_indices(blocks))
+
+
+def delete_skips(blocks: int | Iterable[int]) -> SkipDeletion:
+    """Plan to delete the shortcut of one or several blocks.
+
+    Raises:
+        UsageError: a block is named twice or is not an integer.
+    """
+    return SkipDeletion(_indices(blocks))
+
+
+def reorder(order: Sequence[int]) -> Reordering:
+    """Plan to run the blocks in another order.
+
+    Raises:
+        UsageError: ``order`` is not a permutation of 0..n-1.
+    """
+    order = tuple(int(block) for block in order)
+    if sorted(order) != list(range(len(order))):
+        raise UsageError(f"an order must name each block from 0 to {len(order) - 1} once; found {_shortened(order)}")
+    return Reordering(order)
+
+
+def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:
+    items = [blocks] if isinstance(blocks, (int, np.integer)) else list(blocks)
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
+            raise UsageError(f"block indices must be integers; found {item!r}")
+    numbers = [int(item) for item in items]
+    if len(set(numbers)) != len(numbers):
+        raise UsageError(f"a block is named twice in {_shortened(numbers)}")
+    return tuple(sorted(numbers))
+
+
+def _shortened(items: Sequence[int], most: int = 12) -> str:
+    text = ", ".join(map(str, items[:most]))
+    return f"({text}, ...)" if len(items) > most else f"({text})"
+
+
+def check(plan: Plan, view: ResidualView) -> Plan:
+    """A plan as it applies to a network, with negative indices resolved.
+
+    Raises:
+        UsageError: an index outside the network, a deleted skip of a block that has none, or an order that moves a
+            block between stages or past a change of shape.
+    """
+    count = len(view)
+    if isinstance(plan, Reordering):
+        _check_order(plan, view)
+        return plan
+    for block in plan.blocks:
+        if not -count <= block < count:
+            raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
+    blocks = tuple(sorted({block % count for block in plan.blocks}))
+    if len(blocks) != len(plan.blocks):
+        raise UsageError(f"a block is named twice in {_shortened(plan.blocks)}")
+    if isinstance(plan, SkipDeletion):
+        for block in blocks:
+            if view[block].kind.startswith("layer"):
+                raise UsageError(f"block {block} ({view[block].name}) is a plain layer and has no shortcut to delete")
+        return SkipDeletion(blocks)
+    return Deletion(blocks)
+
+
+def _check_order(plan: Reordering, view: ResidualView) -> None:
+    if len(plan.order) != len(view):
+        raise UsageError(f"an order of {len(plan.order)} blocks does not fit this network of {len(view)} blocks")
+    movable = [set(group) for group in interchangeable(view)]
+    for position, block in enumerate(plan.order):
+        if position != block and not any(position in group and block in group for group in movable):
+            raise UsageError(
+                f"block {block} ({view[block].name}, stage {view[block].stage}) cannot run in the place of block "
+                f"{position} ({view[position].name}, stage {view[position].stage}): only blocks of equal shapes inside "
+                "a stage can be exchanged"
+            )
+
+
+def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:
+    """Groups of blocks that can run in each other's place: one stage, output shaped like input, no layers between."""
+    groups: list[tuple[int, ...]] = []
+    for stage in view.stages:
+        group = tuple(
+            i for i in stage if not view[i].changes_shape and view[i].kind != "layer-resized" and _direct(view, i)
+        )
+        if len(group) > 1:
+            groups.append(group)
+    return tuple(groups)
+
+
+def _direct(view: ResidualView, index: int) -> bool:
+    """Whether the block starts where the one before it ends, in shape."""
+    before = view[index - 1].out_shape if index else view[index].in_shape
+    return before == view[index].in_shape
+
+
+def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:
+    """The order after exchanging ``swaps`` random pairs of interchangeable blocks, one after the other.
+
+    Raises:
+        UsageError: no two blocks can be exchanged, or ``swaps`` is negative.
+
+    Source: Veit et al. 2016, section 4.3.
+    """
+    groups = interchangeable(view)
+    if swaps < 0:
+        raise UsageError(f"the number of swaps must not be negative; found {swaps}")
+    if not groups:
+        raise UsageError("no two blocks of this network have equal shapes inside a stage, so nothing can be reordered")
+    pairs = [(a, b) for group in groups for a in group for b in group if a < b]
+    order = list(range(len(view)))
+    for pick in rng.integers(len(pairs), size=swaps):
+        a, b = pairs[pick]
+        order[a], order[b] = order[b], order[a]
+    return Reordering(tuple(order))
+
+
+def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> Deletion:
+    """A uniformly drawn set of ``count`` blocks to delete (Veit et al. 2016, section 4.2).
+
+    Raises:
+        UsageError: more blocks than the network has, or fewer than one.
+    """
+    return Deletion(_random_blocks(view, count, rng))
+
+
+def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> SkipDeletion:
+    """A uniformly drawn set of ``count`` blocks to delete the shortcuts of.
+
+    Raises:
+        UsageError: more blocks than the network has, or fewer than one.
+    """
+    return SkipDeletion(_random_blocks(view, count, rng))
+
+
+def _random_blocks(view: ResidualView, count: int, rng: np.random.Generator) -> tuple[int, ...]:
+    if not 1 <= count <= len(view):
+        raise UsageError(f"{count} blocks cannot be drawn: the network has {len(view)}")
+    return tuple(sorted(int(block) for block in rng.choice(len(view), size=count, replace=False)))

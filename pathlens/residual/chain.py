@@ -1,0 +1,225 @@
+"""Order the additions of the trunk into a chain of blocks with the tensors between them.
+
+Block i turns x_{i-1} into x_i = s_i(S_i(t_i) + F_i(t_i)) with t_i = T_i(x_{i-1}). The transition T_i is the identity
+except where a network has layers between two blocks (a downsampling layer, a shared pre-activation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from pathlens.errors import ModelError, NoResidualBlocksError
+from pathlens.residual import operations as ops
+from pathlens.residual.discover import Addition, Discovery, discover
+from pathlens.residual.segments import Segment, cut
+from pathlens.residual.trace import Trace
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """The nodes of one block.
+
+    Attributes:
+        addition: the residual addition.
+        start: x_{i-1}; its post-activation output is the start of the next link.
+        fork: t_i, where branch and shortcut part.
+        branch: value of F_i(t_i) as it enters the sum.
+        shortcut: value of S_i(t_i) as it enters the sum.
+        total: the sum.
+        end: x_i, after the post-activation.
+        post: nodes of the post-activation, in execution order.
+        bypass: what the sum becomes when the block is deleted: the shortcut, for gated blocks the fork.
+    """
+
+    addition: Addition
+    start: fx.Node
+    fork: fx.Node
+    branch: fx.Node
+    shortcut: fx.Node
+    total: fx.Node
+    end: fx.Node
+    post: tuple[fx.Node, ...]
+    bypass: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A network as stem, links and head, in one train/eval mode and for one input shape."""
+
+    trace: Trace
+    discovery: Discovery
+    links: tuple[Link, ...]
+    _segments: dict[tuple[str, int, int], Segment] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def boundaries(self) -> tuple[fx.Node, ...]:
+        """x_0, ..., x_n."""
+        return (self.links[0].start, *(link.end for link in self.links))
+
+    def piece(self, what: str, first: int = 0, last: int = 0) -> Segment:
+        """A segment, made once.
+
+        Args:
+            what: ``stem``, ``head``, ``run`` (from x_first to x_last), or of block ``first`` its ``transition``,
+                ``branch``, ``shortcut`` (from the fork), ``post``, ``bypass`` (from x_{i-1} to x_i without the branch)
+                or ``no_skip`` (without the shortcut).
+            first: block or boundary.
+            last: end of a run.
+        """
+        key = (what, first, last)
+        segment = self._segments.get(key)
+        if segment is None:
+            segment = self._segments[key] = self._cut(what, first, last)
+        return segment
+
+    def _cut(self, what: str, first: int, last: int) -> Segment:
+        trace = self.trace
+        if what == "stem":
+            return cut(trace, trace.source, [self.boundaries[0]])
+        if what == "head":
+            return cut(trace, self.boundaries[-1], [trace.main])
+        if what == "run":
+            return cut(trace, self.boundaries[first], [self.boundaries[last]])
+        link = self.links[first]
+        pieces: dict[str, tuple[fx.Node, fx.Node, dict[fx.Node, fx.Node]]] = {
+            "transition": (link.start, link.fork, {}),
+            "branch": (link.fork, link.branch, {}),
+            "shortcut": (link.fork, link.shortcut, {}),
+            "post": (link.total, link.end, {}),
+            "bypass": (link.start, link.end, {link.total: link.bypass}),
+            "no_skip": (link.start, link.end, {link.total: link.branch}),
+        }
+        start, end, swap = pieces[what]
+        return cut(trace, start, [end], swap)
+
+
+def build_chain(trace: Trace, model_name: str) -> Chain:
+    """Arrange what :func:`discover` finds into a chain.
+
+    Raises:
+        NoResidualBlocksError: nothing on the trunk is a residual addition.
+    """
+    discovery = discover(trace)
+    if not discovery.trunk:
+        raise NoResidualBlocksError(_why_none(discovery, trace, model_name))
+    position = {node: index for index, node in enumerate(discovery.spine)}
+    links: list[Link] = []
+    start = discovery.trunk[0].fork
+    for index, addition in enumerate(discovery.trunk):
+        following = discovery.trunk[index + 1] if index + 1 < len(discovery.trunk) else None
+        limit = position[following.fork] if following else len(discovery.spine) - 1
+        after = discovery.spine[position[addition.node] + 1 : limit + 1]
+        post = _post_activation(addition, after, discovery.dependent)
+        end = post[-1] if post else addition.node
+        branch, shortcut = _operands(trace, addition)
+        links.append(
+            Link(
+                addition=addition,
+                start=start,
+                fork=addition.fork,
+                branch=branch,
+                shortcut=shortcut,
+                total=addition.node,
+                end=end,
+                post=post,
+                bypass=addition.fork if addition.kind == "gated" else shortcut,
+            )
+        )
+        start = end
+    return Chain(trace, discovery, tuple(links))
+
+
+def _why_none(discovery: Discovery, trace: Trace, model_name: str) -> str:
+    if discovery.off_trunk:
+        return (
+            f"{model_name} has {len(discovery.off_trunk)} residual additions, but none that every path passes "
+            "(parallel trunks); study one of its trunks as a module of its own"
+        )
+    targets = [node.target for node in trace.graph.nodes if node in discovery.dependent]
+    if any(target is aten.cat.default for target in targets):
+        return (
+            f"{model_name} has no residual addition: its skip connections are concatenations, which block deletion "
+            "does not apply to"
+        )
+    if discovery.refused:
+        name, reason = next(iter(discovery.refused.items()))
+        return (
+            f"{model_name} has no residual addition: {len(discovery.refused)} additions are none, the first ({name}) "
+            f"because: {reason}"
+        )
+    return f"{model_name} has no residual addition: no tensor is added to something computed from it"
+
+
+def module_path(node: fx.Node) -> tuple[str, ...]:
+    """Qualified name of the innermost module that ran a node, as parts."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ()
+    path, kind = next(reversed(stack.values()))
+    # nodes without a module (sizes) carry a marker that names itself as its own type
+    return () if path == kind else tuple(part for part in path.split(".") if part)
+
+
+def _post_activation(addition: Addition, after: tuple[fx.Node, ...], dependent: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The leading run of activations and norms that belong to the module that adds."""
+    owner = module_path(addition.node)
+    post: list[fx.Node] = []
+    last = addition.node
+    for node in after:
+        feeds = [operand for operand in node.all_input_nodes if operand in dependent]
+        takers = [user for user in last.users if user in dependent]
+        if feeds != [last] or takers != [node]:
+            break
+        inside = module_path(node)[: len(owner)] == owner
+        active = ops.is_pointwise(node) or (node.target in ops.NORMS and bool(owner))
+        if not (inside and active) and node.target not in ops.PRESERVING:
+            break
+        post.append(node)
+        last = node
+    while post and post[-1].target in ops.PRESERVING:
+        post.pop()
+    return tuple(post)
+
+
+def _operands(trace: Trace, addition: Addition) -> tuple[fx.Node, fx.Node]:
+    """Branch and shortcut as they enter the sum, with the sign and factor that the addition applies to them."""
+    node = addition.node
+    alpha: Any = node.kwargs.get("alpha", 1)
+    factor = -alpha if node.target is aten.sub.Tensor else alpha
+    graph = trace.graph
+
+    def entering(term: fx.Node) -> fx.Node:
+        if factor == 1 or term is not node.args[1]:
+            return term
+        with graph.inserting_before(node):
+            return _like(graph.call_function(aten.mul.Tensor, (term, factor)), node)
+
+    terms = [entering(term) for term in addition.terms]
+    branch = terms[0]
+    for term in terms[1:]:
+        with graph.inserting_before(node):
+            branch = _like(graph.call_function(aten.add.Tensor, (branch, term)), node)
+    return branch, entering(addition.shortcut)
+
+
+def _like(node: fx.Node, other: fx.Node) -> fx.Node:
+    node.meta = dict(other.meta)
+    return node
+
+
+def check_index(index: int, count: int, what: str = "block") -> int:
+    """Turn a block index (negative from the end) into 0..count-1.
+
+    Raises:
+        ModelError: out of range.
+    """
+    if not -count <= index < count:
+        raise ModelError(f"{what} {index} does not exist: the network has {count}, numbered 0 to {count - 1}")
+    return index % count

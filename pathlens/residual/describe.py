@@ -1,0 +1,259 @@
+"""Names, stages, shapes, parameters and multiply-adds of the blocks of a chain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathlens.residual import operations as ops
+from pathlens.residual.chain import Chain, Link, module_path
+from pathlens.residual.trace import Trace
+
+_PROBE = 2
+_FLOPS_PER_MULTIPLY_ADD = 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block, as found.
+
+    Attributes:
+        index: position in the network, from 0.
+        name: the module that the block lies in; with the module of its branch where several share one.
+        stage: consecutive blocks of one output shape form a stage, from 0.
+        kind: of the shortcut: ``identity``; ``projection`` (learned); ``padding`` (parameter-free change of shape);
+            ``scaled`` (parameter-free, shape kept); ``gated`` (highway). In plain networks ``layer`` or
+            ``layer-resized``.
+        branch: modules of the branch.
+        shortcut: operations of the shortcut; empty for an identity.
+        post_activation: operations between the addition and the block's output; empty if there are none.
+        transition: operations between the previous block's output and this block's fork; empty if there are none.
+        in_shape: shape of the fork t_i without the batch dimension.
+        out_shape: shape of x_i without the batch dimension.
+        parameters: number of parameters of the branch.
+        shortcut_parameters: number of parameters of the shortcut.
+        multiply_adds: multiply-adds of the branch for one example (torch.utils.flop_counter: convolutions and
+            matrix products).
+        shortcut_multiply_adds: multiply-adds of the shortcut for one example.
+        nested: residual additions inside the branch.
+    """
+
+    index: int
+    name: str
+    stage: int
+    kind: str
+    branch: str
+    shortcut: str
+    post_activation: str
+    transition: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    parameters: int
+    shortcut_parameters: int
+    multiply_adds: int
+    shortcut_multiply_adds: int
+    nested: int = 0
+
+    @property
+    def changes_shape(self) -> bool:
+        """Whether the output has another shape than the input."""
+        return self.in_shape != self.out_shape
+
+    def row(self) -> dict[str, Any]:
+        """The block as a row of a table."""
+        return {
+            "block": self.index,
+            "name": self.name,
+            "stage": self.stage,
+            "kind": self.kind,
+            "branch": self.branch,
+            "shortcut": self.shortcut,
+            "post_activation": self.post_activation,
+            "transition": self.transition,
+            "in_shape": "x".join(map(str, self.in_shape)),
+            "out_shape": "x".join(map(str, self.out_shape)),
+            "parameters": self.parameters,
+            "shortcut_parameters": self.shortcut_parameters,
+            "multiply_adds": self.multiply_adds,
+            "shortcut_multiply_adds": self.shortcut_multiply_adds,
+            "nested": self.nested,
+        }
+
+
+def describe(chain: Chain) -> tuple[Block, ...]:
+    """The blocks of a chain with everything that a table of them shows."""
+    trace = chain.trace
+    costs = multiply_adds(trace)
+    names = _names(chain)
+    blocks: list[Block] = []
+    stage = -1
+    previous: tuple[int, ...] | None = None
+    nested = {addition.node for addition in chain.discovery.nested}
+    for index, link in enumerate(chain.links):
+        branch, shortcut = link.addition.branch_nodes, link.addition.shortcut_nodes
+        transition = nodes_between(chain, link.start, link.fork)
+        shape = shape_of(trace, link.end)
+        if shape != previous:
+            stage += 1
+            previous = shape
+        blocks.append(
+            Block(
+                index=index,
+                name=names[index],
+                stage=stage,
+                kind=link.addition.kind,
+                branch=", ".join(_parts(branch, link)),
+                shortcut=", ".join(_operations(shortcut)),
+                post_activation=", ".join(_operations(link.post)),
+                transition=", ".join(_operations(transition)),
+                in_shape=shape_of(trace, link.fork),
+                out_shape=shape,
+                parameters=count_parameters(chain, branch),
+                shortcut_parameters=count_parameters(chain, shortcut),
+                multiply_adds=sum(costs.get(node, 0) for node in branch),
+                shortcut_multiply_adds=sum(costs.get(node, 0) for node in shortcut),
+                nested=sum(node in nested for node in branch),
+            )
+        )
+    return tuple(blocks)
+
+
+def shape_of(trace: Trace, node: fx.Node) -> tuple[int, ...]:
+    """Shape without the batch dimension."""
+    return tuple(int(size) for size in trace.value(node).shape[1:])
+
+
+def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
+    """Input-dependent nodes after ``first`` up to and including ``last``, in execution order."""
+    found: set[fx.Node] = set()
+    stack = [last]
+    while stack:
+        node = stack.pop()
+        if node is not first and node not in found:
+            found.add(node)
+            stack += [operand for operand in node.all_input_nodes if operand in chain.discovery.dependent]
+    return tuple(node for node in chain.trace.graph.nodes if node in found)
+
+
+def count_parameters(chain: Chain, nodes: tuple[fx.Node, ...]) -> int:
+    """Number of distinct parameters that some nodes use, directly or through a table or normalised weight."""
+    names: set[str] = set()
+    seen: set[fx.Node] = set()
+    stack = [operand for node in nodes for operand in node.all_input_nodes]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in chain.discovery.dependent:
+            continue
+        seen.add(node)
+        if chain.trace.tensors.get(node.name, ("",))[0] == "parameter":
+            names.add(node.name)
+        stack += node.all_input_nodes
+    return sum(tensor.numel() for tensor in chain.trace.fetch(tuple(sorted(names))))
+
+
+def multiply_adds(trace: Trace) -> dict[fx.Node, int]:
+    """Multiply-adds of each node for one example, counted on tensors without memory."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    counts: dict[fx.Node, int] = {}
+
+    class Counting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            before = counter.get_total_flops()
+            result = super().run_node(n)
+            spent = counter.get_total_flops() - before
+            if spent:
+                counts[n] = spent // (_FLOPS_PER_MULTIPLY_ADD * _PROBE)
+            return result
+
+    value = trace.value(trace.source)
+    batch = trace.static_batch or _PROBE
+    names = [node.name for node in trace.graph.nodes if node.op == "placeholder" and node is not trace.source]
+    tensors = dict(zip(names, trace.fetch(tuple(name for name in names if name in trace.tensors)), strict=False))
+    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        example = torch.empty((batch, *trace.input_shape), dtype=value.dtype, device=value.device)
+        inputs = [
+            example if node is trace.source else fake.from_tensor(tensors[node.name])
+            for node in trace.graph.nodes
+            if node.op == "placeholder"
+        ]
+        Counting(fx.GraphModule(torch.nn.Module(), trace.graph)).run(*inputs)
+    return counts
+
+
+def _names(chain: Chain) -> list[str]:
+    owners = [_owner(link) for link in chain.links]
+    counts = Counter(owners)
+    names = []
+    for link, owner in zip(chain.links, owners, strict=True):
+        if counts[owner] == 1 and owner:
+            names.append(owner)
+            continue
+        part = _largest_part(chain, link, owner)
+        names.append(f"{owner}.{part}".strip(".") if part else owner)
+    repeated = Counter(names)
+    return [name if repeated[name] == 1 and name else f"{name or 'block'}#{link}" for link, name in enumerate(names)]
+
+
+def _owner(link: Link) -> str:
+    """The innermost module that holds the branch and, if the branch lies in several, the addition too."""
+    if link.addition.kind.startswith("layer"):
+        return ".".join(module_path(link.addition.branch_nodes[0]))
+    paths = [module_path(node) for node in link.addition.branch_nodes if node.target not in ops.PRESERVING]
+    common = _common([path for path in paths if path]) if paths else ()
+    adder = module_path(link.total)
+    if len(common) > len(adder) and common[: len(adder)] == adder:
+        return ".".join(common)
+    return ".".join(adder)
+
+
+def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    shortest = min(paths, key=len)
+    for length in range(len(shortest), 0, -1):
+        if all(path[:length] == shortest[:length] for path in paths):
+            return shortest[:length]
+    return ()
+
+
+def _largest_part(chain: Chain, link: Link, owner: str) -> str:
+    """The child module of ``owner`` that holds most of the branch's parameters."""
+    depth = len(owner.split(".")) if owner else 0
+    sizes: Counter[str] = Counter()
+    for node in link.addition.branch_nodes:
+        path = module_path(node)
+        if len(path) > depth:
+            sizes[path[depth]] += 1 + count_parameters(chain, (node,))
+    return sizes.most_common(1)[0][0] if sizes else ""
+
+
+def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:
+    """Child modules of the block's owner that the branch runs through, in order; operations where there are none."""
+    owner = module_path(link.total)
+    parts: list[str] = []
+    for node in nodes:
+        path = module_path(node)
+        part = path[len(owner)] if path[: len(owner)] == owner and len(path) > len(owner) else ".".join(path)
+        if part and path != owner and part not in parts:
+            parts.append(part)
+    return parts or _operations(nodes)
+
+
+def _operations(nodes: tuple[fx.Node, ...]) -> list[str]:
+    names: list[str] = []
+    for node in nodes:
+        name = ops.short_name(node)
+        if name not in names and not isinstance(node.meta.get("val"), (tuple, int)) and _interesting(node):
+            names.append(name)
+    return names
+
+
+def _interesting(node: fx.Node) -> bool:
+    return node.target not in ops.PRESERVING and isinstance(node.meta.get("val"), Tensor)

@@ -1,0 +1,316 @@
+r"""Find the residual blocks in a traced graph.
+
+A residual addition adds a tensor to something computed from it (He et al. 2016, equation 1). In the graph that is an
+addition of two tensors of equal shape, both of which depend on the input. Its *fork* is the immediate dominator of the
+addition: the last tensor through which everything that is added has passed. Between the fork and each operand lie the
+two sides; one is the shortcut and the other the branch. No table of architectures is consulted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from pathlens.residual import operations as ops
+from pathlens.residual.trace import Trace
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """One residual addition.
+
+    Attributes:
+        node: where the sum is complete.
+        fork: the tensor that branch and shortcut both start from.
+        shortcut: the operand that ends the shortcut (the fork itself for an identity).
+        terms: the operands that end the branch; several when parallel branches are summed.
+        branch_nodes: nodes of the branch, in execution order.
+        shortcut_nodes: nodes of the shortcut, in execution order, without those that the branch also needs.
+        kind: ``identity``, ``projection``, ``padding``, ``scaled`` or ``gated``.
+    """
+
+    node: fx.Node
+    fork: fx.Node
+    shortcut: fx.Node
+    terms: tuple[fx.Node, ...]
+    branch_nodes: tuple[fx.Node, ...]
+    shortcut_nodes: tuple[fx.Node, ...]
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """What was found in a graph.
+
+    Attributes:
+        trunk: residual additions that every path from input to output passes, in order.
+        nested: additions inside the branch or shortcut of another.
+        off_trunk: residual additions beside the trunk (parallel trunks, U-shaped networks).
+        refused: node name -> why an addition of two input-dependent tensors is not a residual block.
+        order: position of each node in the graph.
+        dependent: nodes that depend on the input.
+        spine: the dominators of the main output, in order: where the graph may be cut.
+    """
+
+    trunk: tuple[Addition, ...]
+    nested: tuple[Addition, ...]
+    off_trunk: tuple[Addition, ...]
+    refused: dict[str, str]
+    order: dict[fx.Node, int]
+    dependent: set[fx.Node]
+    spine: tuple[fx.Node, ...]
+
+
+def discover(trace: Trace) -> Discovery:
+    """Find the residual additions of a trace and sort them into trunk, nested and off-trunk."""
+    order = {node: position for position, node in enumerate(trace.graph.nodes)}
+    dependent = _dependent(trace)
+    flow = nx.DiGraph()
+    flow.add_node(trace.source)
+    for node in trace.graph.nodes:
+        if node in dependent and node is not trace.source:
+            flow.add_edges_from((operand, node) for operand in node.all_input_nodes if operand in dependent)
+    dominators = nx.immediate_dominators(flow, trace.source)
+    spine = _spine(trace, dominators)
+    finder = _Finder(trace, order, dependent, dominators)
+    found: list[Addition] = []
+    for node in trace.graph.nodes:
+        if node in dependent and finder.is_candidate(node):
+            addition = finder.examine(node)
+            if addition is not None:
+                found.append(addition)
+    return _sort(found, finder.refused, order, dependent, spine)
+
+
+def _sort(
+    found: list[Addition],
+    refused: dict[str, str],
+    order: dict[fx.Node, int],
+    dependent: set[fx.Node],
+    spine: tuple[fx.Node, ...],
+) -> Discovery:
+    inside: set[fx.Node] = set()
+    for addition in found:
+        inside.update(addition.branch_nodes, addition.shortcut_nodes)
+    on_spine = set(spine)
+    trunk, nested, off_trunk = [], [], []
+    for addition in found:
+        if addition.node in inside:
+            nested.append(addition)
+        elif addition.node in on_spine and addition.fork in on_spine:
+            trunk.append(addition)
+        else:
+            off_trunk.append(addition)
+    return Discovery(tuple(trunk), tuple(nested), tuple(off_trunk), refused, order, dependent, spine)
+
+
+def _dependent(trace: Trace) -> set[fx.Node]:
+    """Nodes whose *values* depend on the input; sizes do not count (a mask made from the batch size is a constant)."""
+    dependent = {trace.source}
+    for node in trace.graph.nodes:
+        if node.op != "call_function" or not _is_tensor(trace.value(node)):
+            continue
+        if any(operand in dependent for operand in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
+
+
+def _is_tensor(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_is_tensor(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _spine(trace: Trace, dominators: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
+    chain = [trace.main]
+    while chain[-1] is not trace.source:
+        chain.append(dominators[chain[-1]])
+    return tuple(reversed(chain))
+
+
+class _Finder:
+    def __init__(
+        self, trace: Trace, order: dict[fx.Node, int], dependent: set[fx.Node], dominators: dict[fx.Node, fx.Node]
+    ) -> None:
+        self.trace = trace
+        self.order = order
+        self.dependent = dependent
+        self.dominators = dominators
+        self.refused: dict[str, str] = {}
+        self._learned: dict[fx.Node, bool] = {}
+
+    def is_candidate(self, node: fx.Node) -> bool:
+        """A complete sum of input-dependent tensors of equal shape."""
+        if not self._is_sum(node):
+            return False
+        # x + attention(x) + mlp(x): the inner sum is a part of the outer one
+        return not any(self._absorbs(user, node) for user in node.users)
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        if node.target not in ops.ADDITIONS or len(node.args) < 2:
+            return False
+        left, right = node.args[:2]
+        if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
+            return False
+        if left not in self.dependent or right not in self.dependent:
+            return False
+        a, b = self.trace.value(left), self.trace.value(right)
+        return a.dim() == b.dim() and all(_same_size(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+
+    def _absorbs(self, outer: fx.Node, inner: fx.Node) -> bool:
+        return (
+            len(inner.users) == 1
+            and inner.target is aten.add.Tensor
+            and outer.target is aten.add.Tensor
+            and not outer.kwargs
+            and not inner.kwargs
+            and self._is_sum(outer)
+            and self._is_sum(inner)
+            and self.dominators[outer] is self.dominators[inner]
+        )
+
+    def _terms(self, node: fx.Node) -> list[fx.Node]:
+        terms: list[fx.Node] = []
+        for operand in node.args[:2]:
+            assert isinstance(operand, fx.Node)
+            if self._is_sum(operand) and self._absorbs(node, operand):
+                terms += self._terms(operand)
+            else:
+                terms.append(operand)
+        return terms
+
+    def examine(self, node: fx.Node) -> Addition | None:
+        """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
+        fork = self.dominators[node]
+        while not isinstance(self.trace.value(fork), Tensor):
+            # the parts of a split start where the whole did
+            fork = self.dominators[fork]
+        terms = self._terms(node)
+        sides = [self._between(fork, term) for term in terms]
+        learned = [any(self._is_learned(item) for item in side) for side in sides]
+        if not any(learned):
+            return None
+        shortcut, kind, reason = self._choose(fork, terms, sides, learned)
+        if shortcut is None:
+            self.refused[node.name] = reason
+            return None
+        if node.target is aten.sub.Tensor and terms[shortcut] is not node.args[0]:
+            self.refused[node.name] = "the input is subtracted from the branch"
+            return None
+        branch: set[fx.Node] = set()
+        for index, side in enumerate(sides):
+            if index != shortcut:
+                branch |= side
+        branch |= self._inner_sums(node, terms)
+        return Addition(
+            node=node,
+            fork=fork,
+            shortcut=terms[shortcut],
+            terms=tuple(term for index, term in enumerate(terms) if index != shortcut),
+            branch_nodes=self._sorted(branch),
+            shortcut_nodes=self._sorted(sides[shortcut] - branch),
+            kind=kind,
+        )
+
+    def _inner_sums(self, node: fx.Node, terms: list[fx.Node]) -> set[fx.Node]:
+        inner: set[fx.Node] = set()
+        for operand in node.args[:2]:
+            if isinstance(operand, fx.Node) and operand not in terms:
+                inner.add(operand)
+                inner |= self._inner_sums(operand, terms)
+        return inner
+
+    def _choose(
+        self, fork: fx.Node, terms: list[fx.Node], sides: list[set[fx.Node]], learned: list[bool]
+    ) -> tuple[int | None, str, str]:
+        """Which side is the shortcut, and of which kind."""
+        size = [(self._weights(side), len(side)) for side in sides]
+        plain = [index for index in range(len(terms)) if not learned[index]]
+        if plain:
+            best = min(plain, key=lambda index: size[index])
+            return best, self._plain_kind(fork, terms[best], sides[best]), ""
+        for index, term in enumerate(terms):
+            if self._is_gated(fork, term):
+                return index, "gated", ""
+        best = min(range(len(terms)), key=lambda index: size[index])
+        linear = [all(ops.is_linear(item, self.dependent) for item in side) for side in sides]
+        rest = [index for index in range(len(terms)) if index != best]
+        if all(linear):
+            if self._weights(sides[best]) == 0:
+                return best, "projection", ""
+            return None, "", "a sum of linear branches, of which none is a shortcut"
+        if linear[best] and not all(linear[index] for index in rest):
+            return best, "projection", ""
+        if self._weights(sides[best]) <= 1 and all(self._weights(sides[index]) > 1 for index in rest):
+            return best, "projection", ""
+        return None, "", "both sides are nonlinear, so that neither is a shortcut"
+
+    def _plain_kind(self, fork: fx.Node, term: fx.Node, side: set[fx.Node]) -> str:
+        if all(item.target in ops.PRESERVING for item in side):
+            return "identity"
+        before, after = self.trace.value(fork).shape, self.trace.value(term).shape
+        same = len(before) == len(after) and all(_same_size(m, n) for m, n in zip(before, after, strict=True))
+        return "scaled" if same else "padding"
+
+    def _is_gated(self, fork: fx.Node, term: fx.Node) -> bool:
+        """Highway networks (Srivastava et al. 2015, equation 2): the input times a learned gate."""
+        if term.target is not aten.mul.Tensor or fork not in term.args[:2]:
+            return False
+        gate = term.args[0] if term.args[1] is fork else term.args[1]
+        return isinstance(gate, fx.Node) and gate in self.dependent
+
+    def _weights(self, side: set[fx.Node]) -> int:
+        return sum(item.target in ops.WEIGHTED and self._is_learned(item) for item in side)
+
+    def _is_learned(self, node: fx.Node) -> bool:
+        """Whether a node has an operand that was learned: a parameter, or a constant weight of a convolution."""
+        cached = self._learned.get(node)
+        if cached is None:
+            kinds = {"parameter", "buffer", "constant"} if node.target in ops.WEIGHTED else {"parameter"}
+            if node.target in ops.NORMS:
+                kinds.add("buffer")
+            cached = any(
+                operand not in self.dependent and self._rests_on(operand, kinds) for operand in node.all_input_nodes
+            )
+            self._learned[node] = cached
+        return cached
+
+    def _rests_on(self, node: fx.Node, kinds: set[str]) -> bool:
+        stack, seen = [node], set()
+        while stack:
+            item = stack.pop()
+            if item in seen:
+                continue
+            seen.add(item)
+            if item.op == "placeholder" and self.trace.tensors.get(item.name, ("",))[0] in kinds:
+                return True
+            stack += item.all_input_nodes
+        return False
+
+    def _between(self, fork: fx.Node, term: fx.Node) -> set[fx.Node]:
+        """Nodes on the way from the fork (excluded) to ``term`` (included)."""
+        side: set[fx.Node] = set()
+        stack = [term]
+        while stack:
+            item = stack.pop()
+            if item is fork or item in side:
+                continue
+            side.add(item)
+            stack += [operand for operand in item.all_input_nodes if operand in self.dependent]
+        return side
+
+    def _sorted(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+        return tuple(sorted(nodes, key=self.order.__getitem__))
+
+
+def _same_size(a: object, b: object) -> bool:
+    """Equality of two sizes without adding a guard on symbolic ones."""
+    if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
+        return str(a) == str(b)
+    return a == b

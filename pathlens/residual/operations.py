@@ -1,0 +1,105 @@
+"""What the operations of a traced graph do to their input, as far as residual blocks are concerned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from pathlens.residual.trace import batch_norm_update
+
+aten = torch.ops.aten
+
+
+def _overloads(*names: str) -> frozenset[Any]:
+    """All overloads of the named ATen operations that this torch has."""
+    found: set[Any] = set()
+    for name in names:
+        packet = getattr(aten, name, None)
+        if packet is not None:
+            found.update(getattr(packet, overload) for overload in packet.overloads())
+    return frozenset(found)
+
+
+#: leave the values as they are
+PRESERVING = _overloads(
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "dropout",
+    "feature_dropout",
+    "to",
+    "_to_copy",
+    "_assert_tensor_metadata",
+    "positive",
+)
+
+#: move, select, pad or average values: parameter-free and linear
+_REARRANGING = _overloads(
+    "reshape", "view", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze",
+    "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "index", "index_select", "split",
+    "split_with_sizes", "chunk", "unbind", "cat", "stack", "pad", "constant_pad_nd", "roll", "flip", "repeat",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d", "mean", "sum", "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d",
+    "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "neg",
+    "zeros_like", "new_zeros", "im2col", "col2im",
+)  # fmt: skip
+
+CONVOLUTIONS = _overloads("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
+_PRODUCTS = _overloads("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "embedding")
+
+#: operations whose constant operand is a learned map, whether the module calls it parameter or buffer
+WEIGHTED = CONVOLUTIONS | _PRODUCTS
+
+NORMS = _overloads(
+    "batch_norm", "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm",
+    "_fused_rms_norm", "_native_batch_norm_legit",
+) | {batch_norm_update}  # fmt: skip
+
+ACTIVATIONS = _overloads(
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardtanh", "hardswish",
+    "hardsigmoid", "sigmoid", "tanh", "softplus", "prelu", "rrelu", "softmax", "_softmax", "log_softmax", "clamp",
+    "clamp_min", "threshold", "logsigmoid", "softsign",
+)  # fmt: skip
+
+_SCALINGS = _overloads("mul", "div")
+ADDITIONS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+_AFFINE_SHIFTS = _overloads("add", "sub", "rsub")
+
+
+def is_linear(node: fx.Node, dependent: set[fx.Node]) -> bool:
+    """Whether a node is an affine map of the operands that depend on the input.
+
+    Batch norm counts as affine in both modes (it is per channel); layer and group norms do not.
+    """
+    target = node.target
+    if target in PRESERVING or target in _REARRANGING or getattr(target, "__name__", "") == "getitem":
+        return True
+    if target in (aten.batch_norm.default, batch_norm_update):
+        return True
+    moving = [operand for operand in node.all_input_nodes if operand in dependent]
+    if target in _AFFINE_SHIFTS:
+        return True
+    if target in WEIGHTED or target in _SCALINGS:
+        return len(moving) == 1 and not (target in _SCALINGS and node.args[1] in dependent and "div" in str(target))
+    return False
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether a node is an element-wise activation."""
+    return node.target in ACTIVATIONS and "softmax" not in str(node.target)
+
+
+def is_rearranging(node: fx.Node) -> bool:
+    """Whether a node moves, selects, pads or averages values without weights."""
+    return node.target in _REARRANGING or node.target in PRESERVING
+
+
+def short_name(node: fx.Node) -> str:
+    """``relu`` for ``aten.relu.default``."""
+    target = node.target
+    name = getattr(target, "__name__", str(target))
+    return name.split(".")[0].lstrip("_").removeprefix("native_").removesuffix("_update")

@@ -1,0 +1,121 @@
+"""Plain (VGG-style) networks as chains of layers, so that the same lesions can be done to them.
+
+Veit et al. 2016, section 4.1: a layer of a plain network is deleted by replacing it with the identity. Where its
+output has another shape than its input, the input is subsampled and its channels are zero-padded or truncated.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from pathlens.errors import NoResidualBlocksError
+from pathlens.residual import operations as ops
+from pathlens.residual.chain import Chain, Link
+from pathlens.residual.discover import Addition, Discovery, discover
+from pathlens.residual.trace import Trace
+
+aten = torch.ops.aten
+
+
+def match_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Fit a tensor to a shape without weights: subsample positions, zero-pad or truncate channels.
+
+    Args:
+        x: shape (N, C, ...).
+        shape: wanted (C', ...), with as many dimensions after the batch as ``x``.
+
+    Returns:
+        A tensor of shape (N, *shape).
+    """
+    for dimension in range(2, x.dim()):
+        have, want = x.shape[dimension], shape[dimension - 1]
+        if have != want:
+            x = x.index_select(dimension, torch.arange(want, device=x.device) * have // want)
+    missing = shape[0] - x.shape[1]
+    if missing > 0:
+        return F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing])
+    return x[:, : shape[0]] if missing < 0 else x
+
+
+def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
+    """Arrange the layers of a plain network into a chain.
+
+    A layer is a convolution or linear map with the norm and activation that follow it. The last one, which makes the
+    output, cannot be deleted and belongs to the head.
+
+    Raises:
+        NoResidualBlocksError: ``otherwise``, when the network is not a plain chain of layers.
+    """
+    discovery = discover(trace)
+    dependent = discovery.dependent
+    spine = discovery.spine
+    learned = [
+        n for n in trace.graph.nodes if n in dependent and n.target in ops.WEIGHTED and _has_weight(n, trace, dependent)
+    ]
+    if (
+        discovery.off_trunk
+        or discovery.nested
+        or any(node not in spine for node in learned)
+        or not _is_chain(dependent, trace)
+    ):
+        raise otherwise
+    if len(learned) < 2:
+        raise otherwise
+    links: list[Link] = []
+    start: fx.Node | None = None
+    for layer in learned[:-1]:
+        position = spine.index(layer)
+        fork = spine[position - 1]
+        end = layer
+        for node in spine[position + 1 :]:
+            if node.target not in ops.NORMS and not ops.is_pointwise(node):
+                break
+            end = node
+        links.append(_link(trace, start or fork, fork, end, spine[position : spine.index(end) + 1]))
+        start = end
+    return Chain(trace, discovery, tuple(links))
+
+
+def _has_weight(node: fx.Node, trace: Trace, dependent: set[fx.Node]) -> bool:
+    return any(operand not in dependent for operand in node.all_input_nodes)
+
+
+def _is_chain(dependent: set[fx.Node], trace: Trace) -> bool:
+    flow = nx.DiGraph((a, b) for b in dependent for a in b.all_input_nodes if a in dependent)
+    return all(degree <= 1 for _, degree in flow.in_degree())
+
+
+def _link(trace: Trace, start: fx.Node, fork: fx.Node, end: fx.Node, nodes: tuple[fx.Node, ...]) -> Link:
+    before, after = trace.value(fork).shape[1:], trace.value(end).shape[1:]
+    resized = tuple(before) != tuple(after)
+    bypass = fork
+    if resized:
+        with trace.graph.inserting_after(fork):
+            bypass = trace.graph.call_function(match_shape, (fork, tuple(int(size) for size in after)))
+        bypass.meta = dict(end.meta)
+    addition = Addition(
+        node=end,
+        fork=fork,
+        shortcut=bypass,
+        terms=(end,),
+        branch_nodes=nodes,
+        shortcut_nodes=(),
+        kind="layer-resized" if resized else "layer",
+    )
+    return Link(
+        addition=addition,
+        start=start,
+        fork=fork,
+        branch=end,
+        shortcut=bypass,
+        total=end,
+        end=end,
+        post=(),
+        bypass=bypass,
+    )
+
+
+__all__ = ["Discovery", "build_layers", "match_shape"]

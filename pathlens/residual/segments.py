@@ -1,0 +1,184 @@
+"""Cut a piece out of a traced graph and make it callable."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from pathlens.errors import ModelError
+from pathlens.residual.trace import Trace
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of a network from some tensors to others.
+
+    Calling it with the tensors at its start returns those at its end (a tuple, even of one). It computes with the
+    parameters that the model holds at that moment.
+    """
+
+    graph_module: fx.GraphModule
+    tensor_names: tuple[str, ...]
+    trace: Trace
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the piece on the tensors at its start."""
+        return self.graph_module.forward(*inputs, *self.trace.fetch(self.tensor_names))
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of the graph to copy: from ``start`` to ``ends``, with some nodes replaced by others.
+
+    ``swap`` maps a node to the node that is used (or returned) in its place.
+    """
+
+    start: fx.Node
+    ends: tuple[fx.Node, ...]
+    swap: Mapping[fx.Node, fx.Node]
+
+
+def cut(
+    trace: Trace, start: fx.Node, ends: Sequence[fx.Node], swap: Mapping[fx.Node, fx.Node] | None = None
+) -> Segment:
+    """Cut the graph between nodes.
+
+    Args:
+        trace: the graph.
+        start: node whose value the caller will give.
+        ends: nodes whose values are wanted.
+        swap: nodes to replace by other nodes of the graph wherever they are used or wanted.
+
+    Returns:
+        The segment; it holds only the operations that the ends need.
+
+    Raises:
+        ModelError: the ends depend on the input other than through the start.
+    """
+    return splice(trace, [Piece(start, tuple(ends), swap or {})], tuple(ends))
+
+
+def splice(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> Segment:
+    """Chain pieces of the graph: the first end of each piece is what the next one starts from.
+
+    Args:
+        trace: the graph.
+        pieces: in the order in which they run.
+        ends: which nodes to return, each an end of some piece.
+
+    Returns:
+        The segment; operations that no end needs are left out.
+
+    Raises:
+        ModelError: a piece depends on the input other than through its start.
+    """
+    graph, names = extract(trace, pieces, ends)
+    return Segment(fx.GraphModule(torch.nn.Module(), graph, class_name="Segment"), names, trace)
+
+
+def extract(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> tuple[fx.Graph, tuple[str, ...]]:
+    """The graph of a segment: a placeholder for its start, then one for each tensor named in the second result."""
+    reached = [_reach(trace, piece) for piece in pieces]
+    graph = fx.Graph()
+    current = graph.placeholder(pieces[0].start.name)
+    current.meta = dict(pieces[0].start.meta)
+    tensors: dict[fx.Node, fx.Node] = {}
+    for needed in reached:
+        for node in needed.tensors:
+            if node not in tensors:
+                tensors[node] = graph.placeholder(node.name)
+                tensors[node].meta = dict(node.meta)
+    results: dict[fx.Node, fx.Node] = {}
+    for piece, needed in zip(pieces, reached, strict=True):
+        env: dict[fx.Node, Any] = {**tensors, piece.start: current}
+        for size in needed.sizes:
+            env[size] = _size_from(graph, trace, size, piece.start, current)
+
+        def new(node: fx.Node, env: dict[fx.Node, Any] = env, piece: Piece = piece) -> Any:
+            return env[_resolve(node, piece.swap)]
+
+        for node in needed.inner:
+            env[node] = graph.node_copy(node, new)
+        for end in piece.ends:
+            results[end] = new(end)
+        current = results[piece.ends[0]]
+    graph.output(tuple(results[end] for end in ends))
+    return graph, tuple(node.name for node in tensors)
+
+
+def _resolve(node: fx.Node, swap: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    while node in swap:
+        node = swap[node]
+    return node
+
+
+@dataclass(frozen=True, eq=False)
+class _Reached:
+    """Nodes to copy in execution order, tensors to pass in, and sizes to read off the start."""
+
+    inner: list[fx.Node]
+    tensors: list[fx.Node]
+    sizes: list[fx.Node]
+
+
+def reached_nodes(trace: Trace, piece: Piece) -> set[fx.Node]:
+    """All nodes that a piece computes or is given."""
+    found = _reach(trace, piece)
+    return {*found.inner, *found.tensors}
+
+
+def _reach(trace: Trace, piece: Piece) -> _Reached:
+    seen: set[fx.Node] = set()
+    sizes: set[fx.Node] = set()
+    stack = list(piece.ends)
+    while stack:
+        node = _resolve(stack.pop(), piece.swap)
+        if node is piece.start or node in seen:
+            continue
+        seen.add(node)
+        if node.target is aten.sym_size.int and node.args[0] is not piece.start:
+            sizes.add(node)
+            continue
+        if node is trace.source:
+            raise ModelError("this part of the network needs the input itself, not only the block before it")
+        stack += node.all_input_nodes
+    nodes = [node for node in trace.graph.nodes if node in seen]
+    return _Reached(
+        inner=[node for node in nodes if node.op != "placeholder" and node not in sizes],
+        tensors=[node for node in nodes if node.op == "placeholder"],
+        sizes=[node for node in nodes if node in sizes],
+    )
+
+
+def _size_from(graph: fx.Graph, trace: Trace, size: fx.Node, start: fx.Node, here: fx.Node) -> Any:
+    """A symbolic size of the whole network, read off the tensor at the start of a piece."""
+    wanted = trace.value(size)
+    if not isinstance(wanted, torch.SymInt):
+        return int(wanted)
+    expression = wanted.node.expr
+    for dimension, have in enumerate(trace.value(start).shape):
+        if not isinstance(have, torch.SymInt):
+            continue
+        factor = sympy.simplify(have.node.expr / expression)
+        if not (factor.is_Integer or (factor.is_Rational and factor.p == 1)):
+            continue
+        read = _with_meta(graph.call_function(aten.sym_size.int, (here, dimension)), have)
+        if factor == 1:
+            return read
+        if factor.is_Integer:
+            return _with_meta(graph.call_function(operator.floordiv, (read, int(factor))), wanted)
+        return _with_meta(graph.call_function(operator.mul, (read, int(factor.q))), wanted)
+    raise ModelError(f"the size {size.name} of the network's input cannot be read off the tensor before this block")
+
+
+def _with_meta(node: fx.Node, value: Any) -> fx.Node:
+    node.meta = {"val": value}
+    return node

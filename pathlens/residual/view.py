@@ -1,0 +1,246 @@
+"""The read-only view of a network's residual blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
+from pathlens.residual.chain import Chain, build_chain, check_index
+from pathlens.residual.describe import Block, describe, shape_of
+from pathlens.residual.plain import build_layers
+from pathlens.residual.trace import Trace, trace
+
+Mode = tuple[tuple[bool, ...], str, torch.dtype, tuple[int, ...], int | None]
+
+
+class ResidualView:
+    r"""The ordered residual blocks of a network, and the means to run it from block to block.
+
+    With x_0 the output of the stem, block i computes
+
+    .. math:: x_i = s_i(S_i(t_i) + F_i(t_i)), \qquad t_i = T_i(x_{i-1})
+
+    with branch F, shortcut S, post-activation s and transition T (the identity in most networks). In this class blocks
+    are numbered from 0, so ``run(x, 3, 5)`` takes x_3 through blocks 3 and 4 to x_5.
+
+    The view never changes the model. It computes with the parameters, buffers, device and train/eval mode that the
+    model has at the time of a call; in train mode batch norms use the statistics of the batch and their running
+    statistics stay as they are. Forward hooks on inner modules do not run.
+
+    Source: Veit, Wilber, Belongie 2016, section 3; He et al. 2016, equation 1.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, arrange: Callable[[Trace, str], Chain] = build_chain) -> None:
+        self._model = model
+        self._example = _as_tensor(example)
+        self._arrange = arrange
+        self._chains: dict[Mode, Chain] = {}
+        self._blocks = describe(self.chain(self._example))
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self._model
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks, in order."""
+        return self._blocks
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the blocks of each stage."""
+        count = self._blocks[-1].stage + 1
+        return tuple(tuple(b.index for b in self._blocks if b.stage == stage) for stage in range(count))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension."""
+        return tuple(self._example.shape[1:])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the block table should know: additions that were found but are not blocks of the trunk."""
+        found = self.chain().discovery
+        notes = []
+        if found.off_trunk:
+            notes.append(
+                f"{len(found.off_trunk)} residual additions lie beside the trunk (the first: "
+                f"{found.off_trunk[0].node.name}) and are not blocks of the chain"
+            )
+        if found.nested:
+            notes.append(f"{len(found.nested)} residual additions lie inside the branch of another block")
+        if found.refused:
+            name, reason = next(iter(found.refused.items()))
+            notes.append(f"{len(found.refused)} additions are no residual blocks (first: {name}, {reason})")
+        return tuple(notes)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._blocks)
+
+    def __getitem__(self, index: int) -> Block:
+        return self._blocks[check_index(index, len(self))]
+
+    def __repr__(self) -> str:
+        return f"ResidualView({type(self._model).__name__}: {len(self)} blocks in {len(self.stages)} stages)"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The blocks as rows of a table."""
+        return [block.row() for block in self._blocks]
+
+    def chain(self, images: Tensor | None = None) -> Chain:
+        """The traced network in the model's present mode, for inputs like ``images`` (default: like the example).
+
+        Raises:
+            ModelError: the model cannot be traced in this mode, or shows another number of blocks in it.
+        """
+        like = self._example if images is None else images
+        key = self._mode(like, None)
+        found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[0]))
+        if found is None:
+            device = next((t.device for t in self._model.parameters()), like.device)
+            traced = trace(self._model, like.detach().to(device))
+            found = self._arrange(traced, type(self._model).__name__)
+            if self._chains and len(found.links) != len(self._blocks):
+                raise ModelError(
+                    f"{type(self._model).__name__} shows {len(found.links)} blocks in this mode and {len(self._blocks)} "
+                    "in the mode it was first seen in; study the two as two networks"
+                )
+            self._chains[self._mode(like, traced.static_batch)] = found
+        return found
+
+    def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
+        flags = tuple(module.training for module in self._model.modules())
+        first = next(self._model.parameters(), like)
+        return flags, str(first.device), first.dtype, tuple(like.shape[1:]), static_batch
+
+    def stem(self, images: Tensor) -> Tensor:
+        """x_0 for a batch of inputs, shape (N, ...).
+
+        Raises:
+            ModelError: the input does not fit the network.
+        """
+        return self.chain(images).piece("stem")(images)[0]
+
+    def head(self, x: Tensor) -> Tensor:
+        """The network's (first) output from x_n."""
+        return self.chain().piece("head")(x)[0]
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """x_stop from x_start: blocks ``start`` to ``stop - 1``, as the model itself computes them.
+
+        Args:
+            x: x_start, shape (N, *in_shape of block ``start``).
+            start: boundary to start from, 0 to n.
+            stop: boundary to end at, ``start`` to n (default n).
+
+        Raises:
+            UsageError: boundaries out of order or range, or a tensor of another shape.
+        """
+        count = len(self)
+        stop = count if stop is None else stop
+        if not 0 <= start <= stop <= count:
+            raise UsageError(
+                f"run from {start} to {stop}: boundaries of this network are 0 to {count}, start not after stop"
+            )
+        chain = self.chain()
+        self._check(x, shape_of(chain.trace, chain.boundaries[start]), f"x_{start}")
+        if start == stop:
+            return x
+        return chain.piece("run", start, stop)(x)[0]
+
+    def transition(self, index: int, x: Tensor) -> Tensor:
+        """t_i = T_i(x_{i-1}): what both branch and shortcut of a block start from."""
+        return self._piece("transition", index, x)
+
+    def branch(self, index: int, t: Tensor) -> Tensor:
+        """F_i(t_i), as it enters the addition."""
+        return self._piece("branch", index, t)
+
+    def shortcut(self, index: int, t: Tensor) -> Tensor:
+        """S_i(t_i), as it enters the addition."""
+        return self._piece("shortcut", index, t)
+
+    def post(self, index: int, total: Tensor) -> Tensor:
+        """x_i = s_i(total): the post-activation."""
+        return self._piece("post", index, total)
+
+    def without_branch(self, index: int, x: Tensor) -> Tensor:
+        """x_i with the branch deleted, from x_{i-1} (Veit et al. 2016, section 4.1). The branch is not computed."""
+        return self._piece("bypass", index, x)
+
+    def without_shortcut(self, index: int, x: Tensor) -> Tensor:
+        """x_i with the shortcut deleted, from x_{i-1}."""
+        return self._piece("no_skip", index, x)
+
+    def _piece(self, what: str, index: int, x: Tensor) -> Tensor:
+        return self.chain().piece(what, check_index(index, len(self)))(x)[0]
+
+    def _check(self, x: Tensor, shape: tuple[int, ...], what: str) -> None:
+        if tuple(x.shape[1:]) != shape:
+            raise UsageError(f"{what} has shape (N, {', '.join(map(str, shape))}); found {tuple(x.shape)}")
+
+
+def find_blocks(model: nn.Module, example: Tensor) -> ResidualView:
+    """Find the residual blocks of any model.
+
+    The model is traced once with ``torch.export``; nothing is registered, subclassed or changed.
+
+    Args:
+        model: any module that takes one tensor.
+        example: an input, shape (N, ...); only its shape and type matter.
+
+    Returns:
+        The view of the blocks, in the order in which they are computed.
+
+    Raises:
+        NoResidualBlocksError: no addition on the way from input to output is residual.
+        ModelError: the model cannot be traced with this input.
+
+    Example:
+        >>> import torch, torchvision, pathlens
+        >>> view = pathlens.find_blocks(torchvision.models.resnet18().eval(), torch.zeros(2, 3, 64, 64))
+        >>> len(view), view[2].name, view[2].kind
+        (8, 'layer2.0', 'projection')
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module; found {type(model).__name__}")
+    return ResidualView(model, example)
+
+
+def find_layers(model: nn.Module, example: Tensor, otherwise: NoResidualBlocksError | None = None) -> ResidualView:
+    """The layers of a plain (VGG-style) network as a view, so that the same interventions apply to it.
+
+    Args:
+        model: any module that takes one tensor and runs its layers one after the other.
+        example: an input, shape (N, ...).
+        otherwise: what to raise when the network is not a chain of layers.
+
+    Returns:
+        A view whose blocks have kind ``layer``, or ``layer-resized`` where deletion must change the shape.
+
+    Raises:
+        NoResidualBlocksError: the network is not a chain of layers.
+        ModelError: the model cannot be traced with this input.
+
+    Source: Veit, Wilber, Belongie 2016, section 4.1 (the VGG comparison).
+    """
+    fallback = otherwise or NoResidualBlocksError(f"{type(model).__name__} is not a plain chain of layers")
+    return ResidualView(model, example, lambda traced, _name: build_layers(traced, fallback))
+
+
+def _as_tensor(example: object) -> Tensor:
+    if isinstance(example, (tuple, list)) and len(example) == 1:
+        example = example[0]
+    if not isinstance(example, Tensor):
+        raise UsageError(
+            f"an example input must be one tensor; found {type(example).__name__}; wrap models of several inputs"
+        )
+    return example.detach()
