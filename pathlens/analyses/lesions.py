@@ -1,0 +1,326 @@
+"""The lesion studies: delete blocks, delete skips, reorder blocks; error and loss of every lesioned network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pathlens import measure, plans
+from pathlens.analyses import journal as journals
+from pathlens.analyses import processes, rows
+from pathlens.analyses.precision import precision
+from pathlens.analyses.sources import Source, make_source
+from pathlens.analyses.sweep import Progress, SweepResult, sweep
+from pathlens.data import ImageData
+from pathlens.errors import NoResidualBlocksError, UsageError
+from pathlens.plans import Plan
+from pathlens.residual import ResidualView, find_blocks, find_layers
+from pathlens.residual.inference import Inference
+from pathlens.tables import Table
+
+Data = ImageData | Iterable[Any]
+
+#: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
+BATCH_SIZE = 128
+
+
+def delete_blocks(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    blocks: Iterable[int] | None = None,
+    count: int | Iterable[int] | None = None,
+    samples: int = 10,
+    **options: Any,
+) -> Table:
+    """Error and loss of the intact network, then with blocks deleted (Veit et al. 2016, sections 4.1 and 4.2).
+
+    Args:
+        model: the network or its view; in a plain network layers are deleted instead.
+        data: an opened data set, or batches of (images, labels).
+        blocks: which single blocks to delete (default: each in turn).
+        count: instead of single blocks, the sizes of random sets to delete.
+        samples: sets of each size.
+        **options: ``batch_size``, ``device``, ``dtype``, ``seed``, ``mean``, ``std``, ``fast``, ``journal``,
+            ``progress``, ``facts``; see :func:`run_plans`.
+
+    Returns:
+        One row for each lesioned network, with a 95 % Wilson interval; where sets were sampled also a row for each
+        size with the mean over samples and its t interval. Errors are fractions, losses in nats.
+
+    Raises:
+        UsageError: a block or a size that the network does not have.
+        NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
+        DataError, NumericsError, ResourceError: see :func:`run_plans`.
+    """
+    return _lesions("delete-blocks", model, data, blocks, count, samples, options)
+
+
+def delete_skips(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    blocks: Iterable[int] | None = None,
+    count: int | Iterable[int] | None = None,
+    samples: int = 10,
+    **options: Any,
+) -> Table:
+    """The control experiment: the shortcut is removed and the branch kept. Arguments as :func:`delete_blocks`.
+
+    Raises:
+        UsageError: as :func:`delete_blocks`, and for plain networks, which have no shortcuts.
+    """
+    return _lesions("delete-skips", model, data, blocks, count, samples, options)
+
+
+def reorder_blocks(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    swaps: int | Iterable[int] = range(1, 21),
+    samples: int = 10,
+    **options: Any,
+) -> Table:
+    """Error against how far the blocks are from their trained order (Veit et al. 2016, section 4.3).
+
+    Args:
+        model: the network or its view.
+        data: an opened data set, or batches of (images, labels).
+        swaps: how many random pairs of interchangeable blocks to exchange.
+        samples: orders for each number of swaps.
+        **options: see :func:`run_plans`.
+
+    Returns:
+        A row for each order with Kendall's tau against the trained one, and a row for each number of swaps with the
+        means over samples.
+
+    Raises:
+        UsageError: no two blocks can be exchanged, or numbers below 1.
+    """
+    view, options = _view_of(model, data, options)
+    sizes = _sizes(swaps, "swaps")
+    _check_samples(samples)
+    rng = np.random.default_rng(options.get("seed", 0))
+    labels = [(0, 0)] + [(size, sample) for size in sizes for sample in range(samples)]
+    tried = [plans.random_swaps(view, size, rng) for size, _ in labels]
+    result, facts = run_plans("reorder-blocks", view, tried, data, **options)
+    made = []
+    for (size, sample), plan, counts in zip(labels, tried, result.counts, strict=True):
+        tau = measure.kendall_tau(plan.order)
+        made.append(rows.reordering(view, plan, size, sample if size else None, tau, counts))
+    made += [rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1]
+    facts |= {"swaps": list(sizes), "samples": samples}
+    return Table(rows.REORDERING_COLUMNS, made, facts)
+
+
+def _lesions(
+    verb: str,
+    model: nn.Module | ResidualView,
+    data: Data,
+    blocks: Iterable[int] | None,
+    count: int | Iterable[int] | None,
+    samples: int,
+    options: dict[str, Any],
+) -> Table:
+    view, options = _view_of(model, data, options)
+    make = plans.delete if verb == "delete-blocks" else plans.delete_skips
+    draw = plans.random_deletion if verb == "delete-blocks" else plans.random_skip_deletion
+    labels: list[int | None] = [None]
+    tried: list[Any] = [plans.delete([])]
+    sizes: tuple[int, ...] = ()
+    if count is None:
+        chosen = range(len(view)) if blocks is None else sorted({view[block].index for block in blocks})
+        tried += [plans.check(make([block]), view) for block in chosen]
+        labels += [None] * (len(tried) - 1)
+    else:
+        if blocks is not None:
+            raise UsageError("give either single blocks or counts of random ones, not both")
+        _check_samples(samples)
+        sizes = _sizes(count, "count")
+        rng = np.random.default_rng(options.get("seed", 0))
+        for size in sizes:
+            tried += [plans.check(draw(view, size, rng), view) for _ in range(samples)]
+            labels += list(range(samples))
+    result, facts = run_plans(verb, view, tried, data, **options)
+    made = [
+        rows.lesion(view, plan.blocks, sample, counts)
+        for plan, sample, counts in zip(tried, labels, result.counts, strict=True)
+    ]
+    if count is not None:
+        facts |= {"counts": list(sizes), "samples": samples}
+        if samples > 1:
+            made += [rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None]) for size in sizes]
+    return Table(rows.LESION_COLUMNS, made, facts)
+
+
+def run_plans(
+    verb: str,
+    view: ResidualView,
+    tried: Sequence[Plan],
+    data: Data,
+    *,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    fast: bool = True,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+    facts: dict[str, Any] | None = None,
+) -> tuple[SweepResult, dict[str, Any]]:
+    """Evaluate plans on data; what all lesion verbs share.
+
+    Args:
+        verb: for provenance.
+        view: the network.
+        tried: plans; the first one should be the intact network.
+        data: an opened data set, or batches of (images, labels).
+        batch_size: images at a time; memory is bounded by it, however large the data set is.
+        device: where to compute (default: where the model is).
+        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
+        seed: of the random draws that made the plans, for provenance.
+        mean: per-channel mean for normalisation (default: the data set's).
+        std: per-channel standard deviation (default: the data set's).
+        fast: prepare the network as :class:`Inference` says; False runs the model's own operations.
+        journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
+        progress: called with (batches done, batches in all).
+        facts: what provenance should also say, such as where the weights are from.
+
+    Returns:
+        Counts of each plan, and the provenance.
+
+    Raises:
+        NumericsError: the intact network gives NaN, or the prepared network differs from the model's own forward.
+        ResourceError: a batch does not fit in memory, or the disk is full.
+        DataError: labels outside the classes, images that do not fit the network.
+        RunError: the same sweep is running already.
+    """
+    began = time.monotonic()
+    where = _device_of(view, device)
+    group = processes.current()
+    with precision(dtype) as kind:
+        network = Inference(view, where, kind, fast)
+        source = make_source(data, batch_size, mean, std, where)
+        key = _key(verb, view, tried, source, dtype, where, fast, facts)
+        kept = journals.Journal(Path(journal), key, group.rank) if journal is not None and source.fingerprint else None
+        try:
+            result = sweep(network, tried, source, group, kept, progress)
+        finally:
+            if kept:
+                kept.close()
+    result.counts[0].require_finite("the intact network")
+    if kept and group.leads:
+        kept.clear()
+    found = {
+        "verb": verb,
+        "network": type(view.model).__name__,
+        "blocks": len(view),
+        **source.facts,
+        **(facts or {}),
+        "seed": seed,
+        "dtype": dtype,
+        "device": _device_name(where),
+        "processes": group.world,
+        "networks_evaluated": len(tried),
+        "largest_relative_logit_difference": _finite(result.largest_logit_difference),
+        "resumed_batches": result.resumed_batches,
+        "seconds": round(time.monotonic() - began, 3),
+        "notes": list(view.notes) + list((facts or {}).get("notes", ())),
+    }
+    return result, found
+
+
+def _view_of(model: nn.Module | ResidualView, data: Data, options: dict[str, Any]) -> tuple[ResidualView, dict[str, Any]]:
+    if isinstance(model, ResidualView):
+        return model, options
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
+    where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    source = make_source(data, 2, options.get("mean"), options.get("std"), where)
+    return view_of(model, source.first()), options
+
+
+def view_of(model: nn.Module, example: torch.Tensor) -> ResidualView:
+    """The residual blocks of a network or, where it has none and is a plain chain, its layers.
+
+    Raises:
+        NoResidualBlocksError: it is neither.
+        ModelError: it cannot be traced.
+    """
+    own = next((parameter for parameter in model.parameters()), example)
+    example = example[:2].to(own.device)
+    if example.is_floating_point():
+        example = example.to(own.dtype)
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return find_blocks(model, example)
+    except NoResidualBlocksError as none_found:
+        return find_layers(model, example, otherwise=none_found)
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+def _device_of(view: ResidualView, device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return next((parameter.device for parameter in view.model.parameters()), torch.device("cpu"))
+    return device if isinstance(device, torch.device) else processes.pick_device(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _key(
+    verb: str,
+    view: ResidualView,
+    tried: Sequence[Plan],
+    source: Source,
+    dtype: str,
+    device: torch.device,
+    fast: bool,
+    facts: dict[str, Any] | None,
+) -> str:
+    from pathlens.models import state_sha256
+
+    return journals.key_of(
+        {
+            "verb": verb,
+            "code": journals.code_version(),
+            "torch": torch.__version__,
+            "model": state_sha256(view.model),
+            "network": [repr(block) for block in view],
+            "data": source.fingerprint,
+            "plans": [repr(plan) for plan in tried],
+            "dtype": dtype,
+            "device": device.type,
+            "fast": fast,
+            "spec": (facts or {}).get("model"),
+        }
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _sizes(value: int | Iterable[int], what: str) -> tuple[int, ...]:
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"{what} must be 1 or more; found {', '.join(map(str, sizes)) or 'none'}")
+    return tuple(dict.fromkeys(sizes))
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 1:
+        raise UsageError(f"samples must be 1 or more; found {samples}")

@@ -1,0 +1,105 @@
+"""Batches for an analysis: from an opened data set, or from whatever a researcher's own script iterates over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathlens.data import ImageData
+from pathlens.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Numbered batches of (images, labels), the same at every pass.
+
+    Attributes:
+        count: number of batches, or None where an iterable does not tell.
+        facts: what provenance says of the data.
+        fingerprint: hash that a resumed sweep compares; empty where the data cannot be hashed, so that nothing is
+            resumed.
+    """
+
+    data: ImageData | Iterable[Any]
+    batch_size: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    device: torch.device
+    count: int | None
+    facts: dict[str, Any] = field(repr=False)
+    fingerprint: str
+
+    def batches(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Index, images (N, ...) and labels (N,) of the wanted batches (default: all), in order.
+
+        Raises:
+            DataError: an image that cannot be decoded, or something that is no pair of images and labels.
+        """
+        if isinstance(self.data, ImageData):
+            for index in range(self.count or 0) if wanted is None else sorted(wanted):
+                batch = self.data.batch(index, self.batch_size, mean=self.mean, std=self.std, device=self.device)
+                yield index, batch.images, batch.labels
+            return
+        chosen = None if wanted is None else set(wanted)
+        for index, item in enumerate(self.data):
+            if chosen is None or index in chosen:
+                if not (isinstance(item, (tuple, list)) and len(item) >= 2 and isinstance(item[0], Tensor)):
+                    raise DataError(f"batch {index} is no pair (images, labels) of tensors; found {type(item).__name__}")
+                yield index, item[0], torch.as_tensor(item[1])
+
+    def first(self) -> Tensor:
+        """The first batch of images.
+
+        Raises:
+            DataError: there are no images.
+        """
+        for _, images, _ in self.batches([0]):
+            return images
+        raise DataError("the data has no images; give at least one batch")
+
+
+def make_source(
+    data: ImageData | Iterable[Any],
+    batch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    device: torch.device,
+) -> Source:
+    """Wrap a data set, a list of batches or a ``DataLoader`` (without shuffling).
+
+    Raises:
+        UsageError: something that can be read only once, or a normalisation for batches that are made already.
+        DataError: a batch size below 1, or a mean or deviation that does not fit the channels.
+    """
+    if isinstance(data, ImageData):
+        own_mean = tuple(data.mean if mean is None else mean)
+        own_std = tuple(data.std if std is None else std)
+        source = "given" if mean is not None or std is not None else data.normalisation_source
+        facts = {
+            "data": data.name,
+            "split": data.split,
+            "images": data.n,
+            "images_in_split": data.total,
+            "data_sha256": data.fingerprint,
+            "mean": list(own_mean),
+            "std": list(own_std),
+            "normalisation": source,
+            "batch_size": batch_size,
+        }
+        count = data.num_batches(batch_size)
+        digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
+        return Source(data, batch_size, own_mean, own_std, device, count, facts, digest)
+    if mean is not None or std is not None:
+        raise UsageError("mean and std apply to data sets opened by pathlens; normalise your own batches yourself")
+    if isinstance(data, Iterator) or not isinstance(data, Iterable):
+        raise UsageError(
+            f"data must be an opened data set, a list of (images, labels) batches or a DataLoader; found {type(data).__name__}"
+        )
+    length = len(data) if hasattr(data, "__len__") else None
+    facts = {"data": f"batches from {type(data).__name__}", "normalisation": "as given by the batches"}
+    return Source(data, batch_size, None, None, device, length, facts, "")

@@ -1,0 +1,195 @@
+"""Evaluate many lesions of one network on the same images, sharing what they have in common.
+
+The plans form a trie over the blocks: two lesioned networks that agree up to block i share the activations up to there.
+Deleting each of n blocks in turn so costs about half of n evaluations, and one batch is all that is held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathlens.analyses.journal import Journal
+from pathlens.analyses.processes import Processes
+from pathlens.analyses.sources import Source
+from pathlens.errors import ModelError, NumericsError, PathlensError, ResourceError
+from pathlens.measure import ClassificationCounts, count_values
+from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.residual.inference import Inference
+
+Step = tuple[str, int]
+Progress = Callable[[int, int], None]
+
+_CHECKED_IMAGES = 16
+_LARGEST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-2}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Counts of each plan, and how far the prepared network is from the model's own forward."""
+
+    counts: list[ClassificationCounts]
+    largest_logit_difference: float
+    resumed_batches: int
+
+
+def steps_of(plan: Plan, blocks: int) -> tuple[Step, ...]:
+    """What runs at each position of the chain under a plan."""
+    if isinstance(plan, Reordering):
+        return tuple(("run", block) for block in plan.order)
+    what = {Deletion: "bypass", SkipDeletion: "no_skip"}[type(plan)]
+    lost = set(plan.blocks)
+    return tuple((what if block in lost else "run", block) for block in range(blocks))
+
+
+def evaluate(network: Inference, plans: Sequence[Plan], images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Logits of each lesioned network for one batch, as (index of the plan, logits), in no particular order."""
+    routes = sorted((steps_of(plan, len(network)), index) for index, plan in enumerate(plans))
+    x = network.piece("stem")(network.prepare(images))
+    yield from _walk(network, routes, 0, x)
+
+
+def _walk(
+    network: Inference, routes: list[tuple[tuple[Step, ...], int]], depth: int, x: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    while depth < len(network):
+        groups = [list(group) for _, group in groupby(routes, key=lambda route: route[0][depth])]
+        # the largest group goes on in this loop, so that the recursion is only as deep as plans really part
+        groups.sort(key=len)
+        for group in groups[:-1]:
+            yield from _walk(network, group, depth + 1, network.piece(*group[0][0][depth])(x))
+        routes = groups[-1]
+        x = network.piece(*routes[0][0][depth])(x)
+        depth += 1
+    logits = network.piece("head")(x)
+    for _, index in routes:
+        yield index, logits
+
+
+def sweep(
+    network: Inference,
+    plans: Sequence[Plan],
+    source: Source,
+    processes: Processes,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Counts of every plan over all images.
+
+    Args:
+        network: the prepared network.
+        plans: what to evaluate.
+        source: the images.
+        processes: this process takes every world-th batch; results are the same for any number of processes.
+        journal: finished batches are read from it and added to it.
+        progress: called with (batches done, batches in all) of this process.
+
+    Raises:
+        NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
+        ResourceError: a batch does not fit in memory.
+        DataError: labels outside the classes.
+    """
+    done = dict(journal.done) if journal else {}
+    resumed = len(done)
+    with torch.inference_mode(), _memory_named(source):
+        difference = check_agreement(network, source.first())
+        total = source.count
+        mine = None if total is None else [b for b in range(total) if b not in done and b % processes.world == processes.rank]
+        already = 0 if total is None or mine is None else len(range(processes.rank, total, processes.world)) - len(mine)
+        if progress and total is not None:
+            progress(already, len(range(processes.rank, total, processes.world)))
+        found: dict[int, Any] = {}
+        for batch, images, labels in source.batches(mine):
+            if mine is None and batch % processes.world != processes.rank:
+                continue
+            labels = labels.to(network.device)
+            values: list[Tensor | None] = [None] * len(plans)
+            for index, logits in evaluate(network, plans, images):
+                values[index] = count_values(logits, labels)
+            found[batch] = torch.stack([value for value in values if value is not None]).tolist()
+            if journal:
+                journal.add(batch, found[batch])
+            already += 1
+            if progress:
+                expected = already if total is None else len(range(processes.rank, total, processes.world))
+                progress(already, expected)
+    for part in processes.gather(found):
+        done.update(part)
+    return SweepResult(_add_up(done, len(plans)), difference, resumed)
+
+
+def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
+    """Sums over the batches in their order, so that the rounding does not depend on who did what."""
+    counts = [ClassificationCounts()] * plans
+    for batch in sorted(done):
+        counts = [
+            total + ClassificationCounts.from_values(values) for total, values in zip(counts, done[batch], strict=True)
+        ]
+    return counts
+
+
+def check_agreement(network: Inference, images: Tensor) -> float:
+    """Largest difference between a logit of the prepared network and of the model itself, over the largest logit.
+
+    Raises:
+        NumericsError: more than rounding in float32 or float64.
+    """
+    model = network.view.model
+    images = images[:_CHECKED_IMAGES]
+    own = next((parameter for parameter in model.parameters()), images)
+    chain = network.chain
+    reference_input = images.to(own.device)
+    if reference_input.is_floating_point():
+        reference_input = reference_input.to(own.dtype)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        output = model(reference_input)
+    except RuntimeError as error:
+        if isinstance(error, (torch.OutOfMemoryError, PathlensError)):
+            raise
+        raise ModelError(f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {_one_line(error)}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    flat = torch.utils._pytree.tree_leaves(output)
+    position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
+    reference = flat[position].double().cpu()
+    (_, logits), *_ = evaluate(network, [Deletion()], images)
+    difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
+    relative = float(difference)
+    limit = _LARGEST_DIFFERENCE.get(network.dtype)
+    if limit is not None and own.dtype in _LARGEST_DIFFERENCE and not torch.backends.cuda.matmul.allow_tf32 and relative > limit:
+        raise NumericsError(
+            f"the prepared network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest logit; "
+            "use fast=False (--plain-forward) and report the network"
+        )
+    return relative if relative == relative else float("inf")  # noqa: PLR0124
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+class _memory_named:  # noqa: N801 - used as a function
+    """Say what to do when a batch does not fit in memory."""
+
+    def __init__(self, source: Source) -> None:
+        self._size = source.batch_size
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        )
+        if short:
+            raise ResourceError(
+                f"a batch of {self._size} images does not fit in memory; give a smaller --batch-size"
+            ) from error

@@ -1,0 +1,331 @@
+"""The same pieces of a network, prepared for running them many times without gradients.
+
+What changes is speed, not meaning: whatever does not depend on the input is computed once, batch norms are folded into
+the convolutions before them, activations are channels-last, and on a CPU convolution, addition and ReLU are one oneDNN
+call with weights packed in advance. Results differ from the model's own by float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pathlens.errors import ModelError
+from pathlens.residual import operations as ops
+from pathlens.residual.chain import Chain
+from pathlens.residual.segments import Segment
+from pathlens.residual.view import ResidualView
+
+aten = torch.ops.aten
+Call = Callable[[Tensor], Tensor]
+
+_CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
+
+
+class Inference:
+    """A network in eval mode on one device and in one dtype, block by block.
+
+    Args:
+        view: the network's view; its model is put into eval mode only while it is read, and never moved.
+        device: where to compute.
+        dtype: floating-point type to compute in.
+        fast: prepare the pieces as the module says. If False they are the model's own operations, which is slower
+            and rounds exactly as the model does.
+
+    Raises:
+        ModelError: the model's trace contains tensors that cannot be moved to the device.
+    """
+
+    def __init__(
+        self, view: ResidualView, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, fast: bool = True
+    ) -> None:
+        self.view = view
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.fast = fast
+        modes = [(module, module.training) for module in view.model.modules()]
+        view.model.eval()
+        try:
+            self._chain: Chain = view.chain()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if self.device.type != self._chain.trace.value(self._chain.trace.source).device.type and _bakes_devices(self._chain):
+            raise ModelError(
+                f"{type(view.model).__name__} creates tensors on a fixed device; move the model to {self.device} and "
+                "find its blocks again"
+            )
+        self._pieces: dict[tuple[str, int], Call] = {}
+        self._shared: dict[str, Tensor] = {}
+        self._image_layout = fast and any(node.target in ops.CONVOLUTIONS for node in self._chain.trace.graph.nodes)
+
+    def __len__(self) -> int:
+        return len(self._chain.links)
+
+    @property
+    def chain(self) -> Chain:
+        """The traced network in eval mode."""
+        return self._chain
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Move a batch to the device, dtype and memory format that the pieces expect."""
+        images = images.to(self.device)
+        if images.is_floating_point():
+            images = images.to(self.dtype)
+        if self._image_layout and images.dim() == 4:  # noqa: PLR2004
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def piece(self, what: str, index: int = 0) -> Call:
+        """A callable piece.
+
+        Args:
+            what: ``stem``, ``head``, or of block ``index``: ``run`` (as it is), ``bypass`` (branch deleted) or
+                ``no_skip`` (shortcut deleted).
+            index: the block.
+        """
+        key = (what, index)
+        call = self._pieces.get(key)
+        if call is None:
+            call = self._pieces[key] = self._build(what, index)
+        return call
+
+    def _build(self, what: str, index: int) -> Call:
+        segment = self._chain.piece(what, index, index + 1 if what == "run" else 0)
+        module = _lower(segment, self._constant, self.device, self.dtype, self.fast)
+
+        def call(x: Tensor) -> Tensor:
+            return module.forward(x)[0]
+
+        return call
+
+    def _constant(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter or buffer in the engine's device and dtype; one copy for all pieces."""
+        found = self._shared.get(name)
+        if found is None:
+            found = tensor.detach().to(self.device)
+            if found.is_floating_point():
+                found = found.to(self.dtype)
+            self._shared[name] = found
+        return found
+
+
+def _bakes_devices(chain: Chain) -> bool:
+    return any(isinstance(node.kwargs.get("device"), torch.device) for node in chain.trace.graph.nodes)
+
+
+def _lower(
+    segment: Segment,
+    constant: Callable[[str, Tensor], Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    fast: bool,
+) -> fx.GraphModule:
+    """Bind a segment to constants, and rewrite it for speed."""
+    root = nn.Module()
+    graph = fx.Graph()
+    (start, *tensors) = [node for node in segment.graph_module.graph.nodes if node.op == "placeholder"]
+    known: dict[fx.Node, Any] = {}
+    originals = dict(zip(tensors, segment.trace.fetch(segment.tensor_names), strict=True))
+    folded = _foldable(segment.graph_module.graph) if fast else {}
+    env: dict[fx.Node, fx.Node] = {start: graph.placeholder(start.name)}
+    binder = _Binder(root, graph)
+
+    def value_of(node: fx.Node) -> Any:
+        """The value of a node that does not depend on the input, computed from the model's own tensors."""
+        return originals[node].detach() if node in originals else known[node]
+
+    def new(node: fx.Node) -> fx.Node:
+        if node not in env:
+            value = value_of(node)
+            env[node] = binder.bind(node.name, constant(node.name, value)) if isinstance(value, Tensor) else value
+        return env[node]
+
+    fixed = set(tensors)
+    for node in segment.graph_module.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.node.map_arg(node.args[0], new))
+        elif node.op == "call_function":
+            if _is_fixed(node, fixed):
+                fixed.add(node)
+                with torch.no_grad():
+                    known[node] = node.target(
+                        *fx.node.map_arg(node.args, value_of), **fx.node.map_arg(dict(node.kwargs), value_of)
+                    )
+            elif node in folded.values():
+                continue
+            elif node in folded:
+                norm = folded[node]
+                weight, bias = _fold(node, norm, value_of)
+                args = _conv_args(node)
+                made = graph.call_function(
+                    aten.conv2d.default,
+                    (
+                        new(args[0]),
+                        binder.bind(f"{node.name}_folded_weight", _cast(weight, device, dtype)),
+                        binder.bind(f"{node.name}_folded_bias", _cast(bias, device, dtype)),
+                        *args[3:],
+                    ),
+                )
+                env[norm] = made
+            else:
+                env[node] = graph.node_copy(node, new)
+    module = fx.GraphModule(root, graph, class_name="Piece")
+    if fast and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        fuse_onednn(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _is_fixed(node: fx.Node, fixed: set[fx.Node]) -> bool:
+    """Whether a node depends on constants alone and is no random draw."""
+    inputs = node.all_input_nodes
+    tags = getattr(node.target, "tags", ())
+    return bool(inputs) and all(i in fixed for i in inputs) and torch.Tag.nondeterministic_seeded not in tags
+
+
+class _Binder:
+    """Registers tensors on a module and hands out nodes for them."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self._root = root
+        self._graph = graph
+
+    def bind(self, name: str, tensor: Tensor) -> fx.Node:
+        self._root.register_buffer(name, tensor)
+        return self._graph.get_attr(name)
+
+
+def _conv_args(node: fx.Node) -> tuple[Any, ...]:
+    return (*node.args, *_CONV_DEFAULTS[len(node.args) :])
+
+
+def _foldable(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Convolutions of which a batch norm in eval mode is the only user -> that batch norm."""
+    pairs: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.target is not aten.batch_norm.default or node.args[5] or node.args[3] is None:
+            continue
+        conv = node.args[0]
+        if isinstance(conv, fx.Node) and conv.target is aten.conv2d.default and len(conv.users) == 1:
+            pairs[conv] = node
+    return pairs
+
+
+def _fold(conv: fx.Node, norm: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does both, computed in float64."""
+
+    def get(node: Any) -> Tensor | None:
+        return None if node is None else value_of(node).double()
+
+    _, weight, bias, *_ = _conv_args(conv)
+    _, gamma, beta, mean, variance, _, _, eps = norm.args[:8]
+    w, b, m, v = get(weight), get(bias), get(mean), get(variance)
+    assert w is not None
+    assert m is not None
+    assert v is not None
+    scale = torch.rsqrt(v + float(eps))  # type: ignore[arg-type]
+    g, shift = get(gamma), get(beta)
+    if g is not None:
+        scale = scale * g
+    offset = (b - m if b is not None else -m) * scale
+    if shift is not None:
+        offset = offset + shift
+    return w * scale.reshape(-1, *([1] * (w.dim() - 1))), offset
+
+
+def _cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.to(device=device, dtype=dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor  # noqa: PLR2004
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """A convolution and what is done to its result in the same oneDNN call."""
+
+    conv: fx.Node
+    add: fx.Node | None
+    relu: fx.Node | None
+
+    @property
+    def last(self) -> fx.Node:
+        return self.relu or self.add or self.conv
+
+
+def fuse_onednn(module: fx.GraphModule) -> None:
+    """Turn convolution (+ addition) (+ ReLU) into one oneDNN call with packed weights, where torch has that call."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return
+    graph = module.graph
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    taken: set[fx.Node] = set()
+    for conv in list(graph.nodes):
+        if conv.target is not aten.conv2d.default or not _packs(conv):
+            continue
+        fusion = _fusion(conv, order, taken)
+        if fusion.add is not None:
+            taken.add(fusion.add)
+        _emit(module, fusion)
+    graph.lint()
+
+
+def _packs(conv: fx.Node) -> bool:
+    args = _conv_args(conv)
+    return all(isinstance(operand, fx.Node) and operand.op == "get_attr" for operand in args[1:3] if operand is not None)
+
+
+def _fusion(conv: fx.Node, order: dict[fx.Node, int], taken: set[fx.Node]) -> _Fusion:
+    add = relu = None
+    last = conv
+    user = _only_user(last)
+    if user is not None and user.target is aten.add.Tensor and not user.kwargs and user not in taken:
+        other = user.args[1] if user.args[0] is last else user.args[0]
+        # of two convolutions that meet in an addition the later one takes it in
+        if isinstance(other, fx.Node) and other is not last and order.get(other, -1) < order[last]:
+            add, last = user, user
+    user = _only_user(last)
+    if user is not None and user.target is aten.relu.default:
+        relu = user
+    return _Fusion(conv, add, relu)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _emit(module: fx.GraphModule, fusion: _Fusion) -> None:
+    x, weight, bias, stride, padding, dilation, groups = _conv_args(fusion.conv)
+    packed = f"{weight.target}_packed_{fusion.conv.name}"
+    plain = getattr(module, weight.target)
+    pair = [list(_pair(item)) for item in (padding, stride, dilation)]
+    module.register_buffer(
+        packed, torch._C._nn.mkldnn_reorder_conv2d_weight(plain.to_mkldnn(), *pair, groups), persistent=False
+    )
+    relu = "relu" if fusion.relu is not None else "none"
+    with module.graph.inserting_before(fusion.last):
+        attribute = module.graph.get_attr(packed)
+        if fusion.add is None:
+            made = module.graph.call_function(
+                torch.ops.mkldnn._convolution_pointwise.default,
+                (x, attribute, bias, *pair, groups, relu, [], ""),
+            )
+        else:
+            other = fusion.add.args[1] if fusion.add.args[0] is fusion.conv else fusion.add.args[0]
+            made = module.graph.call_function(
+                torch.ops.mkldnn._convolution_pointwise.binary,
+                (x, other, attribute, bias, *pair, groups, "add", 1.0, relu if fusion.relu else None, [], None),
+            )
+    fusion.last.replace_all_uses_with(made)
+    for node in (fusion.relu, fusion.add, fusion.conv):
+        if node is not None:
+            module.graph.erase_node(node)
+
+
+def _pair(item: Any) -> tuple[int, int]:
+    items = list(item) if isinstance(item, (list, tuple)) else [item]
+    return (items[0], items[-1])
