@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlens.analyses import delete_blocks, delete_skips, reorder_blocks
     from pathlens.data import open_data
     from pathlens.intervene import applied, deleted, reordered, skips_deleted
     from pathlens.models import load_model
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "delete_blocks": "pathlens.analyses",
+    "delete_skips": "pathlens.analyses",
+    "reorder_blocks": "pathlens.analyses",
     "open_data": "pathlens.data",
     "applied": "pathlens.intervene",
     "deleted": "pathlens.intervene",
@@ -33,11 +37,14 @@ __all__ = [
     "Block",
     "ResidualView",
     "applied",
+    "delete_blocks",
+    "delete_skips",
     "deleted",
     "find_blocks",
     "find_layers",
     "load_model",
     "open_data",
+    "reorder_blocks",
     "reordered",
     "skips_deleted",
 ]

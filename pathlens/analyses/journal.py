@@ -109,7 +109,9 @@ def _lock(handle: int, path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RunError(f"the same sweep is running already (journal {path}); wait for it or give another --out") from error
+        raise RunError(
+            f"the same sweep is running already (journal {path}); wait for it or give another --out"
+        ) from error
 
 
 def _read(path: Path) -> Iterable[tuple[int, Values]]:

@@ -115,9 +115,11 @@ def reorder_blocks(
     for (size, sample), plan, counts in zip(labels, tried, result.counts, strict=True):
         tau = measure.kendall_tau(plan.order)
         made.append(rows.reordering(view, plan, size, sample if size else None, tau, counts))
-    made += [rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1]
+    made += [
+        rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1
+    ]
     facts |= {"swaps": list(sizes), "samples": samples}
-    return Table(rows.REORDERING_COLUMNS, made, facts)
+    return Table(rows.REORDERING_COLUMNS, tuple(made), facts)
 
 
 def _lesions(
@@ -156,8 +158,11 @@ def _lesions(
     if count is not None:
         facts |= {"counts": list(sizes), "samples": samples}
         if samples > 1:
-            made += [rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None]) for size in sizes]
-    return Table(rows.LESION_COLUMNS, made, facts)
+            made += [
+                rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None])
+                for size in sizes
+            ]
+    return Table(rows.LESION_COLUMNS, tuple(made), facts)
 
 
 def run_plans(
@@ -239,7 +244,9 @@ def run_plans(
     return result, found
 
 
-def _view_of(model: nn.Module | ResidualView, data: Data, options: dict[str, Any]) -> tuple[ResidualView, dict[str, Any]]:
+def _view_of(
+    model: nn.Module | ResidualView, data: Data, options: dict[str, Any]
+) -> tuple[ResidualView, dict[str, Any]]:
     if isinstance(model, ResidualView):
         return model, options
     if not isinstance(model, nn.Module):

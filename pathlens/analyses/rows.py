@@ -13,7 +13,9 @@ from pathlens.tables import Column
 
 _RESULT = (
     Column("error", "fraction", "share of images classified wrongly; of a summary row the mean over samples"),
-    Column("error_low", "fraction", "lower end of the 95 % interval: Wilson's, of a summary row Student's over samples"),
+    Column(
+        "error_low", "fraction", "lower end of the 95 % interval: Wilson's, of a summary row Student's over samples"
+    ),
     Column("error_high", "fraction", "upper end of that interval"),
     Column("loss", "nats", "mean cross-entropy; missing where the lesioned network gives NaN or infinity"),
     Column("nonfinite", "images", "images for which the lesioned network gives NaN or infinity (counted as errors)"),

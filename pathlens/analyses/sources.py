@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,9 @@ class Source:
         for index, item in enumerate(self.data):
             if chosen is None or index in chosen:
                 if not (isinstance(item, (tuple, list)) and len(item) >= 2 and isinstance(item[0], Tensor)):
-                    raise DataError(f"batch {index} is no pair (images, labels) of tensors; found {type(item).__name__}")
+                    raise DataError(
+                        f"batch {index} is no pair (images, labels) of tensors; found {type(item).__name__}"
+                    )
                 yield index, item[0], torch.as_tensor(item[1])
 
     def first(self) -> Tensor:
@@ -98,8 +100,9 @@ def make_source(
         raise UsageError("mean and std apply to data sets opened by pathlens; normalise your own batches yourself")
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
         raise UsageError(
-            f"data must be an opened data set, a list of (images, labels) batches or a DataLoader; found {type(data).__name__}"
+            "data must be an opened data set, a list of (images, labels) batches or a DataLoader; found "
+            f"{type(data).__name__}"
         )
-    length = len(data) if hasattr(data, "__len__") else None
+    length = len(data) if isinstance(data, Sized) else None
     facts = {"data": f"batches from {type(data).__name__}", "normalisation": "as given by the batches"}
     return Source(data, batch_size, None, None, device, length, facts, "")

@@ -99,7 +99,11 @@ def sweep(
     with torch.inference_mode(), _memory_named(source):
         difference = check_agreement(network, source.first())
         total = source.count
-        mine = None if total is None else [b for b in range(total) if b not in done and b % processes.world == processes.rank]
+        mine = (
+            None
+            if total is None
+            else [b for b in range(total) if b not in done and b % processes.world == processes.rank]
+        )
         already = 0 if total is None or mine is None else len(range(processes.rank, total, processes.world)) - len(mine)
         if progress and total is not None:
             progress(already, len(range(processes.rank, total, processes.world)))
@@ -107,10 +111,10 @@ def sweep(
         for batch, images, labels in source.batches(mine):
             if mine is None and batch % processes.world != processes.rank:
                 continue
-            labels = labels.to(network.device)
+            targets = labels.to(network.device)
             values: list[Tensor | None] = [None] * len(plans)
             for index, logits in evaluate(network, plans, images):
-                values[index] = count_values(logits, labels)
+                values[index] = count_values(logits, targets)
             found[batch] = torch.stack([value for value in values if value is not None]).tolist()
             if journal:
                 journal.add(batch, found[batch])
@@ -153,7 +157,9 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     except RuntimeError as error:
         if isinstance(error, (torch.OutOfMemoryError, PathlensError)):
             raise
-        raise ModelError(f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {_one_line(error)}") from error
+        raise ModelError(
+            f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {_one_line(error)}"
+        ) from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -164,10 +170,15 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
     relative = float(difference)
     limit = _LARGEST_DIFFERENCE.get(network.dtype)
-    if limit is not None and own.dtype in _LARGEST_DIFFERENCE and not torch.backends.cuda.matmul.allow_tf32 and relative > limit:
+    if (
+        limit is not None
+        and own.dtype in _LARGEST_DIFFERENCE
+        and not torch.backends.cuda.matmul.allow_tf32
+        and relative > limit
+    ):
         raise NumericsError(
-            f"the prepared network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest logit; "
-            "use fast=False (--plain-forward) and report the network"
+            f"the prepared network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest "
+            "logit; use fast=False (--plain-forward) and report the network"
         )
     return relative if relative == relative else float("inf")  # noqa: PLR0124
 

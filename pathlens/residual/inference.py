@@ -41,7 +41,11 @@ class Inference:
     """
 
     def __init__(
-        self, view: ResidualView, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, fast: bool = True
+        self,
+        view: ResidualView,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        fast: bool = True,
     ) -> None:
         self.view = view
         self.device = torch.device(device)
@@ -54,7 +58,9 @@ class Inference:
         finally:
             for module, mode in modes:
                 module.training = mode
-        if self.device.type != self._chain.trace.value(self._chain.trace.source).device.type and _bakes_devices(self._chain):
+        if self.device.type != self._chain.trace.value(self._chain.trace.source).device.type and _bakes_devices(
+            self._chain
+        ):
             raise ModelError(
                 f"{type(view.model).__name__} creates tensors on a fixed device; move the model to {self.device} and "
                 "find its blocks again"
@@ -76,7 +82,7 @@ class Inference:
         images = images.to(self.device)
         if images.is_floating_point():
             images = images.to(self.dtype)
-        if self._image_layout and images.dim() == 4:  # noqa: PLR2004
+        if self._image_layout and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 
@@ -241,7 +247,7 @@ def _fold(conv: fx.Node, norm: fx.Node, value_of: Callable[[fx.Node], Any]) -> t
 
 def _cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     tensor = tensor.to(device=device, dtype=dtype)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor  # noqa: PLR2004
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 @dataclass(frozen=True)
@@ -276,7 +282,9 @@ def fuse_onednn(module: fx.GraphModule) -> None:
 
 def _packs(conv: fx.Node) -> bool:
     args = _conv_args(conv)
-    return all(isinstance(operand, fx.Node) and operand.op == "get_attr" for operand in args[1:3] if operand is not None)
+    return all(
+        isinstance(operand, fx.Node) and operand.op == "get_attr" for operand in args[1:3] if operand is not None
+    )
 
 
 def _fusion(conv: fx.Node, order: dict[fx.Node, int], taken: set[fx.Node]) -> _Fusion:
@@ -303,9 +311,8 @@ def _emit(module: fx.GraphModule, fusion: _Fusion) -> None:
     packed = f"{weight.target}_packed_{fusion.conv.name}"
     plain = getattr(module, weight.target)
     pair = [list(_pair(item)) for item in (padding, stride, dilation)]
-    module.register_buffer(
-        packed, torch._C._nn.mkldnn_reorder_conv2d_weight(plain.to_mkldnn(), *pair, groups), persistent=False
-    )
+    pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    module.register_buffer(packed, pack(plain.to_mkldnn(), *pair, groups), persistent=False)
     relu = "relu" if fusion.relu is not None else "none"
     with module.graph.inserting_before(fusion.last):
         attribute = module.graph.get_attr(packed)

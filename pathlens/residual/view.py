@@ -110,8 +110,8 @@ class ResidualView:
             found = self._arrange(traced, type(self._model).__name__)
             if self._chains and len(found.links) != len(self._blocks):
                 raise ModelError(
-                    f"{type(self._model).__name__} shows {len(found.links)} blocks in this mode and {len(self._blocks)} "
-                    "in the mode it was first seen in; study the two as two networks"
+                    f"{type(self._model).__name__} shows {len(found.links)} blocks in this mode and "
+                    f"{len(self._blocks)} in the mode it was first seen in; study the two as two networks"
                 )
             self._chains[self._mode(like, traced.static_batch)] = found
         return found

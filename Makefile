@@ -1,0 +1,58 @@
+# On a fresh machine with Python 3.11 or newer: `make demo` runs the main job, `make test` the tests.
+# Another Python: make PYTHON=python3.12 ...
+# Other arguments for pip, here torch without CUDA: make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types pytest bench clean
+
+help:
+	@echo "make demo    set everything up and delete every block of the network that comes with pathlens; output in demo/"
+	@echo "make test    set everything up, then lint, types and tests"
+	@echo "make setup | lint | types | pytest | bench | clean"
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "pathlens needs Python 3.11 or newer and $(PYTHON) is %d.%d; give another by make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The stamps are written last, so that an interrupted installation is taken up again.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/pathlens delete-blocks --out demo
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+pytest: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# All three, also where one fails, so that one run tells everything; fails if any does.
+test: $(VENV)/.installed-test
+	@failed=; for step in lint types pytest; do \
+	    $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+bench: $(VENV)/.installed
+	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""The entry point: every failure becomes one line on stderr and a documented exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from pathlens import __version__
+from pathlens.cli import lesions, structure
+from pathlens.errors import PathlensError, ResourceError
+
+INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="pathlens",
+    help="Ensemble and path analysis of trained residual networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pathlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Ensemble and path analysis of trained residual networks.
+
+    Exit codes: 0 done, 2 usage, 3 network, 4 weights, 5 data, 6 numbers, 7 memory or disk, 8 run folder,
+    130 interrupted.
+    """
+
+
+app.command("blocks")(structure.blocks)
+app.command("delete-blocks")(lesions.delete_blocks)
+app.command("delete-skips")(lesions.delete_skips)
+app.command("reorder-blocks")(lesions.reorder_blocks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name (default: those of the process).
+
+    Returns:
+        The exit code: 0, or that of the error (see :mod:`pathlens.errors`).
+    """
+    try:
+        result: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+    except PathlensError as error:
+        return _fail(error, error.exit_code)
+    except MemoryError:
+        return _fail("out of memory; give a smaller --batch-size", ResourceError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of a pipe left; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:
+        # errors of the argument parser know their exit code and message; anything else is a bug and keeps its traceback
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _fail(error.format_message() or "no command was given; see pathlens --help", error.exit_code)
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _fail(error: object, code: int) -> int:
+    line = " ".join(str(error).split())
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"pathlens: error: {line}", file=sys.stderr)
+    elif code in (6, 7, 8):
+        # other failures are the same on every process and are said once
+        print(f"pathlens: error in process {os.environ['RANK']}: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,270 @@
+"""What every verb needs before it starts: the network, the data, the device, and provenance for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathlens.cli.options import Device, Dtype, parse_channels
+from pathlens.errors import DataError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pathlens.analyses.processes import Processes
+    from pathlens.data import ImageData
+    from pathlens.figures import Figure
+    from pathlens.models import LoadedModel
+    from pathlens.residual import ResidualView
+    from pathlens.tables import Table
+
+DEFAULT_MODEL = "digits54"
+
+
+@dataclass(frozen=True)
+class Common:
+    """The shared options of one call, as given."""
+
+    model: str | None
+    weights: str | None
+    data: str | None
+    split: str
+    limit: int | None
+    image_size: int | None
+    mean: str | None
+    std: str | None
+    download: bool
+    batch_size: int
+    device: Device
+    dtype: Dtype
+    seed: int
+    out: Path | None
+    json: bool
+    quiet: bool
+    plain_forward: bool
+
+    def spoken(self) -> dict[str, Any]:
+        """The options for the manifest."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
+
+@dataclass
+class Setting:
+    """An opened network and data set, ready for a verb."""
+
+    verb: str
+    common: Common
+    loaded: LoadedModel
+    data: ImageData
+    view: ResidualView
+    device: torch.device
+    group: Processes
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    facts: dict[str, Any]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def journal(self) -> Path:
+        """Where finished batches are kept."""
+        from pathlens.analyses.journal import default_folder
+
+        return self.common.out / ".journal" if self.common.out else default_folder()
+
+    def options(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+        """Keyword arguments for a verb of :mod:`pathlens.analyses`."""
+        return {
+            "batch_size": self.common.batch_size,
+            "device": self.device,
+            "dtype": self.common.dtype.value,
+            "seed": self.common.seed,
+            "mean": self.mean,
+            "std": self.std,
+            "fast": not self.common.plain_forward,
+            "journal": self.journal,
+            "progress": progress,
+            "facts": self.facts,
+        }
+
+
+@contextlib.contextmanager
+def setting(verb: str, common: Common) -> Iterator[Setting]:
+    """Open everything that the options name, and hold the run folder meanwhile.
+
+    Raises:
+        PathlensError: whatever is wrong with the options, the network, the weights, the data or the run folder.
+    """
+    from pathlens.analyses import processes, view_of
+
+    mean, std = parse_channels(common.mean, "mean"), parse_channels(common.std, "std")
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    device = processes.pick_device(common.device.value)
+    with contextlib.ExitStack() as stack:
+        group = processes.join(device)
+        stack.callback(processes.leave)
+        if common.out is not None and group.leads:
+            from pathlens.report import check_run_folder, lock_run
+
+            stack.enter_context(lock_run(common.out))
+            check_run_folder(common.out, verb)
+        say = _speaker(common, group.leads)
+        say(f"opening {common.model or DEFAULT_MODEL} and {_data_spec(common)}")
+        loaded, data = open_both(common)
+        mean, std, source = _normalisation(mean, std, loaded, data)
+        _check_fit(loaded, data)
+        example = data.batch(0, min(2, data.n), mean=mean, std=std).images
+        with memory_named(common.batch_size):
+            loaded.model.to(device)
+            view = view_of(loaded.model, example.to(device))
+        for note in (*loaded.notes, *view.notes):
+            say(note)
+        if not loaded.trained:
+            say(f"weights are {loaded.weights}")
+        yield Setting(
+            verb=verb,
+            common=common,
+            loaded=loaded,
+            data=data,
+            view=view,
+            device=device,
+            group=group,
+            mean=mean,
+            std=std,
+            facts={
+                "model": loaded.spec,
+                "weights": loaded.weights,
+                "trained": loaded.trained,
+                "model_sha256": loaded.sha256,
+                "normalisation": source,
+                "notes": list(loaded.notes),
+            },
+        )
+
+
+def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
+    """The network and the data; random weights are shaped by the data, images in folders by the network."""
+    from pathlens.data import open_data
+    from pathlens.models import load_model
+
+    def opened(image_size: int | None) -> ImageData:
+        return open_data(
+            _data_spec(common),
+            split=common.split,
+            limit=common.limit,
+            image_size=image_size,
+            download=common.download,
+        )
+
+    if common.weights == "random":
+        data = opened(common.image_size)
+        loaded = load_model(
+            common.model,
+            common.weights,
+            num_classes=data.num_classes,
+            in_channels=data.channels,
+            seed=common.seed,
+        )
+        return loaded, data
+    loaded = load_model(common.model, common.weights, seed=common.seed)
+    size = common.image_size
+    if size is None and _data_spec(common).startswith("imagefolder:") and loaded.input_shape is not None:
+        size = loaded.input_shape[-1]
+    return loaded, opened(size)
+
+
+def _data_spec(common: Common) -> str:
+    if common.data is not None:
+        return common.data
+    if common.model in (None, DEFAULT_MODEL):
+        return "digits"
+    raise UsageError(
+        f"no data given for {common.model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
+    )
+
+
+def _normalisation(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, loaded: LoadedModel, data: ImageData
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """Given on the command line, else stated by the network, else the data set's own."""
+    if mean is not None and std is not None:
+        return mean, std, "given (--mean, --std)"
+    if loaded.mean is not None and loaded.std is not None and len(loaded.mean) == data.channels:
+        return tuple(loaded.mean), tuple(loaded.std), f"of the network: {loaded.normalisation_source}"
+    return tuple(data.mean), tuple(data.std), f"of the data: {data.normalisation_source}"
+
+
+def _check_fit(loaded: LoadedModel, data: ImageData) -> None:
+    from pathlens.data import check_labels
+
+    if loaded.input_shape is not None and loaded.input_shape[0] != data.channels:
+        raise DataError(
+            f"{data.name} has images of {data.channels} channel(s) and {loaded.spec} takes {loaded.input_shape[0]}; "
+            "give data of the kind that the network was trained on"
+        )
+    if loaded.num_classes is not None:
+        check_labels(data, loaded.num_classes)
+
+
+@contextlib.contextmanager
+def memory_named(batch_size: int) -> Iterator[None]:
+    """Turn the many ways in which torch runs out of memory into one."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"a batch of {batch_size} images does not fit in memory; give a smaller --batch-size"
+        ) from error
+
+
+def _speaker(common: Common, leads: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if leads and not common.quiet:
+            print(f"pathlens: {text}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def finish(
+    current: Setting, table: Table, figures: Mapping[str, Callable[[Table], Figure]], arguments: dict[str, Any]
+) -> None:
+    """Print the table and, where asked for, write the run folder. Only the leading process does either."""
+    if not current.group.leads:
+        return
+    from dataclasses import replace
+
+    from pathlens.report import provenance, write_run
+
+    common = current.common
+    table = replace(table, provenance=provenance(**table.provenance))
+    written: list[Path] = []
+    if common.out is not None:
+        manifest = {
+            **table.provenance,
+            "verb": current.verb,
+            "arguments": {**common.spoken(), **arguments},
+            "wall_time_seconds": round(time.monotonic() - current.began, 3),
+        }
+        drawn = {stem: draw(table) for stem, draw in figures.items()}
+        written = write_run(common.out, {current.verb: table}, drawn, manifest)
+        with contextlib.suppress(OSError):
+            (common.out / ".journal").rmdir()
+    if common.json:
+        print(json.dumps(table.to_json_object(), allow_nan=False))
+    else:
+        from pathlens.cli.show import show
+
+        show(table, current.verb)
+    if not common.quiet:
+        where = (
+            f"wrote {len(written)} files to {common.out}" if written else "give --out DIR for CSV, Parquet and figures"
+        )
+        print(f"pathlens: {where}", file=sys.stderr)

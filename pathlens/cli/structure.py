@@ -1,0 +1,124 @@
+"""``pathlens blocks``: what was found in a network."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathlens.cli import options as o
+from pathlens.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlens.tables import Table
+
+_DEFAULT_INPUT = (3, 224, 224)
+_SHOWN = (
+    "block", "name", "stage", "kind", "post_activation", "in_shape", "out_shape", "parameters", "multiply_adds",
+)  # fmt: skip
+
+InputShape = Annotated[
+    str | None,
+    typer.Option(metavar="C,H,W", help="Shape of one input. Default: what the network states, else 3,224,224."),
+]
+Picture = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the block structure into a .png or .pdf file.")
+]
+
+
+def blocks(
+    model: o.Model = None,
+    weights: o.Weights = None,
+    input_shape: InputShape = None,
+    picture: Picture = None,
+    seed: o.Seed = 0,
+    out: o.Out = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """The residual blocks of a network: module, stage, shortcut, shapes, parameters, multiply-adds of one example."""
+    shape = _parse_shape(input_shape)
+    if picture is not None and picture.suffix not in (".png", ".pdf"):
+        raise UsageError(f"--picture {picture}: the ending must be .png or .pdf")
+    import torch
+
+    from pathlens.analyses import view_of
+    from pathlens.models import load_model
+    from pathlens.report import provenance
+
+    known = model is None or ".py:" in model
+    loaded = load_model(model, weights if weights or known else "random", seed=seed)
+    example = loaded.example
+    if example is None or shape is not None:
+        example = torch.zeros(2, *(shape or loaded.input_shape or _DEFAULT_INPUT))
+    view = view_of(loaded.model, example)
+    facts = provenance(
+        verb="blocks",
+        model=loaded.spec,
+        weights=loaded.weights,
+        model_sha256=loaded.sha256,
+        input_shape=list(example.shape[1:]),
+        notes=[*loaded.notes, *view.notes],
+    )
+    table = make_table(view.rows(), facts)
+    if not quiet:
+        for note in (*loaded.notes, *view.notes):
+            print(f"pathlens: {note}", file=sys.stderr)
+    _write(table, picture, out)
+    if json:
+        print(jsonlib.dumps(table.to_json_object(), allow_nan=False))
+    else:
+        _print(table)
+
+
+def make_table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Table:
+    """The block table with its units."""
+    from pathlens.tables import Column, Table
+
+    units = {"multiply_adds": "for one example", "shortcut_multiply_adds": "for one example"}
+    return Table(tuple(Column(name, units.get(name, "")) for name in rows[0]), tuple(rows), facts)
+
+
+def _write(table: Table, picture: Path | None, out: Path | None) -> None:
+    if picture is None and out is None:
+        return
+    from pathlens import figures
+    from pathlens.report import write_run
+
+    drawn = figures.structure(table, str(table.provenance["model"]))
+    if picture is not None:
+        from pathlens.tables import atomic_write_bytes
+
+        atomic_write_bytes(picture, figures.files(drawn, "blocks")[f"blocks{picture.suffix}"])
+    if out is not None:
+        write_run(out, {"blocks": table}, {"blocks": drawn}, table.provenance)
+
+
+def _print(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+
+    from pathlens.cli.show import make_console
+
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in _SHOWN:
+        text = name in ("name", "kind", "post_activation")
+        grid.add_column(name.replace("_", " "), justify="left" if text else "right", no_wrap=True)
+    for row in table.rows:
+        grid.add_row(*(f"{row[n]:,}" if n in ("parameters", "multiply_adds") else str(row[n]) for n in _SHOWN))
+    make_console().print(grid)
+
+
+def _parse_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1 or max(shape) > 100_000:
+        raise UsageError(f"--input-shape {text!r} is no shape; give numbers such as 3,224,224")
+    return shape

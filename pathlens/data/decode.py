@@ -1,0 +1,172 @@
+"""Encoded images to uint8 pixels: one image, or many in threads."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import functional
+
+from pathlens.errors import DataError
+
+Item = bytes | Path | np.ndarray
+"""An image that is not decoded yet: the bytes of a file, the path of one, or pixels (H, W, C) or (H, W)."""
+
+GREY_MODES = frozenset({"1", "L"})
+# Pillow would clip these to 8 bits without a word.
+_DEEP_MODES = ("I", "F")
+# The formats of torchvision's image folders, and GIF. Others are not tried: Pillow hands EPS to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+# What Pillow's plug-ins for them raise on damaged files, beside UnidentifiedImageError (an OSError): found by fuzzing.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_WORKERS = min(16, os.cpu_count() or 1)
+
+
+def open_image(item: Item, where: str) -> Image.Image:
+    """Read the header of an image; its pixels are decoded on first use.
+
+    Raises:
+        DataError: The item is no image, or has more pixels than Pillow's limit for images from strangers.
+    """
+    with _damage_named(where):
+        if isinstance(item, np.ndarray):
+            return Image.fromarray(item)
+        return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS)
+
+
+def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
+    """Shorter side to ``image_size * 256 // 224`` (bilinear), then the central square of ``image_size``.
+
+    For 224 this is the evaluation preprocessing of He et al. 2016 and of torchvision's ``ImageClassification`` preset
+    with ``resize_size=256``.
+
+    Raises:
+        DataError: The image is so narrow that the resized one would be absurdly large.
+    """
+    short = max(1, image_size * 256 // 224)
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and short * short * max(width, height) > limit * min(width, height):
+        raise DataError(f"{where}: an image of {height}x{width} is too narrow to resize; remove it or crop it")
+    return functional.center_crop(functional.resize(image, [short]), [image_size])
+
+
+def to_pixels(item: Item, where: str, channels: int, image_size: int | None) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        item: The encoded image.
+        where: Its name in messages.
+        channels: 1 (grey) or 3 (RGB; grey, palette and CMYK images are converted, an alpha channel is dropped).
+        image_size: Side of the result, see :func:`resized`; None keeps the size.
+
+    Returns:
+        uint8 of shape (channels, height, width).
+
+    Raises:
+        DataError: The image cannot be decoded, or has more than 8 bits a channel.
+    """
+    with open_image(item, where) as image:
+        if image.mode.startswith(_DEEP_MODES):
+            raise DataError(f"{where}: the image has mode {image.mode}, more than 8 bits a channel; write it as 8 bits")
+        with _damage_named(where):
+            # By way of RGBA, or Pillow complains about a palette's transparent entries.
+            plain = image.convert("RGBA") if "transparency" in image.info else image
+            plain = plain.convert("RGB" if channels == 3 else "L")
+        if image_size is not None:
+            plain = resized(plain, image_size, where)
+        pixels = np.asarray(plain)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def decode_many(
+    items: Sequence[Item],
+    where: Callable[[int], str],
+    shape: tuple[int, int, int],
+    image_size: int | None,
+) -> torch.Tensor:
+    """Decode images of one shape, in threads.
+
+    Args:
+        items: The encoded images.
+        where: Position in ``items`` -> name in messages.
+        shape: The (channels, height, width) that each must have.
+        image_size: See :func:`to_pixels`.
+
+    Returns:
+        uint8 of shape (len(items), *shape).
+
+    Raises:
+        DataError: The first image that cannot be decoded or has another shape.
+    """
+    out = torch.empty((len(items), *shape), dtype=torch.uint8)
+    target = out.numpy()
+
+    def fill(rows: range) -> None:
+        for row in rows:
+            pixels = to_pixels(items[row], where(row), shape[0], image_size)
+            if pixels.shape != shape:
+                raise DataError(
+                    f"{where(row)}: the image is {pixels.shape[1]}x{pixels.shape[2]} and the first one is "
+                    f"{shape[1]}x{shape[2]}; give image_size (--image-size) to bring all to one size"
+                )
+            target[row] = pixels
+
+    step = max(1, min(64, -(-len(items) // _WORKERS)))
+    parts = [range(start, min(start + step, len(items))) for start in range(0, len(items), step)]
+    with image_warnings():
+        if len(parts) < 2:
+            for part in parts:
+                fill(part)
+        else:
+            with ThreadPoolExecutor(_WORKERS) as pool:
+                for _ in pool.map(fill, parts):  # in order, so the first bad row is the one reported
+                    pass
+    return out
+
+
+@contextmanager
+def image_warnings() -> Iterator[None]:
+    """Context in which an image bomb is an error and Pillow's other remarks are silent.
+
+    Entered by the calling thread, around the threads: the filters are the process's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise DataError(f"{where}: the image claims more than {limit} pixels; remove it or shrink it") from error
+    except UnidentifiedImageError as error:
+        known = ", ".join(_FORMATS)
+        raise DataError(f"{where}: not an image in a known format ({known}); remove it or write it anew") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the image cannot be decoded ({reason}); remove it or write it anew") from error

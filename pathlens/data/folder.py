@@ -1,0 +1,103 @@
+"""A folder of image files, one subfolder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pathlens.data.images import ImageData, Normalisation
+from pathlens.data.sources import EncodedSource
+from pathlens.data.splits import SPLITS, folder_name, split_of
+from pathlens.errors import DataError
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet constants")
+IMAGE_SIZE = 224
+
+
+def open_folder(folder: Path, split: str, limit: int | None, image_size: int | None) -> ImageData:
+    """Image files in class folders, torchvision's ``ImageFolder`` convention: classes are numbered in sorted order.
+
+    Where ``folder`` holds folders for splits (``train``, ``val`` and the like, each with class folders), the split's
+    is taken; for ``test`` the validation folder stands in where there is no test folder, and ``split`` says so.
+    Images become RGB; the shorter side is resized to ``image_size * 256 // 224`` and the central square of
+    ``image_size`` (default 224) is kept. The files, sorted by path, are put in the order of
+    ``numpy.random.RandomState(0).permutation``, so that a prefix is roughly class-balanced.
+
+    Raises:
+        DataError: The folder is missing, lacks the split, or has no class folders, or a class folder has no images.
+    """
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"imagefolder:{folder} {what}; give a folder with one subfolder for each class")
+    place, split = _place(folder, split)
+    try:
+        files = ImageFolder(str(place))
+    except FileNotFoundError as error:
+        raise DataError(_lacking(place)) from error
+    # RandomState, not default_rng: its stream is frozen over versions of numpy.
+    order = np.random.RandomState(0).permutation(len(files.samples))
+    samples = [files.samples[row] for row in order]
+    paths = [Path(path) for path, _ in samples]
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    n = len(labels) if limit is None else min(limit, len(labels))
+
+    def identity(start: int, stop: int) -> Iterator[bytes]:
+        for path in paths[start:stop]:
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"{path} is gone ({error.strerror}); leave the folder alone during a run") from error
+            yield f"{path.relative_to(place).as_posix()}\n{size}".encode()
+
+    return ImageData(
+        name=folder_name(place),
+        split=split,
+        n=n,
+        total=len(labels),
+        num_classes=len(files.classes),
+        class_names=tuple(files.classes),
+        labels=labels[:n],
+        _source=EncodedSource(
+            fetch=lambda start, stop: paths[start:stop],
+            where=lambda row: str(paths[row]),
+            channels=3,
+            image_size=image_size or IMAGE_SIZE,
+            identity=identity,
+        ),
+        _normalisation=IMAGENET,
+    )
+
+
+def _place(folder: Path, split: str) -> tuple[Path, str]:
+    """The folder that holds the class folders, and the split it is."""
+    found: dict[str, Path] = {}
+    for name, aliases in SPLITS.items():
+        for alias in aliases:
+            # A class may be called "train" (the vehicle): its folder holds images and no folders.
+            if name not in found and (folder / alias).is_dir() and any(p.is_dir() for p in (folder / alias).iterdir()):
+                found[name] = folder / alias
+    if not found:
+        return folder, split_of(folder.name) or split
+    if split == "test" and "test" not in found and "validation" in found:
+        split = "validation"
+    if split not in found:
+        raise DataError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(found))}")
+    return found[split], split
+
+
+def _lacking(place: Path) -> str:
+    classes = sorted(p.name for p in place.iterdir() if p.is_dir())
+    if not classes:
+        return f"{place} has no class folders; put the images of each class into a subfolder"
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    empty = [c for c in classes if not any(p.suffix.lower() in IMG_EXTENSIONS for p in (place / c).rglob("*"))]
+    return (
+        f"{place} has no images in {len(empty)} of its {len(classes)} class folders ('{empty[0]}'); "
+        f"fill or remove them (file types {', '.join(IMG_EXTENSIONS)})"
+    )

@@ -1,0 +1,81 @@
+"""From what the user writes after ``--data`` to an image set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from pathlens.data.cifar import open_cifar
+from pathlens.data.embedded import open_digits
+from pathlens.data.folder import open_folder
+from pathlens.data.images import ImageData
+from pathlens.data.parquet import open_parquet
+from pathlens.data.splits import split_name
+from pathlens.errors import DataError
+
+SPECS = ("digits", "cifar10", "cifar100", "parquet:PATH", "imagefolder:DIR")
+
+
+def open_data(
+    spec: str,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+    root: str | Path | None = None,
+) -> ImageData:
+    """Open a labelled image set in its fixed order.
+
+    Args:
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``parquet:PATH`` (a file or folder in the layout of Hugging Face
+            image data sets) or ``imagefolder:DIR`` (one subfolder for each class).
+        split: ``train``, ``validation`` or ``test``. A single parquet file, or an image folder that is itself called
+            like a split, says by its name which split it is.
+        limit: Use the first ``limit`` rows only; more than there are means all.
+        image_size: Resize the shorter side to ``image_size * 256 // 224`` pixels and keep the central square of
+            ``image_size``. Default: 224 for ``imagefolder``, no resizing otherwise.
+        download: Allow ``cifar10`` and ``cifar100`` to be fetched where they are missing.
+        root: Folder of ``cifar10`` and ``cifar100``. Default: the environment's ``PATHLENS_DATA``, else
+            ``~/.cache/pathlens/data``.
+
+    Returns:
+        The image set.
+
+    Raises:
+        DataError: The data set is unknown or missing, or has rows that cannot be used; the message says which.
+    """
+    split = split_name(split)
+    for what, value in (("limit", limit), ("image_size", image_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise DataError(f"{what} {value}: give a whole number of 1 or more, or leave it out")
+    kind, colon, path = spec.partition(":")
+    if kind in ("parquet", "imagefolder"):
+        if not path:
+            raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
+        try:
+            place = Path(os.path.expanduser(path))  # Path.expanduser raises where it knows no home
+            return (open_parquet if kind == "parquet" else open_folder)(place, split, limit, image_size)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+    if kind in ("digits", "cifar10", "cifar100") and colon:
+        raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
+    if kind == "digits":
+        if image_size is not None:
+            raise DataError("digits are 8x8 pixels of 17 levels and are not resized; leave image_size out")
+        return open_digits(split, limit)
+    if kind in ("cifar10", "cifar100"):
+        return open_cifar(kind, split, limit, image_size, download=download, root=None if root is None else Path(root))
+    raise DataError(_unknown(spec, kind))
+
+
+def _unknown(spec: str, kind: str) -> str:
+    close = difflib.get_close_matches(kind, [name.partition(":")[0] for name in SPECS], n=2)
+    if close:
+        return f"data '{spec}' is unknown; did you mean {' or '.join(close)}? There are {', '.join(SPECS)}"
+    place = Path(os.path.expanduser(spec))
+    if spec and place.exists():
+        likely = "parquet" if place.is_file() or any(place.glob("**/*.parquet")) else "imagefolder"
+        return f"data '{spec}' is a path; write {likely}:{spec}"
+    return f"data '{spec}' is unknown; there are {', '.join(SPECS)}"

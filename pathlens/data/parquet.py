@@ -1,0 +1,299 @@
+"""Parquet files in the layout of Hugging Face image data sets: a struct of ``bytes`` and ``path``, and a label."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from pathlens.data.cifar import CIFAR10, CIFAR100
+from pathlens.data.decode import GREY_MODES, image_warnings, open_image
+from pathlens.data.images import ImageData
+from pathlens.data.sources import EncodedSource
+from pathlens.data.splits import SPLITS, folder_name, split_of
+from pathlens.errors import DataError
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+# What pyarrow raises on damaged files: names of columns may be no UTF-8.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+_ROWS_AT_ONCE = 256  # rows of encoded images in memory, however large a row group is
+_KNOWN = {"cifar10": (CIFAR10, 10), "cifar10-jpeg": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
+
+
+def open_parquet(path: Path, split: str, limit: int | None, image_size: int | None) -> ImageData:
+    """Images and labels of a parquet file, or of the split's files in a folder.
+
+    A folder may hold ``test.parquet``, shards (``test-00000-of-00002.parquet``) or a folder ``test``, itself or in
+    its subfolder ``data``. A file says by its name which split it is. The data set is called after the folder that
+    holds the files. Images keep their size unless ``image_size`` is given; grey images keep their one channel where
+    all images of the split are grey, and become RGB otherwise.
+
+    Raises:
+        DataError: A file is missing, not parquet, lacks the columns, or has labels or images that cannot be used.
+    """
+    files, split = find_files(path, split)
+    rows = ParquetRows(files)
+    labels = rows.labels()
+    n = rows.total if limit is None else min(limit, rows.total)
+    names = rows.class_names
+    if names is not None and labels.max() >= len(names):
+        row = int((labels >= len(names)).argmax())
+        raise DataError(
+            f"{rows.where(row)}: label {labels[row]} is outside the {len(names)} classes that the file names; mend it"
+        )
+    source = EncodedSource(
+        fetch=rows.encoded,
+        where=rows.where,
+        channels=_channels(rows, n),
+        image_size=image_size,
+        identity=rows.encoded,
+    )
+    name = folder_name(files[0].parent)
+    num_classes = len(names) if names is not None else int(labels.max()) + 1
+    constants, classes = _KNOWN.get(name, (None, 0))
+    return ImageData(
+        name=name,
+        split=split,
+        n=n,
+        total=rows.total,
+        num_classes=num_classes,
+        class_names=names,
+        labels=torch.from_numpy(labels[:n].copy()),
+        _source=source,
+        _normalisation=constants if num_classes == classes and source.shape[0] == 3 else None,
+    )
+
+
+def find_files(path: Path, split: str) -> tuple[list[Path], str]:
+    """The parquet files of a split in order, and the split that they are.
+
+    Raises:
+        DataError: There are none, a shard is missing, or a single file is of another split than the one asked for.
+    """
+    if path.is_file():
+        stated = split_of(path.name)
+        # "test" may just be the default, and then the file decides; another split was asked for in so many words.
+        if stated is not None and split not in (stated, "test"):
+            raise DataError(f"{path} is of the split '{stated}' and '{split}' is asked for; give that split's file")
+        return [path], stated or split
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give parquet: a parquet file, or a folder that holds them")
+    for folder in (path, path / "data"):
+        for alias in SPLITS[split]:
+            whole = folder / f"{alias}.parquet"
+            files = [whole] if whole.is_file() else _natural([*folder.glob(f"{alias}[-_.]*.parquet")])
+            files = files or _natural([*(folder / alias).glob("*.parquet")])
+            if files:
+                _check_shards(files)
+                return files, split
+    others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet"))
+    held = f"only {', '.join(others[:4])}{' ...' if len(others) > 4 else ''}" if others else "no parquet file at all"
+    raise DataError(f"{path} has no file of the split '{split}' ({split}.parquet), {held}; give one file by its path")
+
+
+class _Group(NamedTuple):
+    """A row group: the rows from ``first`` on, in the order of the files."""
+
+    first: int
+    rows: int
+    file: int
+    number: int
+
+
+class ParquetRows:
+    """Rows of parquet files in order, read a few at a time.
+
+    Args:
+        files: The files, of one layout.
+
+    Raises:
+        DataError: A file is no parquet file, lacks a column, or there are no rows.
+    """
+
+    def __init__(self, files: list[Path]):
+        self._files = files
+        self._parquet: list[pq.ParquetFile] = []
+        self._columns: list[tuple[str, str]] = []
+        self._groups: list[_Group] = []
+        self.total = 0
+        for number, file in enumerate(files):
+            try:
+                # With both the reader streams; otherwise it would hold a row group's whole column.
+                parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+                columns = _find_columns(parquet.schema_arrow, file)
+            except _DAMAGE as error:
+                raise DataError(f"{file} is not a readable parquet file ({_reason(error)}); write it anew") from error
+            self._parquet.append(parquet)
+            self._columns.append(columns)
+            for index in range(parquet.num_row_groups):
+                size = parquet.metadata.row_group(index).num_rows
+                if size:
+                    self._groups.append(_Group(self.total, size, number, index))
+                    self.total += size
+        if not self.total:
+            raise DataError(f"{files[0]} has no rows; give a file with images")
+        self._starts = [group.first for group in self._groups]
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._current: _Group | None = None
+        self._chunk: pa.Array = pa.array([], pa.binary())
+        self._chunk_first = 0
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Class names from the Hugging Face metadata of the schema, where present."""
+        metadata = self._parquet[0].schema_arrow.metadata or {}
+        try:
+            features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+            names = features[self._columns[0][1]]["names"]
+        except (ValueError, KeyError, TypeError):  # absent or of another form: the names are a courtesy
+            return None
+        return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+    def labels(self) -> np.ndarray:
+        """All labels, int64 of shape (total,).
+
+        Raises:
+            DataError: A label is missing, negative or not a whole number.
+        """
+        parts = []
+        for file, parquet, (_, column) in zip(self._files, self._parquet, self._columns, strict=True):
+            try:
+                array = parquet.read(columns=[column]).column(0).combine_chunks()
+                if pa.types.is_dictionary(array.type):
+                    array = array.dictionary_decode()
+                if not pa.types.is_integer(array.type):
+                    raise DataError(f"{file}: column '{column}' is of type {array.type}; write labels as whole numbers")
+                if array.null_count:
+                    row = pc.index(array.is_null(), True).as_py()
+                    raise DataError(f"{file}: row {row} has no label; remove the row or fill in '{column}'")
+                parts.append(array.cast(pa.int64()).to_numpy(zero_copy_only=False))
+            except _DAMAGE as error:
+                raise DataError(f"{file}: column '{column}' cannot be read ({_reason(error)})") from error
+        labels = np.concatenate(parts)
+        if labels.min() < 0:
+            row = int((labels < 0).argmax())
+            raise DataError(f"{self.where(row)}: label {labels[row]} is negative; give a split that has labels")
+        return labels
+
+    def encoded(self, start: int, stop: int) -> list[bytes]:
+        """The encoded images of rows ``start`` to ``stop`` (exclusive).
+
+        Raises:
+            DataError: A row has no bytes, or the file is damaged.
+        """
+        items: list[bytes] = []
+        while start + len(items) < stop:
+            row = start + len(items)
+            self._read_to(row)
+            offset = row - self._chunk_first
+            items += self._chunk.slice(offset, stop - row).to_pylist()
+        for number, item in enumerate(items):
+            if item is None:
+                raise DataError(f"{self.where(start + number)}: the row holds no image bytes; write them into the file")
+        return items
+
+    def where(self, row: int) -> str:
+        """Name of a row in messages: its number in its own file."""
+        group = self._group(row)
+        first = next(other.first for other in self._groups if other.file == group.file)
+        return f"row {row - first} of {self._files[group.file]}"
+
+    def _group(self, row: int) -> _Group:
+        return self._groups[bisect.bisect_right(self._starts, row) - 1]
+
+    def _read_to(self, row: int) -> None:
+        """Make ``_chunk`` the one that holds ``row``: read on in the same row group, else start on the row's own."""
+        group = self._group(row)
+        file = self._files[group.file]
+        column = self._columns[group.file][0]
+        try:
+            if group != self._current or row < self._chunk_first:
+                self._batches = self._parquet[group.file].iter_batches(
+                    batch_size=_ROWS_AT_ONCE, row_groups=[group.number], columns=[column]
+                )
+                self._current, self._chunk, self._chunk_first = group, self._chunk[:0], group.first
+            while row >= self._chunk_first + len(self._chunk):
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise DataError(f"{file} has fewer rows than it states; it is damaged, write it anew")
+                self._chunk_first += len(self._chunk)
+                array = batch.column(0)
+                self._chunk = pc.struct_field(array, "bytes") if pa.types.is_struct(array.type) else array
+        except _DAMAGE as error:
+            self._current = None
+            raise DataError(f"{file}: column '{column}' cannot be read ({_reason(error)}); write it anew") from error
+
+
+def _channels(rows: ParquetRows, n: int) -> int:
+    """1 where all images of the split are grey, else 3; reads headers until the first colour image."""
+    for start in range(0, rows.total, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, rows.total)
+        with image_warnings():
+            for row, item in enumerate(rows.encoded(start, stop), start):
+                try:
+                    with open_image(item, rows.where(row)) as image:
+                        if image.mode not in GREY_MODES:
+                            return 3
+                except DataError:
+                    if row < n:  # rows past the limit are not used
+                        raise
+    return 1
+
+
+def _find_columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
+    """Names of the image and the label column."""
+    images = [name for name, kind in zip(schema.names, schema.types, strict=True) if _holds_images(name, kind)]
+    usual = [name for name in IMAGE_COLUMNS if name in images]
+    columns = ", ".join(f"{name} ({kind})" for name, kind in zip(schema.names, schema.types, strict=True)) or "none"
+    columns = columns if len(columns) <= 300 else columns[:300] + " ..."
+    if not usual and len(images) != 1:
+        found = "several columns" if images else "no column"
+        raise DataError(
+            f"{file} has {found} of images (a struct with 'bytes'); call one 'img' or 'image'; columns: {columns}"
+        )
+    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    if label is None:
+        raise DataError(f"{file} has no label column ({', '.join(LABEL_COLUMNS)}); columns: {columns}")
+    return (usual or images)[0], label
+
+
+def _holds_images(name: str, kind: pa.DataType) -> bool:
+    def binary(leaf: pa.DataType) -> bool:
+        return pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf)
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and binary(field.type) for field in kind)
+    return name in IMAGE_COLUMNS and binary(kind)
+
+
+def _natural(files: list[Path]) -> list[Path]:
+    """Sorted with numbers by value, so that shard 10 comes after shard 9."""
+    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+
+
+def _check_shards(files: list[Path]) -> None:
+    numbers = [re.search(r"-(\d+)-of-(\d+)", file.name) for file in files]
+    stated = [(int(match[1]), int(match[2])) for match in numbers if match]
+    if not stated:
+        return
+    count = stated[0][1]
+    if len(stated) != len(files) or sorted(stated) != [(shard, count) for shard in range(count)]:
+        raise DataError(
+            f"{files[0].parent} holds {len(files)} of the {count} shards that {files[0].name} speaks of; "
+            "give a folder with each of them once"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,35 @@
+"""Names of splits, and what file and folder names say about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pathlens.errors import DataError
+
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test",)}
+"""Split -> the names under which it is found, best first."""
+
+
+def split_name(split: str) -> str:
+    """The split that a user's word stands for.
+
+    Raises:
+        DataError: It stands for none.
+    """
+    for name, aliases in SPLITS.items():
+        if split in aliases:
+            return name
+    raise DataError(f"split '{split}' is unknown; give one of {', '.join(SPLITS)}")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file or folder name begins with (``test``, ``test-00000-of-00002``), or None."""
+    word = name.lower().replace("_", "-").replace(".", "-").split("-")[0]
+    return next((split for split, aliases in SPLITS.items() if word in aliases), None)
+
+
+def folder_name(folder: Path) -> str:
+    """Name of a data set that lies in ``folder``: the nearest folder that is not called ``data`` or like a split."""
+    folder = folder.absolute()
+    skipped = {"", "data", *(alias for aliases in SPLITS.values() for alias in aliases)}
+    return next((place.name for place in (folder, *folder.parents) if place.name not in skipped), folder.name or "data")

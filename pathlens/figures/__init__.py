@@ -1,0 +1,12 @@
+"""Tables as figures for a journal page. The only room that draws; nothing here touches a user's own plots."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from pathlens.figures.blocks import structure
+from pathlens.figures.lesions import deletion, skips
+from pathlens.figures.reorder import reordering
+from pathlens.figures.style import DOUBLE, SINGLE, files, save
+
+__all__ = ["DOUBLE", "SINGLE", "Figure", "deletion", "files", "reordering", "save", "skips", "structure"]

@@ -1,0 +1,227 @@
+"""What all figures share: sizes, colours, marks, and how a figure becomes files.
+
+Figures are drawn on matplotlib's ``Figure`` objects with their own canvas. Nothing here touches pyplot's state, the
+user's backend or the user's style.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib.style
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pathlens.errors import UsageError
+from pathlens.tables import Table, check_stem, write_together
+
+SINGLE = 3.5
+"""Width of one column of a journal page, in inches."""
+DOUBLE = 7.2
+"""Width of the whole page, in inches."""
+
+_RC = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
+    "lines.linewidth": 1.0,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.2,
+    "legend.handlelength": 1.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a "$" in the name of a file or module is a "$"
+    # Type 42 keeps text in a PDF as text; journals refuse matplotlib's default Type 3.
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "savefig.dpi": 300,
+}
+
+COLOURS = tuple(sns.color_palette("colorblind").as_hex())
+"""Seaborn's palette that readers with any of the common colour deficiencies can tell apart."""
+INK, MUTED, SHADE = "#222222", "#6e6e6e", "#f1f1f1"
+_SMALL = 7
+
+
+class Mark(NamedTuple):
+    """How a kind of block is drawn: the words for it, the marker, its colour, and whether it changes shapes."""
+
+    words: str
+    marker: str
+    colour: str
+    changes_shape: bool
+
+
+KINDS = {
+    "identity": Mark("identity shortcut", "o", COLOURS[0], False),
+    "projection": Mark("projection shortcut", "D", COLOURS[1], True),
+    "padding": Mark("padded shortcut", "^", COLOURS[3], True),
+    "scaled": Mark("scaled shortcut", "v", COLOURS[4], False),
+    "gated": Mark("gated shortcut", "s", COLOURS[2], False),
+    "layer": Mark("layer", "o", COLOURS[0], False),
+    "layer-resized": Mark("layer that changes shape", "D", COLOURS[1], True),
+}
+"""Marks by the ``kind`` of a block. Shape-changing kinds differ in marker and in colour."""
+
+
+def kind_mark(kind: object) -> Mark:
+    """The mark of a kind; kinds that are not known get a neutral one under their own name."""
+    return KINDS.get(str(kind), Mark("other" if kind is None or pd.isna(kind) else str(kind), "X", MUTED, False))
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw in pathlens' style, whatever the user's is, and put the user's back."""
+    with matplotlib.style.context(["default", sns.axes_style("ticks"), sns.plotting_context("paper"), _RC]):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure with its own canvas; width and height in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_frame(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
+    """The table as a frame that has the columns the figure needs.
+
+    Raises:
+        UsageError: a column is missing, or there are no rows.
+    """
+    frame = table.to_frame() if isinstance(table, Table) else table.reset_index(drop=True)
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise UsageError(f"the {what} figure needs column {missing[0]!r}; the table has {', '.join(map(str, frame))}")
+    if frame.empty:
+        raise UsageError(f"the {what} figure got a table without rows; give one with results")
+    return frame
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks of one stage: the stage, and its first and last position."""
+
+    stage: object
+    first: int
+    last: int
+
+
+def stage_runs(stages: pd.Series, positions: pd.Series) -> list[Run]:
+    """Split blocks, in order, where the stage changes; blocks without a stage give no run."""
+    runs: list[Run] = []
+    for stage, position in zip(stages, positions, strict=True):
+        if pd.isna(stage):
+            continue
+        at = int(position)
+        if runs and runs[-1].stage == stage and runs[-1].last + 1 >= at:
+            runs[-1] = runs[-1]._replace(last=at)
+        else:
+            runs.append(Run(stage, at, at))
+    return runs
+
+
+def label_stages(
+    axes: Axes, runs: Sequence[Run], points_per_block: float, details: Mapping[object, str] | None = None
+) -> None:
+    """Write the stages above the axes in the longest form that fits: "stage 2, 64×8×8", "stage 2", "2", or nothing.
+
+    Args:
+        axes: where; x is the position of a block.
+        runs: the stages.
+        points_per_block: room that a block has on paper, in points.
+        details: more on a stage, such as its shape.
+    """
+    room = [points_per_block * (run.last - run.first + 1) for run in runs]
+    forms = [[f"stage {run.stage}" for run in runs]]
+    if details:
+        forms.insert(0, [f"stage {run.stage}, {details[run.stage]}" for run in runs])
+    fitting = [form for form in forms if all(map(_fits, form, room))]
+    texts = fitting[0] if fitting else [str(run.stage) for run in runs]
+    written = [(run, text) for run, text, width in zip(runs, texts, room, strict=True) if _fits(text, width)]
+    look: dict[str, Any] = {"textcoords": "offset points", "color": MUTED, "size": _SMALL}
+    transform = axes.get_xaxis_transform()
+    if written and not fitting:  # the numbers alone would not say what they are
+        axes.annotate("stage", (0, 1), (-3, 2), xycoords="axes fraction", ha="right", **look)
+    for run, text in written:
+        axes.annotate(text, ((run.first + run.last) / 2, 1), (0, 2), xycoords=transform, ha="center", **look)
+
+
+def _fits(text: str, points: float) -> bool:
+    return 0.6 * _SMALL * len(text) < points
+
+
+def block_ticks() -> MaxNLocator:
+    """Ticks at whole numbers."""
+    return MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+
+
+def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float = 1.0) -> None:
+    """The legend above or below the axes, where it covers no data.
+
+    Args:
+        axes: whose legend.
+        width: of the figure, in inches.
+        below: below and not above.
+        enlarge: size of the marks in the legend, relative to those in the axes.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    columns, used = 0, 0.0
+    for text in labels:  # as many columns as fit the width
+        used += 0.35 + 0.047 * len(text)
+        columns += used < width - 0.05
+    figure = axes.get_figure(root=True)
+    place: Literal["outside lower center", "outside upper center"]
+    place = "outside lower center" if below else "outside upper center"
+    if figure is not None:
+        columns = max(1, columns)
+        figure.legend(handles, labels, loc=place, ncols=columns, borderaxespad=0.2, markerscale=enlarge)
+
+
+def files(figure: Figure, stem: str) -> dict[str, bytes]:
+    """What :func:`save` writes: content by file name. The same figure gives the same bytes.
+
+    Raises:
+        UsageError: ``stem`` is not a plain file name.
+    """
+    check_stem(stem)
+    found = {}
+    with style():
+        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            stream = io.BytesIO()
+            figure.savefig(stream, format=suffix, dpi=300, metadata=metadata)
+            found[f"{stem}.{suffix}"] = stream.getvalue()
+    return found
+
+
+def save(figure: Figure, folder: str | os.PathLike[str], stem: str) -> list[Path]:
+    """Write ``stem.png`` (300 dots per inch) and ``stem.pdf`` (vectors) into ``folder``, both or neither.
+
+    Returns:
+        The two paths, PNG first.
+
+    Raises:
+        ResourceError: the disk is full.
+        RunError: the folder cannot be written to.
+        UsageError: ``stem`` is not a plain file name.
+    """
+    return write_together({Path(folder) / name: data for name, data in files(figure, stem).items()})

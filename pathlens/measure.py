@@ -1,0 +1,229 @@
+"""Accumulators of error and loss, and the intervals that go with them.
+
+Counts are added up batch by batch and process by process; an interval is computed once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+from pathlens.errors import DataError, ModelError, NumericsError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ClassificationCounts:
+    """What a classifier got right on some images. Counts of disjoint sets of images add up with ``+``.
+
+    Attributes:
+        n: images seen.
+        correct: images whose highest logit is the label's; of equal logits, the first class counts.
+        loss_sum: sum over the images of the cross-entropy in nats, in float64, without the ``nonfinite`` images.
+        nonfinite: images with a logit that is NaN or infinite; they are never ``correct``.
+    """
+
+    n: int = 0
+    correct: int = 0
+    loss_sum: float = 0.0
+    nonfinite: int = 0
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, labels: torch.Tensor) -> ClassificationCounts:
+        """Count one batch.
+
+        Args:
+            logits: shape ``[batch, classes]``, any floating type; the log-softmax is taken in float64.
+            labels: class indices, shape ``[batch]``, an integer type.
+
+        Raises:
+            DataError: labels of another shape or type, or outside ``0 .. classes - 1``.
+            ModelError: logits that are not ``[batch, classes]``.
+        """
+        return cls.from_values(count_values(logits, labels).tolist())
+
+    @classmethod
+    def from_values(cls, values: Sequence[float]) -> ClassificationCounts:
+        """Counts from the five numbers of :func:`count_values`, or from a sum of such.
+
+        Raises:
+            DataError: labels outside the classes were counted.
+        """
+        n, correct, loss_sum, nonfinite, outside = values
+        if outside:
+            raise DataError(
+                f"{int(outside)} of {int(n)} labels are outside the classes of the network; "
+                "take the data set that the network was trained for"
+            )
+        return cls(int(n), int(correct), float(loss_sum), int(nonfinite))
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> ClassificationCounts:
+        """These counts with one more batch; see :meth:`of`. The object itself does not change."""
+        return self + ClassificationCounts.of(logits, labels)
+
+    def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
+        """Counts of both sets of images together."""
+        if not isinstance(other, ClassificationCounts):
+            return NotImplemented
+        return ClassificationCounts(
+            *(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
+
+    @property
+    def error(self) -> float:
+        """Share of images that were classified wrongly, in [0, 1].
+
+        Raises:
+            NumericsError: no images were counted.
+        """
+        self._require_images()
+        return (self.n - self.correct) / self.n
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats; NaN where any image had a logit that is not finite.
+
+        Raises:
+            NumericsError: no images were counted.
+        """
+        self._require_images()
+        return math.nan if self.nonfinite else self.loss_sum / self.n
+
+    def require_finite(self, what: str) -> None:
+        """Raise if the network gave a logit that is NaN or infinite.
+
+        Args:
+            what: which network this was, for the message, such as "the network without block 3".
+
+        Raises:
+            NumericsError: naming ``what`` and the number of images.
+        """
+        if self.nonfinite:
+            raise NumericsError(
+                f"{what} gives NaN or infinity for {self.nonfinite} of {self.n} images; "
+                "check the weights and the normalisation of the data, or use --dtype float32"
+            )
+
+    def _require_images(self) -> None:
+        if not self.n:
+            raise NumericsError("no images were counted, so there is no error; give at least one image")
+
+
+def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One batch as five float64 numbers on the logits' device: n, correct, loss sum, non-finite, labels outside.
+
+    Nothing here waits for the device. The results of many batches and processes may be summed (integers stay exact
+    below 2^53) and read once with :meth:`ClassificationCounts.from_values`.
+
+    Args:
+        logits: shape ``[batch, classes]``, any floating type; the log-softmax is taken in float64.
+        labels: class indices, shape ``[batch]``, an integer type.
+
+    Raises:
+        DataError: labels of another shape or type.
+        ModelError: logits that are not ``[batch, classes]``.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    if logits.ndim != 2 or not logits.shape[1] or not logits.is_floating_point():
+        raise ModelError(
+            f"the network gives {logits.dtype} of shape {tuple(logits.shape)}, not logits [batch, classes]; "
+            "give a network that classifies"
+        )
+    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {logits.shape[0]} images; "
+            "give one class index per image"
+        )
+    with torch.no_grad():
+        exact = logits.double()
+        labels = labels.to(device=logits.device, dtype=torch.int64)
+        outside = (labels < 0) | (labels >= logits.shape[1])
+        # Clamped, because an index out of range is fatal on a GPU and would only be noticed later.
+        labels = labels.clamp(0, logits.shape[1] - 1)
+        finite = exact.isfinite().all(dim=1)
+        losses = cross_entropy(exact, labels, reduction="none").where(finite, exact.new_zeros(()))
+        correct = (exact.argmax(dim=1) == labels) & finite & ~outside
+        count = exact.new_full((), logits.shape[0])
+        return torch.stack([count, correct.sum(), losses.sum(), (~finite).sum(), outside.sum()])
+
+
+def wilson_interval(failures: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for the rate of failures, from ``failures`` among ``n`` independent images.
+
+    Returns:
+        Lower and upper end, fractions in [0, 1]. Source: Wilson 1927, Journal of the American Statistical Association.
+
+    Raises:
+        UsageError: ``n`` below 1, ``failures`` outside ``0 .. n``, or a confidence outside (0, 1).
+    """
+    from scipy.stats import binomtest
+
+    _check_confidence(confidence)
+    if n < 1 or not 0 <= failures <= n:
+        raise UsageError(f"{failures} failures among {n} images is no rate; give 0 <= failures <= n and n >= 1")
+    interval = binomtest(int(failures), int(n)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def sample_interval(
+    values: Sequence[float], confidence: float = 0.95, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float | None, float | None]:
+    """Student's t interval for the mean of independent samples.
+
+    Args:
+        values: the samples.
+        confidence: coverage of the interval, in (0, 1).
+        bounds: where the mean must lie, such as (0, 1) for an error; the interval is cut off there.
+
+    Returns:
+        Lower and upper end in the unit of the values; ``(None, None)`` for a single sample, which tells no spread.
+
+    Raises:
+        NumericsError: a sample that is not finite.
+        UsageError: no samples, or a confidence outside (0, 1).
+    """
+    from scipy import stats
+
+    _check_confidence(confidence)
+    if not len(values):
+        raise UsageError("an interval over no samples was asked for; give at least two")
+    if not all(map(math.isfinite, values)):
+        raise NumericsError("a sample is NaN or infinite; an interval needs finite values")
+    if len(values) == 1:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
+    return max(bounds[0], mean - half), min(bounds[1], mean + half)
+
+
+def kendall_tau(order: Sequence[int]) -> float:
+    """Kendall's rank correlation between an order of blocks and the trained order.
+
+    Args:
+        order: position by position, the index of the block that stands there; all different.
+
+    Returns:
+        1 for the trained order (also of a single block), -1 for its reverse. Source: Veit, Wilber, Belongie 2016,
+        section 4.3.
+
+    Raises:
+        UsageError: no blocks, or one twice.
+    """
+    from scipy.stats import kendalltau
+
+    if not len(order) or len(set(order)) < len(order):
+        raise UsageError(f"the order {list(order)} is empty or names a block twice; give every block once")
+    if len(order) == 1:
+        return 1.0
+    return float(kendalltau(range(len(order)), list(order)).statistic)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence} is outside (0, 1); give 0.95 for 95 %")

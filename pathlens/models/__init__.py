@@ -1,0 +1,50 @@
+"""Reference networks by name, and checkpoints in and out.
+
+Names are imported on first use, so that importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pathlens.models.registry import reference_names
+
+if TYPE_CHECKING:
+    from pathlens.models.checkpoints import load_into, load_state_dict_file, save_weights, state_sha256
+    from pathlens.models.load import LoadedModel, load_model
+    from pathlens.models.preresnet_cifar import PreActResNet, digits54, preresnet
+    from pathlens.models.resnet_cifar import CifarResNet, resnet
+    from pathlens.models.vgg_cifar import CifarVGG, vgg15
+
+__all__ = [
+    "CifarResNet",
+    "CifarVGG",
+    "LoadedModel",
+    "PreActResNet",
+    "digits54",
+    "load_into",
+    "load_model",
+    "load_state_dict_file",
+    "preresnet",
+    "reference_names",
+    "resnet",
+    "save_weights",
+    "state_sha256",
+    "vgg15",
+]
+
+_HOMES = {
+    "load": ("LoadedModel", "load_model"),
+    "checkpoints": ("load_into", "load_state_dict_file", "save_weights", "state_sha256"),
+    "preresnet_cifar": ("PreActResNet", "digits54", "preresnet"),
+    "resnet_cifar": ("CifarResNet", "resnet"),
+    "vgg_cifar": ("CifarVGG", "vgg15"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

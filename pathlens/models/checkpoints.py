@@ -1,0 +1,268 @@
+"""State dicts: out of files and their wrappings, into networks, and back to disk.
+
+What was unwrapped, stripped or left aside on the way is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import CheckpointError, NumericsError, ResourceError
+from pathlens.models.reading import DEFAULT_MAX_BYTES, read_weights_file
+
+# Wrappers of state dicts, those of averaged weights first: where a file holds both, the averaged ones are what its
+# author evaluated.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+_SHOWN = 3
+
+
+def load_state_dict_file(
+    path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read a state dict from a ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file.
+
+    Wrappers (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``, ``net``, in any nesting; averaged weights
+    first) and prefixes (``module.`` where all names have it, ``_orig_mod.`` anywhere) are removed; entries that are no
+    tensors are left aside.
+
+    Args:
+        path: the file.
+        max_bytes: largest size of the file, and of what an archive declares to unpack to.
+
+    Returns:
+        The tensors by name, on the CPU, and one note for each thing that was unwrapped or left aside.
+
+    Raises:
+        CheckpointError: if the file is missing, too large, damaged, not a checkpoint, or would run code.
+        ResourceError: if its tensors do not fit in memory.
+    """
+    path = Path(path)
+    content = read_weights_file(path, max_bytes)
+    notes: list[str] = []
+    return _tensors_of(_unwrap(content, path, notes), path, notes), tuple(notes)
+
+
+def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+    """Copy a state dict into a model, strictly: every name and shape must fit.
+
+    Weights that are refused leave the model as it was.
+    ``module.`` and ``_orig_mod.`` are ignored on both sides. Missing ``num_batches_tracked`` counters (files written
+    before they existed) keep the model's value; no result in eval mode depends on them.
+
+    Args:
+        model: the network, changed in place.
+        state_dict: tensors by name.
+        source: what to call the weights in messages, such as the file's name.
+
+    Returns:
+        Notes about what was converted.
+
+    Raises:
+        CheckpointError: if names, shapes or kinds of numbers differ; the message says which.
+        NumericsError: if a weight is NaN or infinite.
+    """
+    own: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    theirs = _by_plain_name(state_dict)
+    names = {name: key for key, name in zip(own, _plain_names(own), strict=True)}
+    missing = [n for n in names if n not in theirs and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in theirs if n not in names]
+    shapes = [
+        f"{n} is {tuple(theirs[n].shape)} in the file and {tuple(own[k].shape)} in the network"
+        for n, k in names.items()
+        if n in theirs and theirs[n].shape != own[k].shape
+    ]
+    found = [
+        f"{len(items)} {what}: {_some(items)}"
+        for what, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if items
+    ]
+    if found:
+        raise CheckpointError(
+            f"{source}: weights of another network than {type(model).__name__} ({'; '.join(found)}): "
+            "give the network that these weights were trained with"
+        )
+    converted: dict[str, Tensor] = {}
+    casts: set[str] = set()
+    for name, key in names.items():
+        if name not in theirs:
+            converted[key] = own[key]
+            continue
+        value, target = theirs[name], own[key]
+        if value.is_floating_point() != target.is_floating_point() or value.is_complex() != target.is_complex():
+            raise CheckpointError(
+                f"{source}: {name} holds {_dtype(value)} where the network holds {_dtype(target)}: "
+                "give weights that are not quantised"
+            )
+        if value.dtype != target.dtype and value.is_floating_point():
+            casts.add(f"converted {_dtype(value)} to {_dtype(target)}")
+        converted[key] = value.to(target.dtype)
+    _check_finite(converted, {key for key, _ in model.named_parameters(remove_duplicate=False)}, source)
+    # Names and shapes are checked; whatever else a state dict holds (extra state of modules) is not in these files.
+    model.load_state_dict(converted, strict=False)
+    return tuple(sorted(casts))
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Refuse a model with NaN or infinite weights.
+
+    Infinite values are allowed in buffers that are no batch-norm statistics (attention masks hold them).
+
+    Raises:
+        NumericsError: naming the first such tensor.
+    """
+    tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    _check_finite(tensors, {key for key, _ in model.named_parameters(remove_duplicate=False)}, source)
+
+
+def state_sha256(model_or_state: nn.Module | Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict: of the name, dtype, shape and bytes of every tensor, in order of name."""
+    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {_dtype(value)} {tuple(value.shape)}\n".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write a model's state dict as safetensors; the file is never visible half-written.
+
+    Equal weights and metadata give equal bytes.
+
+    Args:
+        path: the file to write or replace.
+        model: the network.
+        metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) and
+            ``num_classes`` are understood when the file is loaded.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+        ResourceError: if the disk is full.
+    """
+    path = Path(path)
+    # Copies, because safetensors refuses tensors that share memory (tied weights).
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    data = _with_sorted_metadata(safetensors.torch.save(tensors, dict(metadata)))
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # temporary files are private; weights are as public as any new file
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        kind = ResourceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
+        raise kind(f"cannot write weights to {path}: {error.strerror}: give another path") from error
+
+
+def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:
+    for _ in range(16):  # no honest file nests deeper, and a file can hold a dict that contains itself
+        if not isinstance(content, Mapping):
+            raise CheckpointError(
+                f"{path}: holds a {type(content).__name__}, not a state dict: save model.state_dict()"
+            )
+        key = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if key is None:
+            return content
+        beside = [str(k) for k in content if k != key]
+        notes.append(f"unwrapped {key}" + (f" (left aside: {_some(beside, 6)})" if beside else ""))
+        content = content[key]
+    raise CheckpointError(f"{path}: its state dict is nested without end: save model.state_dict()")
+
+
+def _tensors_of(content: Mapping[Any, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    others = [str(k) for k in content if k not in tensors]
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: no tensors among its entries ({_some(others, 6) or 'there are none'}): save model.state_dict()"
+        )
+    odd = next((k for k, v in tensors.items() if v.is_meta or v.layout != torch.strided or v.is_quantized), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: {odd} is a tensor without plain values (meta, sparse or quantised): densify it")
+    if others:
+        notes.append(f"left aside what is no tensor: {_some(others, 6)}")
+    # Averaged copies (torch.optim.swa_utils) count their updates in an entry of their own.
+    if "n_averaged" in tensors and all(k.startswith("module.") for k in tensors if k != "n_averaged"):
+        del tensors["n_averaged"]
+        notes.append("left aside n_averaged")
+    plain = _plain_names(tensors)
+    if len(set(plain)) < len(plain):
+        raise CheckpointError(f"{path}: two entries have the same name but for prefixes: save model.state_dict() alone")
+    for prefix in ("module.", "_orig_mod."):
+        if any(_count(old, prefix) > _count(new, prefix) for old, new in zip(tensors, plain, strict=True)):
+            notes.append(f"stripped prefix {prefix}")
+    return dict(zip(plain, (v.detach() for v in tensors.values()), strict=True))
+
+
+def _plain_names(names: Iterable[str]) -> list[str]:
+    """Strip ``_orig_mod.`` anywhere, and ``module.`` as often as all names begin with it."""
+    plain = [".".join(part for part in name.split(".") if part != "_orig_mod") for name in names]
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = [name.removeprefix("module.") for name in plain]
+    return plain
+
+
+def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(zip(_plain_names(state), state.values(), strict=True))
+
+
+def _count(name: str, prefix: str) -> int:
+    return name.split(".").count(prefix.rstrip("."))
+
+
+def _check_finite(tensors: Mapping[str, Tensor], parameters: set[str], source: str) -> None:
+    for name, value in tensors.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        strict = name in parameters or name.endswith(("running_mean", "running_var"))
+        bad = ~torch.isfinite(value) if strict else torch.isnan(value)
+        if bad.any():
+            count = int(bad.sum())
+            what = "NaN" if torch.isnan(value).any() else "infinite"
+            raise NumericsError(
+                f"{source}: {name} holds {what} values ({count} of {value.numel()}): "
+                "give weights of a run that did not diverge"
+            )
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Sort the metadata in a safetensors header, which the library writes in random order."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def _some(items: list[str], shown: int = _SHOWN) -> str:
+    names = (item if item.isprintable() else repr(item) for item in items[:shown])
+    return ", ".join(names) + (f" and {len(items) - shown} more" if len(items) > shown else "")
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

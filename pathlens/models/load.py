@@ -1,0 +1,272 @@
+"""From a model's name and its weights' name to a network that is ready to be studied."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import ModelError, UsageError
+from pathlens.models import catalogs
+from pathlens.models.checkpoints import check_finite, load_into, load_state_dict_file, state_sha256
+from pathlens.models.reading import read_metadata
+from pathlens.models.registry import DEFAULT_NAME, REFERENCES, packaged_file, reference_names
+from pathlens.models.userfile import is_user_spec, load_user_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RANDOM = "random"
+PRETRAINED = "pretrained"
+_GRAMMAR = "a reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE"
+_GIVE_WEIGHTS = "give --weights FILE, --weights random or --weights pretrained"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in eval mode on the CPU, with what is known about it.
+
+    Attributes:
+        model: the network.
+        spec: the name it was asked for by.
+        weights: where its weights are from, in words.
+        trained: False where the weights are known to be untrained.
+        sha256: hash of the state dict (:func:`pathlens.models.state_sha256`).
+        input_shape: ``(C, H, W)`` the network is made for, or None where it is not known.
+        num_classes: logits, or None where they are not known without running it.
+        mean: per-channel mean that the network states for pixels in [0, 1], or None.
+        std: per-channel standard deviation likewise.
+        normalisation_source: where ``mean`` and ``std`` are stated, or None.
+        example: input batch given by the user's callable, or None.
+        notes: what was unwrapped, stripped, converted or inferred on the way.
+    """
+
+    model: nn.Module
+    spec: str
+    weights: str
+    trained: bool
+    sha256: str
+    input_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    normalisation_source: str | None = None
+    example: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    spec: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Build a network by name and put weights into it.
+
+    Args:
+        spec: None for the embedded default (``digits54``); a reference name (:func:`reference_names`);
+            ``torchvision:NAME``; ``timm:NAME``; or ``path/file.py:CALLABLE``, where the callable takes no argument
+            and returns a module, or a pair of module and example input ``(N, ...)``. A spec is split at its last
+            colon there, so drive letters do no harm.
+        weights: a weights file; ``"random"`` for untrained weights drawn with ``seed``; ``"pretrained"`` for the
+            weights that torchvision or timm publish, or that come with the package; None for the packaged weights of
+            ``digits54``, or for a user's model as its callable returned it.
+        num_classes: hint from the data, used where the weights are random. A weights file decides for itself.
+        in_channels: likewise; torchvision networks always have 3.
+        seed: seed of random weights. The global random state is as before afterwards.
+
+    Returns:
+        The network in eval mode on the CPU and what is known about it.
+
+    Raises:
+        UsageError: if weights are needed and not given, or do not go with this kind of network.
+        ModelError: if the network is unknown or cannot be built.
+        CheckpointError: if the weights cannot be read, downloaded, or are of another network.
+        NumericsError: if a weight is NaN or infinite.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"seed {seed}: give an integer of at most 64 bits")
+    name = DEFAULT_NAME if spec is None else spec
+    with _seeded(seed):
+        if is_user_spec(name):
+            loaded = _load_user(name, weights, seed)
+        else:
+            loaded = _load_named(name, weights, num_classes, in_channels, seed)
+    for tensor_name, tensor in loaded.model.state_dict().items():
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer) or getattr(tensor, "is_meta", False):
+            raise ModelError(f"{name}: {tensor_name} has no values yet (lazy or meta): run the network once first")
+    loaded.model.eval().cpu()
+    check_finite(loaded.model, loaded.weights if weights is not None else name)
+    return replace(loaded, sha256=state_sha256(loaded.model))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # Only the CPU generator: torch.manual_seed would also reseed the generators of every GPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _load_user(spec: str, weights: str | os.PathLike[str] | None, seed: int) -> LoadedModel:
+    if weights == PRETRAINED:
+        raise UsageError(
+            f"--weights {PRETRAINED} goes with torchvision: and timm: networks, not with {spec}: give a file"
+        )
+    model, example, notes = load_user_model(spec)
+    shape = None
+    if example is not None and example.ndim == 4:
+        shape = (int(example.shape[1]), int(example.shape[2]), int(example.shape[3]))
+    description, trained = f"as returned by {spec}", True
+    if weights == RANDOM:
+        description, trained = f"random (as built by {spec} under seed {seed}): untrained", False
+        notes += ("random: weights that the callable loads itself are kept",)
+    loaded = LoadedModel(model, spec, description, trained, "", input_shape=shape, example=example, notes=notes)
+    if weights is None or weights == RANDOM:
+        return loaded
+    state, file_notes = load_state_dict_file(weights)
+    file_notes += load_into(model, state, str(weights))
+    return _with_file(replace(loaded, notes=notes + file_notes), Path(weights))
+
+
+def _load_named(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    num_classes: int | None,
+    in_channels: int | None,
+    seed: int,
+) -> LoadedModel:
+    entry = _find(name)
+    if weights is None and entry.packaged is None:
+        raise UsageError(f"{name} has no weights of its own: {_GIVE_WEIGHTS}")
+    if weights == RANDOM:
+        model = entry.build(num_classes, in_channels)
+        return _described(entry, model, f"random (seed {seed}): untrained", trained=False)
+    if weights is None or weights == PRETRAINED:
+        if entry.packaged is not None:
+            with resources.as_file(packaged_file(entry.packaged)) as path:
+                loaded = _load_file(entry, path)
+            return replace(loaded, weights=f"{entry.packaged} (comes with pathlens)")
+        if entry.pretrained is None:
+            raise UsageError(f"no published weights are known for {name}: give --weights FILE or --weights {RANDOM}")
+        model, label = entry.pretrained()
+        return _described(entry, model, label, trained=True)
+    return _load_file(entry, Path(weights))
+
+
+def _find(name: str) -> catalogs.Entry:
+    """Look a name up in the three catalogues."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "torchvision":
+        return catalogs.torchvision_entry(rest)
+    if colon and kind == "timm":
+        return catalogs.timm_entry(rest)
+    if name in REFERENCES:
+        return catalogs.reference_entry(name)
+    close = difflib.get_close_matches(name, reference_names(), n=3)
+    if catalogs.in_torchvision(name):
+        close.insert(0, f"torchvision:{name}")
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise ModelError(f"unknown model {name!r}: {hint}Give {_GRAMMAR} (reference names: {', '.join(reference_names())})")
+
+
+def _load_file(entry: catalogs.Entry, path: Path) -> LoadedModel:
+    """Build the network with the classes and channels that the file has, and load it."""
+    state, notes = load_state_dict_file(path)
+    model = entry.build(None, None)
+    classes, channels = _shape_of_ends(model, state, entry.takes_channels)
+    if classes is not None or channels is not None:
+        model = entry.build(classes, channels)
+        notes += tuple(
+            f"{what} taken from the weights: {value}"
+            for what, value in (("num_classes", classes), ("in_channels", channels))
+            if value is not None
+        )
+    notes += load_into(model, state, str(path))
+    described = replace(_described(entry, model, path.name, trained=True), notes=notes)
+    return _with_file(described, path)
+
+
+def _shape_of_ends(
+    model: nn.Module, state: Mapping[str, Tensor], takes_channels: bool
+) -> tuple[int | None, int | None]:
+    """Return the classes and input channels of a state dict where they alone differ from the model's."""
+
+    def differing(layer: tuple[str, nn.Module] | None, axis: int) -> int | None:
+        if layer is None or (weight := state.get(f"{layer[0]}.weight")) is None:
+            return None
+        own = list(layer[1].get_parameter("weight").shape)
+        found = list(weight.shape)
+        if len(own) != len(found) or own[axis] == found[axis] or own[axis + 1 :] != found[axis + 1 :]:
+            return None
+        return found[axis] if own[:axis] == found[:axis] else None
+
+    layers = [(k, m) for k, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    first = next(((k, m) for k, m in layers if isinstance(m, nn.Conv2d) and m.groups == 1), None)
+    classes = differing(layers[-1] if layers else None, 0)
+    return classes, differing(first, 1) if takes_channels else None
+
+
+def _described(entry: catalogs.Entry, model: nn.Module, weights: str, *, trained: bool) -> LoadedModel:
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    last = layers[-1] if layers else None
+    classes = last.out_features if isinstance(last, nn.Linear) else last.out_channels if last is not None else None
+    facts = entry.facts(model, weights if trained else None)
+    return LoadedModel(
+        model,
+        entry.spec,
+        weights,
+        trained,
+        "",
+        input_shape=facts.input_shape,
+        num_classes=classes,
+        mean=facts.mean,
+        std=facts.std,
+        normalisation_source=facts.source,
+    )
+
+
+def _with_file(loaded: LoadedModel, path: Path) -> LoadedModel:
+    """Add what the metadata of a weights file states."""
+    metadata = read_metadata(path)
+    notes = list(loaded.notes)
+
+    def numbers(key: str, valid: Callable[[float], bool]) -> tuple[float, ...] | None:
+        if key not in metadata:
+            return None
+        try:
+            values = json.loads(metadata[key])
+            if isinstance(values, list) and values and all(type(v) in (int, float) and valid(v) for v in values):
+                return tuple(values)
+        except (ValueError, RecursionError):
+            pass
+        notes.append(f"metadata {key!r} is not understood: left aside")
+        return None
+
+    mean, std = numbers("mean", math.isfinite), numbers("std", lambda v: math.isfinite(v) and v > 0)
+    shape = numbers("input_shape", lambda v: isinstance(v, int) and v > 0)
+    if "test_error" in metadata:
+        notes.append(f"test error stated by the file: {metadata['test_error']}")
+    loaded = replace(loaded, weights=path.name, trained=True, notes=tuple(notes))
+    if mean is not None and std is not None and len(mean) == len(std):
+        loaded = replace(
+            loaded,
+            mean=tuple(map(float, mean)),
+            std=tuple(map(float, std)),
+            normalisation_source=f"metadata of {path.name}",
+        )
+    if shape is not None and len(shape) == 3:
+        loaded = replace(loaded, input_shape=(int(shape[0]), int(shape[1]), int(shape[2])))
+    return loaded

@@ -1,0 +1,66 @@
+"""The reference networks by name. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_NAME = "digits54"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How to build one reference network, and what it is made for.
+
+    Attributes:
+        module: module of ``pathlens.models`` that builds it.
+        function: the building function there.
+        kwargs: what distinguishes this name.
+        in_channels: channels of the images it is made for.
+        size: height and width of these images.
+        num_classes: classes of the data it is made for.
+        packaged: file in ``pathlens/models/weights``, where trained weights come with the package.
+    """
+
+    module: str
+    function: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    in_channels: int = 3
+    size: int = 32
+    num_classes: int = 10
+    packaged: str | None = None
+
+    def build(self, num_classes: int | None = None, in_channels: int | None = None) -> nn.Module:
+        """Build the network with fresh weights from the global generator; None takes what it is made for."""
+        function = getattr(importlib.import_module(f"pathlens.models.{self.module}"), self.function)
+        network: nn.Module = function(
+            num_classes=self.num_classes if num_classes is None else num_classes,
+            in_channels=self.in_channels if in_channels is None else in_channels,
+            **self.kwargs,
+        )
+        return network
+
+
+REFERENCES: Mapping[str, Reference] = {
+    **{f"resnet{d}": Reference("resnet_cifar", "resnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 1202)},
+    **{f"preresnet{d}": Reference("preresnet_cifar", "preresnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 164)},
+    "vgg15": Reference("vgg_cifar", "vgg15"),
+    DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),
+}
+
+
+def reference_names() -> tuple[str, ...]:
+    """Return the names of the reference networks, in the order of the documentation."""
+    return tuple(REFERENCES)
+
+
+def packaged_file(name: str) -> Traversable:
+    """Return where a weights file that comes with the package lies."""
+    return resources.files("pathlens.models") / "weights" / name

@@ -1,0 +1,121 @@
+"""Networks from a user's own Python file, named ``path/file.py:CALLABLE``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from pathlens.errors import ModelError, PathlensError
+
+
+def is_user_spec(spec: str) -> bool:
+    """Tell whether a spec names a Python file: ``FILE.py`` or ``FILE.py:CALLABLE``."""
+    return spec.endswith(".py") or spec.rpartition(":")[0].endswith(".py")
+
+
+def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...]]:
+    """Run a user's callable.
+
+    What the file prints goes to stderr, because stdout is for results. Wrappers of ``torch.compile`` and
+    ``DataParallel`` are taken off and reported.
+
+    Args:
+        spec: ``path/file.py:CALLABLE``, split at the last colon.
+
+    Returns:
+        The module, the example input (on the CPU) or None, and notes.
+
+    Raises:
+        ModelError: if the file or callable is missing, raises, or returns something else.
+    """
+    if spec.endswith(".py"):
+        raise ModelError(f"{spec}: which callable in it builds the network? Give {spec}:CALLABLE")
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{spec}: no file {file}: check the path")
+    with _running(path, spec):
+        module = _import(path)
+        if not hasattr(module, name):
+            public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+            names = difflib.get_close_matches(name, public, n=3) or public[:6]
+            raise ModelError(f"{file} has no {name!r}: it has {', '.join(names) or 'no callable'}")
+        build = getattr(module, name)
+        if not callable(build):
+            raise ModelError(f"{spec} is a {type(build).__name__}, not a callable that returns a network")
+        # A module that stands ready in the file is itself callable, but calling it means something else.
+        result = build if isinstance(build, nn.Module) else build()
+    return _model_of(result, spec)
+
+
+def _model_of(result: object, spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...]]:
+    model, example = result if isinstance(result, tuple | list) and len(result) == 2 else (result, None)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{spec} returned {_kind(result)}: return a torch.nn.Module, or a pair of module and example input"
+        )
+    if example is not None and not isinstance(example, Tensor):
+        raise ModelError(f"{spec} returned {_kind(example)} as example input: return one tensor with a batch axis")
+    notes: list[str] = []
+    wrappers = (("_orig_mod", "torch.compile"), ("module", "a data-parallel wrapper"))
+    while True:
+        attribute, what = next(
+            (w for w in wrappers if type(model).__name__ in _WRAPPER_CLASSES and hasattr(model, w[0])), (None, None)
+        )
+        if attribute is None:
+            break
+        model = getattr(model, attribute)
+        notes.append(f"unwrapped {what}")
+    return model, None if example is None else example.detach().cpu(), tuple(notes)
+
+
+_WRAPPER_CLASSES = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+
+
+@contextlib.contextmanager
+def _running(path: Path, spec: str) -> Iterator[None]:
+    """Run foreign code: imports from its folder work, its prints go to stderr, its exceptions become one line."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except PathlensError:
+        raise
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(f"{spec} raised {type(error).__name__}: {text}: run the file alone to see where") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _import(path: Path) -> ModuleType:
+    resolved = path.resolve()
+    # A name of its own: a user's file may be called like an installed package.
+    name = f"pathlens_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look the module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value[:4]) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,8 @@
+"""Results on disk: tables, figures and a manifest; and the facts that a manifest states."""
+
+from __future__ import annotations
+
+from pathlens.report.facts import provenance
+from pathlens.report.folder import MANIFEST, check_run_folder, lock_run, write_run
+
+__all__ = ["MANIFEST", "check_run_folder", "lock_run", "provenance", "write_run"]

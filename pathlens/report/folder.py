@@ -1,0 +1,173 @@
+"""A run folder: one verb's tables, figures and manifest, and the lock that keeps two processes apart."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathlens.errors import RunError, UsageError
+from pathlens.report.facts import provenance
+from pathlens.tables import Table, disk_error, plain_json, write_together
+
+if TYPE_CHECKING:
+    from pathlens.figures import Figure
+
+MANIFEST = "manifest.json"
+_LOCK = ".lock"
+# Folders that a thread of this process holds: flock would refuse the holder itself a second time.
+_held: set[tuple[Path, int]] = set()
+
+
+@contextlib.contextmanager
+def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Hold a run folder for the body, so that no other process writes to it; makes the folder if it is missing.
+
+    The lock ends with the process, however that ends. Inside the body the same thread may take it again.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ResourceError: the disk is full.
+        RunError: another process (or thread) holds the folder, or ``out`` is a file or cannot be written to.
+    """
+    folder = _made(out)
+    key = (folder.resolve(), threading.get_ident())
+    if key in _held:
+        yield folder
+        return
+    try:
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    try:
+        _flock(handle, folder)
+        _held.add(key)
+        yield folder
+    finally:
+        _held.discard(key)
+        os.close(handle)  # which also ends the lock; the file stays, for removing it would race
+
+
+def _flock(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: files still appear whole, but two runs are not kept apart
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise RunError(f"run folder {folder} cannot be locked: {error.strerror}; choose a local folder") from error
+        holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+        who = f"process {holder}" if holder.isdigit() else "another process"
+        raise RunError(f"run folder {folder} is in use by {who}; wait for it or choose another folder") from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+
+
+def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] | None:
+    """Whether ``verb`` may write its results into ``out``; makes the folder if it is missing.
+
+    To be asked before the work and not after it.
+
+    Returns:
+        The manifest of an earlier run of the same verb, or None.
+
+    Raises:
+        RunError: ``out`` is a file or cannot be written to, or it holds a manifest of another verb or one that is
+            damaged.
+    """
+    folder = _made(out)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write to {folder}: permission denied; choose a folder that can be written to")
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+        other = found["verb"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; make it readable or choose another folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged or not of pathlens; move it away or choose another folder") from error
+    if other != verb:
+        raise RunError(f"{folder} holds results of {other}, not of {verb}; give {verb} its own folder")
+    return found
+
+
+def write_run(
+    out: str | os.PathLike[str],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    manifest: Mapping[str, Any],
+) -> list[Path]:
+    """Write the results of a verb: per table CSV, Parquet and description, per figure PNG and PDF, and the manifest.
+
+    All files are put on the disk before the first one gets its name, and ``manifest.json``, with the size and SHA-256
+    of each, gets its name last. Results of an earlier run of the same verb are replaced; those of its files that this
+    run does not have are removed if they are unchanged. Other files in the folder are left alone.
+
+    Args:
+        out: the run folder.
+        tables: by file stem.
+        figures: by file stem.
+        manifest: what is to be recorded, with at least ``verb``: arguments, seed, hashes of model and data, wall time
+            in seconds. Facts of :func:`pathlens.report.provenance` that it lacks are added.
+
+    Returns:
+        The paths written, the manifest last.
+
+    Raises:
+        ResourceError: the disk is full; the old results are still there.
+        RunError: ``out`` is a file, in use, or cannot be written to, or holds results of another verb.
+        UsageError: no ``verb`` in the manifest, or a stem that is not a plain file name.
+    """
+    verb = manifest.get("verb")
+    if not isinstance(verb, str) or not verb:
+        raise UsageError("the manifest of a run names no verb; give one, such as delete-blocks")
+    contents: dict[str, bytes] = {}
+    for stem, table in tables.items():
+        contents.update(table.files(stem))
+    if figures:
+        from pathlens.figures import files  # here, because it loads matplotlib
+
+        for stem, figure in figures.items():
+            contents.update(files(figure, stem))
+    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    record = plain_json({**provenance(), **manifest, "files": listed}, "the manifest")
+    contents[MANIFEST] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
+    with lock_run(out) as folder:
+        old = check_run_folder(folder, verb)
+        written = write_together({folder / name: data for name, data in contents.items()})
+        _remove_stale(folder, (old or {}).get("files"), set(contents))
+    return written
+
+
+def _remove_stale(folder: Path, listed: object, kept: set[str]) -> None:
+    """Remove what an earlier manifest lists, is not written anew, and has the content that the manifest states."""
+    for name, facts in listed.items() if isinstance(listed, dict) else ():
+        path = folder / name
+        if name in kept or path.parent != folder or path.is_symlink() or not isinstance(facts, dict):
+            continue
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(path.read_bytes()).hexdigest() == facts.get("sha256"):
+                path.unlink()
+
+
+def _made(out: str | os.PathLike[str]) -> Path:
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RunError(f"{folder} is a file, not a run folder; choose another folder") from error
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return folder

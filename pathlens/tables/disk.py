@@ -1,0 +1,222 @@
+"""Tables as CSV and Parquet, there and back.
+
+The description of a table (schema version, columns with units and types, provenance) is one JSON object. It stands in
+the metadata of the Parquet schema and, for CSV, in ``stem.meta.json`` beside it. Integers beyond 64 bits are stored as
+text in both formats and come back as integers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathlens.errors import RunError, UsageError
+from pathlens.tables.table import Column, Scalar, Table, fits_64_bits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Of the description; a reader refuses newer ones."""
+
+_KEY = b"pathlens"
+_INTEGER = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE)
+_PARSE: dict[str, Callable[[str], Scalar]] = {
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+def description(table: Table) -> dict[str, Any]:
+    """What the cells alone do not say: schema version, columns with unit, description and type, provenance."""
+    columns = [
+        {"name": c.name, "unit": c.unit, "description": c.description, "type": table.types[c.name]}
+        for c in table.columns
+    ]
+    return {"schema_version": SCHEMA_VERSION, "columns": columns, "provenance": table.provenance}
+
+
+def _arrow(table: Table) -> pa.Table:
+    import pyarrow as pa
+
+    arrays, fields = [], []
+    for column in table.columns:
+        values: list[Scalar] = list(table.values(column.name))
+        kind = table.types[column.name]
+        arrow_type = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}.get(kind)
+        if kind == "int" and not fits_64_bits(values):
+            values, arrow_type = [None if value is None else str(value) for value in values], pa.string()
+        arrays.append(pa.array(values, arrow_type or pa.null()))
+        metadata = {"unit": column.unit, "description": column.description, "type": kind}
+        fields.append(pa.field(column.name, arrays[-1].type, metadata=metadata))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={_KEY: json.dumps(description(table))}))
+
+
+def csv_bytes(table: Table) -> bytes:
+    """The table as CSV in UTF-8; text is quoted, so that an empty text and a missing value stay apart."""
+    from pyarrow import csv
+
+    stream = io.BytesIO()
+    csv.write_csv(_arrow(table), stream)
+    return stream.getvalue()
+
+
+def _parquet_bytes(table: Table) -> bytes:
+    from pyarrow import parquet
+
+    stream = io.BytesIO()
+    parquet.write_table(_arrow(table), stream)
+    return stream.getvalue()
+
+
+def table_files(table: Table, stem: str) -> dict[str, bytes]:
+    """The files of a table, content by name: Parquet, the description beside, CSV."""
+    check_stem(stem)
+    beside = json.dumps(description(table), indent=2, allow_nan=False) + "\n"
+    return {
+        f"{stem}.parquet": _parquet_bytes(table),
+        f"{stem}.meta.json": beside.encode(),
+        f"{stem}.csv": csv_bytes(table),
+    }
+
+
+def check_stem(stem: str) -> None:
+    """Refuse a file stem that would lead out of its folder or make a hidden file.
+
+    Raises:
+        UsageError: naming the stem.
+    """
+    if not stem or stem.startswith(".") or "\0" in stem or Path(stem).name != stem:
+        raise UsageError(f"{stem!r} is not a plain file name; give a name without folders")
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    """Read a table that :meth:`Table.write` wrote, from its Parquet or its CSV file.
+
+    A CSV file without its ``.meta.json`` is read too: types are then inferred from the text, and units, descriptions
+    and provenance are empty.
+
+    Raises:
+        NumericsError: a cell holds NaN or an infinity.
+        RunError: the file is missing, damaged, no table, or of a newer schema version.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        raise RunError(f"{path} is not a table; give a .csv or .parquet file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; give a table that pathlens wrote") from error
+    try:
+        return _from_parquet(data, path) if path.suffix == ".parquet" else _from_csv(data, path)
+    except UsageError as error:  # of Table: columns or cells that no table has
+        raise RunError(f"{path} is not a pathlens table: {error}") from error
+
+
+def _damaged(path: Path, reason: object) -> RunError:
+    return RunError(f"{path} is not a pathlens table: {' '.join(str(reason).split())}; write it again")
+
+
+def _described(text: str | bytes, path: Path) -> dict[str, Any]:
+    """Check a description that was read back, version first."""
+    try:
+        found = json.loads(text)
+        version = found["schema_version"]
+        if not isinstance(version, int) or version < 1:
+            raise _damaged(path, f"schema version {version!r}")
+        if version > SCHEMA_VERSION:
+            known = f"this pathlens reads up to {SCHEMA_VERSION}"
+            raise RunError(f"{path} has table schema version {version}, {known}; upgrade pathlens")
+        columns = [Column(c["name"], c["unit"], c["description"]) for c in found["columns"]]
+        types = {c["name"]: str(c["type"]) for c in found["columns"]}
+        return {"columns": columns, "types": types, "provenance": dict(found["provenance"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"its description is damaged ({error})") from error
+
+
+def _from_parquet(data: bytes, path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        content = parquet.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+    described = (content.schema.metadata or {}).get(_KEY)
+    if described is None:
+        raise _damaged(path, "a Parquet file without the description of a table")
+    cells = {name: column.to_pylist() for name, column in zip(content.column_names, content.columns, strict=True)}
+    for name, kind in _described(described, path)["types"].items():
+        if kind == "int" and name in cells and content.schema.field(name).type == pa.string():
+            cells[name] = _parsed(cells[name], "int", name, path)
+    return _assemble(cells, _described(described, path), path)
+
+
+def _from_csv(data: bytes, path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        parse = csv.ParseOptions(newlines_in_values=True)
+        names = csv.open_csv(pa.BufferReader(data), parse_options=parse).schema.names
+        parse.ignore_empty_lines = len(names) > 1  # in a table of one column, an empty line is a missing value
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        )
+        content = csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=convert)
+    except pa.ArrowException as error:
+        raise _damaged(path, error) from error
+    texts = dict(zip(names, (column.to_pylist() for column in content.columns), strict=True))
+    if len(texts) < len(names):
+        raise _damaged(path, "two columns of the same name")
+    beside = path.with_suffix(".meta.json")
+    try:
+        described = _described(beside.read_bytes(), beside)
+    except FileNotFoundError:
+        columns, types = [Column(name) for name in names], {name: _inferred(texts[name]) for name in names}
+        described = {"columns": columns, "types": types, "provenance": {}}
+    except OSError as error:
+        raise RunError(f"cannot read {beside}: {error.strerror}; make it readable or remove it") from error
+    cells = {name: _parsed(text, described["types"].get(name, "str"), name, path) for name, text in texts.items()}
+    return _assemble(cells, described, path)
+
+
+def _inferred(texts: list[str | None]) -> str:
+    present = [text for text in texts if text is not None]
+    if not present:
+        return "null"
+    if all(_INTEGER.fullmatch(text) for text in present):
+        return "int"
+    if all(_NUMBER.fullmatch(text) for text in present):
+        return "float"
+    return "bool" if all(text.lower() in ("true", "false") for text in present) else "str"
+
+
+def _parsed(texts: list[str | None], kind: str, name: str, path: Path) -> list[Scalar]:
+    parse = _PARSE.get(kind, str)
+    cells: list[Scalar] = []
+    for number, text in enumerate(texts):
+        try:
+            cells.append(None if text is None else parse(text))
+        except (ValueError, KeyError) as error:
+            raise _damaged(path, f"column {name!r}, row {number} holds {text!r}, not {kind}") from error
+    return cells
+
+
+def _assemble(cells: dict[str, list[Any]], described: dict[str, Any], path: Path) -> Table:
+    names = [column.name for column in described["columns"]]
+    if sorted(names) != sorted(cells):
+        raise _damaged(path, f"its columns are {', '.join(cells)}, its description says {', '.join(names)}")
+    rows = tuple(dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+    return Table(tuple(described["columns"]), rows, described["provenance"])

@@ -1,0 +1,118 @@
+"""The one place that writes files: beside the target, synced, renamed.
+
+A reader never sees half a file, and a set of files that belongs together appears only when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pathlens.errors import PathlensError, ResourceError, RunError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _beside(path: Path) -> Path:
+    # The suffix is kept for writers that choose their format by it.
+    return path.with_name(f".pathlens-{secrets.token_hex(8)}.tmp{path.suffix}")
+
+
+def disk_error(error: OSError, path: Path) -> PathlensError:
+    """What a failure to write ``path`` is called: a full disk is a ResourceError, anything else a RunError."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return ResourceError(f"cannot write {path}: {reason}; free some space or choose another folder")
+    return RunError(f"cannot write {path}: {reason}; choose a folder that can be written to")
+
+
+def _sync_folder(folder: Path) -> None:
+    # Durability of the new name only: the bytes are synced already, and not every file system can sync a folder.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_together(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write several files so that none is visible before all of them are on the disk.
+
+    Folders that are missing are made. The files get their names in the order of ``files``, so what describes the
+    others (a manifest) goes last.
+
+    Args:
+        files: content by path.
+
+    Returns:
+        The paths, in the order given.
+
+    Raises:
+        ResourceError: the disk is full; nothing of the new content is visible.
+        RunError: a path cannot be written, or is a folder.
+    """
+    staged: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            staged[path] = _beside(path)
+            with staged[path].open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+        for folder in dict.fromkeys(path.parent for path in staged):
+            _sync_folder(folder)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    return list(files)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write one file so that readers see the old content or the new, never a part.
+
+    Raises:
+        ResourceError: the disk is full.
+        RunError: the path cannot be written.
+    """
+    return write_together({Path(path): data})[0]
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the body a path to write to, and put what it wrote in place of ``path`` when the body ends without an error.
+
+    For writers that want a path and not bytes. The body writes the file and does nothing else: an ``OSError`` in it is
+    taken for a failure to write ``path``.
+
+    Raises:
+        ResourceError: the disk is full.
+        RunError: the path cannot be written, or the body wrote no file.
+    """
+    target = Path(path)
+    temporary = _beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,66 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The networks of the tests are small: more threads than this only wait for each other.
+torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+
+# One slow example on a busy machine is no failure.
+settings.register_profile("pathlens", deadline=None)
+settings.load_profile("pathlens")
+
+
+def _folder_named_by(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"the environment does not set {variable}")
+    if not Path(value).is_dir():
+        pytest.skip(f"{variable} names {value}, which is no folder")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the shared data sets (``PATHLENS_DATA``)."""
+    return _folder_named_by("PATHLENS_DATA")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Folder of the shared checkpoints (``PATHLENS_MODELS``)."""
+    return _folder_named_by("PATHLENS_MODELS")
+
+
+@pytest.fixture(autouse=True)
+def _global_modes_untouched() -> Iterator[None]:
+    """No test leaves torch's global modes changed, so no test depends on the one before it."""
+
+    def modes() -> dict[str, object]:
+        return {
+            "default dtype": torch.get_default_dtype(),
+            "gradients enabled": torch.is_grad_enabled(),
+            "inference mode": torch.is_inference_mode_enabled(),
+            "threads": torch.get_num_threads(),
+            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+            "float32 matmul precision": torch.get_float32_matmul_precision(),
+        }
+
+    before = modes()
+    yield
+    assert modes() == before
+
+
+@pytest.fixture
+def rng_untouched() -> Iterator[None]:
+    """The test must leave torch's global random state as it found it."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before), "the global random state of torch was changed"
