@@ -241,6 +241,17 @@ def test_sets_without_interval_or_summary():
     assert legend(figure) == ["intact network", "one set"]
 
 
+def test_random_sets_of_one_block_are_sets():
+    rows = [measured(0.06, count=0)]
+    rows += [measured(0.1 + 0.1 * i, count=1, sample=i, block=3, stage=0, kind="identity") for i in range(3)]
+    figure = figures.deletion(table(LESION, [*rows, measured(0.2, count=1)]))
+    assert figure.axes[0].get_xlabel() == "number of deleted blocks"
+    (drawn,) = bars(figure).values()
+    assert drawn[1][0] == pytest.approx(20)
+    layers = [row | {"kinds": "layer,layer-resized"} for row in sets(3).rows if row["count"]]
+    assert figures.deletion(table([*LESION, "kinds"], layers)).axes[0].get_xlabel() == "number of deleted layers"
+
+
 def test_reordering_points_and_bins():
     given = reordered()
     figure = figures.reordering(given, bins=5)

@@ -36,10 +36,10 @@ _DENSE = 150  # blocks beyond which intervals touch each other
 def deletion(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
     """Error of the network after blocks were deleted, from the table of ``delete-blocks``.
 
-    With single deletions only: error against the deleted block, with 95 % intervals, the intact network as a dashed
-    line with its interval as a band, stages shaded and named, blocks that change shapes marked (Veit, Wilber, Belongie
-    2016, figure 3). With sets of several blocks: error against the number of deleted blocks; points are the samples,
-    the line is the rows without ``sample``, the mean over samples (figure 5a).
+    Where each block was deleted by itself: error against the deleted block, with 95 % intervals, the intact network as
+    a dashed line with its interval as a band, stages shaded and named, blocks that change shapes marked (Veit, Wilber,
+    Belongie 2016, figure 3). With random sets of blocks: error against the number of deleted blocks; points are the
+    samples, the line is the rows without ``sample``, the mean over samples (figure 5a).
 
     Args:
         table: with the columns ``block, stage, kind, count, sample, error, error_low, error_high``; errors are
@@ -62,10 +62,12 @@ def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Fig
     intact, damaged = frame[frame["count"] == 0], frame[frame["count"] >= 1]
     if damaged.empty:
         raise UsageError(f"the table has no deleted {what}; give one from delete-blocks or delete-skips")
-    if damaged["count"].max() == 1 and damaged["block"].notna().any():
-        if str(damaged["kind"].dropna().astype(str).max()).startswith("layer"):
-            what = "layer" if what == "block" else what
-        return _one_by_one(damaged[damaged["block"].notna()], intact, width, what)
+    kinds = pd.concat([damaged[name].dropna().astype(str) for name in ("kind", "kinds") if name in damaged])
+    if what == "block" and len(kinds) and kinds.str.startswith("layer").all():
+        what = "layer"  # of a plain network
+    single = damaged[damaged["block"].notna() & damaged["sample"].isna()]
+    if damaged["count"].max() == 1 and len(single):
+        return _one_by_one(single, intact, width, what)
     return _by_count(damaged, intact, width or SINGLE, what)
 
 

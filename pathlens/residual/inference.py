@@ -265,7 +265,7 @@ class _Fusion:
 
 def fuse_onednn(module: fx.GraphModule) -> None:
     """Turn convolution (+ addition) (+ ReLU) into one oneDNN call with packed weights, where torch has that call."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    if not ops.has_onednn():
         return
     graph = module.graph
     order = {node: position for position, node in enumerate(graph.nodes)}

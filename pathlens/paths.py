@@ -1,0 +1,134 @@
+"""Counts and lengths of paths. No torch.
+
+A path through n residual blocks is the subset of blocks whose branch it takes; its length is the size of the subset.
+There are C(n, k) paths of length k (Veit, Wilber, Belongie 2016, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from pathlens.errors import UsageError
+
+
+def path_counts(blocks: int) -> list[int]:
+    """Exact numbers of paths of length 0, 1, ..., ``blocks``.
+
+    Raises:
+        UsageError: a negative number of blocks.
+    """
+    if blocks < 0:
+        raise UsageError(f"a network cannot have {blocks} blocks; give 0 or more")
+    return [math.comb(blocks, length) for length in range(blocks + 1)]
+
+
+def length_range(blocks: int, share: float = 0.95) -> tuple[int, int]:
+    """Shortest interval of lengths, centred on blocks/2, that holds at least ``share`` of all paths.
+
+    Raises:
+        UsageError: ``share`` outside (0, 1].
+    """
+    return shortest_interval(path_counts(blocks), share)
+
+
+def shortest_interval(weights: Sequence[float], share: float = 0.95) -> tuple[int, int]:
+    """Shortest interval of indices that holds at least ``share`` of the total weight; of equal ones the heaviest.
+
+    Args:
+        weights: non-negative numbers, exact integers of any size among them.
+        share: wanted share, in (0, 1].
+
+    Returns:
+        First and last index, both included.
+
+    Raises:
+        UsageError: no weight at all, a negative one, or a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UsageError(f"share {share} is outside (0, 1]; give 0.95 for 95 %")
+    if not weights or min(weights) < 0 or not any(weights):
+        raise UsageError("an interval over no weight was asked for; give non-negative numbers, not all zero")
+    sums: list[float] = [0]
+    for weight in weights:
+        sums.append(sums[-1] + weight)
+    # integers stay exact: numbers of paths outgrow floats
+    goal = sums[-1] * int(share * 10**9) // 10**9 if all(isinstance(w, int) for w in weights) else sums[-1] * share
+    for width in range(1, len(weights) + 1):
+        held = [(sums[first + width] - sums[first], -first) for first in range(len(weights) - width + 1)]
+        most, first = max(held)
+        if most >= goal:
+            return -first, -first + width - 1
+    return 0, len(weights) - 1
+
+
+@dataclass(frozen=True)
+class EffectivePaths:
+    """The lengths that carry the gradient (Veit et al. 2016, section 5.3).
+
+    Attributes:
+        first: shortest effective length.
+        last: longest effective length.
+        share_of_contribution: what the range holds of the contribution.
+        share_of_paths: what it holds of all paths.
+        blocks_per_batch: how many random blocks make a sub-network whose path lengths (binomial, mean half of its
+            blocks) are centred on the range: ``first + last``, at most all.
+    """
+
+    first: int
+    last: int
+    share_of_contribution: float
+    share_of_paths: float
+    blocks_per_batch: int
+
+
+def effective_paths(contributions: Sequence[float], share: float = 0.95) -> EffectivePaths:
+    """The effective range of path lengths.
+
+    Args:
+        contributions: of each length 0..n.
+        share: of the contribution that the range must hold.
+
+    Raises:
+        UsageError: no contribution at all, or a share outside (0, 1].
+    """
+    first, last = shortest_interval(contributions, share)
+    blocks = len(contributions) - 1
+    counts = path_counts(blocks)
+    return EffectivePaths(
+        first=first,
+        last=last,
+        share_of_contribution=math.fsum(contributions[first : last + 1]) / math.fsum(contributions),
+        share_of_paths=sum(counts[first : last + 1]) / 2**blocks,
+        blocks_per_batch=max(1, min(blocks, first + last)) if blocks else 0,
+    )
+
+
+def all_paths(blocks: int, length: int) -> list[tuple[int, ...]]:
+    """Every path of a length, as sorted tuples of block indices. Meant for small networks."""
+    return list(combinations(range(blocks), length))
+
+
+def sample_paths(blocks: int, length: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Uniformly drawn paths of one length: without repetition where there are no more than ``count``, then all of them.
+
+    Args:
+        blocks: number of blocks.
+        length: of the paths, 0 to ``blocks``.
+        count: how many to draw.
+        rng: source of randomness.
+
+    Raises:
+        UsageError: a length that no path has, or fewer than one path.
+    """
+    if not 0 <= length <= blocks:
+        raise UsageError(f"path length {length} is outside 0..{blocks}")
+    if count < 1:
+        raise UsageError(f"{count} paths cannot be drawn; give 1 or more")
+    if math.comb(blocks, length) <= count:
+        return all_paths(blocks, length)
+    return [tuple(sorted(int(b) for b in rng.choice(blocks, size=length, replace=False))) for _ in range(count)]

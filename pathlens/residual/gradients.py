@@ -1,0 +1,321 @@
+r"""A network linearised at a batch, and gradients through its paths.
+
+With D_i the derivative of the post-activation, A_i = J(S_i)^T D_i and B_i = J(F_i)^T D_i, the gradient through one path
+p is the product of B_i (i in p) and A_i (i not in p) applied to g_n = dL/dx_n, from block n down to block 1 (Veit,
+Wilber, Belongie 2016, section 5.2). The sum over all paths of length k obeys
+
+.. math:: G^{(n)}_0 = g_n, \qquad G^{(i-1)}_k = A_i G^{(i)}_k + B_i G^{(i)}_{k-1},
+
+like the coefficients of a product of polynomials, so that all 2^n paths cost n(n+1)/2 products with B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathlens.errors import NumericsError, UsageError
+from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, linearise
+from pathlens.residual.view import ResidualView
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+#: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
+_CHUNK = 2**22
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each example in nats, shape (N,)."""
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class _BlockAdjoints:
+    transition: Adjoint
+    shortcut: Adjoint
+    branch: Adjoint
+    post: Adjoint
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Gradients of the examples' own losses, summed over all paths of each length, at one place of the network.
+
+    Attributes:
+        boundary: i, for the gradient at x_i; -1 for the input.
+        gradients: G_k for the kept lengths, shape (K, N, ...).
+        first: length of the first row of ``gradients``; lengths are consecutive.
+    """
+
+    boundary: int
+    gradients: Tensor
+    first: int = 0
+
+    @property
+    def lengths(self) -> range:
+        """The kept lengths."""
+        return range(self.first, self.first + self.gradients.shape[0])
+
+    def norms(self) -> Tensor:
+        """L2 norm for each length and example, float64, shape (K, N)."""
+        return torch.linalg.vector_norm(self.gradients.flatten(2), dim=2, dtype=torch.float64)
+
+    def total(self) -> Tensor:
+        """The sum over lengths, shape (N, ...): the ordinary gradient."""
+        return self.gradients.sum(0)
+
+
+class Linearisation:
+    """A network's derivative at one batch, in the train/eval mode that the model is in.
+
+    In eval mode every example has a gradient of its own. In train mode batch norms use the statistics of the batch and
+    are differentiated through them: the losses are summed, and an example's gradient then holds its influence on all.
+
+    Args:
+        view: the network.
+        images: a batch, shape (N, ...), on the model's device.
+        labels: shape (N,).
+        loss: (logits, labels) -> loss of each example, shape (N,), or their sum.
+        at: ``input``, ``stem`` (x_0), or a boundary i for x_i; only blocks after it count for lengths.
+        stacked: carry many cotangents through convolutional blocks at once; False asks autograd one by one.
+
+    Raises:
+        UsageError: a boundary outside the network, or the gradient at an input of integers.
+        NumericsError: a loss or gradient that is not finite, or a loss that does not depend on the input.
+    """
+
+    def __init__(
+        self,
+        view: ResidualView,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        loss: Loss = cross_entropy,
+        at: str | int = "input",
+        stacked: bool = True,
+    ) -> None:
+        self.view = view
+        self.boundary = boundary_of(at, len(view))
+        self._stacked = stacked
+        self._loss = loss
+        self._labels = labels
+        if stacked and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.boundary < 0 and not images.is_floating_point():
+            raise UsageError("the input is of integers and has no gradient; give --at stem")
+        self._images = images
+        chain = view.chain(images)
+        self._blocks: dict[int, _BlockAdjoints] = {}
+        stem = chain.piece("stem")
+        if self.boundary < 0:
+            self._stem: Adjoint | None = linearise(stem, images, stacked)
+            x = self._stem.output
+        else:
+            self._stem = None
+            with torch.no_grad():
+                x = stem(images)[0]
+        self._start = images if self.boundary < 0 else x
+        for index in range(len(view)):
+            if index < self.boundary:
+                with torch.no_grad():
+                    x = chain.piece("run", index, index + 1)(x)[0]
+                self._start = x
+                continue
+            parts = self._linearise_block(index, x)
+            self._blocks[index] = parts
+            x = parts.post.output
+        self._end = x
+        self.seed = self._seed(x)
+
+    @property
+    def blocks(self) -> range:
+        """The blocks that count, which are those after the place where the gradient is taken."""
+        return range(max(0, self.boundary), len(self.view))
+
+    def _linearise_block(self, index: int, x: Tensor) -> _BlockAdjoints:
+        chain = self.view.chain()
+        transition = linearise(chain.piece("transition", index), x, self._stacked)
+        fork = transition.output
+        branch = linearise(chain.piece("branch", index), fork, self._stacked)
+        shortcut = linearise(chain.piece("shortcut", index), fork, self._stacked)
+        post = linearise(chain.piece("post", index), branch.output + shortcut.output, self._stacked)
+        return _BlockAdjoints(transition, shortcut, branch, post)
+
+    def _seed(self, x: Tensor) -> Tensor:
+        """g_n: gradient of each example's loss at x_n."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = self.view.chain().piece("head")(x)[0]
+            losses = self._loss(logits, self._labels)
+            if not bool(losses.isfinite().all()):
+                raise NumericsError(
+                    "the loss is NaN or infinite, so there is no gradient; check weights and normalisation"
+                )
+            if not losses.requires_grad:
+                raise NumericsError("the loss does not depend on the input of the network's head")
+            (seed,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+        if seed is None or not bool(seed.any()):
+            raise NumericsError("the loss does not depend on the output of the last block: its gradient there is zero")
+        self._check_finite(seed, len(self.view))
+        return seed
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The ordinary gradient by autograd through the model's own operations, shape (N, ...)."""
+        with torch.enable_grad():
+            start = self._start.detach().requires_grad_()
+            chain = self.view.chain()
+            x = start
+            if self.boundary < 0:
+                x = chain.piece("stem")(x)[0]
+            if len(self.blocks):
+                x = chain.piece("run", self.blocks.start, len(self.view))(x)[0]
+            losses = self._loss(chain.piece("head")(x)[0], self._labels)
+            (gradient,) = torch.autograd.grad(losses.sum(), start)
+        return gradient
+
+    def profiles(
+        self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None
+    ) -> Iterator[Profile]:
+        """The gradient of every length at x_n, x_{n-1}, ..., down to the place asked for.
+
+        Args:
+            max_length: longer paths are left out; exact for those that are kept.
+            tolerance: at each block, leave out the shortest and longest lengths whose gradient, in norm over the batch,
+                is at most this fraction of the largest. What is left out shows in ``Profile.lengths`` and as a
+                difference between ``Profile.total()`` and :attr:`reference`.
+            signs: factors of each block's B and example, shape (blocks, N): random signs give the second moment.
+
+        Raises:
+            NumericsError: a gradient that is not finite, with the block at which it first appears.
+        """
+        stack = self.seed.unsqueeze(0)
+        first = 0
+        profile = Profile(len(self.view), stack, first)
+        yield profile
+        for index in reversed(self.blocks):
+            sign = None if signs is None else signs[index]
+            stack = self._back(index, stack, sign)
+            if max_length is not None and first + stack.shape[0] > max_length + 1:
+                stack = stack[: max_length + 1 - first]
+            self._check_finite(stack, index)
+            if tolerance > 0:
+                stack, first = _trimmed(stack, first, tolerance)
+            yield Profile(index, stack, first)
+        if self.boundary < 0:
+            assert self._stem is not None
+            yield Profile(-1, self._chunked(self._stem, stack), first)
+
+    def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
+        """The last of :meth:`profiles`: the gradients at the place asked for."""
+        profile = None
+        for profile in self.profiles(max_length, tolerance, signs):  # noqa: B007
+            pass
+        assert profile is not None
+        return profile
+
+    def along(self, paths: Sequence[Sequence[int]]) -> Tensor:
+        """Gradients through single paths, shape (P, N, ...).
+
+        Args:
+            paths: each the indices of the blocks whose branch it takes.
+
+        Raises:
+            UsageError: a block that does not count here, or no path.
+            NumericsError: a gradient that is not finite, with the block at which it first appears.
+        """
+        if not len(paths):
+            raise UsageError("no path was given")
+        allowed = set(self.blocks)
+        for path in paths:
+            if not allowed.issuperset(path) or len(set(path)) != len(path):
+                raise UsageError(
+                    f"path {tuple(path)} is no subset of the blocks {self.blocks.start} to {self.blocks.stop - 1}"
+                )
+        stack = self.seed.unsqueeze(0).expand(len(paths), *self.seed.shape)
+        for index in reversed(self.blocks):
+            parts = self._blocks[index]
+            taken = torch.tensor([index in path for path in paths], device=stack.device)
+            through = self._chunked(parts.post, stack)
+            onward = self._new(len(paths), parts.branch, parts.transition)
+            for chosen, adjoint in ((taken, parts.branch), (~taken, parts.shortcut)):
+                rows = chosen.nonzero().flatten()
+                if len(rows):
+                    onward[rows] = self._chunked(adjoint, through[rows])
+            stack = self._chunked(parts.transition, onward)
+            self._check_finite(stack, index)
+        if self.boundary < 0:
+            assert self._stem is not None
+            stack = self._chunked(self._stem, stack)
+        return stack
+
+    def _back(self, index: int, stack: Tensor, sign: Tensor | None) -> Tensor:
+        """One step of the recurrence: from x_{i} to x_{i-1}; one length more."""
+        parts = self._blocks[index]
+        through = self._chunked(parts.post, stack)
+        longer = self._new(stack.shape[0] + 1, parts.branch, parts.transition)
+        longer[:-1] = self._chunked(parts.shortcut, through)
+        longer[-1] = 0
+        size = self._chunk_of(through)
+        for start in range(0, through.shape[0], size):
+            part = parts.branch(through[start : start + size])
+            if sign is not None:
+                part = part * sign.reshape(-1, *([1] * (part.dim() - 2)))
+            longer[start + 1 : start + 1 + part.shape[0]] += part
+        return self._chunked(parts.transition, longer)
+
+    def _new(self, rows: int, like: Adjoint, transition: Adjoint) -> Tensor:
+        """An empty stack of cotangents at a fork, channels-last where the activations are."""
+        fork = transition.output
+        shape = (rows, *fork.shape)
+        if fork.dim() == 4 and fork.is_contiguous(memory_format=torch.channels_last):
+            flat = fork.new_empty((rows * shape[1], *shape[2:])).to(memory_format=torch.channels_last)
+            return flat.unflatten(0, (rows, -1))
+        return fork.new_empty(shape)
+
+    def _chunk_of(self, stack: Tensor) -> int:
+        return max(1, _CHUNK // max(1, stack[0].numel()))
+
+    def _chunked(self, adjoint: Adjoint, stack: Tensor) -> Tensor:
+        """Carry a stack through a piece in chunks, so that what is alive meanwhile is bounded."""
+        size = self._chunk_of(stack)
+        if stack.shape[0] <= size or isinstance(adjoint, AutogradAdjoint):
+            return adjoint(stack)
+        return torch.cat([adjoint(stack[start : start + size]) for start in range(0, stack.shape[0], size)])
+
+    def _check_finite(self, stack: Tensor, index: int) -> None:
+        if bool(stack.sum().isfinite()) or bool(stack.isfinite().all()):
+            return
+        where = (
+            "at the output of the last block"
+            if index == len(self.view)
+            else f"at block {index} ({self.view[index].name})"
+        )
+        raise NumericsError(f"the gradient is NaN or infinite, first {where}; check the weights or use --dtype float64")
+
+
+def _trimmed(stack: Tensor, first: int, tolerance: float) -> tuple[Tensor, int]:
+    norms = torch.linalg.vector_norm(stack.flatten(1), dim=1, dtype=torch.float64)
+    kept = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
+    return stack[kept[0] : kept[-1] + 1], first + kept[0]
+
+
+def boundary_of(at: str | int, blocks: int) -> int:
+    """Boundary index of ``input`` (-1), ``stem`` (0), ``block:I`` or I.
+
+    Raises:
+        UsageError: something else, or a boundary that leaves no block.
+    """
+    text = str(at)
+    if text == "input":
+        return -1
+    if text == "stem":
+        return 0
+    number = text.removeprefix("block:")
+    if not number.isdigit() or int(number) >= blocks:
+        raise UsageError(f"at {at!r}: give input, stem or block:I with I from 0 to {blocks - 1}")
+    return int(number)
