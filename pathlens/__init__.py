@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlens.analyses import delete_blocks, delete_skips, reorder_blocks
+    from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
     from pathlens.data import open_data
-    from pathlens.intervene import applied, deleted, reordered, skips_deleted
+    from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
     from pathlens.models import load_model
     from pathlens.residual import Block, ResidualView, find_blocks, find_layers
 
@@ -20,11 +20,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "delete_blocks": "pathlens.analyses",
     "delete_skips": "pathlens.analyses",
+    "lattice": "pathlens.analyses",
+    "path_gradients": "pathlens.analyses",
     "reorder_blocks": "pathlens.analyses",
     "open_data": "pathlens.data",
     "applied": "pathlens.intervene",
     "deleted": "pathlens.intervene",
     "reordered": "pathlens.intervene",
+    "restrict_backward": "pathlens.intervene",
     "skips_deleted": "pathlens.intervene",
     "load_model": "pathlens.models",
     "Block": "pathlens.residual",
@@ -42,10 +45,13 @@ __all__ = [
     "deleted",
     "find_blocks",
     "find_layers",
+    "lattice",
     "load_model",
     "open_data",
+    "path_gradients",
     "reorder_blocks",
     "reordered",
+    "restrict_backward",
     "skips_deleted",
 ]
 

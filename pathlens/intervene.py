@@ -17,10 +17,12 @@ from torch.utils import _pytree as pytree
 
 from pathlens import plans
 from pathlens.errors import NoResidualBlocksError, UsageError
-from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain
-from pathlens.residual.segments import Piece, Segment, reached_nodes, splice
+from pathlens.residual.restricted import Choice, RestrictedNetwork
+from pathlens.residual.restricted import build as build_restricted
+from pathlens.residual.segments import Piece, Segment, splice, with_updates
 
 
 @contextlib.contextmanager
@@ -77,6 +79,42 @@ def reordered(model: nn.Module | ResidualView, order: Sequence[int]) -> Iterator
 
 
 @contextlib.contextmanager
+def restrict_backward(
+    model: nn.Module | ResidualView, lengths: int | Iterable[int] | None = None, *, path: Iterable[int] | None = None
+) -> Iterator[nn.Module]:
+    """Let gradients go back through some path lengths alone, on the user's own model and training loop.
+
+    The forward pass is whole and must happen inside the ``with`` block, and so must ``loss.backward()``. The head's
+    parameters get their ordinary gradient. A parameter of block i's branch gets the sum over the paths from the loss to
+    it whose number of branches, block i's own included, is allowed; parameters of shortcuts, post-activations and of
+    the stem likewise without an own block. With all lengths allowed the gradients equal the ordinary ones.
+
+    Args:
+        model: the model or its view.
+        lengths: allowed path lengths, such as ``range(5, 18)``.
+        path: instead, one path, as the blocks whose branch it takes.
+
+    Yields:
+        The model.
+
+    Raises:
+        UsageError: lengths or blocks outside the network, none given, or no forward pass inside the block.
+
+    Example:
+        >>> import torch, torchvision, pathlens
+        >>> model = torchvision.models.resnet18()
+        >>> with pathlens.restrict_backward(model, lengths=range(2, 6)):
+        ...     model(torch.randn(2, 3, 64, 64)).sum().backward()
+    """
+    with applied(model, plans.restrict(lengths, path)) as changed:
+        forward = changed.__dict__["forward"]
+        before = forward.calls
+        yield changed
+        if forward.calls == before:
+            raise UsageError("restrict_backward: no forward pass ran inside the with block; call the model inside it")
+
+
+@contextlib.contextmanager
 def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
 
@@ -118,6 +156,9 @@ class _Intervened:
         self._plans: list[Plan] = []
         self._view: ResidualView | None = None
         self._built: dict[tuple[int, tuple[Plan, ...]], tuple[Chain, Segment, list[str]]] = {}
+        self._networks: dict[int, RestrictedNetwork] = {}
+        #: forward passes so far
+        self.calls = 0
 
     def push(self, plan: Plan, view: ResidualView | None) -> None:
         if self._view is not None:
@@ -138,18 +179,41 @@ class _Intervened:
             view = self._view
             active = tuple(plans.check(plan, view) for plan in self._plans)
             chain = view.chain(images)
+        self.calls += 1
+        restrictions = [plan for plan in active if isinstance(plan, Restriction)]
+        run = self._run_restricted if restrictions else self._run_changed
+        results, updates = run(chain, active, images)
+        with torch.no_grad():
+            for name, value in updates.items():
+                self._model.get_buffer(name).copy_(value)
+        computed = iter(results)
+        flat = [next(computed) if isinstance(item, fx.Node) else item for item in chain.trace.outputs]
+        return pytree.tree_unflatten(flat, chain.trace.out_spec)
+
+    def _run_changed(
+        self, chain: Chain, active: tuple[Plan, ...], images: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         key = (id(chain), active)
         if key not in self._built:
             self._built[key] = (chain, *_build(chain, active))
         _, segment, buffers = self._built[key]
         results = list(segment(images))
         split = len(results) - len(buffers)
-        with torch.no_grad():
-            for name, value in zip(buffers, results[split:], strict=True):
-                self._model.get_buffer(name).copy_(value)
-        computed = iter(results[:split])
-        flat = [next(computed) if isinstance(item, fx.Node) else item for item in chain.trace.outputs]
-        return pytree.tree_unflatten(flat, chain.trace.out_spec)
+        return results[:split], dict(zip(buffers, results[split:], strict=True))
+
+    def _run_restricted(
+        self, chain: Chain, active: tuple[Plan, ...], images: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        if len(active) > 1:
+            raise UsageError("restrict_backward cannot be combined with another intervention on the same model")
+        (plan,) = active
+        assert isinstance(plan, Restriction)
+        network = self._networks.get(id(chain))
+        if network is None:
+            network = self._networks[id(chain)] = build_restricted(chain)
+        if plan.path is not None:
+            return network.run(images, Choice(path=frozenset(plan.path)))
+        return network.run(images, Choice(lengths=frozenset(plan.lengths)))
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -195,25 +259,7 @@ def _build(chain: Chain, active: tuple[Plan, ...]) -> tuple[Segment, list[str]]:
             *(Piece(chain.links[i].start, (chain.links[i].end,), swap) for i in order),
             Piece(chain.boundaries[-1], outputs, swap),
         ]
-    pieces, buffers = _with_updates(chain, pieces)
+    pieces, updated = with_updates(trace, chain.discovery.dependent, pieces)
+    buffers = [name for part in updated for name in part]
     ends = [*outputs, *(trace.mutations[name] for name in buffers)]
     return splice(trace, pieces, ends), buffers
-
-
-def _with_updates(chain: Chain, pieces: list[Piece]) -> tuple[list[Piece], list[str]]:
-    """Let each piece return the new batch-norm statistics of what it computes; deleted branches update nothing."""
-    trace, dependent = chain.trace, chain.discovery.dependent
-    pending = dict(trace.mutations)
-    buffers: list[str] = []
-    extended: list[Piece] = []
-    for piece in pieces:
-        reached = reached_nodes(trace, piece)
-        modules = {
-            name.rpartition(".")[0]
-            for name, node in pending.items()
-            if node in dependent and any(operand in reached for operand in node.all_input_nodes)
-        }
-        mine = [name for name in pending if name.rpartition(".")[0] in modules]
-        extended.append(Piece(piece.start, (*piece.ends, *(pending.pop(name) for name in mine)), piece.swap))
-        buffers += mine
-    return extended, buffers

@@ -28,7 +28,7 @@ def path_counts(blocks: int) -> list[int]:
 
 
 def length_range(blocks: int, share: float = 0.95) -> tuple[int, int]:
-    """Shortest interval of lengths, centred on blocks/2, that holds at least ``share`` of all paths.
+    """Shortest interval of lengths that holds at least ``share`` of all paths; around half the number of blocks.
 
     Raises:
         UsageError: ``share`` outside (0, 1].
@@ -47,17 +47,21 @@ def shortest_interval(weights: Sequence[float], share: float = 0.95) -> tuple[in
         First and last index, both included.
 
     Raises:
-        UsageError: no weight at all, a negative one, or a share outside (0, 1].
+        UsageError: no weight at all, one that is negative or not finite, or a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise UsageError(f"share {share} is outside (0, 1]; give 0.95 for 95 %")
-    if not weights or min(weights) < 0 or not any(weights):
+    if not any(weights):
         raise UsageError("an interval over no weight was asked for; give non-negative numbers, not all zero")
+    for index, weight in enumerate(weights):
+        if not 0 <= weight < math.inf:
+            raise UsageError(f"weight {weight} at {index} is no finite non-negative number; nothing can be held of it")
     sums: list[float] = [0]
     for weight in weights:
         sums.append(sums[-1] + weight)
     # integers stay exact: numbers of paths outgrow floats
-    goal = sums[-1] * int(share * 10**9) // 10**9 if all(isinstance(w, int) for w in weights) else sums[-1] * share
+    whole = all(isinstance(weight, int) for weight in weights)
+    goal = -(-sums[-1] * round(share * 10**9) // 10**9) if whole else sums[-1] * share
     for width in range(1, len(weights) + 1):
         held = [(sums[first + width] - sums[first], -first) for first in range(len(weights) - width + 1)]
         most, first = max(held)
@@ -86,23 +90,24 @@ class EffectivePaths:
     blocks_per_batch: int
 
 
-def effective_paths(contributions: Sequence[float], share: float = 0.95) -> EffectivePaths:
+def effective_paths(contributions: Sequence[float], share: float = 0.95, blocks: int | None = None) -> EffectivePaths:
     """The effective range of path lengths.
 
     Args:
-        contributions: of each length 0..n.
+        contributions: of each length 0..n, or of the shortest ones where the rest is negligible.
         share: of the contribution that the range must hold.
+        blocks: n, where ``contributions`` ends before it.
 
     Raises:
-        UsageError: no contribution at all, or a share outside (0, 1].
+        UsageError: no contribution at all, one that is negative or not finite, or a share outside (0, 1].
     """
     first, last = shortest_interval(contributions, share)
-    blocks = len(contributions) - 1
+    blocks = len(contributions) - 1 if blocks is None else blocks
     counts = path_counts(blocks)
     return EffectivePaths(
         first=first,
         last=last,
-        share_of_contribution=math.fsum(contributions[first : last + 1]) / math.fsum(contributions),
+        share_of_contribution=sum(contributions[first : last + 1]) / sum(contributions),
         share_of_paths=sum(counts[first : last + 1]) / 2**blocks,
         blocks_per_batch=max(1, min(blocks, first + last)) if blocks else 0,
     )

@@ -44,7 +44,20 @@ class Reordering:
     order: tuple[int, ...]
 
 
-Plan = Deletion | SkipDeletion | Reordering
+@dataclass(frozen=True)
+class Restriction:
+    """Let the gradient go back through some paths alone; the forward pass stays whole.
+
+    Attributes:
+        lengths: allowed path lengths, sorted; empty when ``path`` is given.
+        path: blocks whose branch the one allowed path takes, or None.
+    """
+
+    lengths: tuple[int, ...] = ()
+    path: tuple[int, ...] | None = None
+
+
+Plan = Deletion | SkipDeletion | Reordering | Restriction
 
 
 def delete(blocks: int | Iterable[int]) -> Deletion:
@@ -77,6 +90,25 @@ def reorder(order: Sequence[int]) -> Reordering:
     return Reordering(order)
 
 
+def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | None = None) -> Restriction:
+    """Plan to restrict the backward pass to path lengths, or to one path.
+
+    Raises:
+        UsageError: both or neither given, no length, or a length below 0.
+    """
+    if (lengths is None) == (path is None):
+        raise UsageError("give either path lengths or one path to restrict the backward pass to")
+    if path is not None:
+        return Restriction(path=_indices(path))
+    assert lengths is not None
+    items = _indices({lengths} if isinstance(lengths, int) else set(lengths))
+    if not items or items[0] < 0:
+        raise UsageError(
+            f"path lengths must be 0 or more and at least one; found {_shortened(items) if items else 'none'}"
+        )
+    return Restriction(lengths=items)
+
+
 def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:
     items = [blocks] if isinstance(blocks, (int, np.integer)) else list(blocks)
     for item in items:
@@ -104,6 +136,8 @@ def check(plan: Plan, view: ResidualView) -> Plan:
     if isinstance(plan, Reordering):
         _check_order(plan, view)
         return plan
+    if isinstance(plan, Restriction):
+        return _checked_restriction(plan, count)
     for block in plan.blocks:
         if not -count <= block < count:
             raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
@@ -116,6 +150,15 @@ def check(plan: Plan, view: ResidualView) -> Plan:
                 raise UsageError(f"block {block} ({view[block].name}) is a plain layer and has no shortcut to delete")
         return SkipDeletion(blocks)
     return Deletion(blocks)
+
+
+def _checked_restriction(plan: Restriction, count: int) -> Restriction:
+    if plan.lengths and plan.lengths[-1] > count:
+        raise UsageError(f"path length {plan.lengths[-1]} is outside 0..{count}: the network has {count} blocks")
+    for block in plan.path or ():
+        if not -count <= block < count:
+            raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
+    return Restriction(plan.lengths, None if plan.path is None else tuple(sorted({b % count for b in plan.path})))
 
 
 def _check_order(plan: Reordering, view: ResidualView) -> None:

@@ -6,6 +6,8 @@ The name of the file is a hash of all that the numbers depend on, so another com
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ from typing import Any
 from pathlens.errors import RunError
 from pathlens.tables import disk_error
 
-Values = list[list[float]]
+Values = Any
 
 
 def key_of(facts: dict[str, Any]) -> str:
@@ -35,10 +37,17 @@ def code_version() -> str:
     return digest.hexdigest()[:24]
 
 
-def default_folder() -> Path:
-    """Where journals lie when no run folder is given: ``$XDG_CACHE_HOME/pathlens`` or ``~/.cache/pathlens``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pathlens" / "journal"
+def default_folder() -> Path | None:
+    """Where journals lie when no run folder is given: ``$XDG_CACHE_HOME/pathlens`` or ``~/.cache/pathlens``.
+
+    Returns:
+        The folder, or None where it cannot be written to.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "pathlens" / "journal"
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    usable = folder.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return folder if usable else None
 
 
 class Journal:
@@ -63,11 +72,19 @@ class Journal:
             self._file = open(path, "ab")  # noqa: SIM115 - held open for the whole sweep
         except OSError as error:
             raise disk_error(error, path) from error
-        _lock(self._file.fileno(), path)
         self._path = path
+        _lock(self._file.fileno(), path)
+        if self._file.tell():
+            # so that a line which the kill cut off does not take the next one with it
+            self._write(b"\n")
         self.done: dict[int, Values] = {}
         for part in sorted(folder.glob(f"{key}.*.jsonl")):
             self.done.update(_read(part))
+
+    @property
+    def key(self) -> str:
+        """The hash that names the journal."""
+        return self._key
 
     def add(self, batch: int, values: Values) -> None:
         """Append a finished batch; on the disk when this returns.
@@ -76,18 +93,28 @@ class Journal:
             ResourceError: the disk is full; what was finished before is kept.
         """
         self.done[batch] = values
-        line = json.dumps({"batch": batch, "values": values}) + "\n"
+        self._write(json.dumps({"batch": batch, "values": values}).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
         try:
-            self._file.write(line.encode())
+            self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise disk_error(error, self._path) from error
 
     def close(self) -> None:
-        """Release the journal and keep what it holds."""
-        if not self._file.closed:
+        """Release the journal and keep what it holds; one that holds nothing is removed, with its folder."""
+        if self._file.closed:
+            return
+        with contextlib.suppress(OSError):
+            if not os.fstat(self._file.fileno()).st_size:
+                self._path.unlink(missing_ok=True)
+        # what a full disk has left in the buffer cannot be written and was reported
+        with contextlib.suppress(OSError):
             self._file.close()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
     def finish(self) -> None:
         """Remove this process's part, because the table is made."""
@@ -99,6 +126,8 @@ class Journal:
         self.finish()
         for part in self._folder.glob(f"{self._key}.*.jsonl"):
             part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -109,6 +138,8 @@ def _lock(handle: int, path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks: likewise
         raise RunError(
             f"the same sweep is running already (journal {path}); wait for it or give another --out"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 from pathlens import measure, plans
 from pathlens.analyses import journal as journals
 from pathlens.analyses import processes, rows
+from pathlens.analyses.memory import memory_named
 from pathlens.analyses.precision import precision
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
@@ -35,7 +37,7 @@ def delete_blocks(
     model: nn.Module | ResidualView,
     data: Data,
     *,
-    blocks: Iterable[int] | None = None,
+    blocks: int | Iterable[int] | None = None,
     count: int | Iterable[int] | None = None,
     samples: int = 10,
     **options: Any,
@@ -67,7 +69,7 @@ def delete_skips(
     model: nn.Module | ResidualView,
     data: Data,
     *,
-    blocks: Iterable[int] | None = None,
+    blocks: int | Iterable[int] | None = None,
     count: int | Iterable[int] | None = None,
     samples: int = 10,
     **options: Any,
@@ -107,7 +109,7 @@ def reorder_blocks(
     view, options = _view_of(model, data, options)
     sizes = _sizes(swaps, "swaps")
     _check_samples(samples)
-    rng = np.random.default_rng(options.get("seed", 0))
+    rng = _generator(options)
     labels = [(0, 0)] + [(size, sample) for size in sizes for sample in range(samples)]
     tried = [plans.random_swaps(view, size, rng) for size, _ in labels]
     result, facts = run_plans("reorder-blocks", view, tried, data, **options)
@@ -126,7 +128,7 @@ def _lesions(
     verb: str,
     model: nn.Module | ResidualView,
     data: Data,
-    blocks: Iterable[int] | None,
+    blocks: int | Iterable[int] | None,
     count: int | Iterable[int] | None,
     samples: int,
     options: dict[str, Any],
@@ -138,15 +140,15 @@ def _lesions(
     tried: list[Any] = [plans.delete([])]
     sizes: tuple[int, ...] = ()
     if count is None:
-        chosen = range(len(view)) if blocks is None else sorted({view[block].index for block in blocks})
-        tried += [plans.check(make([block]), view) for block in chosen]
+        chosen = range(len(view)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
+        tried += sorted({plans.check(make([block]), view) for block in chosen}, key=lambda plan: plan.blocks)
         labels += [None] * (len(tried) - 1)
     else:
         if blocks is not None:
             raise UsageError("give either single blocks or counts of random ones, not both")
         _check_samples(samples)
         sizes = _sizes(count, "count")
-        rng = np.random.default_rng(options.get("seed", 0))
+        rng = _generator(options)
         for size in sizes:
             tried += [plans.check(draw(view, size, rng), view) for _ in range(samples)]
             labels += list(range(samples))
@@ -210,19 +212,17 @@ def run_plans(
         RunError: the same sweep is running already.
     """
     began = time.monotonic()
-    where = _device_of(view, device)
     group = processes.current()
-    with precision(dtype) as kind:
-        network = Inference(view, where, kind, fast)
-        source = make_source(data, batch_size, mean, std, where)
-        key = _key(verb, view, tried, source, dtype, where, fast, facts)
-        kept = journals.Journal(Path(journal), key, group.rank) if journal is not None and source.fingerprint else None
-        try:
-            result = sweep(network, tried, source, group, kept, progress)
-        finally:
-            if kept:
-                kept.close()
-    result.counts[0].require_finite("the intact network")
+    kept = None
+    with precision(dtype) as kind, contextlib.ExitStack() as stack:
+        with group.agreed(), memory_named(batch_size):
+            where = device_of(view.model, device)
+            network = Inference(view, where, kind, fast)
+            source = make_source(data, batch_size, mean, std, where)
+            if journal is not None and source.fingerprint:
+                key = _key(verb, network, tried, source, dtype, facts)
+                kept = stack.enter_context(contextlib.closing(journals.Journal(Path(journal), key, group.rank)))
+        result = sweep(network, tried, source, group, kept, progress)
     if kept and group.leads:
         kept.clear()
     found = {
@@ -233,7 +233,7 @@ def run_plans(
         **(facts or {}),
         "seed": seed,
         "dtype": dtype,
-        "device": _device_name(where),
+        "device": device_name(where),
         "processes": group.world,
         "networks_evaluated": len(tried),
         "largest_relative_logit_difference": _finite(result.largest_logit_difference),
@@ -278,40 +278,48 @@ def view_of(model: nn.Module, example: torch.Tensor) -> ResidualView:
             module.training = mode
 
 
-def _device_of(view: ResidualView, device: str | torch.device | None) -> torch.device:
+def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device of a name; where the model is for None.
+
+    Raises:
+        UsageError: no such device here.
+    """
     if device is None:
-        return next((parameter.device for parameter in view.model.parameters()), torch.device("cpu"))
-    return device if isinstance(device, torch.device) else processes.pick_device(device)
+        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return processes.pick_device(str(device))
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device with the GPU's name."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _key(
     verb: str,
-    view: ResidualView,
+    network: Inference,
     tried: Sequence[Plan],
     source: Source,
     dtype: str,
-    device: torch.device,
-    fast: bool,
     facts: dict[str, Any] | None,
 ) -> str:
     from pathlens.models import state_sha256
 
+    # the traced operations and every tensor in them, because a user's own code may change while its weights do not
+    trace = network.chain.trace
+    names = tuple(trace.tensors)
     return journals.key_of(
         {
             "verb": verb,
             "code": journals.code_version(),
             "torch": torch.__version__,
-            "model": state_sha256(view.model),
-            "network": [repr(block) for block in view],
+            "operations": str(trace.graph),
+            "tensors": state_sha256(dict(zip(names, trace.fetch(names), strict=True))),
+            "blocks": [repr(block) for block in network.view],
             "data": source.fingerprint,
             "plans": [repr(plan) for plan in tried],
             "dtype": dtype,
-            "device": device.type,
-            "fast": fast,
+            "device": device_name(network.device),
+            "fast": network.fast,
             "spec": (facts or {}).get("model"),
         }
     )
@@ -319,6 +327,13 @@ def _key(
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _generator(options: dict[str, Any]) -> np.random.Generator:
+    seed = options.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"a seed must be a whole number of 0 or more; found {seed}")
+    return np.random.default_rng(seed)
 
 
 def _sizes(value: int | Iterable[int], what: str) -> tuple[int, ...]:

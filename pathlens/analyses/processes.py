@@ -1,15 +1,30 @@
-"""One process or many: which batches are this process's, and how results come together."""
+"""One process or many: how they find each other, and how results and failures come together."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from pathlens.errors import PathlensError, RunError, UsageError
+
 T = TypeVar("T")
+
+#: one process may wait this long for another that has more to do; those that died are noticed at once
+_PATIENCE = timedelta(days=7)
+
+_agreements = itertools.count()
+
+
+class _OtherFailed(Exception):  # noqa: N818 - never seen outside of this module
+    """Leaves the body of :meth:`Processes.agreed` in a process that is well itself."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,59 @@ class Processes:
         return self.rank == 0
 
     def gather(self, part: T) -> list[T]:
-        """Everybody's part, on every process."""
+        """Everybody's part, on every process.
+
+        Raises:
+            RunError: another process has ended.
+        """
         if self.world == 1:
             return [part]
         parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part)
+        try:
+            dist.all_gather_object(parts, part)
+        except RuntimeError as error:
+            raise RunError(
+                "another process ended before the work was done; see what it said, and give the same command again"
+            ) from error
         return parts
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[Callable[[], None]]:
+        """All processes raise what one of them raises in the body, so that none waits for one that is gone.
+
+        The body must not communicate by itself.
+
+        Yields:
+            A function to call now and then in a long body, which leaves it where another process has failed already.
+
+        Raises:
+            PathlensError: of the first process that failed; it says which one where not all did.
+            RunError: another process has ended without saying why.
+        """
+        if self.world == 1:
+            yield lambda: None
+            return
+        store = dist.distributed_c10d._get_default_store()
+        mark = f"pathlens/failed/{next(_agreements)}"
+
+        def look() -> None:
+            if store.check([mark]):
+                raise _OtherFailed
+
+        mine: BaseException | None = None
+        try:
+            yield look
+        except _OtherFailed:
+            pass
+        except (PathlensError, MemoryError) as error:
+            mine = error
+            store.set(mark, "1")
+        errors = self.gather(None if mine is None else (type(mine), str(mine)))
+        failed = [(rank, error) for rank, error in enumerate(errors) if error is not None]
+        if failed:
+            rank, (kind, message) = failed[0]
+            where = "" if len(failed) == self.world else f" (in process {rank} of {self.world})"
+            raise kind(message + where) from mine
 
 
 def current() -> Processes:
@@ -40,20 +102,30 @@ def current() -> Processes:
     return Processes()
 
 
-def join(device: torch.device) -> Processes:
-    """Join the group that torchrun announces in the environment, if it does and nobody joined before."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        # results are Python objects of a few kilobytes, which gloo carries on every machine
-        dist.init_process_group("gloo")
-    return current()
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Be in the group that torchrun announces in the environment, if it does, for the length of the body.
 
+    A group that was joined before is used and not left.
 
-def leave() -> None:
-    """Leave the group that :func:`join` joined."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    Raises:
+        RunError: the processes do not find each other.
+    """
+    mine = False
+    try:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not dist.is_initialized():
+            # results are Python objects of a few kilobytes, which gloo carries on every machine
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+            mine = True
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the processes do not find each other: {' '.join(str(error).split())[:200]}; start them with torchrun"
+        ) from error
+    try:
+        yield current()
+    finally:
+        if mine:
+            dist.destroy_process_group()
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -62,8 +134,6 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: no such device here.
     """
-    from pathlens.errors import UsageError
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

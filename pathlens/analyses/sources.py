@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
+from pathlens.analyses import processes
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
 
@@ -19,6 +21,7 @@ class Source:
     """Numbered batches of (images, labels), the same at every pass.
 
     Attributes:
+        batch_size: images in a batch, or None where the batches were made by the caller.
         count: number of batches, or None where an iterable does not tell.
         facts: what provenance says of the data.
         fingerprint: hash that a resumed sweep compares; empty where the data cannot be hashed, so that nothing is
@@ -26,7 +29,7 @@ class Source:
     """
 
     data: ImageData | Iterable[Any]
-    batch_size: int
+    batch_size: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     device: torch.device
@@ -41,6 +44,7 @@ class Source:
             DataError: an image that cannot be decoded, or something that is no pair of images and labels.
         """
         if isinstance(self.data, ImageData):
+            assert self.batch_size is not None
             for index in range(self.count or 0) if wanted is None else sorted(wanted):
                 batch = self.data.batch(index, self.batch_size, mean=self.mean, std=self.std, device=self.device)
                 yield index, batch.images, batch.labels
@@ -50,9 +54,10 @@ class Source:
             if chosen is None or index in chosen:
                 if not (isinstance(item, (tuple, list)) and len(item) >= 2 and isinstance(item[0], Tensor)):
                     raise DataError(
-                        f"batch {index} is no pair (images, labels) of tensors; found {type(item).__name__}"
+                        f"batch {index} is no pair (images, labels) of tensors; found {_kind(item)}; "
+                        "give batches as a DataLoader makes them"
                     )
-                yield index, item[0], torch.as_tensor(item[1])
+                yield index, item[0], _labels(item[1], index)
 
     def first(self) -> Tensor:
         """The first batch of images.
@@ -103,6 +108,24 @@ def make_source(
             "data must be an opened data set, a list of (images, labels) batches or a DataLoader; found "
             f"{type(data).__name__}"
         )
+    if processes.current().world > 1 and isinstance(getattr(data, "sampler", None), RandomSampler):
+        raise UsageError("a DataLoader that shuffles cannot be shared between processes; give shuffle=False")
     length = len(data) if isinstance(data, Sized) else None
     facts = {"data": f"batches from {type(data).__name__}", "normalisation": "as given by the batches"}
-    return Source(data, batch_size, None, None, device, length, facts, "")
+    return Source(data, None, None, None, device, length, facts, "")
+
+
+def _labels(given: object, batch: int) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the labels of batch {batch} are {_kind(given)}, which is no tensor of class indices; "
+            "give one integer per image"
+        ) from error
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {', '.join(type(part).__name__ for part in item[:4]) or 'nothing'}"
+    return f"a {type(item).__name__}"

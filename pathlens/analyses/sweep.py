@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.journal import Journal
+from pathlens.analyses.memory import memory_named, ran_out
 from pathlens.analyses.processes import Processes
 from pathlens.analyses.sources import Source
-from pathlens.errors import ModelError, NumericsError, PathlensError, ResourceError
+from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
 from pathlens.measure import ClassificationCounts, count_values
-from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference
 
 Step = tuple[str, int]
@@ -42,6 +43,8 @@ def steps_of(plan: Plan, blocks: int) -> tuple[Step, ...]:
     """What runs at each position of the chain under a plan."""
     if isinstance(plan, Reordering):
         return tuple(("run", block) for block in plan.order)
+    if isinstance(plan, Restriction):
+        raise UsageError("a restricted backward pass changes no forward pass, so there is no error to measure")
     what = {Deletion: "bypass", SkipDeletion: "no_skip"}[type(plan)]
     lost = set(plan.blocks)
     return tuple((what if block in lost else "run", block) for block in range(blocks))
@@ -83,7 +86,7 @@ def sweep(
 
     Args:
         network: the prepared network.
-        plans: what to evaluate.
+        plans: what to evaluate; the first one is the intact network.
         source: the images.
         processes: this process takes every world-th batch; results are the same for any number of processes.
         journal: finished batches are read from it and added to it.
@@ -92,39 +95,53 @@ def sweep(
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
         ResourceError: a batch does not fit in memory.
-        DataError: labels outside the classes.
+        DataError: labels outside the classes, or images that do not fit the network.
+        RunError: another process has ended.
     """
-    done = dict(journal.done) if journal else {}
+    done: dict[int, Any] = {}
+    for part in processes.gather(dict(journal.done) if journal else {}):
+        done.update(part)
     resumed = len(done)
-    with torch.inference_mode(), _memory_named(source):
+    total = source.count
+    mine = None if total is None else [b for b in range(total) if b not in done][processes.rank :: processes.world]
+    found: dict[int, Any] = {}
+    with processes.agreed() as look, torch.inference_mode(), memory_named(source.batch_size):
         difference = check_agreement(network, source.first())
-        total = source.count
-        mine = (
-            None
-            if total is None
-            else [b for b in range(total) if b not in done and b % processes.world == processes.rank]
-        )
-        already = 0 if total is None or mine is None else len(range(processes.rank, total, processes.world)) - len(mine)
-        if progress and total is not None:
-            progress(already, len(range(processes.rank, total, processes.world)))
-        found: dict[int, Any] = {}
         for batch, images, labels in source.batches(mine):
             if mine is None and batch % processes.world != processes.rank:
                 continue
-            targets = labels.to(network.device)
-            values: list[Tensor | None] = [None] * len(plans)
-            for index, logits in evaluate(network, plans, images):
-                values[index] = count_values(logits, targets)
-            found[batch] = torch.stack([value for value in values if value is not None]).tolist()
+            look()
+            if progress:
+                progress(resumed + len(found), resumed + len(found) + 1 if mine is None else resumed + len(mine))
+            found[batch] = _count(network, plans, batch, images, labels)
             if journal:
                 journal.add(batch, found[batch])
-            already += 1
-            if progress:
-                expected = already if total is None else len(range(processes.rank, total, processes.world))
-                progress(already, expected)
+        if progress:
+            progress(resumed + len(found), resumed + len(found))
     for part in processes.gather(found):
         done.update(part)
     return SweepResult(_add_up(done, len(plans)), difference, resumed)
+
+
+def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
+    """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
+    _check_shape(network, images, batch)
+    targets = labels.to(network.device)
+    values: list[Tensor | None] = [None] * len(plans)
+    for index, logits in evaluate(network, plans, images):
+        values[index] = count_values(logits, targets)
+    found: list[list[float]] = torch.stack([value for value in values if value is not None]).tolist()
+    ClassificationCounts.from_values(found[0]).require_finite("the intact network")
+    return found
+
+
+def _check_shape(network: Inference, images: Tensor, batch: int) -> None:
+    wanted, found = network.view.input_shape, tuple(images.shape[1:])
+    if found != wanted:
+        raise DataError(
+            f"batch {batch} has images of shape {found} and the network was traced with {wanted}; "
+            "give images of one shape"
+        )
 
 
 def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
@@ -144,21 +161,24 @@ def check_agreement(network: Inference, images: Tensor) -> float:
         NumericsError: more than rounding in float32 or float64.
     """
     model = network.view.model
+    _check_shape(network, images, 0)
     images = images[:_CHECKED_IMAGES]
     own = next((parameter for parameter in model.parameters()), images)
     chain = network.chain
-    reference_input = images.to(own.device)
+    # a copy, because a model may work on its input in place
+    reference_input = images.to(own.device, copy=True)
     if reference_input.is_floating_point():
         reference_input = reference_input.to(own.dtype)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         output = model(reference_input)
-    except RuntimeError as error:
-        if isinstance(error, (torch.OutOfMemoryError, PathlensError)):
+    except Exception as error:  # foreign code may raise anything
+        if isinstance(error, PathlensError) or ran_out(error):
             raise
         raise ModelError(
-            f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {_one_line(error)}"
+            f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
+            f"{_one_line(error)}; run it alone to see where"
         ) from error
     finally:
         for module, mode in modes:
@@ -185,22 +205,3 @@ def check_agreement(network: Inference, images: Tensor) -> float:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
-
-
-class _memory_named:  # noqa: N801 - used as a function
-    """Say what to do when a batch does not fit in memory."""
-
-    def __init__(self, source: Source) -> None:
-        self._size = source.batch_size
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-        )
-        if short:
-            raise ResourceError(
-                f"a batch of {self._size} images does not fit in memory; give a smaller --batch-size"
-            ) from error

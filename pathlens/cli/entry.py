@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pathlens import __version__
-from pathlens.cli import lesions, structure
+from pathlens.cli import gradients, lesions, structure
 from pathlens.errors import PathlensError, ResourceError
 
 INTERRUPTED = 130
@@ -18,7 +18,6 @@ _BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="pathlens",
-    help="Ensemble and path analysis of trained residual networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,10 +45,11 @@ def _root(
     """
 
 
-app.command("blocks")(structure.blocks)
-app.command("delete-blocks")(lesions.delete_blocks)
-app.command("delete-skips")(lesions.delete_skips)
-app.command("reorder-blocks")(lesions.reorder_blocks)
+app.command("blocks", short_help="List the residual blocks of a network.")(structure.blocks)
+app.command("delete-blocks", short_help="Error with blocks deleted, one by one or in sets.")(lesions.delete_blocks)
+app.command("delete-skips", short_help="Error with shortcuts deleted: the control.")(lesions.delete_skips)
+app.command("reorder-blocks", short_help="Error with the blocks in other orders.")(lesions.reorder_blocks)
+app.command("path-gradients", short_help="Gradient norms by path length.")(gradients.path_gradients)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error (see :mod:`pathlens.errors`).
     """
     try:
-        result: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        result: Any = app(args=given, prog_name="pathlens", standalone_mode=False)
         sys.stdout.flush()
     except PathlensError as error:
         return _fail(error, error.exit_code)
@@ -77,7 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         # errors of the argument parser know their exit code and message; anything else is a bug and keeps its traceback
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _fail(error.format_message() or "no command was given; see pathlens --help", error.exit_code)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message(), file=sys.stderr)
+                return error.exit_code
+            where = getattr(getattr(error, "ctx", None), "command_path", "pathlens")
+            message = error.format_message().replace("Value error, ", "")
+            stop = "" if message.endswith((".", "?")) else "."
+            return _fail(f"{message}{stop} See {where} --help", error.exit_code)
         if type(error).__name__ == "Abort":
             return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
         raise
@@ -86,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: object, code: int) -> int:
     line = " ".join(str(error).split())
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"pathlens: error: {line}", file=sys.stderr)
-    elif code in (6, 7, 8):
-        # other failures are the same on every process and are said once
-        print(f"pathlens: error in process {os.environ['RANK']}: {line}", file=sys.stderr)
+    # of many processes all end with the same error, and the first one says it
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+        print(f"pathlens: error: {line}", file=sys.stderr, flush=True)
     return code

@@ -10,7 +10,7 @@ import typer
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
-from pathlens.cli.setting import Common, finish, setting
+from pathlens.cli.setting import Common, finish, foreign_output, setting
 
 if TYPE_CHECKING:
     from pathlens.figures import Figure
@@ -120,7 +120,7 @@ def _run(verb: str, common: Common, arguments: dict[str, Any], figure: str) -> N
         from pathlens import analyses
 
         call: Callable[..., Table] = getattr(analyses, verb.replace("-", "_"))
-        with progress_bar(verb, current.group.leads and not common.quiet) as progress:
+        with progress_bar(verb, current.shows_progress, current.notes) as progress, foreign_output():
             table = call(current.view, current.data, **arguments, **current.options(progress))
 
         def draw(made: Table) -> Figure:

@@ -66,10 +66,10 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Which split to read.", rich_help_panel=_DATA)]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images.", rich_help_panel=_DATA)]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.", rich_help_panel=_DATA)]
 ImageSize = Annotated[
     int | None,
-    typer.Option(metavar="PIXELS", help="Resize and crop images to this size.", rich_help_panel=_DATA),
+    typer.Option(min=1, metavar="PIXELS", help="Resize and crop images to this size.", rich_help_panel=_DATA),
 ]
 Mean = Annotated[
     str | None,

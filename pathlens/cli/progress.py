@@ -1,20 +1,53 @@
-"""Progress on stderr with the time left."""
+"""Progress on stderr with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Report = Callable[[int, int], None]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
 
 @contextlib.contextmanager
-def progress_bar(what: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A function to call with (done, total); None where nothing is to be shown."""
+def progress_bar(what: str, shown: bool, notes: Sequence[str] = ()) -> Iterator[Report | None]:
+    """A function to call with (done, total); None where nothing is to be shown.
+
+    Notes are printed when the work begins, so that of a command that cannot begin nothing but the error is seen.
+    """
     if not shown:
         yield None
         return
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        begun: list[Report] = []
+
+        def report(done: int, total: int) -> None:
+            if not begun:
+                for note in notes:
+                    print(f"pathlens: {note}", file=sys.stderr, flush=True)
+                begun.append(stack.enter_context(_bar(what, console) if console.is_terminal else _lines(what)))
+            begun[0](done, total)
+
+        yield report
+
+
+@contextlib.contextmanager
+def waiting(what: str, shown: bool) -> Iterator[None]:
+    """Say on a terminal what is waited for, and take it away afterwards."""
+    console = Console(stderr=True)
+    with console.status(f"pathlens: {what}") if shown and console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _bar(what: str, console: Console) -> Iterator[Report]:
     with Progress(
         TextColumn("pathlens: {task.description}"),
         BarColumn(),
@@ -22,8 +55,35 @@ def progress_bar(what: str, shown: bool) -> Iterator[Callable[[int, int], None] 
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     ) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _lines(what: str) -> Iterator[Report]:
+    began = said = time.monotonic()
+    first: int | None = None
+    last = (0, 0)
+
+    def report(done: int, total: int) -> None:
+        nonlocal said, first, last
+        now = time.monotonic()
+        first = done if first is None else first
+        last = done, total
+        if now - said >= _SECONDS_BETWEEN_LINES and first < done < total:
+            said = now
+            left = (now - began) / (done - first) * (total - done)
+            print(f"pathlens: {what}: {done} of {total}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+    yield report
+    took = _clock(time.monotonic() - began)
+    print(f"pathlens: {what}: {last[0]} of {last[1]} in {took}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

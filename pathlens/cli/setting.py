@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.cli.options import Device, Dtype, parse_channels
-from pathlens.errors import DataError, ResourceError, UsageError
+from pathlens.cli.progress import waiting
+from pathlens.errors import DataError, PathlensError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +73,23 @@ class Setting:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def journal(self) -> Path:
-        """Where finished batches are kept."""
+    def journal(self) -> Path | None:
+        """Where finished batches are kept; None where there is no place for them."""
         from pathlens.analyses.journal import default_folder
 
         return self.common.out / ".journal" if self.common.out else default_folder()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results should know of the network."""
+        untrained = () if self.loaded.trained else (f"weights are {self.loaded.weights}",)
+        lost = () if self.journal else ("no cache folder can be written: if this is killed, it starts anew; see --out",)
+        return (*self.loaded.notes, *self.view.notes, *untrained, *lost)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process says anything on stderr."""
+        return self.group.leads and not self.common.quiet
 
     def options(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         """Keyword arguments for a verb of :mod:`pathlens.analyses`."""
@@ -100,33 +114,33 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
     Raises:
         PathlensError: whatever is wrong with the options, the network, the weights, the data or the run folder.
     """
+    import torch
+
     from pathlens.analyses import processes, view_of
+    from pathlens.analyses.memory import memory_named
+    from pathlens.report import check_run_folder
 
     mean, std = parse_channels(common.mean, "mean"), parse_channels(common.std, "std")
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
-    device = processes.pick_device(common.device.value)
     with contextlib.ExitStack() as stack:
-        group = processes.join(device)
-        stack.callback(processes.leave)
-        if common.out is not None and group.leads:
-            from pathlens.report import check_run_folder, lock_run
-
-            stack.enter_context(lock_run(common.out))
-            check_run_folder(common.out, verb)
-        say = _speaker(common, group.leads)
-        say(f"opening {common.model or DEFAULT_MODEL} and {_data_spec(common)}")
-        loaded, data = open_both(common)
-        mean, std, source = _normalisation(mean, std, loaded, data)
-        _check_fit(loaded, data)
-        example = data.batch(0, min(2, data.n), mean=mean, std=std).images
-        with memory_named(common.batch_size):
+        group = stack.enter_context(processes.joined())
+        opening = f"opening {common.model or DEFAULT_MODEL}"
+        with group.agreed(), waiting(opening, group.leads and not common.quiet), memory_named(common.batch_size):
+            device = processes.pick_device(common.device.value)
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            if common.out is not None and group.leads and os.path.exists(common.out):
+                check_run_folder(common.out, verb)
+            loaded, data = open_both(common)
+            mean, std, source = _normalisation(mean, std, loaded, data)
+            _check_fit(loaded, data)
+            example = data.batch(0, min(2, data.n), mean=mean, std=std).images
             loaded.model.to(device)
-            view = view_of(loaded.model, example.to(device))
-        for note in (*loaded.notes, *view.notes):
-            say(note)
-        if not loaded.trained:
-            say(f"weights are {loaded.weights}")
+            with foreign_output():
+                view = view_of(loaded.model, example.to(device))
+            if common.out is not None and group.leads:
+                stack.enter_context(_run_folder(common.out, verb))
         yield Setting(
             verb=verb,
             common=common,
@@ -213,30 +227,45 @@ def _check_fit(loaded: LoadedModel, data: ImageData) -> None:
 
 
 @contextlib.contextmanager
-def memory_named(batch_size: int) -> Iterator[None]:
-    """Turn the many ways in which torch runs out of memory into one."""
-    import torch
+def _run_folder(out: Path, verb: str) -> Iterator[None]:
+    """Hold the run folder; one that was made for nothing is taken away again."""
+    from pathlens.report import check_run_folder, lock_run
 
-    try:
+    new = not os.path.exists(out)
+    with lock_run(out):
+        try:
+            check_run_folder(out, verb)
+            yield
+        except BaseException:
+            if new and os.listdir(out) == [".lock"]:
+                (out / ".lock").unlink()
+                out.rmdir()
+            raise
+
+
+@contextlib.contextmanager
+def foreign_output() -> Iterator[None]:
+    """What a user's own network prints goes to stderr, because stdout is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(
-            f"a batch of {batch_size} images does not fit in memory; give a smaller --batch-size"
-        ) from error
-
-
-def _speaker(common: Common, leads: bool) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        if leads and not common.quiet:
-            print(f"pathlens: {text}", file=sys.stderr, flush=True)
-
-    return say
 
 
 def finish(
-    current: Setting, table: Table, figures: Mapping[str, Callable[[Table], Figure]], arguments: dict[str, Any]
+    current: Setting,
+    table: Table,
+    figures: Mapping[str, Callable[[Table], Figure]],
+    arguments: dict[str, Any],
+    more: Mapping[str, Table] | None = None,
 ) -> None:
-    """Print the table and, where asked for, write the run folder. Only the leading process does either."""
+    """Print the table and, where asked for, write the run folder. Only the leading process does either.
+
+    Args:
+        current: what the verb worked on.
+        table: its main table.
+        figures: stem -> how to draw it, from the main table or, under the stem of one, from a further table.
+        arguments: of the verb itself, for the manifest.
+        more: further tables by stem.
+    """
     if not current.group.leads:
         return
     from dataclasses import replace
@@ -246,6 +275,7 @@ def finish(
     common = current.common
     table = replace(table, provenance=provenance(**table.provenance))
     written: list[Path] = []
+    failure: PathlensError | None = None
     if common.out is not None:
         manifest = {
             **table.provenance,
@@ -253,16 +283,20 @@ def finish(
             "arguments": {**common.spoken(), **arguments},
             "wall_time_seconds": round(time.monotonic() - current.began, 3),
         }
-        drawn = {stem: draw(table) for stem, draw in figures.items()}
-        written = write_run(common.out, {current.verb: table}, drawn, manifest)
-        with contextlib.suppress(OSError):
-            (common.out / ".journal").rmdir()
+        try:
+            tables = {current.verb: table, **(more or {})}
+            drawn = {stem: draw(tables.get(stem, table)) for stem, draw in figures.items()}
+            written = write_run(common.out, tables, drawn, manifest)
+        except PathlensError as error:
+            failure = error  # raised below, because the numbers should not be lost with it
     if common.json:
         print(json.dumps(table.to_json_object(), allow_nan=False))
     else:
         from pathlens.cli.show import show
 
         show(table, current.verb)
+    if failure is not None:
+        raise failure
     if not common.quiet:
         where = (
             f"wrote {len(written)} files to {common.out}" if written else "give --out DIR for CSV, Parquet and figures"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pathlens.cli import options as o
+from pathlens.cli.progress import waiting
+from pathlens.cli.setting import foreign_output
 from pathlens.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def blocks(
     """The residual blocks of a network: module, stage, shortcut, shapes, parameters, multiply-adds of one example."""
     shape = _parse_shape(input_shape)
     if picture is not None and picture.suffix not in (".png", ".pdf"):
-        raise UsageError(f"--picture {picture}: the ending must be .png or .pdf")
+        raise UsageError(f"--picture {picture}: the ending is {picture.suffix or 'none'}; give a .png or .pdf file")
     import torch
 
     from pathlens.analyses import view_of
@@ -54,7 +56,8 @@ def blocks(
     example = loaded.example
     if example is None or shape is not None:
         example = torch.zeros(2, *(shape or loaded.input_shape or _DEFAULT_INPUT))
-    view = view_of(loaded.model, example)
+    with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
+        view = view_of(loaded.model, example)
     facts = provenance(
         verb="blocks",
         model=loaded.spec,
@@ -64,10 +67,10 @@ def blocks(
         notes=[*loaded.notes, *view.notes],
     )
     table = make_table(view.rows(), facts)
+    _write(table, picture, out)
     if not quiet:
         for note in (*loaded.notes, *view.notes):
             print(f"pathlens: {note}", file=sys.stderr)
-    _write(table, picture, out)
     if json:
         print(jsonlib.dumps(table.to_json_object(), allow_nan=False))
     else:
@@ -98,18 +101,21 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
 
 
 def _print(table: Table) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
+    from pathlens.cli.show import Shown, print_columns
 
-    from pathlens.cli.show import make_console
-
-    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in _SHOWN:
-        text = name in ("name", "kind", "post_activation")
-        grid.add_column(name.replace("_", " "), justify="left" if text else "right", no_wrap=True)
-    for row in table.rows:
-        grid.add_row(*(f"{row[n]:,}" if n in ("parameters", "multiply_adds") else str(row[n]) for n in _SHOWN))
-    make_console().print(grid)
+    rows = table.rows
+    print_columns(
+        [
+            Shown(
+                name.replace("_", "\n"),
+                [f"{row[name]:,}" if name in ("parameters", "multiply_adds") else str(row[name]) for row in rows],
+                left=name in ("name", "kind", "post_activation"),
+                folds=name == "name",
+                gives_way={"post_activation": 5, "stage": 4, "in_shape": 3, "kind": 2, "multiply_adds": 1}.get(name, 0),
+            )
+            for name in _SHOWN
+        ]
+    )
 
 
 def _parse_shape(text: str | None) -> tuple[int, ...] | None:

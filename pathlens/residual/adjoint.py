@@ -12,6 +12,7 @@ Both are linearised at the values of the model's own forward pass.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn.grad import conv2d_input
 
 from pathlens.residual import operations as ops
 from pathlens.residual.segments import Segment
+from pathlens.residual.trace import batch_norm_update
 
 aten = torch.ops.aten
 
@@ -114,18 +116,28 @@ def _is_known(node: fx.Node, dependent: set[fx.Node]) -> bool:
     moving = [operand for operand in node.all_input_nodes if operand in dependent]
     target = node.target
     if target in (aten.add.Tensor, aten.sub.Tensor):
-        return not node.kwargs
+        # where an operand is broadcast, its cotangent would have to be summed
+        return not node.kwargs and all(_shape(operand) == _shape(node) for operand in moving)
     if len(moving) != 1 or node.args[0] is not moving[0]:
         return False
+    if target is batch_norm_update or (target is operator.getitem and moving[0].target is batch_norm_update):
+        return bool(target is batch_norm_update or node.args[1] == 0)
     if target is aten.batch_norm.default:
-        return not node.args[5] and node.args[3] is not None
+        return bool(not node.args[5] and node.args[3] is not None)
     if target is aten.mul.Tensor:
         return not isinstance(node.args[1], fx.Node)
     if target is aten.dropout.default:
         return not node.args[2]
-    if target is aten.slice.Tensor and (len(node.args) < 2 or node.args[1] == 0):
+    if target is aten.slice.Tensor and (len(node.args) < 2 or node.args[1] in (0, -len(_shape(node)))):
         return False  # would mix examples
-    return target in _KNOWN or (ops.is_pointwise(node) and target is not aten.prelu.default and len(node.args) == 1)
+    if ops.is_pointwise(node):
+        return len(node.all_input_nodes) == 1 and target is not aten.rrelu.default
+    return target in _KNOWN
+
+
+def _shape(node: fx.Node) -> list[str]:
+    """Sizes of a value; as text, so that comparing symbolic ones adds no guard."""
+    return [str(size) for size in node.meta["val"].shape]
 
 
 #: linear, parameter-free, and the same for every example of a batch
@@ -142,11 +154,11 @@ class StackedAdjoint(Adjoint):
         values: dict[fx.Node, Any] = {self._start: x}
         values.update(zip(tensors, (t.detach() for t in segment.trace.fetch(segment.tensor_names)), strict=True))
         (output,) = [node for node in graph.nodes if node.op == "output"]
-        (self._end,) = output.args[0]  # type: ignore[misc]
+        (self._end,) = output.args[0]
         with torch.no_grad():
             for node in graph.nodes:
                 if node.op == "call_function":
-                    values[node] = node.target(  # type: ignore[operator]
+                    values[node] = node.target(
                         *fx.node.map_arg(node.args, values.__getitem__),
                         **fx.node.map_arg(dict(node.kwargs), values.__getitem__),
                     )
@@ -190,7 +202,8 @@ class _Compiler:
     def _compile(self, node: fx.Node, absorbed: set[fx.Node]) -> list[tuple[fx.Node, Step]]:
         if node.target in (aten.add.Tensor, aten.sub.Tensor):
             signs = (_same, _negated if node.target is aten.sub.Tensor else _same)
-            return [(n, sign) for n, sign in zip(node.args[:2], signs, strict=True) if n in self._dependent]
+            operands: list[Any] = list(node.args[:2])
+            return [(n, sign) for n, sign in zip(operands, signs, strict=True) if n in self._dependent]
         source: Any = node.args[0]
         if node.target is aten.conv2d.default:
             return [(source, self._convolution(node, None))]
@@ -206,6 +219,10 @@ class _Compiler:
                 absorbed.add(source)
                 return [(source.args[0], _factor(slope * _per_channel(self._scale(source), slope)))]
             return [(source, _factor(slope))]
+        if node.target is operator.getitem:
+            return [(source, _same)]
+        if node.target is batch_norm_update:
+            return [(source, self._batch_statistics(node))]
         if node.target is aten.mul.Tensor:
             number: Any = node.args[1]
             return [(source, lambda v, _stack: v * number)]
@@ -228,6 +245,25 @@ class _Compiler:
             kernel = (kernel.double() * scale[:, None, None, None]).to(kernel.dtype)
         shape = tuple(self._values[x].shape[1:])
         return input_gradient(kernel, shape, _pair(stride), _pair(padding), _pair(dilation), groups)
+
+    def _batch_statistics(self, node: fx.Node) -> Step:
+        """Batch norm with the statistics of the batch, differentiated through them (Ioffe and Szegedy 2015)."""
+        given: tuple[Any, ...] = node.args
+        x: Tensor = self._values[given[0]]
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + given[6])
+        normal = (x - mean) * scale
+        if given[1] is not None:
+            scale = scale * _per_channel(self._values[given[1]], x)
+        over = [axis + 1 for axis in axes]
+
+        def step(v: Tensor, stack: int) -> Tensor:
+            v = v.unflatten(0, (stack, -1))
+            back = v - v.mean(over, keepdim=True) - normal * (v * normal).mean(over, keepdim=True)
+            return (back * scale).flatten(0, 1)
+
+        return step
 
     def _rearrangement(self, node: fx.Node, source: fx.Node) -> Step:
         target: Any = node.target

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pathlens.errors import ModelError, NoResidualBlocksError
+from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.residual import operations as ops
 from pathlens.residual.discover import Addition, Discovery, discover
 from pathlens.residual.segments import Segment, cut
@@ -218,8 +218,8 @@ def check_index(index: int, count: int, what: str = "block") -> int:
     """Turn a block index (negative from the end) into 0..count-1.
 
     Raises:
-        ModelError: out of range.
+        UsageError: out of range.
     """
     if not -count <= index < count:
-        raise ModelError(f"{what} {index} does not exist: the network has {count}, numbered 0 to {count - 1}")
+        raise UsageError(f"{what} {index} does not exist: the network has {count}, numbered 0 to {count - 1}")
     return index % count

@@ -169,13 +169,13 @@ def multiply_adds(trace: Trace) -> dict[fx.Node, int]:
             result = super().run_node(n)
             spent = counter.get_total_flops() - before
             if spent:
-                counts[n] = spent // (_FLOPS_PER_MULTIPLY_ADD * _PROBE)
+                counts[n] = spent // (_FLOPS_PER_MULTIPLY_ADD * batch)
             return result
 
     value = trace.value(trace.source)
     batch = trace.static_batch or _PROBE
-    names = [node.name for node in trace.graph.nodes if node.op == "placeholder" and node is not trace.source]
-    tensors = dict(zip(names, trace.fetch(tuple(name for name in names if name in trace.tensors)), strict=False))
+    names = tuple(trace.tensors)
+    tensors = dict(zip(names, trace.fetch(names), strict=True))
     with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         example = torch.empty((batch, *trace.input_shape), dtype=value.dtype, device=value.device)
         inputs = [
@@ -197,6 +197,9 @@ def _names(chain: Chain) -> list[str]:
             continue
         part = _largest_part(chain, link, owner)
         names.append(f"{owner}.{part}".strip(".") if part else owner)
+    # a part that all blocks of a module share tells them not apart
+    spread = {owner: {name for name, own in zip(names, owners, strict=True) if own == owner} for owner in owners}
+    names = [owner if owner and len(spread[owner]) == 1 else name for name, owner in zip(names, owners, strict=True)]
     repeated = Counter(names)
     return [name if repeated[name] == 1 and name else f"{name or 'block'}#{link}" for link, name in enumerate(names)]
 
@@ -227,11 +230,16 @@ def _largest_part(chain: Chain, link: Link, owner: str) -> str:
     """The child module of ``owner`` that holds most of the branch's parameters."""
     depth = len(owner.split(".")) if owner else 0
     sizes: Counter[str] = Counter()
+    paths: list[tuple[str, ...]] = []
     for node in link.addition.branch_nodes:
-        path = module_path(node)
-        if len(path) > depth:
-            sizes[path[depth]] += 1 + count_parameters(chain, (node,))
-    return sizes.most_common(1)[0][0] if sizes else ""
+        path = module_path(node)[depth:]
+        if path:
+            sizes[path[0]] += 1 + count_parameters(chain, (node,))
+            paths.append(path)
+    if not sizes:
+        return ""
+    part = sizes.most_common(1)[0][0]
+    return ".".join(_common([path for path in paths if path[0] == part]))
 
 
 def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:

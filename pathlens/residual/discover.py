@@ -98,6 +98,8 @@ def _sort(
     inside: set[fx.Node] = set()
     for addition in found:
         inside.update(addition.branch_nodes, addition.shortcut_nodes)
+    within = {node.name for node in inside}
+    refused = {name: reason for name, reason in refused.items() if name not in within}
     on_spine = set(spine)
     trunk, nested, off_trunk = [], [], []
     for addition in found:
@@ -194,9 +196,10 @@ class _Finder:
         terms = self._terms(node)
         sides = [self._between(fork, term) for term in terms]
         learned = [any(self._is_learned(item) for item in side) for side in sides]
-        if not any(learned):
+        if not any(learned) or all(ops.is_elementwise(item) for side in sides for item in side):
+            # within an activation, a learned one (PReLU, Snake) included
             return None
-        shortcut, kind, reason = self._choose(fork, terms, sides, learned)
+        shortcut, kind, reason = self._choose(node, fork, terms, sides, learned)
         if shortcut is None:
             self.refused[node.name] = reason
             return None
@@ -227,14 +230,16 @@ class _Finder:
         return inner
 
     def _choose(
-        self, fork: fx.Node, terms: list[fx.Node], sides: list[set[fx.Node]], learned: list[bool]
+        self, node: fx.Node, fork: fx.Node, terms: list[fx.Node], sides: list[set[fx.Node]], learned: list[bool]
     ) -> tuple[int | None, str, str]:
         """Which side is the shortcut, and of which kind."""
         size = [(self._weights(side), len(side)) for side in sides]
         plain = [index for index in range(len(terms)) if not learned[index]]
         if plain:
             best = min(plain, key=lambda index: size[index])
-            return best, self._plain_kind(fork, terms[best], sides[best]), ""
+            kind = self._plain_kind(fork, terms[best], sides[best])
+            factor = node.kwargs.get("alpha", 1) if terms[best] is node.args[1] else 1
+            return best, "scaled" if kind == "identity" and factor != 1 else kind, ""
         for index, term in enumerate(terms):
             if self._is_gated(fork, term):
                 return index, "gated", ""
@@ -245,18 +250,34 @@ class _Finder:
             if self._weights(sides[best]) == 0:
                 return best, "projection", ""
             return None, "", "a sum of linear branches, of which none is a shortcut"
+        resized = not self._same_shape(fork, terms[best])
+        layered = not all(ops.is_elementwise(item) for item in sides[best])
+        if layered and not resized and all(self._is_rescaled(term) for term in terms):
+            return None, "", "a weighted sum of branches, of which none is a shortcut"
         if linear[best] and not all(linear[index] for index in rest):
             return best, "projection", ""
-        if self._weights(sides[best]) <= 1 and all(self._weights(sides[index]) > 1 for index in rest):
+        if resized and self._weights(sides[best]) <= 1 and all(self._weights(sides[index]) > 1 for index in rest):
             return best, "projection", ""
         return None, "", "both sides are nonlinear, so that neither is a shortcut"
+
+    def _is_rescaled(self, term: fx.Node) -> bool:
+        """Whether a term is something times one number, fixed or learned."""
+        if term.target not in ops.SCALINGS:
+            return False
+        factor = next((item for item in reversed(term.args[:2]) if item not in self.dependent), None)
+        if isinstance(factor, fx.Node):
+            value = self.trace.value(factor)
+            return isinstance(value, Tensor) and all(size == 1 for size in value.shape)
+        return factor is not None
+
+    def _same_shape(self, fork: fx.Node, term: fx.Node) -> bool:
+        before, after = self.trace.value(fork).shape, self.trace.value(term).shape
+        return len(before) == len(after) and all(_same_size(m, n) for m, n in zip(before, after, strict=True))
 
     def _plain_kind(self, fork: fx.Node, term: fx.Node, side: set[fx.Node]) -> str:
         if all(item.target in ops.PRESERVING for item in side):
             return "identity"
-        before, after = self.trace.value(fork).shape, self.trace.value(term).shape
-        same = len(before) == len(after) and all(_same_size(m, n) for m, n in zip(before, after, strict=True))
-        return "scaled" if same else "padding"
+        return "scaled" if self._same_shape(fork, term) else "padding"
 
     def _is_gated(self, fork: fx.Node, term: fx.Node) -> bool:
         """Highway networks (Srivastava et al. 2015, equation 2): the input times a learned gate."""

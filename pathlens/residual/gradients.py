@@ -25,7 +25,7 @@ from pathlens.residual.view import ResidualView
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
-_CHUNK = 2**22
+_CHUNK = 2**23
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Linearisation:
         if self.boundary < 0 and not images.is_floating_point():
             raise UsageError("the input is of integers and has no gradient; give --at stem")
         self._images = images
-        chain = view.chain(images)
+        chain = self._chain = view.chain(images)
         self._blocks: dict[int, _BlockAdjoints] = {}
         stem = chain.piece("stem")
         if self.boundary < 0:
@@ -137,7 +137,7 @@ class Linearisation:
         return range(max(0, self.boundary), len(self.view))
 
     def _linearise_block(self, index: int, x: Tensor) -> _BlockAdjoints:
-        chain = self.view.chain()
+        chain = self._chain
         transition = linearise(chain.piece("transition", index), x, self._stacked)
         fork = transition.output
         branch = linearise(chain.piece("branch", index), fork, self._stacked)
@@ -149,7 +149,7 @@ class Linearisation:
         """g_n: gradient of each example's loss at x_n."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            logits = self.view.chain().piece("head")(x)[0]
+            logits = self._chain.piece("head")(x)[0]
             losses = self._loss(logits, self._labels)
             if not bool(losses.isfinite().all()):
                 raise NumericsError(
@@ -168,7 +168,7 @@ class Linearisation:
         """The ordinary gradient by autograd through the model's own operations, shape (N, ...)."""
         with torch.enable_grad():
             start = self._start.detach().requires_grad_()
-            chain = self.view.chain()
+            chain = self._chain
             x = start
             if self.boundary < 0:
                 x = chain.piece("stem")(x)[0]
@@ -191,8 +191,13 @@ class Linearisation:
             signs: factors of each block's B and example, shape (blocks, N): random signs give the second moment.
 
         Raises:
+            UsageError: a negative length, or a tolerance outside [0, 1).
             NumericsError: a gradient that is not finite, with the block at which it first appears.
         """
+        if max_length is not None and max_length < 0:
+            raise UsageError(f"no path has {max_length} blocks; give a longest length of 0 or more")
+        if not 0 <= tolerance < 1:
+            raise UsageError(f"tolerance {tolerance} is outside [0, 1); give the fraction that may be left out")
         stack = self.seed.unsqueeze(0)
         first = 0
         profile = Profile(len(self.view), stack, first)
@@ -207,8 +212,7 @@ class Linearisation:
                 stack, first = _trimmed(stack, first, tolerance)
             yield Profile(index, stack, first)
         if self.boundary < 0:
-            assert self._stem is not None
-            yield Profile(-1, self._chunked(self._stem, stack), first)
+            yield Profile(-1, self._to_input(stack), first)
 
     def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
         """The last of :meth:`profiles`: the gradients at the place asked for."""
@@ -241,7 +245,7 @@ class Linearisation:
             parts = self._blocks[index]
             taken = torch.tensor([index in path for path in paths], device=stack.device)
             through = self._chunked(parts.post, stack)
-            onward = self._new(len(paths), parts.branch, parts.transition)
+            onward = self._new(len(paths), parts.transition)
             for chosen, adjoint in ((taken, parts.branch), (~taken, parts.shortcut)):
                 rows = chosen.nonzero().flatten()
                 if len(rows):
@@ -249,15 +253,20 @@ class Linearisation:
             stack = self._chunked(parts.transition, onward)
             self._check_finite(stack, index)
         if self.boundary < 0:
-            assert self._stem is not None
-            stack = self._chunked(self._stem, stack)
+            stack = self._to_input(stack)
+        return stack
+
+    def _to_input(self, stack: Tensor) -> Tensor:
+        assert self._stem is not None
+        stack = self._chunked(self._stem, stack)
+        self._check_finite(stack, -1)
         return stack
 
     def _back(self, index: int, stack: Tensor, sign: Tensor | None) -> Tensor:
         """One step of the recurrence: from x_{i} to x_{i-1}; one length more."""
         parts = self._blocks[index]
         through = self._chunked(parts.post, stack)
-        longer = self._new(stack.shape[0] + 1, parts.branch, parts.transition)
+        longer = self._new(stack.shape[0] + 1, parts.transition)
         longer[:-1] = self._chunked(parts.shortcut, through)
         longer[-1] = 0
         size = self._chunk_of(through)
@@ -268,7 +277,7 @@ class Linearisation:
             longer[start + 1 : start + 1 + part.shape[0]] += part
         return self._chunked(parts.transition, longer)
 
-    def _new(self, rows: int, like: Adjoint, transition: Adjoint) -> Tensor:
+    def _new(self, rows: int, transition: Adjoint) -> Tensor:
         """An empty stack of cotangents at a fork, channels-last where the activations are."""
         fork = transition.output
         shape = (rows, *fork.shape)
@@ -290,17 +299,16 @@ class Linearisation:
     def _check_finite(self, stack: Tensor, index: int) -> None:
         if bool(stack.sum().isfinite()) or bool(stack.isfinite().all()):
             return
-        where = (
-            "at the output of the last block"
-            if index == len(self.view)
-            else f"at block {index} ({self.view[index].name})"
-        )
+        where = {-1: "in the stem", len(self.view): "at the output of the last block"}.get(index)
+        where = where or f"at block {index} ({self.view[index].name})"
         raise NumericsError(f"the gradient is NaN or infinite, first {where}; check the weights or use --dtype float64")
 
 
 def _trimmed(stack: Tensor, first: int, tolerance: float) -> tuple[Tensor, int]:
     norms = torch.linalg.vector_norm(stack.flatten(1), dim=1, dtype=torch.float64)
     kept = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
+    if not kept:  # a gradient that is zero everywhere
+        return stack, first
     return stack[kept[0] : kept[-1] + 1], first + kept[0]
 
 
@@ -316,6 +324,6 @@ def boundary_of(at: str | int, blocks: int) -> int:
     if text == "stem":
         return 0
     number = text.removeprefix("block:")
-    if not number.isdigit() or int(number) >= blocks:
+    if not number.isdecimal() or int(number) >= blocks:
         raise UsageError(f"at {at!r}: give input, stem or block:I with I from 0 to {blocks - 1}")
     return int(number)

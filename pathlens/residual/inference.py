@@ -36,8 +36,10 @@ class Inference:
         fast: prepare the pieces as the module says. If False they are the model's own operations, which is slower
             and rounds exactly as the model does.
 
+    A piece keeps its own copy of the weights that the model has when the piece is first asked for.
+
     Raises:
-        ModelError: the model's trace contains tensors that cannot be moved to the device.
+        ModelError: the model fixes its batch size.
     """
 
     def __init__(
@@ -58,16 +60,19 @@ class Inference:
         finally:
             for module, mode in modes:
                 module.training = mode
-        if self.device.type != self._chain.trace.value(self._chain.trace.source).device.type and _bakes_devices(
-            self._chain
-        ):
+        trace = self._chain.trace
+        source = trace.value(trace.source)
+        if trace.static_batch is not None or str(source.shape[0]).isdigit():
             raise ModelError(
-                f"{type(view.model).__name__} creates tensors on a fixed device; move the model to {self.device} and "
-                "find its blocks again"
+                f"the trace of {type(view.model).__name__} holds for batches of {source.shape[0]} images alone; "
+                "write its forward without loops over the batch and without sizes as plain numbers"
             )
+        self._own = next((t.dtype for t in view.model.parameters() if t.is_floating_point()), source.dtype)
+        # where the model names its own type or device, as in torch.zeros(..., device=x.device), the engine's is meant
+        self._moved = {self._own: dtype, source.device: self.device}
         self._pieces: dict[tuple[str, int], Call] = {}
         self._shared: dict[str, Tensor] = {}
-        self._image_layout = fast and any(node.target in ops.CONVOLUTIONS for node in self._chain.trace.graph.nodes)
+        self._image_layout = fast and any(node.target in ops.CONVOLUTIONS for node in trace.graph.nodes)
 
     def __len__(self) -> int:
         return len(self._chain.links)
@@ -102,31 +107,30 @@ class Inference:
 
     def _build(self, what: str, index: int) -> Call:
         segment = self._chain.piece(what, index, index + 1 if what == "run" else 0)
-        module = _lower(segment, self._constant, self.device, self.dtype, self.fast)
+        module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.fast)
 
         def call(x: Tensor) -> Tensor:
             return module.forward(x)[0]
 
         return call
 
-    def _constant(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter or buffer in the engine's device and dtype; one copy for all pieces."""
-        found = self._shared.get(name)
+    def _constant(self, tensor: Tensor, name: str | None = None) -> Tensor:
+        """A tensor in the engine's device and dtype; of a parameter or buffer one copy for all pieces."""
+        found = self._shared.get(name) if name else None
         if found is None:
-            found = tensor.detach().to(self.device)
-            if found.is_floating_point():
-                found = found.to(self.dtype)
-            self._shared[name] = found
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            # a copy in any case, for what is shared with the model would follow its changes in some pieces only
+            found = tensor.detach().to(self.device, dtype, copy=True)
+            if name:
+                self._shared[name] = found
         return found
-
-
-def _bakes_devices(chain: Chain) -> bool:
-    return any(isinstance(node.kwargs.get("device"), torch.device) for node in chain.trace.graph.nodes)
 
 
 def _lower(
     segment: Segment,
-    constant: Callable[[str, Tensor], Tensor],
+    constant: Callable[..., Tensor],
+    moved: dict[Any, Any],
+    own: torch.dtype,
     device: torch.device,
     dtype: torch.dtype,
     fast: bool,
@@ -136,63 +140,104 @@ def _lower(
     graph = fx.Graph()
     (start, *tensors) = [node for node in segment.graph_module.graph.nodes if node.op == "placeholder"]
     known: dict[fx.Node, Any] = {}
-    originals = dict(zip(tensors, segment.trace.fetch(segment.tensor_names), strict=True))
-    folded = _foldable(segment.graph_module.graph) if fast else {}
+    # what does not depend on the input is computed in the wider one of the model's type and the engine's
+    wide = torch.promote_types(own, dtype) if own.is_floating_point else own
+    originals = {
+        node: tensor.detach().to(wide) if tensor.dtype == own else tensor.detach()
+        for node, tensor in zip(tensors, segment.trace.fetch(segment.tensor_names), strict=True)
+    }
+    fixed = _fixed(segment.graph_module.graph, set(tensors))
+    folded = _foldable(segment.graph_module.graph, fixed) if fast else {}
+    norms = set(folded.values())
     env: dict[fx.Node, fx.Node] = {start: graph.placeholder(start.name)}
+    env[start].meta = dict(start.meta)
     binder = _Binder(root, graph)
 
     def value_of(node: fx.Node) -> Any:
         """The value of a node that does not depend on the input, computed from the model's own tensors."""
-        return originals[node].detach() if node in originals else known[node]
+        return originals[node] if node in originals else known[node]
 
     def new(node: fx.Node) -> fx.Node:
         if node not in env:
             value = value_of(node)
-            env[node] = binder.bind(node.name, constant(node.name, value)) if isinstance(value, Tensor) else value
+            name = node.name if node in originals else None
+            env[node] = binder.bind(node.name, constant(value, name)) if isinstance(value, Tensor) else value
         return env[node]
 
-    fixed = set(tensors)
+    def here(item: Any) -> Any:
+        return moved.get(item, item) if isinstance(item, (torch.dtype, torch.device)) else item
+
+    def there(item: Any) -> Any:
+        return wide if isinstance(item, torch.dtype) and item == own else item
+
     for node in segment.graph_module.graph.nodes:
         if node.op == "output":
             graph.output(fx.node.map_arg(node.args[0], new))
-        elif node.op == "call_function":
-            if _is_fixed(node, fixed):
-                fixed.add(node)
-                with torch.no_grad():
-                    known[node] = node.target(
-                        *fx.node.map_arg(node.args, value_of), **fx.node.map_arg(dict(node.kwargs), value_of)
-                    )
-            elif node in folded.values():
-                continue
-            elif node in folded:
-                norm = folded[node]
-                weight, bias = _fold(node, norm, value_of)
-                args = _conv_args(node)
-                made = graph.call_function(
-                    aten.conv2d.default,
-                    (
-                        new(args[0]),
-                        binder.bind(f"{node.name}_folded_weight", _cast(weight, device, dtype)),
-                        binder.bind(f"{node.name}_folded_bias", _cast(bias, device, dtype)),
-                        *args[3:],
-                    ),
-                )
-                env[norm] = made
-            else:
-                env[node] = graph.node_copy(node, new)
+        elif node.op != "call_function" or node in norms:
+            continue
+        elif node in fixed:
+            with torch.no_grad():
+                given = fx.node.map_aggregate((node.args, dict(node.kwargs)), there)
+                args, kwargs = fx.node.map_arg(given, value_of)
+                known[node] = node.target(*args, **kwargs)
+        elif node in folded:
+            norm = folded[node]
+            weight, bias = _fold(node, norm, value_of)
+            given = _conv_args(node)
+            made = graph.call_function(
+                aten.conv2d.default,
+                (
+                    new(given[0]),
+                    binder.bind(f"{node.name}_folded_weight", _cast(weight, device, dtype)),
+                    binder.bind(f"{node.name}_folded_bias", _cast(bias, device, dtype)),
+                    *given[3:],
+                ),
+            )
+            made.meta = dict(norm.meta)
+            env[norm] = made
+        else:
+            copied = env[node] = graph.node_copy(node, new)
+            typed = {"dtype": node.meta["val"].dtype} if _names_no_type(node) else {}
+            copied.args = fx.node.map_aggregate(copied.args, here)
+            copied.kwargs = fx.node.map_aggregate({**copied.kwargs, **typed}, here)
     module = fx.GraphModule(root, graph, class_name="Piece")
     if fast and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         fuse_onednn(module)
     module.graph.eliminate_dead_code()
     module.recompile()
+    _drop_unused(module)
     return module
 
 
-def _is_fixed(node: fx.Node, fixed: set[fx.Node]) -> bool:
-    """Whether a node depends on constants alone and is no random draw."""
-    inputs = node.all_input_nodes
-    tags = getattr(node.target, "tags", ())
-    return bool(inputs) and all(i in fixed for i in inputs) and torch.Tag.nondeterministic_seeded not in tags
+def _fixed(graph: fx.Graph, tensors: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that depend on constants alone and are no random draws."""
+    fixed = set(tensors)
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        tags = getattr(node.target, "tags", ())
+        if (
+            node.op == "call_function"
+            and inputs
+            and all(i in fixed for i in inputs)
+            and torch.Tag.nondeterministic_seeded not in tags
+        ):
+            fixed.add(node)
+    return fixed
+
+
+def _names_no_type(node: fx.Node) -> bool:
+    """Whether a node makes a tensor from nothing, such as zeros, and leaves its type to torch's default."""
+    schema = getattr(node.target, "_schema", None)
+    takes = schema is not None and any(argument.name == "dtype" for argument in schema.arguments)
+    from_tensors = any(isinstance(i.meta.get("val"), Tensor) for i in node.all_input_nodes)
+    return takes and not from_tensors and node.kwargs.get("dtype") is None and "val" in node.meta
+
+
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Let go of the weights that were packed, which would take the memory twice."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers() if name not in used]:
+        delattr(module, name)
 
 
 class _Binder:
@@ -211,14 +256,16 @@ def _conv_args(node: fx.Node) -> tuple[Any, ...]:
     return (*node.args, *_CONV_DEFAULTS[len(node.args) :])
 
 
-def _foldable(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Convolutions of which a batch norm in eval mode is the only user -> that batch norm."""
+def _foldable(graph: fx.Graph, fixed: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Convolutions with constant weights of which a batch norm in eval mode is the only user -> that batch norm."""
     pairs: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.target is not aten.batch_norm.default or node.args[5] or node.args[3] is None:
             continue
         conv = node.args[0]
-        if isinstance(conv, fx.Node) and conv.target is aten.conv2d.default and len(conv.users) == 1:
+        if not isinstance(conv, fx.Node) or conv.target is not aten.conv2d.default or len(conv.users) != 1:
+            continue
+        if conv not in fixed and all(i in fixed for i in (*conv.all_input_nodes[1:], *node.all_input_nodes[1:])):
             pairs[conv] = node
     return pairs
 
@@ -294,12 +341,19 @@ def _fusion(conv: fx.Node, order: dict[fx.Node, int], taken: set[fx.Node]) -> _F
     if user is not None and user.target is aten.add.Tensor and not user.kwargs and user not in taken:
         other = user.args[1] if user.args[0] is last else user.args[0]
         # of two convolutions that meet in an addition the later one takes it in
-        if isinstance(other, fx.Node) and other is not last and order.get(other, -1) < order[last]:
+        earlier = isinstance(other, fx.Node) and other is not last and order.get(other, -1) < order[last]
+        if earlier and _shape(last) == _shape(other) == _shape(user):
             add, last = user, user
     user = _only_user(last)
     if user is not None and user.target is aten.relu.default:
         relu = user
     return _Fusion(conv, add, relu)
+
+
+def _shape(node: Any) -> tuple[str, ...] | None:
+    """The shape as the exporter saw it; the oneDNN call does not broadcast."""
+    value = node.meta.get("val")
+    return tuple(map(str, value.shape)) if isinstance(value, Tensor) else (str(node),)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -327,6 +381,7 @@ def _emit(module: fx.GraphModule, fusion: _Fusion) -> None:
                 torch.ops.mkldnn._convolution_pointwise.binary,
                 (x, other, attribute, bias, *pair, groups, "add", 1.0, relu if fusion.relu else None, [], None),
             )
+    made.meta = dict(fusion.last.meta)
     fusion.last.replace_all_uses_with(made)
     for node in (fusion.relu, fusion.add, fusion.conv):
         if node is not None:

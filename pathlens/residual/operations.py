@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pathlens.residual.trace import batch_norm_update
+from pathlens.residual.simplify import batch_norm_update
 
 aten = torch.ops.aten
 
@@ -65,7 +65,8 @@ ACTIVATIONS = _overloads(
     "clamp_min", "threshold", "logsigmoid", "softsign",
 )  # fmt: skip
 
-_SCALINGS = _overloads("mul", "div")
+#: products with a factor, if only one operand depends on the input
+SCALINGS = _overloads("mul", "div")
 ADDITIONS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _AFFINE_SHIFTS = _overloads("add", "sub", "rsub")
 
@@ -83,14 +84,19 @@ def is_linear(node: fx.Node, dependent: set[fx.Node]) -> bool:
     moving = [operand for operand in node.all_input_nodes if operand in dependent]
     if target in _AFFINE_SHIFTS:
         return True
-    if target in WEIGHTED or target in _SCALINGS:
-        return len(moving) == 1 and not (target in _SCALINGS and node.args[1] in dependent and "div" in str(target))
+    if target in WEIGHTED or target in SCALINGS:
+        return len(moving) == 1 and not (target in SCALINGS and node.args[1] in dependent and "div" in str(target))
     return False
 
 
 def is_pointwise(node: fx.Node) -> bool:
     """Whether a node is an element-wise activation."""
     return node.target in ACTIVATIONS and "softmax" not in str(node.target)
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether each element of the result comes from the same element of the operands."""
+    return node.target in PRESERVING or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def is_rearranging(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from pathlens.errors import ModelError
+from pathlens.residual.simplify import statistics_after_both
 from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
@@ -129,10 +130,53 @@ class _Reached:
     sizes: list[fx.Node]
 
 
-def reached_nodes(trace: Trace, piece: Piece) -> set[fx.Node]:
-    """All nodes that a piece computes or is given."""
-    found = _reach(trace, piece)
-    return {*found.inner, *found.tensors}
+def with_updates(trace: Trace, dependent: set[fx.Node], pieces: Sequence[Piece]) -> tuple[list[Piece], list[list[str]]]:
+    """Let each piece also return the new batch-norm statistics of what it computes; what is cut out updates nothing.
+
+    Args:
+        trace: the graph.
+        dependent: its nodes that depend on the input.
+        pieces: in the order in which they run.
+
+    Returns:
+        The pieces with more ends, and for each the buffers that those are for.
+    """
+    pending = dict(trace.mutations)
+    buffers: list[list[str]] = []
+    extended: list[Piece] = []
+    for piece in pieces:
+        found = _reach(trace, piece)
+        reached = {*found.inner, *found.tensors}
+        modules = {
+            name.rpartition(".")[0]
+            for name, node in pending.items()
+            if node in reached or (node in dependent and _happens(node, reached))
+        }
+        mine = [name for name in pending if name.rpartition(".")[0] in modules]
+        swap = {**piece.swap, **_skipped_updates(trace, reached)} if len(pieces) == 1 else piece.swap
+        extended.append(Piece(piece.start, (*piece.ends, *(pending.pop(name) for name in mine)), swap))
+        buffers.append(mine)
+    return extended, buffers
+
+
+def _happens(update: fx.Node, reached: set[fx.Node]) -> bool:
+    """Whether a batch norm whose statistics this is, is among the nodes that run."""
+    if update.target is statistics_after_both:
+        return any(_happens(part, reached) for part in update.all_input_nodes[:2])
+    return any(operand in reached for operand in update.all_input_nodes)
+
+
+def _skipped_updates(trace: Trace, reached: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Where a batch norm runs several times and some of the runs are cut out: the update by the others alone."""
+    swap: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        if node.target is statistics_after_both:
+            earlier, later = node.all_input_nodes[:2]
+            if not _happens(later, reached):
+                swap[node] = earlier
+            elif not _happens(earlier, reached):
+                swap[node] = later
+    return swap
 
 
 def _reach(trace: Trace, piece: Piece) -> _Reached:

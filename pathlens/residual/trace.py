@@ -8,9 +8,9 @@ parameters by name only, so it always computes with the tensors that the module 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import logging
-import operator
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,8 +23,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError
+from pathlens.residual.simplify import batch_norm_update, simplify
 
-aten = torch.ops.aten
+__all__ = ["Trace", "batch_norm_update", "trace"]
 
 _MAX_BATCH_PROBE = 2
 
@@ -81,17 +82,20 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     """
     if example.dim() < 1 or example.shape[0] < 1:
         raise ModelError(f"example input of shape {tuple(example.shape)} has no batch; give one of shape (N, ...)")
-    if example.shape[0] < _MAX_BATCH_PROBE:
-        example = example.repeat(_MAX_BATCH_PROBE, *([1] * (example.dim() - 1)))
-    program = _export(model, example)
-    return _canonical(model, program)
+    single = example.shape[0] < _MAX_BATCH_PROBE
+    probe = example.repeat(_MAX_BATCH_PROBE, *([1] * (example.dim() - 1))) if single else example
+    traced = _canonical(model, _export(model, probe))
+    if single and traced.static_batch is not None:
+        # the module fixes the batch size whatever it is, so take the one that was asked for
+        traced = _canonical(model, _export(model, example))
+    return traced
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     name = type(model).__name__
     try:
-        with _quiet(), _no_fused_attention_layers(), torch.enable_grad():
-            program = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        with _quiet(), _no_fused_attention_layers(), _attributes_kept(model), torch.enable_grad():
+            program = export(model, (example,), dynamic_shapes=_dynamic_batch(model), strict=False)
             return program.run_decompositions({})
     except PathlensError:
         raise
@@ -106,15 +110,42 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
+def _dynamic_batch(model: nn.Module) -> tuple[Any, ...]:
+    """The first dimension of the first argument may vary."""
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    batch = {0: Dim.AUTO}
+    return ((batch,),) if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL else (batch,)
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass stores on its modules (features, counters): while tracing it holds no real tensors."""
+    saved: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        attributes = dict(module.__dict__)
+        saved.append((module.__dict__, attributes))
+        saved += [(value, value.copy()) for value in attributes.values() if isinstance(value, (list, dict))]
+    try:
+        yield
+    finally:
+        for value, before in saved:
+            if isinstance(value, list):
+                value[:] = before
+            elif list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
+                value.clear()
+                value.update(before)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's advice (static dimensions, pytree registrations) is about exporting, not about the study."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    """What the exporter prints (advice, failed graphs) is about exporting; errors come out as one line instead."""
+    names = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
@@ -154,7 +185,7 @@ def _canonical(model: nn.Module, program: torch.export.ExportedProgram) -> Trace
             raise ModelError(
                 f"{type(model).__name__} takes an input of kind {spec.kind.name}; wrap it in a module of one tensor"
             )
-    _simplify(graph)
+    simplify(graph)
     (output,) = [node for node in graph.nodes if node.op == "output"]
     flat = output.args[0]
     mutations: dict[str, fx.Node] = {}
@@ -171,7 +202,8 @@ def _canonical(model: nn.Module, program: torch.export.ExportedProgram) -> Trace
     if source is None or main is None:
         raise ModelError(f"{type(model).__name__} does not turn its input tensor into an output tensor")
     shape = source.meta["val"].shape
-    static = None if isinstance(shape[0], torch.SymInt) else int(shape[0])
+    # a size that was fixed while tracing may still be dressed as a symbol
+    static = shape[0].node.maybe_as_int() if isinstance(shape[0], torch.SymInt) else int(shape[0])
     return Trace(
         graph=graph,
         source=source,
@@ -193,128 +225,3 @@ def _lookup(model: nn.Module, kind: str, target: Any) -> Callable[[], Tensor]:
     owner = model.get_submodule(owner_name)
     # ``getattr`` at call time: a parameter that the user replaces between calls is the one that is used.
     return lambda: getattr(owner, leaf)
-
-
-def batch_norm_update(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm with batch statistics: the output, and the updated running mean and variance as new tensors."""
-    mean, variance = mean.detach().clone(), variance.detach().clone()
-    out = torch.batch_norm(x, weight, bias, mean, variance, True, momentum, eps, torch.backends.cudnn.enabled)
-    return out, mean, variance
-
-
-def _simplify(graph: fx.Graph) -> None:
-    """Undo what functionalisation spelled out, so that operations with fast kernels and gradients stay whole."""
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is aten._native_batch_norm_legit_no_training.default:
-            _collapse_batch_norm_eval(graph, node)
-        elif node.target is aten._native_batch_norm_legit_functional.default:
-            x, weight, bias, mean, variance, _training, momentum, eps = node.args
-            node.target = batch_norm_update
-            node.args = (x, weight, bias, mean, variance, momentum, eps)
-            for user in list(node.users):
-                position = user.args[1]
-                # saved mean and inverse deviation (1, 2) are for the backward pass alone
-                if position >= 3:
-                    user.args = (node, position - 2)
-        elif node.target is aten.native_dropout.default:
-            _collapse_first(graph, node, aten.dropout.default)
-        elif node.target is aten.view.default:
-            # a view fails on channels-last activations, where a reshape does what the author meant
-            node.target = aten.reshape.default
-        elif node.target is aten.add.Tensor and node.args[1] == 0 and isinstance(node.args[0], fx.Node):
-            # the zero that Python's sum() starts from
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif node.target is aten.addcmul.default:
-            _split_addcmul(graph, node)
-        elif node.target in (aten.slice.Tensor, aten.slice_scatter.default):
-            _collapse_slice(graph, node)
-    graph.lint()
-
-
-def _collapse_batch_norm_eval(graph: fx.Graph, node: fx.Node) -> None:
-    x, weight, bias, mean, variance, momentum, eps = node.args
-    with graph.inserting_before(node):
-        whole = graph.call_function(
-            aten.batch_norm.default,
-            (x, weight, bias, mean, variance, False, momentum, eps, torch.backends.cudnn.enabled),
-        )
-    _replace_first(graph, node, whole)
-
-
-def _collapse_first(graph: fx.Graph, node: fx.Node, target: Any) -> None:
-    with graph.inserting_before(node):
-        whole = graph.call_function(target, node.args)
-    _replace_first(graph, node, whole)
-
-
-def _replace_first(graph: fx.Graph, node: fx.Node, whole: fx.Node) -> None:
-    """Replace a tuple-valued node, of which only the first element is used, by a tensor-valued one."""
-    whole.meta = dict(node.meta)
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        whole.meta["val"] = value[0]
-    for user in list(node.users):
-        if user.target is operator.getitem and user.args[1] == 0:
-            user.replace_all_uses_with(whole)
-        if not user.users:
-            graph.erase_node(user)
-    if not node.users:
-        graph.erase_node(node)
-
-
-def _split_addcmul(graph: fx.Graph, node: fx.Node) -> None:
-    """``x + value * a * b`` as an addition, which is what a layer-scaled residual block is."""
-    x, a, b = node.args
-    value = node.kwargs.get("value", 1)
-    with graph.inserting_before(node):
-        product = graph.call_function(aten.mul.Tensor, (a, b))
-        if value != 1:
-            product.meta = dict(node.meta)
-            product = graph.call_function(aten.mul.Tensor, (product, value))
-        total = graph.call_function(aten.add.Tensor, (x, product))
-    product.meta = dict(node.meta)
-    total.meta = dict(node.meta)
-    node.replace_all_uses_with(total)
-    graph.erase_node(node)
-
-
-def _collapse_slice(graph: fx.Graph, node: fx.Node) -> None:
-    """Drop slices of everything, and read what was just written: how ``out[:, :c] += x`` looks when functional."""
-    given = 1 if node.target is aten.slice.Tensor else 2
-    base, window = node.args[0], _window(node, given)
-    assert isinstance(base, fx.Node)
-    same: object = None
-    if _is_whole(base, window):
-        same = node.args[given - 1]
-    elif given == 1 and base.target is aten.slice_scatter.default and _window(base, 2) == window:
-        same = base.args[1]
-    if isinstance(same, fx.Node):
-        node.replace_all_uses_with(same)
-        graph.erase_node(node)
-
-
-def _window(node: fx.Node, skip: int) -> tuple[Any, ...]:
-    given = list(node.args[skip:]) + [None] * 4
-    dim, start, end, step = (node.kwargs.get(name, given[i]) for i, name in enumerate(("dim", "start", "end", "step")))
-    return (dim or 0, start or 0, end, step or 1)
-
-
-def _is_whole(base: fx.Node, window: tuple[Any, ...]) -> bool:
-    dim, start, end, step = window
-    if start != 0 or step != 1:
-        return False
-    if end is None or (isinstance(end, int) and end == sys.maxsize):
-        return True
-    size = base.meta["val"].shape[dim]
-    return isinstance(end, int) and isinstance(size, int) and end >= size

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import Chain, build_chain, check_index
@@ -14,7 +14,7 @@ from pathlens.residual.describe import Block, describe, shape_of
 from pathlens.residual.plain import build_layers
 from pathlens.residual.trace import Trace, trace
 
-Mode = tuple[tuple[bool, ...], str, torch.dtype, tuple[int, ...], int | None]
+Mode = tuple[tuple[tuple[int, bool], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
 
 
 class ResidualView:
@@ -36,7 +36,10 @@ class ResidualView:
 
     def __init__(self, model: nn.Module, example: Tensor, arrange: Callable[[Trace, str], Chain] = build_chain) -> None:
         self._model = model
-        self._example = _as_tensor(example)
+        example = _as_tensor(example)
+        #: shape, type and device of an input; the values do not matter and are not kept
+        self._example = torch.zeros((), dtype=example.dtype, device=example.device).expand(example.shape)
+        self._follows = example.dtype == self._parameter().dtype
         self._arrange = arrange
         self._chains: dict[Mode, Chain] = {}
         self._blocks = describe(self.chain(self._example))
@@ -101,12 +104,11 @@ class ResidualView:
         Raises:
             ModelError: the model cannot be traced in this mode, or shows another number of blocks in it.
         """
-        like = self._example if images is None else images
+        like = self._like() if images is None else images
         key = self._mode(like, None)
         found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[0]))
         if found is None:
-            device = next((t.device for t in self._model.parameters()), like.device)
-            traced = trace(self._model, like.detach().to(device))
+            traced = trace(self._model, like.detach().to(self._parameter().device).contiguous())
             found = self._arrange(traced, type(self._model).__name__)
             if self._chains and len(found.links) != len(self._blocks):
                 raise ModelError(
@@ -117,9 +119,27 @@ class ResidualView:
         return found
 
     def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
-        flags = tuple(module.training for module in self._model.modules())
-        first = next(self._model.parameters(), like)
-        return flags, str(first.device), first.dtype, tuple(like.shape[1:]), static_batch
+        modules = tuple((id(module), module.training) for module in self._model.modules())
+        first = self._parameter()
+        return modules, str(first.device), first.dtype, like.dtype, tuple(like.shape[1:]), static_batch
+
+    def _parameter(self) -> Tensor:
+        """The first parameter, which tells the type and device of the model."""
+        return next(self._model.parameters(), self._example)
+
+    def _like(self, batch: int | None = None) -> Tensor:
+        """An input like the example, of the type that the model has now."""
+        like = self._example if batch is None else self._example[:1].expand(batch, *self._example.shape[1:])
+        return like.to(self._parameter().dtype) if self._follows else like
+
+    def _chain_for(self, x: Tensor, boundary: Callable[[Chain], fx.Node]) -> Chain:
+        """The chain that takes ``x`` at a boundary: of another batch size, where the network fixes the batch size."""
+        chain = self.chain()
+        static = chain.trace.static_batch
+        if static is None or x.dim() == 0:
+            return chain
+        folded = int(chain.trace.value(boundary(chain)).shape[0])
+        return self.chain(self._like(x.shape[0] * static // folded))
 
     def stem(self, images: Tensor) -> Tensor:
         """x_0 for a batch of inputs, shape (N, ...).
@@ -131,7 +151,7 @@ class ResidualView:
 
     def head(self, x: Tensor) -> Tensor:
         """The network's (first) output from x_n."""
-        return self.chain().piece("head")(x)[0]
+        return self._chain_for(x, lambda chain: chain.boundaries[-1]).piece("head")(x)[0]
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """x_stop from x_start: blocks ``start`` to ``stop - 1``, as the model itself computes them.
@@ -150,7 +170,7 @@ class ResidualView:
             raise UsageError(
                 f"run from {start} to {stop}: boundaries of this network are 0 to {count}, start not after stop"
             )
-        chain = self.chain()
+        chain = self._chain_for(x, lambda chain: chain.boundaries[start])
         self._check(x, shape_of(chain.trace, chain.boundaries[start]), f"x_{start}")
         if start == stop:
             return x
@@ -181,7 +201,10 @@ class ResidualView:
         return self._piece("no_skip", index, x)
 
     def _piece(self, what: str, index: int, x: Tensor) -> Tensor:
-        return self.chain().piece(what, check_index(index, len(self)))(x)[0]
+        index = check_index(index, len(self))
+        start = {"bypass": "start", "no_skip": "start", "transition": "start", "post": "total"}.get(what, "fork")
+        chain = self._chain_for(x, lambda chain: getattr(chain.links[index], start))
+        return chain.piece(what, index)(x)[0]
 
     def _check(self, x: Tensor, shape: tuple[int, ...], what: str) -> None:
         if tuple(x.shape[1:]) != shape:

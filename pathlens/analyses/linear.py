@@ -1,0 +1,159 @@
+"""A network and data opened for gradients: device, dtype, mode, and the linearisation at each batch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathlens.analyses.journal import code_version
+from pathlens.analyses.lesions import Data, device_name, device_of, view_of
+from pathlens.analyses.precision import precision
+from pathlens.analyses.sources import Source, make_source
+from pathlens.errors import UsageError
+from pathlens.models import state_sha256
+from pathlens.residual import ResidualView
+from pathlens.residual.gradients import Linearisation, Loss
+
+
+@dataclass
+class Opened:
+    """What the gradient analyses work on."""
+
+    view: ResidualView
+    source: Source
+    device: torch.device
+    dtype: torch.dtype
+    stacked: bool
+    journal: Path | None
+    facts: dict[str, Any]
+    batches: int
+    images: int
+
+    def linearise(self, batch: int, at: str, loss: Loss) -> tuple[Linearisation, int]:
+        """The network linearised at a batch, and the number of examples in it."""
+        ((_, images, labels),) = self.source.batches([batch])
+        images = images.to(self.device)
+        if images.is_floating_point():
+            images = images.to(self.dtype)
+        labels = labels.to(self.device)
+        linear = Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked)
+        return linear, len(images)
+
+    def facts_for_key(self, verb: str, request: Any) -> dict[str, Any]:
+        """Everything that results depend on."""
+        return {
+            "verb": verb,
+            "code": code_version(),
+            "torch": torch.__version__,
+            "model": state_sha256(self.view.model),
+            "network": [repr(block) for block in self.view],
+            "data": self.source.fingerprint,
+            "mode": self.facts["mode"],
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "stacked": self.stacked,
+            "request": repr(request),
+        }
+
+
+@contextlib.contextmanager
+def opened(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    batch_size: int,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    mode: str = "eval",
+    stacked: bool = True,
+    journal: str | Path | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Iterator[Opened]:
+    """Open a network and data for gradients; the model is afterwards as it was.
+
+    Args:
+        model: the network or its view.
+        data: an opened data set, or batches of (images, labels).
+        batch_size: examples at a time.
+        device: where to compute (default: where the model is); elsewhere a copy of the model is used.
+        dtype: what to compute with (default: the model's type); in another type a copy of the model is used.
+        mean: per-channel mean for normalisation.
+        std: per-channel standard deviation.
+        mode: ``eval``, or ``train`` for batch norms with the statistics of the batch, differentiated through them.
+        stacked: carry many gradients through convolutional blocks at once.
+        journal: folder for finished units.
+        facts: what provenance should also say.
+
+    Raises:
+        UsageError: an unknown mode or type.
+        DataError: no images.
+    """
+    if mode not in ("eval", "train"):
+        raise UsageError(f"mode {mode!r} is unknown; give eval or train")
+    module = model.model if isinstance(model, ResidualView) else model
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
+    own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    where = device_of(module, device)
+    name = dtype or str(own.dtype).removeprefix("torch.")
+    with precision(name) as kind:
+        source = make_source(data, batch_size, mean, std, where)
+        view = model if isinstance(model, ResidualView) else None
+        if own.dtype != kind or own.device != where:
+            module = copy.deepcopy(module).to(device=where, dtype=kind)
+            view = None
+        if view is None:
+            view = view_of(module, source.first())
+        count = source.count if source.count is not None else sum(1 for _ in source.batches())
+        images = source.facts.get("images") or sum(len(batch) for _, batch, _ in source.batches())
+        modes = [(part, part.training) for part in module.modules()]
+        wanted = [p.requires_grad for p in module.parameters()]
+        module.train(mode == "train")
+        # gradients of the longest paths sink below the normal numbers, where processors are many times slower
+        torch.set_flush_denormal(True)
+        try:
+            with _frozen(module):
+                yield Opened(
+                    view=view,
+                    source=source,
+                    device=where,
+                    dtype=kind,
+                    stacked=stacked,
+                    journal=Path(journal) if journal is not None and source.fingerprint else None,
+                    facts={
+                        "network": type(module).__name__,
+                        "blocks": len(view),
+                        **source.facts,
+                        **(facts or {}),
+                        "mode": mode,
+                        "dtype": name,
+                        "device": device_name(where),
+                        "batch_size": batch_size,
+                        "notes": list(view.notes) + list((facts or {}).get("notes", ())),
+                    },
+                    batches=count,
+                    images=images,
+                )
+        finally:
+            torch.set_flush_denormal(False)
+            for part, training in modes:
+                part.training = training
+            for parameter, needed in zip(module.parameters(), wanted, strict=True):
+                parameter.requires_grad_(needed)
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients at activations need none of the parameters."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    yield

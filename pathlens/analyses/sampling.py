@@ -1,0 +1,126 @@
+"""Random paths of each length, drawn until their mean norm is known well enough or the budget is spent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from pathlens.paths import all_paths, sample_paths
+
+_STEP = 4
+_FEWEST = 8
+_RESAMPLES = 999
+
+
+@dataclass(frozen=True)
+class Round:
+    """The paths of one round: fresh ones of each open length for every batch."""
+
+    number: int
+    batches: int
+    blocks: int
+    seed: int
+    lengths: tuple[int, ...]
+
+    @property
+    def units(self) -> range:
+        """Numbers of this round's units, one for each batch; no other round has them."""
+        return range(self.number * self.batches, (self.number + 1) * self.batches)
+
+    def batch_of(self, unit: int) -> int:
+        """The batch of a unit."""
+        return unit % self.batches
+
+    def paths_for(self, unit: int) -> dict[int, list[tuple[int, ...]]]:
+        """Paths of each length for a unit; all of them where they are few."""
+        drawn = {}
+        for length in self.lengths:
+            if math.comb(self.blocks, length) <= _STEP:
+                drawn[length] = all_paths(self.blocks, length)
+            else:
+                rng = np.random.default_rng([self.seed, 2, unit, length])
+                drawn[length] = sample_paths(self.blocks, length, _STEP, rng)
+        return drawn
+
+
+@dataclass
+class Sampler:
+    """Decides which lengths need more paths.
+
+    Attributes:
+        norms: length -> norms of single paths for single examples.
+        means: length -> for each path and batch, the mean over its examples; the unit of the bootstrap.
+        intervals: length -> 95 % bootstrap interval of the mean, or None where nothing varies.
+        stopped: length -> ``interval``, ``budget`` or ``all paths``.
+    """
+
+    blocks: int
+    longest: int
+    rel_error: float
+    max_samples: int
+    seed: int
+    norms: dict[int, list[float]] = field(default_factory=dict)
+    means: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    intervals: dict[int, tuple[float, float]] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    _rounds: int = 0
+
+    @property
+    def open_lengths(self) -> tuple[int, ...]:
+        """Lengths that need more paths."""
+        return tuple(length for length in range(self.longest + 1) if length not in self.stopped)
+
+    def next_round(self, batches: int) -> Round:
+        """Fresh paths of every open length for every batch."""
+        self._rounds += 1
+        return Round(self._rounds - 1, batches, self.blocks, self.seed, self.open_lengths)
+
+    def take(self, step: Round, results: dict[int, Any]) -> None:
+        """Add a round's norms, and stop the lengths that need no more."""
+        for length in step.lengths:
+            for unit in sorted(results):
+                for path in results[unit][str(length)]:
+                    self.norms.setdefault(length, []).extend(path)
+                    self.means.setdefault(length, []).append((math.fsum(path) / len(path), len(path)))
+            self._judge(length, step)
+
+    def _judge(self, length: int, step: Round) -> None:
+        every = math.comb(self.blocks, length) <= _STEP
+        low, high = self.intervals[length] = self._interval(length)
+        mean = self.mean(length)
+        taken = len(self.means[length])
+        if every:
+            self.stopped[length] = "all paths"
+        elif taken >= _FEWEST and (high - low) / 2 <= self.rel_error * mean:
+            self.stopped[length] = "interval"
+        elif (self._rounds * _STEP) >= self.max_samples:
+            self.stopped[length] = "budget"
+
+    def mean(self, length: int) -> float:
+        """Mean over paths and examples."""
+        return math.fsum(self.norms[length]) / len(self.norms[length])
+
+    def _interval(self, length: int) -> tuple[float, float]:
+        """95 % bootstrap interval (percentile) of the mean, resampling paths with their batches."""
+        values = np.array([mean for mean, _ in self.means[length]])
+        weights = np.array([count for _, count in self.means[length]], dtype=float)
+        if len(values) < 2 or np.ptp(values) == 0:
+            return self.mean(length), self.mean(length)
+
+        def weighted(v: Any, w: Any, axis: int = -1) -> Any:
+            return (v * w).sum(axis=axis) / w.sum(axis=axis)
+
+        found = bootstrap(
+            (values, weights),
+            weighted,
+            paired=True,
+            vectorized=True,
+            n_resamples=_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng([self.seed, 3, length, len(values)]),
+        )
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,0 +1,136 @@
+"""``pathlens path-gradients`` on the command line."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathlens.cli import options as o
+from pathlens.cli.progress import progress_bar
+from pathlens.cli.setting import Common, finish, foreign_output, setting
+
+if TYPE_CHECKING:
+    from pathlens.figures import Figure
+    from pathlens.tables import Table
+
+_IMAGES = 128
+_BATCH = 32
+
+
+class Method(StrEnum):
+    """How the gradient is resolved by path length."""
+
+    exact = "exact"
+    sampled = "sampled"
+    signed = "signed"
+    all = "all"
+
+
+class Mode(StrEnum):
+    """The mode that the network is differentiated in."""
+
+    eval = "eval"
+    train = "train"
+
+
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        "--method", help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all."
+    ),
+]
+At = Annotated[str, typer.Option(metavar="PLACE", help="Where the gradient is taken: input, stem or block:I.")]
+MaxLength = Annotated[int | None, typer.Option(min=0, metavar="L", help="Leave longer paths out.")]
+Tolerance = Annotated[
+    float,
+    typer.Option(metavar="X", help="Leave lengths out that are below this fraction of the largest, block by block."),
+]
+RelError = Annotated[
+    float, typer.Option(metavar="X", help="Sample until half the 95 % interval is this fraction of the mean.")
+]
+MaxSamples = Annotated[int, typer.Option(min=1, help="Paths of a length for each batch at most.")]
+Draws = Annotated[int, typer.Option(min=1, help="Random sign vectors for each example.")]
+Share = Annotated[float, typer.Option(metavar="X", help="What the effective range holds of the contribution.")]
+Lattice = Annotated[bool, typer.Option("--lattice", help="With --out, also the norm at every block and length.")]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="train: batch norms with the statistics of the batch.")]
+Limit = Annotated[int, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds the memory.")]
+
+
+def path_gradients(
+    method: MethodOption = Method.all,
+    at: At = "input",
+    max_length: MaxLength = None,
+    tolerance: Tolerance = 0.0,
+    rel_error: RelError = 0.1,
+    max_samples: MaxSamples = 64,
+    draws: Draws = 8,
+    share: Share = 0.95,
+    lattice: Lattice = False,
+    mode: ModeOption = Mode.eval,
+    model: o.Model = None,
+    weights: o.Weights = None,
+    data: o.Data = None,
+    split: o.Split = "test",
+    limit: Limit = _IMAGES,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    download: o.Download = False,
+    batch_size: BatchSize = _BATCH,
+    device: o.DeviceOption = o.Device.auto,
+    dtype: o.DtypeOption = o.Dtype.float32,
+    seed: o.Seed = 0,
+    out: o.Out = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Gradient norm of every path length: sampled as in Veit et al. 2016 (section 5), and exact.
+
+    Norms are of the gradient of an example's own loss, averaged over examples. Work that was killed goes on when the
+    same command is given again.
+    """
+    plain_forward = False
+    given = locals()
+    common = Common(**{name: given[name] for name in Common.__dataclass_fields__})
+    asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
+    sampling: dict[str, Any] = {
+        "method": method.value,
+        "rel_error": rel_error,
+        "max_samples": max_samples,
+        "draws": draws,
+        "share": share,
+    }
+    with setting("path-gradients", common) as current:
+        from pathlens import analyses, figures
+        from pathlens.analyses.memory import memory_named
+
+        shared = current.options(None)
+        del shared["fast"], shared["progress"]
+        shared["mode"] = mode.value
+        more: dict[str, Table] = {}
+        notes = (
+            *current.notes,
+            *(("--lattice writes its table and figure with --out",) if lattice and not out else ()),
+        )
+        with (
+            progress_bar("path-gradients", current.shows_progress, notes) as progress,
+            foreign_output(),
+            memory_named(batch_size),
+        ):
+            table = analyses.path_gradients(
+                current.view, current.data, **asked, **sampling, **shared, progress=progress
+            )
+            if lattice and out is not None:
+                del shared["seed"]
+                more["lattice"] = analyses.lattice(current.view, current.data, **asked, **shared, progress=progress)
+
+        def draw(made: Table) -> Figure:
+            effective = made.provenance["effective"]
+            best = effective.get("sampled") or effective.get("exact") or effective.get("signed")
+            return figures.path_gradients(made, effective=(best["first"], best["last"]) if best else None)
+
+        drawings = {"path-gradients": draw, **({"lattice": figures.lattice} if more else {})}
+        finish(current, table, drawings, {**asked, **sampling, "lattice": lattice, "mode": mode.value}, more)

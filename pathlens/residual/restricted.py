@@ -1,0 +1,246 @@
+"""A forward pass as always, with a backward pass that goes through chosen paths alone.
+
+The head's parameters come before any choice of path (in backward order) and get their ordinary gradient. A parameter of
+a branch gets the gradient that reaches its block through the blocks after it, its own block counted; one of a shortcut,
+post-activation or transition the same without its own block; those of the stem the whole choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pathlens.residual.adjoint import StackedAdjoint, is_stackable
+from pathlens.residual.chain import Chain
+from pathlens.residual.segments import Piece, Segment, splice, with_updates
+
+#: up to so many cotangents autograd's graph, which is there anyway, is faster than preparing a branch for a stack
+_FEW = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which paths the gradient may take: all of some lengths, or one.
+
+    Attributes:
+        lengths: allowed numbers of branches, or None.
+        path: blocks whose branch the one path takes, or None.
+    """
+
+    lengths: frozenset[int] | None = None
+    path: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A piece of a block, the buffers that it updates, and the parameters that it uses."""
+
+    segment: Segment
+    results: int
+    buffers: list[str]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RestrictedNetwork:
+    """A chain cut into the pieces that a restricted backward pass needs."""
+
+    chain: Chain
+    stem: _Part
+    blocks: tuple[tuple[_Part, _Part, _Part], ...]
+    head: _Part
+    names: tuple[str, ...]
+
+    def run(self, images: Tensor, choice: Choice) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Outputs of the network, in the order of the trace's output nodes, and new values of buffers."""
+        trace = self.chain.trace
+        values = dict(zip(self.names, trace.fetch(self.names), strict=True))
+        updates: dict[str, Tensor] = {}
+        (x,) = _call(self.stem, images, values, updates)
+        trained = [name for name in self.names if _is_parameter(self.chain, name) and values[name].requires_grad]
+        tape = _Tape(self, choice, values, trained, updates)
+        x = _ThroughPaths.apply(tape, x, *(values[name] for name in trained))
+        return _call(self.head, x, values, updates), updates
+
+
+def build(chain: Chain) -> RestrictedNetwork:
+    """Cut a chain for restricted backward passes.
+
+    Raises:
+        ModelError: an output of the network depends on more than the last block.
+    """
+    trace = chain.trace
+    outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
+    pieces = [Piece(trace.source, (chain.boundaries[0],), {})]
+    for link in chain.links:
+        pieces.append(Piece(link.start, (link.fork,), {}))
+        pieces.append(Piece(link.fork, (link.branch, link.shortcut), {}))
+        pieces.append(Piece(link.total, (link.end,), {}))
+    pieces.append(Piece(chain.boundaries[-1], outputs, {}))
+    extended, buffers = with_updates(trace, chain.discovery.dependent, pieces)
+    parts = [
+        _part(chain, whole, len(piece.ends), mine) for piece, whole, mine in zip(pieces, extended, buffers, strict=True)
+    ]
+    names = tuple(dict.fromkeys(name for part in parts for name in part.segment.tensor_names))
+    inner = parts[1:-1]
+    blocks = tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3))
+    return RestrictedNetwork(chain, parts[0], blocks, parts[-1], names)
+
+
+def _part(chain: Chain, piece: Piece, results: int, buffers: list[str]) -> _Part:
+    segment = splice(chain.trace, [piece], piece.ends)
+    return _Part(segment, results, buffers, tuple(n for n in segment.tensor_names if _is_parameter(chain, n)))
+
+
+def _is_parameter(chain: Chain, name: str) -> bool:
+    return chain.trace.tensors[name][0] == "parameter"
+
+
+def _call(part: _Part, x: Tensor, values: dict[str, Tensor], updates: dict[str, Tensor]) -> list[Tensor]:
+    found = list(part.segment.graph_module.forward(x, *(values[name] for name in part.segment.tensor_names)))
+    updates.update(zip(part.buffers, found[part.results :], strict=True))
+    return found[: part.results]
+
+
+@dataclass(eq=False)
+class _Record:
+    """What one block's forward left for its backward."""
+
+    x: Tensor
+    fork_out: Tensor
+    fork: Tensor
+    branch: Tensor
+    shortcut: Tensor
+    total: Tensor
+    end: Tensor
+    parts: tuple[_Part, _Part, _Part]
+
+
+class _Tape:
+    """The blocks' part of one forward pass, and its restricted backward pass."""
+
+    def __init__(
+        self,
+        network: RestrictedNetwork,
+        choice: Choice,
+        values: dict[str, Tensor],
+        trained: list[str],
+        updates: dict[str, Tensor],
+    ) -> None:
+        self._network = network
+        self._choice = choice
+        self.trained = trained
+        self._updates = updates
+        # leaves of their own, so that each block's gradient stays within the block
+        self._local = {name: value.detach() for name, value in values.items()}
+        for name in trained:
+            self._local[name].requires_grad_()
+        self._records: list[_Record] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x_n from x_0; every block keeps a graph of its own."""
+        with torch.enable_grad():
+            for parts in self._network.blocks:
+                before, both, after = parts
+                x = x.detach().requires_grad_()
+                (fork_out,) = _call(before, x, self._local, self._updates)
+                fork = fork_out.detach().requires_grad_()
+                branch, shortcut = _call(both, fork, self._local, self._updates)
+                total = (branch + shortcut).detach().requires_grad_()
+                (end,) = _call(after, total, self._local, self._updates)
+                self._records.append(_Record(x, fork_out, fork, branch, shortcut, total, end, parts))
+                x = end
+        return x.detach()
+
+    def backward(self, seed: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Gradient at x_0 and of the blocks' parameters, through the allowed paths."""
+        grads: dict[str, Tensor] = {}
+        stack = seed.unsqueeze(0)
+        for index in reversed(range(len(self._records))):
+            stack = self._back(index, stack, grads)
+        return self._allowed(stack), grads
+
+    def _back(self, index: int, stack: Tensor, grads: dict[str, Tensor]) -> Tensor:
+        record = self._records[index]
+        before, both, after = record.parts
+        self._collect(record.end, after, self._allowed(stack), grads)
+        stack = _carry(record.end, record.total, stack)
+        path = self._choice.path
+        if path is not None:
+            taken, part = (record.branch, self._allowed(stack)) if index in path else (record.shortcut, stack[0])
+            self._collect(taken, both, part, grads)
+            stack = _carry(taken, record.fork, stack)
+        else:
+            self._collect(record.branch, both, self._allowed(stack, 1), grads)
+            self._collect(record.shortcut, both, self._allowed(stack), grads)
+            stack = self._longer(index, record, stack)
+        self._collect(record.fork_out, before, self._allowed(stack), grads)
+        return _carry(record.fork_out, record.x, stack)
+
+    def _longer(self, index: int, record: _Record, stack: Tensor) -> Tensor:
+        """The recurrence for one block, without lengths that are too long for any allowed path."""
+        assert self._choice.lengths is not None
+        most = max(self._choice.lengths)
+        fed = stack[:most] if stack.shape[0] > most else stack
+        longer = torch.zeros(
+            (min(stack.shape[0], most) + 1, *record.fork.shape), dtype=stack.dtype, device=stack.device
+        )
+        kept = stack[: longer.shape[0]]
+        longer[: kept.shape[0]] += _carry(record.shortcut, record.fork, kept)
+        if fed.shape[0]:
+            branch = self._network.chain.piece("branch", index)
+            if fed.shape[0] > _FEW and is_stackable(branch.graph_module.graph):
+                through = StackedAdjoint(branch, record.fork.detach())(fed)
+            else:
+                through = _carry(record.branch, record.fork, fed)
+            longer[1 : fed.shape[0] + 1] += through
+        return longer
+
+    def _allowed(self, stack: Tensor, shift: int = 0) -> Tensor | None:
+        """Sum of the gradients of allowed lengths, counted with ``shift`` more blocks; None where there are none."""
+        if self._choice.lengths is None:
+            return stack[0]
+        rows = [row for row in range(stack.shape[0]) if row + shift in self._choice.lengths]
+        return stack[rows].sum(0) if rows else None
+
+    def _collect(self, result: Tensor, part: _Part, cotangent: Tensor | None, grads: dict[str, Tensor]) -> None:
+        names = [name for name in part.parameters if name in self.trained]
+        if cotangent is None or not names or not result.requires_grad:
+            return
+        found = torch.autograd.grad(
+            result, [self._local[name] for name in names], cotangent, retain_graph=True, allow_unused=True
+        )
+        for name, grad in zip(names, found, strict=True):
+            if grad is not None:
+                grads[name] = grads[name] + grad if name in grads else grad
+
+
+def _carry(result: Tensor, start: Tensor, stack: Tensor) -> Tensor:
+    """A stack of cotangents through a recorded piece, one after the other."""
+    if result is start:
+        return stack
+    if not result.requires_grad:
+        return torch.zeros((stack.shape[0], *start.shape), dtype=stack.dtype, device=stack.device)
+    back = [
+        torch.autograd.grad(result, start, part, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+        for part in stack
+    ]
+    return torch.stack(back)
+
+
+class _ThroughPaths(torch.autograd.Function):
+    """The blocks as one operation, whose backward pass is the tape's."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: _Tape, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.tape = tape
+        ctx.count = len(parameters)
+        return tape.forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
+        x, found = ctx.tape.backward(seed)
+        return (None, x, *(found.get(name) for name in ctx.tape.trained))

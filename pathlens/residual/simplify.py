@@ -1,0 +1,228 @@
+"""Undo what functionalisation spelled out, so that operations with fast kernels and gradients stay whole.
+
+Everything that adds to a tensor becomes a plain addition: ``addcmul``, ``lerp`` and writes into a slice.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+
+def batch_norm_update(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm with batch statistics: the output, and the updated running mean and variance as new tensors."""
+    mean, variance = mean.detach().clone(), variance.detach().clone()
+    out = torch.batch_norm(x, weight, bias, mean, variance, True, momentum, eps, torch.backends.cudnn.enabled)
+    return out, mean, variance
+
+
+def statistics_after_both(earlier: Tensor, later: Tensor, origin: Tensor, momentum: float) -> Tensor:
+    """Running statistics after two updates of one batch norm, each of which started from ``origin``."""
+    return later + (1 - momentum) * (earlier - origin)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Rewrite a functional graph in place into fewer and larger operations with the same results."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten._native_batch_norm_legit_no_training.default:
+            _collapse_batch_norm_eval(graph, node)
+        elif node.target is aten._native_batch_norm_legit_functional.default:
+            x, weight, bias, mean, variance, _training, momentum, eps = node.args
+            node.target = batch_norm_update
+            node.args = (x, weight, bias, mean, variance, momentum, eps)
+            for user in list(node.users):
+                position = user.args[1]
+                # saved mean and inverse deviation (1, 2) are for the backward pass alone
+                if position >= 3:
+                    user.args = (node, position - 2)
+            _part_statistics(graph, node)
+        elif node.target is aten.native_dropout.default:
+            _collapse_first(graph, node, aten.dropout.default)
+        elif node.target is aten.view.default:
+            # a view fails on channels-last activations, where a reshape does what the author meant
+            node.target = aten.reshape.default
+        elif node.target is aten.add.Tensor and node.args[1] == 0 and isinstance(node.args[0], fx.Node):
+            # the zero that Python's sum() starts from
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is aten.addcmul.default:
+            _split_addcmul(graph, node)
+        elif node.target in (aten.lerp.Scalar, aten.lerp.Tensor):
+            _split_lerp(graph, node)
+        elif node.target is aten.copy.default and _same_kind(*node.args[:2]):
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
+        elif node.target in (aten.slice.Tensor, aten.slice_scatter.default):
+            _collapse_slice(graph, node)
+    for node in list(graph.nodes):
+        if node.target is aten.slice_scatter.default:
+            _pad_instead(graph, node)
+    graph.lint()
+
+
+def _same_kind(node: Any, other: Any) -> bool:
+    a, b = node.meta["val"], other.meta["val"]
+    return a.dtype == b.dtype and tuple(map(str, a.shape)) == tuple(map(str, b.shape))
+
+
+def _part_statistics(graph: fx.Graph, node: fx.Node) -> None:
+    """Let a batch norm that runs several times in one pass start each time from the statistics before the pass.
+
+    Otherwise its later runs would depend on the earlier ones, and no block between them could be run by itself.
+    """
+    for position, result in ((3, 1), (4, 2)):
+        before: Any = node.args[position]
+        if before.op == "placeholder":
+            continue
+        earlier = before.args[1] if before.target is statistics_after_both else before
+        origin = earlier.args[0].args[position]
+        node.args = (*node.args[:position], origin, *node.args[position + 1 :])
+        for own in [user for user in node.users if user.args[1] == result]:
+            users = list(own.users)
+            with graph.inserting_after(own):
+                both = graph.call_function(statistics_after_both, (before, own, origin, node.args[5]))
+            both.meta = dict(own.meta)
+            for user in users:
+                user.replace_input_with(own, both)
+
+
+def _collapse_batch_norm_eval(graph: fx.Graph, node: fx.Node) -> None:
+    x, weight, bias, mean, variance, momentum, eps = node.args
+    with graph.inserting_before(node):
+        whole = graph.call_function(
+            aten.batch_norm.default,
+            (x, weight, bias, mean, variance, False, momentum, eps, torch.backends.cudnn.enabled),
+        )
+    _replace_first(graph, node, whole)
+
+
+def _collapse_first(graph: fx.Graph, node: fx.Node, target: Any) -> None:
+    with graph.inserting_before(node):
+        whole = graph.call_function(target, node.args)
+    _replace_first(graph, node, whole)
+
+
+def _replace_first(graph: fx.Graph, node: fx.Node, whole: fx.Node) -> None:
+    """Replace a tuple-valued node, of which only the first element is used, by a tensor-valued one."""
+    whole.meta = dict(node.meta)
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)):
+        whole.meta["val"] = value[0]
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            user.replace_all_uses_with(whole)
+        if not user.users:
+            graph.erase_node(user)
+    if not node.users:
+        graph.erase_node(node)
+
+
+def _split_addcmul(graph: fx.Graph, node: fx.Node) -> None:
+    """``x + value * a * b`` as an addition, which is what a layer-scaled residual block is."""
+    x, a, b = node.args
+    value = node.kwargs.get("value", 1)
+    with graph.inserting_before(node):
+        product = graph.call_function(aten.mul.Tensor, (a, b))
+        if value != 1:
+            product.meta = dict(node.meta)
+            product = graph.call_function(aten.mul.Tensor, (product, value))
+        total = graph.call_function(aten.add.Tensor, (x, product))
+    product.meta = dict(node.meta)
+    total.meta = dict(node.meta)
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)
+
+
+def _split_lerp(graph: fx.Graph, node: fx.Node) -> None:
+    """``lerp(x, y, w)`` as the addition ``x (1 - w) + y w``."""
+    x, y, weight = node.args
+    with graph.inserting_before(node):
+        if isinstance(weight, fx.Node):
+            rest: Any = graph.call_function(aten.rsub.Scalar, (weight, 1))
+            rest.meta = {**node.meta, "val": weight.meta["val"]}
+        else:
+            rest = 1 - weight  # type: ignore[operator]
+        parts = [graph.call_function(aten.mul.Tensor, pair) for pair in ((x, rest), (y, weight))]
+        total = graph.call_function(aten.add.Tensor, tuple(parts))
+    for made in (*parts, total):
+        made.meta = dict(node.meta)
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)
+
+
+def _pad_instead(graph: fx.Graph, node: fx.Node) -> None:
+    """``out[:, :c] += x`` as ``out + pad(x)``, the padding shortcut that it is."""
+    base, total = node.args[:2]
+    window = _window(node, 2)
+    dim, start, end, step = window
+    if not (isinstance(base, fx.Node) and isinstance(total, fx.Node) and total.target is aten.add.Tensor):
+        return
+    read, x = total.args[:2]
+    if not (isinstance(read, fx.Node) and isinstance(x, fx.Node) and read.target is aten.slice.Tensor):
+        return
+    shape = base.meta["val"].shape
+    if read.args[0] is not base or _window(read, 1) != window or not _same_kind(read, x):
+        return
+    end = min(end, shape[dim]) if isinstance(end, int) else None
+    if step != 1 or dim == 0 or end is None or start < 0 or end < 0 or set(total.users) != {node}:
+        return
+    widths = [0, 0] * (len(shape) - dim - 1) + [start, int(shape[dim]) - end]
+    with graph.inserting_before(node):
+        padded = graph.call_function(aten.constant_pad_nd.default, (x, widths, 0))
+        whole = graph.call_function(aten.add.Tensor, (base, padded), dict(total.kwargs))
+    # the addition stays where its author wrote it
+    padded.meta, whole.meta = dict(node.meta), {**total.meta, "val": node.meta["val"]}
+    node.replace_all_uses_with(whole)
+    for unused in (node, total, read):
+        if not unused.users:
+            graph.erase_node(unused)
+
+
+def _collapse_slice(graph: fx.Graph, node: fx.Node) -> None:
+    """Drop slices of everything, and read what was just written: how ``out[:, :c] += x`` looks when functional."""
+    given = 1 if node.target is aten.slice.Tensor else 2
+    base, window = node.args[0], _window(node, given)
+    assert isinstance(base, fx.Node)
+    same: object = None
+    if _is_whole(base, window):
+        same = node.args[given - 1]
+    elif base.target is aten.slice_scatter.default and _window(base, 2) == window:
+        if given == 1:
+            same = base.args[1]
+        elif base.args[1] is node.args[1]:
+            same = base
+    if isinstance(same, fx.Node):
+        node.replace_all_uses_with(same)
+        graph.erase_node(node)
+
+
+def _window(node: fx.Node, skip: int) -> tuple[Any, ...]:
+    given = list(node.args[skip:]) + [None] * 4
+    dim, start, end, step = (node.kwargs.get(name, given[i]) for i, name in enumerate(("dim", "start", "end", "step")))
+    return (dim or 0, start or 0, end, step or 1)
+
+
+def _is_whole(base: fx.Node, window: tuple[Any, ...]) -> bool:
+    dim, start, end, step = window
+    if start != 0 or step != 1:
+        return False
+    if end is None or (isinstance(end, int) and end == sys.maxsize):
+        return True
+    size = base.meta["val"].shape[dim]
+    return isinstance(end, int) and isinstance(size, int) and end >= size

@@ -1,0 +1,436 @@
+"""Time the single-block sweep against the loop that one would write without pathlens.
+
+Run from the repository root, on a machine that does nothing else::
+
+    python studies/benchmarks/sweep.py --out results/benchmarks
+
+Same network, same batches in memory, same process, the methods in turn in every repeat. Four benchmarks:
+
+* ``sweep``: error of the intact network and of each network with one block deleted. The obvious loop puts a forward
+  hook that returns zeros on the last module of the branch and runs the whole network over the whole test set, once a
+  block, in inference mode. pathlens is timed from a network whose blocks are found, with all its preparation;
+  finding the blocks is a row of its own.
+* ``forward``: the intact network over the test set, plainly and as pathlens prepares it (preparation not counted).
+* ``start-up``: wall time of ``pathlens --help``, beside that of starting Python and of importing torch.
+* ``sweep on a GPU``: the first one on a GPU, where there is one, with 54 blocks and 10,000 images.
+
+Errors of pathlens in float32 must be those of the loop, image for image, but for images of which the two highest
+logits differ by rounding alone; such images are counted, and any other difference ends the benchmark with an error.
+
+With ``PATHLENS_MODELS`` and ``PATHLENS_DATA`` set, trained weights and real images are taken where they lie there
+(``pytorch_resnet_cifar10/NAME-*.th``, ``cifar10-jpeg/test.parquet``), else seeded random ones; the table says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathlens import ResidualView, delete_blocks, find_blocks, load_model, open_data
+from pathlens.models import LoadedModel, PreActResNet
+from pathlens.report import provenance
+from pathlens.tables import Column, Table, write_together
+
+Batches = list[tuple[Tensor, Tensor]]
+
+LOOP, FORWARD, PATHLENS, FINDING = "obvious loop", "plain forward", "pathlens", "finding the blocks"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the published CIFAR weights expect
+ROUNDING = 1e-4  # of the largest logit
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measured run."""
+
+    benchmark: str
+    method: str
+    dtype: str | None
+    device: str
+    network: str | None
+    images: int | None
+    networks_evaluated: int | None
+    repeat: int
+    seconds: float
+    largest_error_change: float | None = None
+    undecided_images: int | None = None
+
+
+@dataclass
+class Loop:
+    """What the obvious loop found: for each network the images classified wrongly, and those decided by rounding."""
+
+    wrong: list[int]
+    undecided: list[int]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_network(name: str, seed: int) -> LoadedModel:
+    """The network with trained weights where there are any, else with seeded random ones."""
+    folder = os.environ.get("PATHLENS_MODELS")
+    files = sorted(Path(folder, "pytorch_resnet_cifar10").glob(f"{name}-*.th")) if folder else []
+    return load_model(name, files[0] if files else "random", seed=seed)
+
+
+def open_batches(rows: int, batch_size: int, seed: int) -> tuple[Batches, str]:
+    """Normalised 32x32 colour images in memory, and what they are."""
+    folder = os.environ.get("PATHLENS_DATA")
+    path = Path(folder, "cifar10-jpeg", "test.parquet") if folder else None
+    if path is not None and path.is_file():
+        data = open_data(f"parquet:{path}", limit=rows)
+        batches = [(batch.images, batch.labels) for batch in data.batches(batch_size, mean=MEAN, std=STD)]
+        return batches, f"first {data.n} rows of {data.name}, split {data.split}"
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (rows,), generator=generator)
+    return list(zip(images.split(batch_size), labels.split(batch_size), strict=True)), f"random (seed {seed})"
+
+
+def branch_ends(model: nn.Module, view: ResidualView) -> list[nn.Module]:
+    """The last module of the branch of each block of a CIFAR network of this package."""
+    last = "conv2" if isinstance(model, PreActResNet) else "bn2"
+    return [model.get_submodule(f"{block.name}.{last}") for block in view]
+
+
+def zeros(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """TensorFloat-32 products on GPUs, which torch allows in convolutions unless told not to."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def cast(model: nn.Module, batches: Batches, dtype: str) -> tuple[nn.Module, Batches]:
+    """A network and batches of another type; the network itself where the type is its own."""
+    if dtype != "bfloat16":
+        return model, batches
+    return copy.deepcopy(model).bfloat16(), [(images.bfloat16(), labels) for images, labels in batches]
+
+
+def obvious_loop(model: nn.Module, ends: Sequence[nn.Module], batches: Batches) -> tuple[float, Loop]:
+    """Seconds and results of the whole network over the whole test set, once intact and once a block."""
+    outputs: list[list[Tensor]] = []
+    wrong: list[int] = []
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for end in [None, *ends]:
+            handle = None if end is None else end.register_forward_hook(zeros)
+            outputs.append([model(images) for images, _ in batches])
+            if handle is not None:
+                handle.remove()
+            mistakes = [
+                (logits.argmax(1) != labels).sum() for logits, (_, labels) in zip(outputs[-1], batches, strict=True)
+            ]
+            wrong.append(int(torch.stack(mistakes).sum()))
+    seconds = time.perf_counter() - began
+    undecided = []
+    for logits in outputs:
+        first, second = torch.cat(logits).double().topk(2).values.unbind(1)
+        undecided.append(int((first - second <= ROUNDING * first.abs()).sum()))
+    return seconds, Loop(wrong, undecided)
+
+
+def plain_forward(model: nn.Module, batches: Batches) -> float:
+    """Seconds of the whole network over the whole test set."""
+    return obvious_loop(model, [], batches)[0]
+
+
+def pathlens_sweep(view: ResidualView, batches: Batches, dtype: str) -> tuple[float, list[int]]:
+    """Seconds of ``delete_blocks``, and the images classified wrongly by each network."""
+    began = time.perf_counter()
+    table = delete_blocks(view, batches, dtype=dtype)
+    seconds = time.perf_counter() - began
+    return seconds, [round(float(row["error"] or 0) * int(row["n"] or 0)) for row in table.rows]
+
+
+def pathlens_forward(view: ResidualView, batches: Batches, dtype: str) -> float:
+    """Seconds of the prepared intact network over the test set, from the first batch on."""
+    marks: list[float] = []
+    delete_blocks(view, batches, blocks=[], dtype=dtype, progress=lambda *_: marks.append(time.perf_counter()))
+    return marks[-1] - marks[0]
+
+
+def pays(model: nn.Module, batches: Batches, dtype: str) -> bool:
+    """Whether a batch in another type takes no longer, so that the loop in it is a fair rival and worth the wait."""
+    if dtype in ("float32", "tf32"):
+        return True
+    once = batches[:1]
+    other = cast(model, once, dtype)
+    seconds = [min(plain_forward(*which) for _ in range(3)) for which in ((model, once), other)]
+    return seconds[1] <= 1.1 * seconds[0]
+
+
+def compare(
+    benchmark: str, loaded: LoadedModel, batches: Batches, dtypes: Sequence[str], repeats: int, device: str = "cpu"
+) -> list[Timing]:
+    """The sweep by both methods in every type, in turn, with equal errors in float32.
+
+    Raises:
+        SystemExit: the errors in float32 differ by more than rounding explains.
+    """
+    model = loaded.model.to(device)
+    batches = [(images.to(device), labels.to(device)) for images, labels in batches]
+    count = sum(len(labels) for _, labels in batches)
+    looped = [dtype for dtype in dtypes if pays(model, batches, dtype)]
+    truth: Loop | None = None
+    timings: list[Timing] = []
+
+    def add(method: str, dtype: str | None, repeat: int, seconds: float, *more: Any) -> None:
+        evaluated = None if method == FINDING else len(view) + 1
+        timings.append(
+            Timing(benchmark, method, dtype, device, loaded.spec, count, evaluated, repeat, seconds, *more)
+        )
+        say(f"{benchmark}, repeat {repeat}: {method}{f' in {dtype}' if dtype else ''}: {seconds:.3f} s")
+
+    for repeat in range(repeats):
+        began = time.perf_counter()
+        view = find_blocks(model, batches[0][0][:2])
+        add(FINDING, None, repeat, time.perf_counter() - began)
+        for dtype in looped:
+            other, converted = cast(model, batches, dtype)
+            with tf32(dtype == "tf32"):
+                seconds, found = obvious_loop(other, branch_ends(other, view), converted)
+            truth = truth or found  # the first type is float32
+            add(LOOP, dtype, repeat, seconds, change(found.wrong, truth.wrong, count))
+        assert truth is not None
+        for dtype in dtypes:
+            seconds, wrong = pathlens_sweep(view, batches, dtype)
+            if dtype == "float32":
+                require_equal(wrong, truth)
+            undecided = sum(truth.undecided) if dtype == "float32" else None
+            add(PATHLENS, dtype, repeat, seconds, change(wrong, truth.wrong, count), undecided)
+    return timings
+
+
+def change(wrong: list[int], truth: list[int], count: int) -> float:
+    """The largest change of any network's error, a fraction."""
+    return max(abs(mine - theirs) for mine, theirs in zip(wrong, truth, strict=True)) / count
+
+
+def require_equal(wrong: list[int], truth: Loop) -> None:
+    """End the benchmark where two methods disagree on an image that rounding does not explain."""
+    for network, (mine, theirs, spare) in enumerate(zip(wrong, truth.wrong, truth.undecided, strict=True)):
+        if abs(mine - theirs) > spare:
+            what = "the intact network" if network == 0 else f"the network without block {network - 1}"
+            sys.exit(f"{what}: pathlens finds {mine} wrong and the loop {theirs}, with {spare} undecided; report this")
+
+
+def compare_forward(loaded: LoadedModel, batches: Batches, dtypes: Sequence[str], repeats: int) -> list[Timing]:
+    """The intact network, plainly and prepared, in turn."""
+    view = find_blocks(loaded.model, batches[0][0][:2])
+    looped = [dtype for dtype in dtypes if pays(loaded.model, batches, dtype)]
+    count = sum(len(labels) for _, labels in batches)
+    timings = []
+    for repeat in range(repeats):
+        runs: list[tuple[str, str, Callable[[str], float]]] = [
+            *((FORWARD, dtype, lambda dtype: plain_forward(*cast(loaded.model, batches, dtype))) for dtype in looped),
+            *((PATHLENS, dtype, lambda dtype: pathlens_forward(view, batches, dtype)) for dtype in dtypes),
+        ]
+        for method, dtype, run in runs:
+            seconds = run(dtype)
+            say(f"forward, repeat {repeat}: {method} in {dtype}: {seconds:.3f} s")
+            timings.append(Timing("forward", method, dtype, "cpu", loaded.spec, count, 1, repeat, seconds))
+    return timings
+
+
+def start_up(repeats: int) -> list[Timing]:
+    """Wall time of three fresh processes, in turn."""
+    commands = {
+        "import torch": ["-c", "import torch"],
+        "python": ["-c", "pass"],
+        "pathlens --help": ["-m", "pathlens", "--help"],
+    }
+    timings = []
+    for repeat in range(repeats):
+        for method, arguments in commands.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+            seconds = time.perf_counter() - began
+            say(f"start-up, repeat {repeat}: {method}: {seconds:.3f} s")
+            timings.append(Timing("start-up", method, None, "cpu", None, None, None, repeat, seconds))
+    return timings
+
+
+BASELINES = {"sweep": LOOP, "sweep on a GPU": LOOP, "forward": FORWARD}
+
+
+def summary(timings: list[Timing], facts: dict[str, Any]) -> Table:
+    """Medians and ranges over the repeats, and how many times faster than the plain way in float32."""
+    keys = list(dict.fromkeys((t.benchmark, t.method, t.dtype) for t in timings))
+    rows = []
+    for benchmark, method, dtype in keys:
+        mine = [t for t in timings if (t.benchmark, t.method, t.dtype) == (benchmark, method, dtype)]
+        plain = {
+            t.repeat: t.seconds
+            for t in timings
+            if (t.benchmark, t.method, t.dtype) == (benchmark, BASELINES.get(benchmark), "float32")
+        }
+        finding = {t.repeat: t.seconds for t in timings if (t.benchmark, t.method) == (benchmark, FINDING)}
+        ratios = [plain[t.repeat] / t.seconds for t in mine if plain and method != FINDING]
+        whole = [plain[t.repeat] / (t.seconds + finding[t.repeat]) for t in mine if finding and method == PATHLENS]
+        seconds = [t.seconds for t in mine]
+        rows.append(
+            {
+                **{k: v for k, v in asdict(mine[0]).items() if k not in ("repeat", "seconds")},
+                "repeats": len(mine),
+                "seconds": statistics.median(seconds),
+                "seconds_min": min(seconds),
+                "seconds_max": max(seconds),
+                "speedup": statistics.median(ratios) if ratios else None,
+                "speedup_min": min(ratios, default=None),
+                "speedup_max": max(ratios, default=None),
+                "speedup_with_finding": statistics.median(whole) if whole else None,
+                "largest_error_change": max(
+                    (t.largest_error_change for t in mine if t.largest_error_change is not None), default=None
+                ),
+            }
+        )
+    return Table(tuple(Column(name, *ABOUT.get(name, ("", ""))) for name in rows[0]), tuple(rows), facts)
+
+
+ABOUT = {
+    "images": ("images", "size of the test set"),
+    "networks_evaluated": ("", "the intact network and the lesioned ones"),
+    "seconds": ("s", "wall time; in the summary the median over the repeats"),
+    "seconds_min": ("s", "of the fastest repeat"),
+    "seconds_max": ("s", "of the slowest repeat"),
+    "speedup": ("", "seconds of the plain way in float32 over seconds, repeat by repeat; the median"),
+    "speedup_min": ("", "smallest of these ratios"),
+    "speedup_max": ("", "largest of these ratios"),
+    "speedup_with_finding": ("", "the same with the time to find the blocks added to the sweep"),
+    "largest_error_change": ("fraction", "largest change of any network's error against the loop in float32"),
+    "undecided_images": ("images", "whose two highest logits differ by rounding alone, over all networks"),
+}
+
+
+def cpu_abilities() -> str:
+    """The instructions that decide how fast each type is."""
+    information = Path("/proc/cpuinfo")
+    amx = information.is_file() and "amx_bf16" in information.read_text()
+    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if amx else "")
+
+
+def markdown(table: Table) -> str:
+    """The summary for people."""
+    facts, hardware = table.provenance, table.provenance["hardware"]
+    lines = [
+        "# Benchmark of the single-block sweep",
+        "",
+        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
+        "",
+        f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {hardware['cores_allowed']} cores, "
+        f"{facts['threads']} threads; GPUs: {', '.join(hardware['gpus']) or 'none'}",
+        f"- Versions: Python {facts['versions']['python']}, torch {facts['versions']['torch']}, "
+        f"pathlens {facts['versions']['pathlens'] or '(not installed)'}",
+        f"- Network and data on the CPU: {facts['network']} with weights {facts['weights']}; {facts['data']}; "
+        f"batches of {facts['batch_size']}; seed {facts['seed']}",
+        f"- Whole benchmark: {facts['wall_time_seconds']:.0f} s",
+        "",
+        "Seconds and speedups are medians over the repeats, with the smallest and largest in brackets. Speedups are "
+        "against the plain way in float32, in the same repeat.",
+    ]
+    heads = ("method", "dtype", "images", "networks", "seconds", "speedup", "with finding", "largest error change")
+    for benchmark in dict.fromkeys(table.values("benchmark")):
+        lines += ["", f"## {benchmark}", "", f"| {' | '.join(heads)} |", "|---|---" + "|---:" * 6 + "|"]
+        for row in table.rows:
+            if row["benchmark"] == benchmark:
+                cells = [
+                    row["method"], row["dtype"], row["images"], row["networks_evaluated"],
+                    ranged(row, "seconds"), ranged(row, "speedup"),
+                    number(row["speedup_with_finding"]), number(row["largest_error_change"]),
+                ]  # fmt: skip
+                lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def number(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def ranged(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    return "" if value is None else f"{value:.3g} ({row[f'{name}_min']:.3g}-{row[f'{name}_max']:.3g})"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", default="resnet56", help="a CIFAR network of the package (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1000, help="images (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and images (default: %(default)s)")
+    parser.add_argument("--gpu-network", default="preresnet110", help="default: %(default)s")
+    parser.add_argument("--gpu-rows", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--gpu-batch-size", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if min(args.rows, args.batch_size, args.repeats, args.threads, args.gpu_rows, args.gpu_batch_size) < 1:
+        parser.error("rows, batch sizes, repeats and threads must be 1 or more")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks, write ``sweep`` (the summary) and ``sweep-runs`` (every run), print the summary."""
+    args = parse(argv)
+    began = time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        loaded = open_network(args.network, args.seed)
+        batches, data = open_batches(args.rows, args.batch_size, args.seed)
+        timings = start_up(args.repeats)
+        timings += compare_forward(loaded, batches, ("float32", "bfloat16"), args.repeats)
+        timings += compare("sweep", loaded, batches, ("float32", "bfloat16"), args.repeats)
+        gpu_data = None
+        if torch.cuda.is_available():
+            large = open_network(args.gpu_network, args.seed)
+            batches, gpu_data = open_batches(args.gpu_rows, args.gpu_batch_size, args.seed)
+            timings += compare(
+                "sweep on a GPU", large, batches, ("float32", "tf32", "bfloat16"), args.repeats, device="cuda"
+            )
+        facts = provenance(
+            **{name: value for name, value in vars(args).items() if name != "out"},
+            weights=loaded.weights,
+            model_sha256=loaded.sha256,
+            data=data,
+            gpu_data=gpu_data,
+            cpu_capability=cpu_abilities(),
+            wall_time_seconds=round(time.perf_counter() - began, 1),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    table = summary(timings, facts)
+    columns = tuple(Column(field.name, *ABOUT.get(field.name, ("", ""))) for field in fields(Timing))
+    runs = Table(columns, tuple(asdict(timing) for timing in timings), facts)
+    text = markdown(table)
+    contents = {**runs.files("sweep-runs"), **table.files("sweep"), "sweep.md": text.encode()}
+    write_together({args.out / name: data for name, data in contents.items()})
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
