@@ -278,8 +278,9 @@ def through_path(
 ) -> Tensor:
     """Gradient of the summed losses at the input (-1) or at x_i, through one path."""
     with torch.enable_grad():
-        start = x.detach().requires_grad_()
-        x = net.stem(start)
+        if boundary < 0:
+            start = x = x.detach().requires_grad_()
+        x = net.stem(x)
         if boundary == 0:
             start = x = x.detach().requires_grad_()
         for index, (transition, shortcut, branch, post) in enumerate(net.parts()):

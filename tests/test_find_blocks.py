@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import cache
 
 import nets
 import pytest
 import torch
-import torchvision
-from nets_tokens import CASES, ODD, KINDS, found
+from nets_tokens import CASES, KINDS, found
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathlens import find_blocks, find_layers
-from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
+from pathlens import find_blocks
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
@@ -156,10 +153,12 @@ def test_post_activations_and_transitions():
 
     assert of("cifar", "post_activation") == ["relu"] * 5
     assert of("preact", "post_activation") == of("highway", "post_activation")[:1] * 4 == [""] * 4
-    assert of("preact", "transition")[0] == "" and "relu" in of("preact", "transition")[1]
+    assert of("preact", "transition")[0] == ""
+    assert "relu" in of("preact", "transition")[1]
     assert of("encoder_post", "post_activation") == ["layer_norm"] * 4
     assert of("encoder_pre", "post_activation") == [""] * 4
-    assert of("mobile", "transition")[0] == "" and "conv2d" in of("mobile", "transition")[1]
+    assert of("mobile", "transition")[0] == ""
+    assert "conv2d" in of("mobile", "transition")[1]
     assert of("one_function", "post_activation") == ["relu"] * 3
 
 
@@ -216,7 +215,8 @@ def test_the_view_does_not_keep_the_example():
     view = find_blocks(model, example)
     del example
     gc.collect()
-    assert tensor() is None and storage() is None
+    assert tensor() is None
+    assert storage() is None
     assert view.input_shape == (3, 8, 8)
     sizes = [
         t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (64, 3, 8, 8)

@@ -118,8 +118,6 @@ def opened(
         modes = [(part, part.training) for part in module.modules()]
         wanted = [p.requires_grad for p in module.parameters()]
         module.train(mode == "train")
-        # gradients of the longest paths sink below the normal numbers, where processors are many times slower
-        torch.set_flush_denormal(True)
         try:
             with _frozen(module):
                 yield Opened(
@@ -144,7 +142,6 @@ def opened(
                     images=images,
                 )
         finally:
-            torch.set_flush_denormal(False)
             for part, training in modes:
                 part.training = training
             for parameter, needed in zip(module.parameters(), wanted, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows, processes
@@ -249,7 +249,7 @@ def _exact(run: Opened, request: _Request, longest: int, loss: Loss, unit: int) 
     linear, count = run.linearise(unit, request.at, loss)
     profile = linear.exact(longest, request.tolerance)
     norms = torch.zeros(longest + 1, count, dtype=torch.float64)
-    norms[profile.first : profile.first + profile.gradients.shape[0]] = profile.norms().cpu()
+    norms[profile.lengths.start : profile.lengths.stop] = profile.norms().cpu()
     reference = linear.reference.double()
     missing = (profile.total().double() - reference).square().sum()
     per_example = torch.linalg.vector_norm(reference.flatten(1), dim=1)
@@ -303,8 +303,7 @@ def _sampled(run: Opened, request: _Request, step: Any, first: int, loss: Loss, 
     flat = [tuple(first + block for block in path) for length in drawn for path in drawn[length]]
     norms: list[list[float]] = []
     for start in range(0, len(flat), _PATHS_AT_ONCE):
-        part: Tensor = linear.along(flat[start : start + _PATHS_AT_ONCE])
-        norms += torch.linalg.vector_norm(part.flatten(2), dim=2, dtype=torch.float64).tolist()
+        norms += linear.through(flat[start : start + _PATHS_AT_ONCE]).norms().tolist()
     remaining = iter(norms)
     return {str(length): [next(remaining) for _ in drawn[length]] for length in drawn}
 

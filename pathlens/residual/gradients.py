@@ -11,6 +11,7 @@ like the coefficients of a product of polynomials, so that all 2^n paths cost n(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
 _CHUNK = 2**23
 
+#: rows whose largest number is below this are scaled up
+_SMALL = 2.0**-30
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each example in nats, shape (N,)."""
@@ -42,27 +46,83 @@ class _BlockAdjoints:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """Gradients as rows times powers of two, because those of long paths are smaller than any float32.
+
+    Attributes:
+        rows: shape (K, N, ...); row k stands for ``rows[k] / 2**exponents[k]``.
+        exponents: of each row.
+    """
+
+    rows: Tensor
+    exponents: tuple[int, ...]
+
+    def norms(self) -> Tensor:
+        """L2 norm for each row and example, float64, shape (K, N)."""
+        norms = torch.linalg.vector_norm(self.rows.flatten(2), dim=2, dtype=torch.float64)
+        return torch.ldexp(norms, -torch.tensor(self.exponents, device=norms.device).reshape(-1, 1))
+
+    def values(self) -> Tensor:
+        """The gradients themselves; those too small for the type are zero."""
+        if not any(self.exponents):
+            return self.rows
+        return _times_two_to(self.rows, [-exponent for exponent in self.exponents])
+
+    def raised(self) -> Scaled:
+        """The same gradients, with rows that have become small brought back to about 1.
+
+        Raises:
+            FloatingPointError: a row is not finite.
+        """
+        largest = self.rows.flatten(1).abs().amax(1)
+        found = largest.tolist()
+        if not all(math.isfinite(value) for value in found):
+            raise FloatingPointError
+        shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in found]
+        if not any(shifts):
+            return self
+        raised = tuple(exponent + shift for exponent, shift in zip(self.exponents, shifts, strict=True))
+        return Scaled(_times_two_to(self.rows, shifts), raised)
+
+
+def _times_two_to(rows: Tensor, exponents: Sequence[int]) -> Tensor:
+    """Rows times powers of two; in two steps, since a single factor may be out of range where the product is not."""
+    halves = torch.tensor([[e // 2, e - e // 2] for e in exponents], device=rows.device)
+    shape = (-1, *([1] * (rows.dim() - 1)))
+    one = torch.ones(len(exponents), dtype=torch.float64, device=rows.device)
+    for half in halves.T:
+        factor = torch.ldexp(one, half).to(rows.dtype).reshape(shape)
+        rows = rows * factor
+    return rows
+
+
+@dataclass(frozen=True)
 class Profile:
     """Gradients of the examples' own losses, summed over all paths of each length, at one place of the network.
 
     Attributes:
         boundary: i, for the gradient at x_i; -1 for the input.
-        gradients: G_k for the kept lengths, shape (K, N, ...).
-        first: length of the first row of ``gradients``; lengths are consecutive.
+        scaled: G_k for the kept lengths.
+        first: length of the first row; lengths are consecutive.
     """
 
     boundary: int
-    gradients: Tensor
+    scaled: Scaled
     first: int = 0
+
+    @property
+    def gradients(self) -> Tensor:
+        """G_k for the kept lengths, shape (K, N, ...); those too small for the type are zero, their norms are not."""
+        return self.scaled.values()
 
     @property
     def lengths(self) -> range:
         """The kept lengths."""
-        return range(self.first, self.first + self.gradients.shape[0])
+        return range(self.first, self.first + self.scaled.rows.shape[0])
 
     def norms(self) -> Tensor:
         """L2 norm for each length and example, float64, shape (K, N)."""
-        return torch.linalg.vector_norm(self.gradients.flatten(2), dim=2, dtype=torch.float64)
+        return self.scaled.norms()
 
     def total(self) -> Tensor:
         """The sum over lengths, shape (N, ...): the ordinary gradient."""
@@ -160,7 +220,6 @@ class Linearisation:
             (seed,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
         if seed is None or not bool(seed.any()):
             raise NumericsError("the loss does not depend on the output of the last block: its gradient there is zero")
-        self._check_finite(seed, len(self.view))
         return seed
 
     @cached_property
@@ -198,16 +257,16 @@ class Linearisation:
             raise UsageError(f"no path has {max_length} blocks; give a longest length of 0 or more")
         if not 0 <= tolerance < 1:
             raise UsageError(f"tolerance {tolerance} is outside [0, 1); give the fraction that may be left out")
-        stack = self.seed.unsqueeze(0)
+        stack = self._raised(Scaled(self.seed.unsqueeze(0), (0,)), len(self.view))
         first = 0
-        profile = Profile(len(self.view), stack, first)
-        yield profile
+        yield Profile(len(self.view), stack, first)
         for index in reversed(self.blocks):
             sign = None if signs is None else signs[index]
             stack = self._back(index, stack, sign)
-            if max_length is not None and first + stack.shape[0] > max_length + 1:
-                stack = stack[: max_length + 1 - first]
-            self._check_finite(stack, index)
+            if max_length is not None and first + len(stack.exponents) > max_length + 1:
+                kept = max_length + 1 - first
+                stack = Scaled(stack.rows[:kept], stack.exponents[:kept])
+            stack = self._raised(stack, index)
             if tolerance > 0:
                 stack, first = _trimmed(stack, first, tolerance)
             yield Profile(index, stack, first)
@@ -223,7 +282,11 @@ class Linearisation:
         return profile
 
     def along(self, paths: Sequence[Sequence[int]]) -> Tensor:
-        """Gradients through single paths, shape (P, N, ...).
+        """Gradients through single paths, shape (P, N, ...). Arguments and errors as :meth:`through`."""
+        return self.through(paths).values()
+
+    def through(self, paths: Sequence[Sequence[int]]) -> Scaled:
+        """Gradients through single paths, one row each.
 
         Args:
             paths: each the indices of the blocks whose branch it takes.
@@ -240,42 +303,49 @@ class Linearisation:
                 raise UsageError(
                     f"path {tuple(path)} is no subset of the blocks {self.blocks.start} to {self.blocks.stop - 1}"
                 )
-        stack = self.seed.unsqueeze(0).expand(len(paths), *self.seed.shape)
+        stack = Scaled(self.seed.unsqueeze(0).expand(len(paths), *self.seed.shape), (0,) * len(paths))
         for index in reversed(self.blocks):
             parts = self._blocks[index]
-            taken = torch.tensor([index in path for path in paths], device=stack.device)
-            through = self._chunked(parts.post, stack)
+            taken = torch.tensor([index in path for path in paths], device=self.seed.device)
+            through = self._chunked(parts.post, stack.rows)
             onward = self._new(len(paths), parts.transition)
             for chosen, adjoint in ((taken, parts.branch), (~taken, parts.shortcut)):
                 rows = chosen.nonzero().flatten()
                 if len(rows):
                     onward[rows] = self._chunked(adjoint, through[rows])
-            stack = self._chunked(parts.transition, onward)
-            self._check_finite(stack, index)
+            stack = self._raised(Scaled(self._chunked(parts.transition, onward), stack.exponents), index)
         if self.boundary < 0:
             stack = self._to_input(stack)
         return stack
 
-    def _to_input(self, stack: Tensor) -> Tensor:
+    def _to_input(self, stack: Scaled) -> Scaled:
         assert self._stem is not None
-        stack = self._chunked(self._stem, stack)
-        self._check_finite(stack, -1)
-        return stack
+        return self._raised(Scaled(self._chunked(self._stem, stack.rows), stack.exponents), -1)
 
-    def _back(self, index: int, stack: Tensor, sign: Tensor | None) -> Tensor:
+    def _back(self, index: int, stack: Scaled, sign: Tensor | None) -> Scaled:
         """One step of the recurrence: from x_{i} to x_{i-1}; one length more."""
         parts = self._blocks[index]
-        through = self._chunked(parts.post, stack)
-        longer = self._new(stack.shape[0] + 1, parts.transition)
+        count = len(stack.exponents)
+        through = self._chunked(parts.post, stack.rows)
+        # a row is the sum of two with exponents of their own; it takes the smaller, so that nothing overflows
+        below = [stack.exponents[0], *stack.exponents]
+        above = [*stack.exponents, stack.exponents[-1]]
+        exponents = tuple(min(pair) for pair in zip(below, above, strict=True))
+        longer = self._new(count + 1, parts.transition)
         longer[:-1] = self._chunked(parts.shortcut, through)
         longer[-1] = 0
+        _shift(longer[:-1], [new - old for new, old in zip(exponents, stack.exponents, strict=False)])
         size = self._chunk_of(through)
-        for start in range(0, through.shape[0], size):
+        for start in range(0, count, size):
             part = parts.branch(through[start : start + size])
             if sign is not None:
                 part = part * sign.reshape(-1, *([1] * (part.dim() - 2)))
+            rows = range(start, start + part.shape[0])
+            shifts = [exponents[row + 1] - stack.exponents[row] for row in rows]
+            if any(shifts):
+                part = _times_two_to(part, shifts)
             longer[start + 1 : start + 1 + part.shape[0]] += part
-        return self._chunked(parts.transition, longer)
+        return Scaled(self._chunked(parts.transition, longer), exponents)
 
     def _new(self, rows: int, transition: Adjoint) -> Tensor:
         """An empty stack of cotangents at a fork, channels-last where the activations are."""
@@ -296,20 +366,30 @@ class Linearisation:
             return adjoint(stack)
         return torch.cat([adjoint(stack[start : start + size]) for start in range(0, stack.shape[0], size)])
 
-    def _check_finite(self, stack: Tensor, index: int) -> None:
-        if bool(stack.sum().isfinite()) or bool(stack.isfinite().all()):
-            return
-        where = {-1: "in the stem", len(self.view): "at the output of the last block"}.get(index)
-        where = where or f"at block {index} ({self.view[index].name})"
-        raise NumericsError(f"the gradient is NaN or infinite, first {where}; check the weights or use --dtype float64")
+    def _raised(self, stack: Scaled, index: int) -> Scaled:
+        try:
+            return stack.raised()
+        except FloatingPointError:
+            where = {-1: "in the stem", len(self.view): "at the output of the last block"}.get(index)
+            where = where or f"at block {index} ({self.view[index].name})"
+            raise NumericsError(
+                f"the gradient is NaN or infinite, first {where}; check the weights or use --dtype float64"
+            ) from None
 
 
-def _trimmed(stack: Tensor, first: int, tolerance: float) -> tuple[Tensor, int]:
-    norms = torch.linalg.vector_norm(stack.flatten(1), dim=1, dtype=torch.float64)
+def _shift(rows: Tensor, shifts: Sequence[int]) -> None:
+    """Multiply rows by powers of two in place."""
+    if any(shifts):
+        rows.copy_(_times_two_to(rows, shifts))
+
+
+def _trimmed(stack: Scaled, first: int, tolerance: float) -> tuple[Scaled, int]:
+    norms = torch.linalg.vector_norm(stack.norms(), dim=1)
     kept = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
     if not kept:  # a gradient that is zero everywhere
         return stack, first
-    return stack[kept[0] : kept[-1] + 1], first + kept[0]
+    rows = slice(kept[0], kept[-1] + 1)
+    return Scaled(stack.rows[rows], stack.exponents[rows]), first + kept[0]
 
 
 def boundary_of(at: str | int, blocks: int) -> int:
