@@ -159,7 +159,7 @@ class Arithmetic(Trunk):
         c = self.convs
 
         def inplace(x):
-            y = torch.tanh(c[5](x))
+            y = F.gelu(c[5](x))
             y.add_(x)
             return y
 

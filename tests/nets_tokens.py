@@ -333,8 +333,10 @@ class Case:
 IMAGE = (3, 16, 16)
 SMALL = (3, 8, 8)
 
+CIFAR_NAMES = ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer2.2")
+
 CASES = {
-    "cifar": Case(nets.CifarResNet, IMAGE, "iidii", "00111", names=tuple(f"layer{i}" for i in (1.0, 1.1, 2.0, 2.1, 2.2))),
+    "cifar": Case(nets.CifarResNet, IMAGE, "iidii", "00111", names=CIFAR_NAMES),
     "preact": Case(nets.PreAct, SMALL, "ipii", "0111", names=tuple(f"layers.{i}" for i in range(4))),
     "norm_free": Case(nets.NormFree, SMALL, "ipi", "011", names=tuple(f"blocks.{i}" for i in range(3))),
     "arithmetic": Case(nets.Arithmetic, (6, 8, 8), "iiiiiiis", "00000000"),

@@ -246,6 +246,7 @@ class Wild(nn.Module):
         super().__init__()
         self.first, self.a, self.b = nets.conv(3, 6), nets.SmallBlock(6), nets.SmallBlock(6)
         self.norm = torch.nn.utils.parametrizations.weight_norm(nets.conv(6, 6))
+        self.wide = nets.conv(6, 9)
         self.a.scalar = nn.Parameter(torch.tensor(0.3))
         self.run = run
 
@@ -269,6 +270,10 @@ def in_bfloat16(m, x):
     return m.b(x.float())
 
 
+def added_to_the_first(y, x):
+    return torch.cat([y[:, :6] + x, y[:, 6:]], dim=1)
+
+
 def padded_by_maxpool(m, x):
     short = torch.cat([nn.functional.max_pool2d(x, 2)] * 2, 1)
     wide = torch.cat([m.a.body(x), x], 1)
@@ -285,6 +290,7 @@ WILD = {
     "lerp": (lambda m, x: torch.lerp(x, m.a.body(x), 0.3), "s"),
     "lerp by a learned tensor": (lambda m, x: torch.lerp(x, m.a.body(x), m.norm.weight[0, 0, 0, 0]), "p"),
     "gate on the difference": (lambda m, x: x + torch.sigmoid(m.b.body(x)) * (torch.tanh(m.a.body(x)) - x), "i"),
+    "added to the first channels": (lambda m, x: added_to_the_first(m.wide(torch.relu(x)), x), "d"),
     "max pooling shortcut": (padded_by_maxpool, "d"),
     "written into zeros": (lambda m, x: torch.zeros_like(x).copy_(x) + m.a.body(x), "i"),
     "scaled sum of two branches": (lambda m, x: m.b(0.5 * torch.relu(m.a.body(x)) + 0.5 * torch.relu(m.norm(x))), "i"),

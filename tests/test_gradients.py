@@ -145,7 +145,10 @@ def test_chunks_change_nothing(monkeypatch, name, chunk):
     assert_lengths_equal(linearised(name).exact(signs=signs).gradients, flipped.gradients, 1e-12)
 
 
-STRANGERS = [name for name, case in CASES.items() if name != "edsr" and not name.endswith("frozen")]
+STRANGERS = (
+    "arithmetic", "norm_free", "repvgg", "shake_shake", "unet", "edsr", "shared", "mobile", "inplace", "denoiser",
+    "encoder_post", "parallel", "gpt", "folded_windows", "tuple_out",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -164,8 +167,6 @@ def test_networks_of_strangers(name):
     expected = by_length(enumerated(Viewed(view), x, LABELS, loss, boundary))
     assert len(expected) == len(case.kinds) + 1
     profile = linear.exact()
-    if name == "unet":  # its first blocks also feed a skip around the others: no chain of blocks holds that
-        assert len(case.kinds) == 2
     assert_lengths_equal(profile.gradients, expected)
     torch.testing.assert_close(profile.total(), linear.reference, rtol=1e-10, atol=1e-12)
 
@@ -173,8 +174,8 @@ def test_networks_of_strangers(name):
 @st.composite
 def small_nets(draw: st.DrawFn) -> Net:
     """Blocks of random kinds, in one or two widths."""
-    narrow = draw(st.lists(st.sampled_from(KINDS), min_size=0, max_size=3))
-    wide = draw(st.lists(st.sampled_from(KINDS), min_size=0 if narrow else 1, max_size=2))
+    narrow = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
+    wide = draw(st.lists(st.sampled_from(KINDS), max_size=2))
     blocks = [kind(3) for kind in narrow]
     if wide:
         blocks.append(draw(st.sampled_from([lambda: Post(3, 4, 2), lambda: Post(3, 5, padded=True), lambda: Pre(3, 4)]))())
@@ -214,23 +215,20 @@ def test_longest_length_is_exact_for_those_kept(name):
 
 
 def test_tolerance_leaves_out_what_it_says():
-    net = Net([Post(4, 4) for _ in range(8)])
-    drawn(net)
-    view, x = find_blocks(net, images()), images()
+    net, x = drawn(Net([Post(4, 4) for _ in range(8)])), images()
+    view = find_blocks(net, x)
     linear = Linearisation(view, x, LABELS)
     whole = linear.exact()
-    dropped = {0}
-    for tolerance in (1e-6, 1e-3, 1e-2, 0.1, 0.5):
+    dropped = []
+    for tolerance in (1e-3, 1e-2, 0.1, 0.5):
         trimmed = Linearisation(view, x, LABELS).exact(tolerance=tolerance)
         rest = float((trimmed.total() - linear.reference).norm() / linear.reference.norm())
-        assert len(trimmed.lengths) < 9
-        # each of 8 blocks leaves out at most 9 lengths of that size each
-        assert rest <= 8 * 9 * tolerance
+        assert 0 < rest < 2 * tolerance
         kept = whole.gradients[trimmed.lengths.start : trimmed.lengths.stop]
-        bound = 72 * tolerance * float(whole.norms().max())
+        bound = 2 * tolerance * float(whole.norms().max())
         assert float((trimmed.gradients - kept).flatten(2).norm(dim=2).max()) <= bound
-        dropped.add(9 - len(trimmed.lengths))
-    assert len(dropped) > 3  # the wider the tolerance, the more is left out
+        dropped.append(9 - len(trimmed.lengths))
+    assert 0 < dropped[0] < dropped[1] < dropped[2] < dropped[3]  # the wider the tolerance, the more is left out
     assert Linearisation(view, x, LABELS).exact(tolerance=1e-300).lengths == range(9)
 
 
@@ -286,9 +284,9 @@ def test_random_signs_are_unbiased_within_their_standard_error():
         [sum(float(g.square().sum()) for p, g in paths.items() if len(p) == k) for k in range(5)], dtype=torch.float64
     )
     scores = []
-    for seed in range(20):
+    for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
-        draws = 50
+        draws = 40
         signs = torch.randint(0, 2, (4, draws), generator=generator) * 2.0 - 1
         x = images(1).expand(draws, -1, -1, -1)
         squares = Linearisation(view, x, LABELS[:1].expand(draws)).exact(signs=signs).norms().square()
@@ -297,7 +295,7 @@ def test_random_signs_are_unbiased_within_their_standard_error():
         torch.testing.assert_close(squares[[0, -1]], truth[[0, -1], None].expand(-1, draws), rtol=1e-10, atol=0)
     scores = torch.stack(scores)
     assert scores.abs().max() < 5
-    assert (scores.mean(0).abs() < 4 / math.sqrt(20)).all()  # unbiased
+    assert (scores.mean(0).abs() < 4 / math.sqrt(12)).all()  # unbiased
     assert 0.5 < float(scores.std()) < 2  # and the standard error is what it says
 
 
@@ -318,8 +316,7 @@ def test_signs_of_one_example_do_not_touch_another():
 TRAINED = ["post-activation", "projection", "pre-activation", "all sorts", "norm after"]
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize(("name", "stacked"), [*((name, True) for name in TRAINED), ("pre-activation", False)])
 def test_train_mode_uses_the_statistics_of_the_batch(name, stacked):
     net = drawn(NETS[name]())
     if name == "all sorts":
@@ -381,7 +378,7 @@ def cifar_parts(state: dict[str, Tensor], x: Tensor, taken: Tensor | None) -> Te
 def resnet20(shared_models):
     file = shared_models / "pytorch_resnet_cifar10" / "resnet20-12fca82f.th"
     model = load_model("resnet20", file).model.double()
-    x = F.interpolate(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), size=32, mode="bilinear")
+    x = F.interpolate(torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=16, mode="bilinear")
     x, labels = x.double(), torch.tensor([3])
     paths = every_path(range(9))
     state = model.state_dict()
@@ -529,8 +526,8 @@ class Growing(Net):
 @pytest.mark.parametrize(
     ("stem", "factors", "where"),
     [
-        (1e-35, (1.0, 1e20, 1e20), r"block 1 \(blocks\.1\)"),
-        (1e-35, (1e20, 1e20, 1.0), r"block 0 \(blocks\.0\)"),
+        (1e-37, (1.0, 1e21, 1e21), r"block 1 \(blocks\.1\)"),
+        (1e-37, (1e21, 1e21, 1.0), r"block 0 \(blocks\.0\)"),
         (1e20, (1e20, 1.0), "in the stem"),
     ],
 )
@@ -553,7 +550,7 @@ def test_losses_that_are_not_finite():
     refused(
         NumericsError,
         "first at the output of the last block",
-        lambda: Linearisation(view, images(), LABELS, loss=lambda z, y: (z - z.detach()).abs().sqrt().sum(1)),
+        Linearisation(view, images(), LABELS, loss=lambda z, y: (z - z.detach()).abs().sqrt().sum(1)).exact,
     )
 
 

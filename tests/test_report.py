@@ -233,7 +233,7 @@ def test_provenance_states_versions_machine_and_time():
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["hardware"]["cores"] == os.cpu_count()
-    assert found["command"] == sys.argv
+    assert found["command"] == [Path(sys.argv[0]).name.replace("__main__.py", "pathlens"), *sys.argv[1:]]
     if Path("/proc/meminfo").exists():
         total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
         assert found["hardware"]["memory_bytes"] == pytest.approx(total, rel=0.01)
@@ -262,7 +262,8 @@ def git(folder: Path, *arguments: str) -> str:
 def test_commit_is_that_of_the_packages_own_checkout(tmp_path):
     package = tmp_path / "pathlens"
     package.mkdir()
-    shutil.copy(ROOT / "pathlens" / "errors.py", package)
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "pathlens" / name, package)
     for room in ("tables", "report"):
         shutil.copytree(ROOT / "pathlens" / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     code = "from pathlens.report import provenance; print(provenance()['commit'])"

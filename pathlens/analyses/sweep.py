@@ -53,8 +53,8 @@ def steps_of(plan: Plan, blocks: int) -> tuple[Step, ...]:
 def evaluate(network: Inference, plans: Sequence[Plan], images: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Logits of each lesioned network for one batch, as (index of the plan, logits), in no particular order."""
     routes = sorted((steps_of(plan, len(network)), index) for index, plan in enumerate(plans))
-    x = network.piece("stem")(network.prepare(images))
-    yield from _walk(network, routes, 0, x)
+    # no name for the stem's output, so that it lives no longer than it is needed
+    yield from _walk(network, routes, 0, network.piece("stem")(network.prepare(images)))
 
 
 def _walk(
@@ -125,7 +125,7 @@ def sweep(
 
 def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
     """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
-    _check_shape(network, images, batch)
+    _check_images(network, images, batch)
     targets = labels.to(network.device)
     values: list[Tensor | None] = [None] * len(plans)
     for index, logits in evaluate(network, plans, images):
@@ -135,13 +135,16 @@ def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor
     return found
 
 
-def _check_shape(network: Inference, images: Tensor, batch: int) -> None:
+def _check_images(network: Inference, images: Tensor, batch: int) -> None:
     wanted, found = network.view.input_shape, tuple(images.shape[1:])
     if found != wanted:
         raise DataError(
             f"batch {batch} has images of shape {found} and the network was traced with {wanted}; "
             "give images of one shape"
         )
+    # asked here, because a ReLU that is fused into a convolution turns NaN into 0
+    if images.is_floating_point() and not images.isfinite().all():
+        raise DataError(f"batch {batch} has pixels that are NaN or infinite; check how the images are normalised")
 
 
 def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
@@ -158,10 +161,10 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     """Largest difference between a logit of the prepared network and of the model itself, over the largest logit.
 
     Raises:
-        NumericsError: more than rounding in float32 or float64.
+        NumericsError: more than rounding in float32 or float64, or the model gives NaN.
     """
     model = network.view.model
-    _check_shape(network, images, 0)
+    _check_images(network, images, 0)
     images = images[:_CHECKED_IMAGES]
     own = next((parameter for parameter in model.parameters()), images)
     chain = network.chain
@@ -186,6 +189,12 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     flat = torch.utils._pytree.tree_leaves(output)
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
     reference = flat[position].double().cpu()
+    if not reference.isfinite().all():
+        broken = int((~reference.isfinite()).reshape(len(reference), -1).any(1).sum())
+        raise NumericsError(
+            f"the intact network gives NaN or infinity for {broken} of the first {len(reference)} images; "
+            "check the weights and the normalisation of the data"
+        )
     (_, logits), *_ = evaluate(network, [Deletion()], images)
     difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
     relative = float(difference)

@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pathlens import __version__
 from pathlens.tables import plain_json
 
-_PACKAGES = ("pathlens", "torch", "torchvision", "timm", "transformers", "numpy", "scipy", "pandas", "pyarrow")
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "scipy", "pandas", "pyarrow")
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
@@ -35,12 +36,22 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """
     found = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(sys.argv),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "command": _command(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "pathlens": __version__,
+        },
         "commit": _commit(),
         "hardware": _hardware(),
     }
     return plain_json({**found, **facts}, "the provenance")
+
+
+def _command() -> list[str]:
+    """The command line; of the program only its name, since where it lies says something of the machine alone."""
+    program = Path(sys.argv[0])
+    return ["pathlens" if program.name == "__main__.py" else program.name, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

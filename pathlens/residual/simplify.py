@@ -73,6 +73,8 @@ def simplify(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is aten.slice_scatter.default:
             _pad_instead(graph, node)
+        elif node.target is aten.cat.default:
+            _pad_instead_of_parts(graph, node)
     graph.lint()
 
 
@@ -169,20 +171,57 @@ def _split_lerp(graph: fx.Graph, node: fx.Node) -> None:
 def _pad_instead(graph: fx.Graph, node: fx.Node) -> None:
     """``out[:, :c] += x`` as ``out + pad(x)``, the padding shortcut that it is."""
     base, total = node.args[:2]
-    window = _window(node, 2)
-    dim, start, end, step = window
-    if not (isinstance(base, fx.Node) and isinstance(total, fx.Node) and total.target is aten.add.Tensor):
+    if isinstance(base, fx.Node) and isinstance(total, fx.Node) and _reads(total.args[0], base):
+        read: Any = total.args[0]
+        if _window(read, 1) == _window(node, 2):
+            _add_padded(graph, node, base, total)
+
+
+def _pad_instead_of_parts(graph: fx.Graph, node: fx.Node) -> None:
+    """``cat([out[:, :c] + x, out[:, c:]])`` as ``out + pad(x)``."""
+    parts: Any = node.args[0]
+    sums = [part for part in parts if part.target is aten.add.Tensor]
+    reads = [part.args[0] if part in sums else part for part in parts]
+    if (
+        len(sums) != 1
+        or len(parts) < 2
+        or not isinstance(reads[0], fx.Node)
+        or reads[0].target is not aten.slice.Tensor
+    ):
         return
+    base: Any = reads[0].args[0]
+    size, position = base.meta["val"].shape, 0
+    along: Any = node.args[1] if len(node.args) > 1 else 0
+    for read in reads:
+        if not _reads(read, base):
+            return
+        dim, start, end, step = _window(read, 1)
+        if start != position or step != 1 or not isinstance(end, int) or dim != along % len(size):
+            return
+        position = end
+    if dim != 0 and position >= size[dim]:
+        _add_padded(graph, node, base, sums[0])
+
+
+def _reads(node: Any, base: fx.Node) -> bool:
+    return isinstance(node, fx.Node) and node.target is aten.slice.Tensor and node.args[0] is base
+
+
+def _add_padded(graph: fx.Graph, node: fx.Node, base: fx.Node, total: fx.Node) -> None:
+    """Put ``base + pad(x)`` in the place of a node that has the sum of a window of ``base`` and ``x`` written in."""
+    if total.target is not aten.add.Tensor:
+        return
+    read: Any
+    x: Any
     read, x = total.args[:2]
-    if not (isinstance(read, fx.Node) and isinstance(x, fx.Node) and read.target is aten.slice.Tensor):
-        return
+    dim, start, end, step = _window(read, 1)
     shape = base.meta["val"].shape
-    if read.args[0] is not base or _window(read, 1) != window or not _same_kind(read, x):
+    # the channels, not the batch, and nothing that broadcasts
+    if not isinstance(x, fx.Node) or not _same_kind(read, x) or dim == 0 or step != 1 or set(total.users) != {node}:
         return
-    end = min(end, shape[dim]) if isinstance(end, int) else None
-    if step != 1 or dim == 0 or end is None or start < 0 or end < 0 or set(total.users) != {node}:
+    if not isinstance(end, int) or not isinstance(shape[dim], int) or start < 0 or end < 0:
         return
-    widths = [0, 0] * (len(shape) - dim - 1) + [start, int(shape[dim]) - end]
+    widths = [0, 0] * (len(shape) - dim - 1) + [start, shape[dim] - min(end, shape[dim])]
     with graph.inserting_before(node):
         padded = graph.call_function(aten.constant_pad_nd.default, (x, widths, 0))
         whole = graph.call_function(aten.add.Tensor, (base, padded), dict(total.kwargs))

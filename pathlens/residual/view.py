@@ -106,7 +106,7 @@ class ResidualView:
         """
         like = self._like() if images is None else images
         key = self._mode(like, None)
-        found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[0]))
+        found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[:1].numel()))
         if found is None:
             traced = trace(self._model, like.detach().to(self._parameter().device).contiguous())
             found = self._arrange(traced, type(self._model).__name__)

@@ -199,9 +199,7 @@ def compare(
 
     def add(method: str, dtype: str | None, repeat: int, seconds: float, *more: Any) -> None:
         evaluated = None if method == FINDING else len(view) + 1
-        timings.append(
-            Timing(benchmark, method, dtype, device, loaded.spec, count, evaluated, repeat, seconds, *more)
-        )
+        timings.append(Timing(benchmark, method, dtype, device, loaded.spec, count, evaluated, repeat, seconds, *more))
         say(f"{benchmark}, repeat {repeat}: {method}{f' in {dtype}' if dtype else ''}: {seconds:.3f} s")
 
     for repeat in range(repeats):

@@ -1,0 +1,227 @@
+"""Time the exact path-length profile against one ordinary backward pass, and against sampling paths.
+
+Run from the repository root, on a machine that does nothing else::
+
+    python studies/benchmarks/paths.py --out results/benchmarks
+
+Same network, same batch, same process, the methods in turn in every repeat:
+
+* ``profile``: all path lengths of one batch, in passes of an ordinary forward with the gradient at the input.
+* ``sampling``: what sampling single paths would cost to know the summed gradient of the most important length with the
+  relative standard error asked for. The number of paths follows from the measured root mean square path norm (random
+  signs) and the measured norm of the sum: the standard error of C times a mean of m paths is C rms / sqrt(m).
+* ``deep``: a 600-block network on a batch of 4, once.
+* ``profile on a GPU``: 54 blocks, all lengths, 10,000 images, where there is a GPU.
+
+With ``PATHLENS_MODELS`` and ``PATHLENS_DATA`` set, trained weights and real images are taken, else seeded random ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sweep
+import torch
+from torch import Tensor, nn
+
+from pathlens import find_blocks, load_model, path_gradients
+from pathlens.report import provenance
+from pathlens.tables import Column, Table, write_together
+
+COLUMNS = (
+    Column("benchmark"),
+    Column("method"),
+    Column("network"),
+    Column("blocks"),
+    Column("images"),
+    Column("device"),
+    Column("repeats"),
+    Column("seconds", "s", "wall time, median over the repeats"),
+    Column("seconds_min", "s"),
+    Column("seconds_max", "s"),
+    Column("ratio", "", "seconds over those of the ordinary pass in the same repeat, median"),
+    Column("ratio_min"),
+    Column("ratio_max"),
+    Column("note"),
+)
+
+
+def ordinary(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Seconds of one forward and the gradient at the input."""
+    began = time.perf_counter()
+    images = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").backward()
+    return time.perf_counter() - began
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def row(benchmark: str, method: str, about: dict[str, Any], seconds: list[float], plain: list[float], note: str) -> Any:
+    ratios = [one / other for one, other in zip(seconds, plain, strict=False)]
+    return {
+        "benchmark": benchmark,
+        "method": method,
+        **about,
+        "repeats": len(seconds),
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "ratio": statistics.median(ratios) if ratios else None,
+        "ratio_min": min(ratios, default=None),
+        "ratio_max": max(ratios, default=None),
+        "note": note,
+    }
+
+
+def profile(args: argparse.Namespace, rows: list[Any]) -> dict[str, Any]:
+    """The exact profile of one batch beside the ordinary pass, and what sampling would cost."""
+    loaded = sweep.open_network(args.network, args.seed)
+    model = loaded.model
+    batches, data = sweep.open_batches(args.batch_size, args.batch_size, args.seed)
+    images, labels = batches[0]
+    view = find_blocks(model, images)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+    def exact() -> Table:
+        return path_gradients(view, batches, method="exact")
+
+    ordinary(model, images, labels)
+    table = exact()
+    plain, whole = [], []
+    for repeat in range(args.repeats):
+        plain.append(min(ordinary(model, images, labels) for _ in range(3)))
+        seconds, table = timed(exact)
+        whole.append(seconds)
+        sweep.say(f"profile, repeat {repeat}: ordinary {plain[-1]:.3f} s, exact {seconds:.3f} s")
+    about = {"network": args.network, "blocks": len(view), "images": len(labels), "device": "cpu"}
+    difference = table.provenance["relative_difference_to_autograd"]
+    rows.append(row("profile", "ordinary forward and input gradient", about, plain, plain, ""))
+    note = f"sum over lengths against autograd: relative difference {difference:.1e}"
+    rows.append(row("profile", "exact, all lengths", about, whole, plain, note))
+
+    signed = path_gradients(view, batches, method="signed", draws=args.draws, seed=args.seed)
+    best = max(table.rows, key=lambda r: float(r["total_norm"] or 0))
+    length = int(best["length"] or 0)
+    rms, total = float(signed.rows[length]["path_norm_rms"] or 0), float(best["total_norm"] or 1)
+    needed = (float(math.comb(len(view), length)) * rms / (args.rel_error * total)) ** 2
+    sampled_seconds, sampled = timed(
+        lambda: path_gradients(view, batches, method="sampled", max_samples=8, rel_error=1e-9, max_length=length)
+    )
+    drawn = sum(int(r["samples"] or 0) for r in sampled.rows)
+    cost = needed * sampled_seconds / drawn
+    note = (
+        f"length {length}: {needed:.3g} paths for a relative standard error of {args.rel_error:g}, "
+        f"at {1000 * sampled_seconds / drawn:.2g} ms a path (mean over lengths up to it), extrapolated"
+    )
+    extrapolated = row("sampling", "single paths to equal standard error", about, [cost], [], note)
+    extrapolated["ratio"] = cost / statistics.median(whole)
+    extrapolated["note"] += "; ratio is to the exact profile"
+    rows.append(extrapolated)
+    return {"weights": loaded.weights, "model_sha256": loaded.sha256, "data": data}
+
+
+def deep(args: argparse.Namespace, rows: list[Any]) -> None:
+    """600 blocks on a batch of 4."""
+    model = load_model(args.deep_network, "random", seed=args.seed).model
+    batches, _ = sweep.open_batches(4, 4, args.seed)
+    found, view = timed(lambda: find_blocks(model, batches[0][0]))
+    seconds, table = timed(lambda: path_gradients(view, batches, method="exact"))
+    sweep.say(f"deep: finding {found:.1f} s, exact {seconds:.1f} s")
+    about = {"network": args.deep_network, "blocks": len(view), "images": 4, "device": "cpu"}
+    rows.append(row("deep", "finding the blocks", about, [found], [], "random weights"))
+    difference = table.provenance["relative_difference_to_autograd"]
+    rows.append(row("deep", "exact, all lengths", about, [seconds], [], f"random weights; difference {difference:.1e}"))
+
+
+def gpu(args: argparse.Namespace, rows: list[Any]) -> None:
+    """54 blocks and all lengths over many images."""
+    model = load_model(args.gpu_network, "random", seed=args.seed).model.cuda()
+    batches, _ = sweep.open_batches(args.gpu_rows, args.gpu_batch_size, args.seed)
+    moved = [(images.cuda(), labels.cuda()) for images, labels in batches]
+    view = find_blocks(model, moved[0][0])
+    path_gradients(view, moved[:1], method="exact")
+    seconds, _ = timed(lambda: path_gradients(view, moved, method="exact"))
+    about = {"network": args.gpu_network, "blocks": len(view), "images": args.gpu_rows, "device": "cuda"}
+    rows.append(row("profile on a GPU", "exact, all lengths", about, [seconds], [], torch.cuda.get_device_name()))
+
+
+def markdown(table: Table) -> str:
+    facts, hardware = table.provenance, table.provenance["hardware"]
+    lines = [
+        "# Benchmark of path gradients",
+        "",
+        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
+        "",
+        f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads; "
+        f"GPUs: {', '.join(hardware['gpus']) or 'none'}",
+        f"- Versions: Python {facts['versions']['python']}, torch {facts['versions']['torch']}",
+        f"- Profile: {facts['network']} with weights {facts['weights']}; {facts['data']}; seed {facts['seed']}",
+        "",
+        "| benchmark | method | network | blocks | images | device | seconds | ratio | note |",
+        "|---|---|---|---:|---:|---|---:|---:|---|",
+    ]
+    for r in table.rows:
+        texts = [r["benchmark"], r["method"], r["network"], r["blocks"], r["images"], r["device"]]
+        cells = [*map(str, texts), sweep.ranged(r, "seconds"), _ratio(r), str(r["note"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(r: dict[str, Any]) -> str:
+    return sweep.number(r["ratio"]) if r["ratio_min"] is None else sweep.ranged(r, "ratio")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", default="resnet56", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--draws", type=int, default=8, help="random sign vectors (default: %(default)s)")
+    parser.add_argument("--rel-error", type=float, default=0.1, help="for sampling (default: %(default)s)")
+    parser.add_argument("--deep-network", default="resnet1202", help="default: %(default)s")
+    parser.add_argument("--gpu-network", default="preresnet110", help="default: %(default)s")
+    parser.add_argument("--gpu-rows", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--gpu-batch-size", type=int, default=250, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks, write ``paths`` as table and page, print the page."""
+    args = parse(argv)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    rows: list[Any] = []
+    try:
+        facts = profile(args, rows)
+        deep(args, rows)
+        if torch.cuda.is_available():
+            gpu(args, rows)
+        options = {name: value for name, value in vars(args).items() if name != "out"}
+        table = Table(COLUMNS, tuple(rows), provenance(**options, **facts, cpu_capability=sweep.cpu_abilities()))
+    finally:
+        torch.set_num_threads(threads)
+    page = markdown(table)
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = {args.out / name: content for name, content in table.files("paths").items()}
+    write_together({**files, args.out / "paths.md": page.encode()})
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
