@@ -17,6 +17,7 @@ from nets_tokens import CASES
 from path_oracle import (
     KINDS,
     NETS,
+    Gated,
     Minus,
     Net,
     Path,
@@ -178,7 +179,8 @@ def small_nets(draw: st.DrawFn) -> Net:
     wide = draw(st.lists(st.sampled_from(KINDS), max_size=2))
     blocks = [kind(3) for kind in narrow]
     if wide:
-        blocks.append(draw(st.sampled_from([lambda: Post(3, 4, 2), lambda: Post(3, 5, padded=True), lambda: Pre(3, 4)]))())
+        widen = draw(st.sampled_from([lambda: Post(3, 4, 2), lambda: Post(3, 5, padded=True), lambda: Pre(3, 4)]))
+        blocks.append(widen())
         width = 5 if isinstance(blocks[-1], Post) and blocks[-1].padded else 4
         blocks += [kind(width) for kind in wide]
         return Net(blocks, 3, last=width)
@@ -252,6 +254,46 @@ def test_gradient_that_is_zero_everywhere():
     profile = Linearisation(view, images(), LABELS).exact(tolerance=0.01)
     assert len(profile.lengths) > 0
     assert not profile.gradients.any()
+
+
+def deep(blocks: int, branch: float, gate: float | None = None) -> Net:
+    """Many blocks, the branch of each scaled by a factor; with ``gate``, highway blocks that open that far."""
+    net = drawn(Net([Minus(2) if gate is None else Gated(2) for _ in range(blocks)], 2))
+    with torch.no_grad():
+        for block in net.blocks:
+            if gate is None:
+                block.b.weight.mul_(branch)
+            else:
+                block.t.weight.zero_()
+                block.t.bias.fill_(gate)
+                block.h.weight.mul_(branch)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("branch", "gate"),
+    [
+        (1e-4, None),  # long paths are too small for float32
+        (1e-1, 8.0),  # so are all paths, the short ones most
+        (1e-4, 200.0),  # shut gates: only the longest path is not zero
+        (1e-4, -30.0),  # open gates: long paths are small and short ones are not
+    ],
+)
+def test_norms_beyond_the_range_of_single_precision(branch, gate):
+    net, x = deep(24, branch, gate), images(2, 4)
+    with torch.no_grad():
+        for bias in (b for name, b in net.named_parameters() if name.endswith("h.bias")):
+            bias.fill_(1.0)  # the activation of a branch is on
+    double = Linearisation(find_blocks(net, x), x, LABELS)
+    net, x = copy.deepcopy(net).float(), x.float()
+    single = Linearisation(find_blocks(net, x), x, LABELS)
+    norms, expected = single.exact().norms(), double.exact().norms()
+    assert float(expected[expected > 0].min()) < 2.0**-149
+    torch.testing.assert_close(norms, expected, rtol=2e-3, atol=0)
+    longest = torch.linalg.vector_norm(double.along([range(24)]).flatten(2), dim=2)
+    torch.testing.assert_close(single.through([range(24)]).norms(), longest, rtol=2e-3, atol=0)
+    profiles = zip(single.profiles(), double.profiles(), strict=True)
+    assert all(torch.allclose(one.norms(), other.norms(), rtol=2e-3, atol=0) for one, other in profiles)
 
 
 def all_signs(blocks: int) -> Tensor:
@@ -425,7 +467,7 @@ def test_second_moment_of_a_trained_network(resnet20):
 
 
 @pytest.mark.parametrize("name", ["post-activation", "norm first"])
-def test_the_model_and_the_modes_are_left_alone(name, rng_untouched):
+def test_the_model_and_the_modes_are_left_alone(name):
     net = drawn(NETS[name]())
     net.last.weight.requires_grad_(False)
     x = images()
@@ -433,6 +475,7 @@ def test_the_model_and_the_modes_are_left_alone(name, rng_untouched):
     net.blocks[0].register_forward_hook(lambda *_: pytest.fail("a hook of the user ran"))
     state = copy.deepcopy(net.state_dict())
     flags = [p.requires_grad for p in net.parameters()]
+    random = torch.random.get_rng_state()
     with torch.no_grad():  # the caller's mode does not matter and comes back
         linear = Linearisation(view, x, LABELS)
         linear.exact(signs=torch.ones(len(view), 2))
@@ -442,6 +485,7 @@ def test_the_model_and_the_modes_are_left_alone(name, rng_untouched):
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert [p.requires_grad for p in net.parameters()] == flags
     assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
     assert not x.requires_grad
     assert not net.training
     assert sum(len(m._forward_hooks) + len(m._backward_hooks) for m in net.modules()) == 1

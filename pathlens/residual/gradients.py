@@ -81,8 +81,11 @@ class Scaled:
         shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in found]
         if not any(shifts):
             return self
-        raised = tuple(exponent + shift for exponent, shift in zip(self.exponents, shifts, strict=True))
-        return Scaled(_times_two_to(self.rows, shifts), raised)
+        raised = [exponent + shift for exponent, shift in zip(self.exponents, shifts, strict=True)]
+        # a row of zeros has no size of its own and must not keep the rows that it is added to from being raised
+        most = max(raised)
+        raised = [exponent if value else most for exponent, value in zip(raised, found, strict=True)]
+        return Scaled(_times_two_to(self.rows, shifts), tuple(raised))
 
 
 def _times_two_to(rows: Tensor, exponents: Sequence[int]) -> Tensor:

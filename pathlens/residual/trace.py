@@ -94,7 +94,13 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     name = type(model).__name__
     try:
-        with _quiet(), _no_fused_attention_layers(), _attributes_kept(model), torch.enable_grad():
+        with (
+            _quiet(),
+            _no_fused_attention_layers(),
+            _attributes_kept(model),
+            _observers_off(model),
+            torch.enable_grad(),
+        ):
             program = export(model, (example,), dynamic_shapes=_dynamic_batch(model), strict=False)
             return program.run_decompositions({})
     except PathlensError:
@@ -134,6 +140,26 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             elif list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
                 value.clear()
                 value.update(before)
+
+
+@contextlib.contextmanager
+def _observers_off(model: nn.Module) -> Iterator[None]:
+    """Keep the user's forward hooks from tracing: they would be handed tensors without values.
+
+    Hooks of torch's own weight and spectral norms make the weights and stay.
+    """
+    hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+    before = [dict(hook) for hook in hooks]
+    try:
+        for hook in hooks:
+            for key, call in list(hook.items()):
+                if not type(call).__module__.startswith("torch.nn.utils"):
+                    del hook[key]
+        yield
+    finally:
+        for hook, calls in zip(hooks, before, strict=True):
+            hook.clear()
+            hook.update(calls)
 
 
 @contextlib.contextmanager

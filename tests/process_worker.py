@@ -1,0 +1,101 @@
+"""What each of several processes does in ``test_processes.py``; prints one JSON object for each.
+
+Run as ``python process_worker.py DATA FOLDER`` with the environment that torchrun would set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lesion_oracle import small_batches, small_net
+from torch.utils.data import DataLoader, TensorDataset
+
+import pathlens
+from pathlens.analyses import processes
+from pathlens.data import open_data
+from pathlens.errors import NumericsError, PathlensError
+from pathlens.residual import find_blocks
+
+RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def said(error: Exception) -> list[str]:
+    return [type(error).__name__, str(error)]
+
+
+def scenarios(group: processes.Processes, spec: str, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"rank": group.rank, "world": group.world}
+    view = find_blocks(small_net(torch.float32), torch.zeros(2, 3, 8, 8))
+    data = open_data(spec)
+
+    def sweep(**options: Any) -> pathlens.analyses.Table:
+        return pathlens.delete_blocks(view, data, **{"batch_size": 5, **RGB, **options})
+
+    computed: list[int] = []
+    table = sweep(progress=lambda done, total: computed.append(done))
+    found["table"], found["processes"] = table.rows, table.provenance["processes"]
+    found["computed"] = max(computed)
+    found["list of batches"] = pathlens.delete_blocks(view, small_batches(dtype=torch.float32)).rows
+
+    # the journal of a run with another number of processes is used, and used up
+    found["resumed"] = sweep(journal=folder / "journal").provenance["resumed_batches"]
+
+    # one process has more to do before it fails than the other has altogether
+    def slow(done: int, total: int) -> None:
+        if group.rank == 1 and done == 2:
+            time.sleep(0.5)
+            raise NumericsError("one process is out of sorts")
+
+    try:
+        sweep(progress=slow)
+    except PathlensError as error:
+        found["one failed"] = said(error)
+
+    # a process that has much to do learns early that another has failed
+    def early(done: int, total: int) -> None:
+        if group.rank == 1:
+            raise NumericsError("at once")
+        time.sleep(0.3)
+
+    began = time.monotonic()
+    try:
+        sweep(batch_size=1, progress=early)
+    except PathlensError as error:
+        found["early"] = [*said(error), time.monotonic() - began]
+    try:
+        sweep(blocks=[77])
+    except PathlensError as error:
+        found["all failed"] = said(error)
+    shuffled = DataLoader(TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4)), shuffle=True)
+    try:
+        pathlens.delete_blocks(view, shuffled)
+    except PathlensError as error:
+        found["shuffled"] = said(error)
+    # and after all of these failures they still understand each other
+    found["again"] = sweep().rows
+    group.gather(None)
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with processes.joined() as group:
+        found = scenarios(group, sys.argv[1], Path(sys.argv[2]))
+        if group.rank == 1:
+            print(json.dumps(found), flush=True)
+            os._exit(0)  # without a word to the others
+        try:
+            group.gather(None)
+        except PathlensError as error:
+            found["other is gone"] = said(error)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

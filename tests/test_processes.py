@@ -1,0 +1,168 @@
+"""Several processes give the table of one, and none is left waiting for another that failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_files import noise, png, write
+from lesion_oracle import small_batches, small_net
+from process_worker import RGB
+from test_resume import USER_FILE, Progress
+
+import pathlens
+from pathlens.analyses import processes
+from pathlens.data import open_data
+from pathlens.errors import DataError, RunError
+from pathlens.residual import find_blocks
+
+HERE = Path(__file__).parent
+PATIENCE = 240  # seconds until a test that hangs is ended
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **more}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    labels = [row % 5 for row in range(40)]
+    return write(tmp_path / "data" / "test.parquet", [png(image) for image in noise(40, 8, 8, 3)], labels)
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes(spec: str, tmp_path: Path) -> None:
+    view, data = find_blocks(small_net(torch.float32), torch.zeros(2, 3, 8, 8)), open_data(spec)
+    alone = pathlens.delete_blocks(view, data, batch_size=5, **RGB)
+    with pytest.raises(KeyboardInterrupt):
+        pathlens.delete_blocks(view, data, batch_size=5, **RGB, journal=tmp_path / "journal", progress=Progress(3))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "process_worker.py"), spec, str(tmp_path)],
+            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=PATIENCE) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], [errors for _, errors in outputs]
+    first, second = (json.loads(printed) for printed, _ in outputs)
+
+    assert (first["rank"], second["rank"]) == (0, 1)
+    for found in (first, second):
+        assert found["table"] == [dict(row) for row in alone.rows]  # to the last bit
+        assert found["again"] == found["table"]
+        assert found["list of batches"] == [
+            dict(row) for row in pathlens.delete_blocks(view, small_batches(dtype=torch.float32)).rows
+        ]
+        assert (found["world"], found["processes"]) == (2, 2)
+        assert found["computed"] == 4
+        assert found["resumed"] == 3
+        assert found["one failed"] == ["NumericsError", "one process is out of sorts (in process 1 of 2)"]
+        kind, message, seconds = found["early"]
+        assert (kind, message) == ("NumericsError", "at once (in process 1 of 2)")
+        assert seconds < 3  # its own half of the batches would have taken 6
+        assert found["all failed"][0] == "UsageError"
+        assert "process" not in found["all failed"][1]
+        assert found["shuffled"][0] == "UsageError"
+    assert first["other is gone"][0] == "RunError"
+    assert not (tmp_path / "journal").exists()
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "pathlens", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(USER_FILE.format(tests=str(HERE)))
+    return f"{tmp_path / 'net.py'}:build"
+
+
+def test_torchrun(spec: str, user: str, tmp_path: Path) -> None:
+    command = ["delete-blocks", "-m", user, "-d", spec, "--mean", "0,0,0", "--std", "1,1,1", "--batch-size", "7"]
+    many = torchrun(*command, "--json", "--out", str(tmp_path / "many"))
+    assert many.returncode == 0, many.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "pathlens", *command, "--json", "-q"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    found, wanted = json.loads(many.stdout), json.loads(alone.stdout)
+    assert found["table"] == wanted["table"]
+    assert (found["provenance"]["processes"], wanted["provenance"]["processes"]) == (2, 1)
+    said = [line for line in many.stderr.splitlines() if line.startswith("pathlens:")]
+    assert len(said) == len(set(said))
+    assert any("wrote" in line for line in said)
+    assert json.loads((tmp_path / "many" / "manifest.json").read_text())["processes"] == 2
+    assert not (tmp_path / "many" / ".journal").exists()
+
+
+def test_a_label_that_only_one_process_sees(user: str, tmp_path: Path) -> None:
+    """The network's classes are known only when it runs; the label lies in the second batch."""
+    labels = [9 if row == 12 else row % 5 for row in range(40)]
+    spec = write(tmp_path / "data" / "test.parquet", [png(image) for image in noise(40, 8, 8, 3)], labels)
+    done = torchrun("delete-blocks", "-m", user, "-d", spec, "--batch-size", "10", "--out", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if line.startswith("pathlens:")]
+    (error,) = [line for line in said if "error" in line]
+    assert "1 of 10 labels are outside the classes" in error
+    assert "(in process 1 of 2)" in error
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(RunError, match="start them with torchrun"), processes.joined():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(RunError, match="start them with torchrun"), processes.joined():
+        pass
+
+
+def test_one_process_alone() -> None:
+    with processes.joined() as group:
+        assert (group.rank, group.world, group.leads) == (0, 1, True)
+        assert group.gather("part") == ["part"]
+        with group.agreed() as look:
+            assert look() is None
+        with pytest.raises(DataError, match="mine"), group.agreed():
+            raise DataError("mine")
