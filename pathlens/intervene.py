@@ -8,6 +8,7 @@ do not. The model's class is never touched, and afterwards the model is as it wa
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -173,12 +174,11 @@ class _Intervened:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
             raise UsageError("inside an intervention the model takes exactly one tensor")
         images = args[0]
-        with self._undisturbed():
-            if self._view is None:
-                self._view = _find(self._model, images)
-            view = self._view
-            active = tuple(plans.check(plan, view) for plan in self._plans)
-            chain = view.chain(images)
+        if self._view is None:
+            self._view = _find(self._model, images)
+        view = self._view
+        active = tuple(plans.check(plan, view) for plan in self._plans)
+        chain = view.chain(images)
         self.calls += 1
         restrictions = [plan for plan in active if isinstance(plan, Restriction)]
         run = self._run_restricted if restrictions else self._run_changed
@@ -215,9 +215,16 @@ class _Intervened:
             return network.run(images, Choice(path=frozenset(plan.path)))
         return network.run(images, Choice(lengths=frozenset(plan.lengths)))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """A copy of the model is a copy of the network itself: no ``with`` block would ever end its intervention."""
+        if self._original is not None:
+            return copy.deepcopy(self._original, memo)
+        twin = memo[id(self._model)]
+        return type(twin).forward.__get__(twin)
+
     @contextlib.contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """The model's own forward, which tracing needs."""
+    def suspended(self) -> Iterator[None]:
+        """The model's own forward, which tracing needs (:func:`pathlens.residual.trace.trace` calls this)."""
         if self._original is None:
             self._model.__dict__.pop("forward", None)
         else:

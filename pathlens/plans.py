@@ -84,7 +84,7 @@ def reorder(order: Sequence[int]) -> Reordering:
     Raises:
         UsageError: ``order`` is not a permutation of 0..n-1.
     """
-    order = tuple(int(block) for block in order)
+    order = _integers(order, "an order")
     if sorted(order) != list(range(len(order))):
         raise UsageError(f"an order must name each block from 0 to {len(order) - 1} once; found {_shortened(order)}")
     return Reordering(order)
@@ -110,14 +110,20 @@ def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | N
 
 
 def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:
-    items = [blocks] if isinstance(blocks, (int, np.integer)) else list(blocks)
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
-            raise UsageError(f"block indices must be integers; found {item!r}")
-    numbers = [int(item) for item in items]
+    numbers = _integers([blocks] if isinstance(blocks, (int, np.integer)) else blocks, "block indices")
     if len(set(numbers)) != len(numbers):
         raise UsageError(f"a block is named twice in {_shortened(numbers)}")
     return tuple(sorted(numbers))
+
+
+def _integers(items: object, what: str) -> tuple[int, ...]:
+    if isinstance(items, str) or not isinstance(items, Iterable):
+        raise UsageError(f"{what} must be integers; found {items!r}")
+    found = tuple(items)
+    for item in found:
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
+            raise UsageError(f"{what} must be integers; found {item!r}")
+    return tuple(int(item) for item in found)
 
 
 def _shortened(items: Sequence[int], most: int = 12) -> str:

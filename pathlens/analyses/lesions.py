@@ -134,6 +134,10 @@ def _lesions(
     options: dict[str, Any],
 ) -> Table:
     view, options = _view_of(model, data, options)
+    if verb == "delete-skips" and all(block.kind.startswith("layer") for block in view):
+        raise UsageError(
+            f"{type(view.model).__name__} is a plain network without shortcuts; use delete-blocks, which deletes layers"
+        )
     make = plans.delete if verb == "delete-blocks" else plans.delete_skips
     draw = plans.random_deletion if verb == "delete-blocks" else plans.random_skip_deletion
     labels: list[int | None] = [None]

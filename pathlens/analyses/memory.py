@@ -14,7 +14,8 @@ def ran_out(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; torch has several for it."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 @contextlib.contextmanager

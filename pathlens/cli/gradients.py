@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,5 +133,8 @@ def path_gradients(
             best = effective.get("sampled") or effective.get("exact") or effective.get("signed")
             return figures.path_gradients(made, effective=(best["first"], best["last"]) if best else None)
 
-        drawings = {"path-gradients": draw, **({"lattice": figures.lattice} if more else {})}
+        drawings: dict[str, Callable[[Table], Figure]] = {
+            "path-gradients": draw,
+            **({"lattice": figures.lattice} if more else {}),
+        }
         finish(current, table, drawings, {**asked, **sampling, "lattice": lattice, "mode": mode.value}, more)

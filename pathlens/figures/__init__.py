@@ -6,7 +6,20 @@ from matplotlib.figure import Figure
 
 from pathlens.figures.blocks import structure
 from pathlens.figures.lesions import deletion, skips
+from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 
-__all__ = ["DOUBLE", "SINGLE", "Figure", "deletion", "files", "reordering", "save", "skips", "structure"]
+__all__ = [
+    "DOUBLE",
+    "SINGLE",
+    "Figure",
+    "deletion",
+    "files",
+    "lattice",
+    "path_gradients",
+    "reordering",
+    "save",
+    "skips",
+    "structure",
+]

@@ -104,7 +104,7 @@ def extract(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> t
             env[size] = _size_from(graph, trace, size, piece.start, current)
 
         def new(node: fx.Node, env: dict[fx.Node, Any] = env, piece: Piece = piece) -> Any:
-            return env[_resolve(node, piece.swap)]
+            return env[_resolve(node, piece)]
 
         for node in needed.inner:
             env[node] = graph.node_copy(node, new)
@@ -115,9 +115,10 @@ def extract(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> t
     return graph, tuple(node.name for node in tensors)
 
 
-def _resolve(node: fx.Node, swap: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    while node in swap:
-        node = swap[node]
+def _resolve(node: fx.Node, piece: Piece) -> fx.Node:
+    """What stands in a node's place; what the piece starts from is given, whatever it once was."""
+    while node is not piece.start and node in piece.swap:
+        node = piece.swap[node]
     return node
 
 
@@ -184,7 +185,7 @@ def _reach(trace: Trace, piece: Piece) -> _Reached:
     sizes: set[fx.Node] = set()
     stack = list(piece.ends)
     while stack:
-        node = _resolve(stack.pop(), piece.swap)
+        node = _resolve(stack.pop(), piece)
         if node is piece.start or node in seen:
             continue
         seen.add(node)

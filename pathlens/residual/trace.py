@@ -97,6 +97,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         with (
             _quiet(),
             _no_fused_attention_layers(),
+            _own_forwards(model),
             _attributes_kept(model),
             _observers_off(model),
             torch.enable_grad(),
@@ -121,6 +122,25 @@ def _dynamic_batch(model: nn.Module) -> tuple[Any, ...]:
     first = next(iter(inspect.signature(model.forward).parameters.values()), None)
     batch = {0: Dim.AUTO}
     return ((batch,),) if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL else (batch,)
+
+
+@contextlib.contextmanager
+def _own_forwards(model: nn.Module) -> Iterator[None]:
+    """Without the interventions that are active on the model or a part of it, and as functions, as export needs."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            suspended = getattr(module.__dict__.get("forward"), "suspended", None)
+            if suspended is not None:
+                stack.enter_context(suspended())
+        own = model.__dict__.get("forward")
+        if own is not None and not hasattr(own, "__code__"):
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return own(*args, **kwargs)
+
+            model.forward = forward
+            stack.callback(setattr, model, "forward", own)
+        yield
 
 
 @contextlib.contextmanager
