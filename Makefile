@@ -52,6 +52,7 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
+	$(BIN)/python studies/benchmarks/paths.py --out results/benchmarks
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

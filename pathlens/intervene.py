@@ -129,23 +129,12 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     if not isinstance(target, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(target).__name__}")
     current = target.__dict__.get("forward")
-    if isinstance(current, _Intervened):
-        current.push(plan, view)
-        try:
-            yield target
-        finally:
-            current.pop(plan)
-        return
-    changed = _Intervened(target, current)
-    changed.push(plan, view)
-    target.forward = changed
+    changed = current if isinstance(current, _Intervened) else _Intervened(target, current)
+    own = changed.push(plan, view)
     try:
         yield target
     finally:
-        if current is None:
-            target.__dict__.pop("forward", None)
-        else:
-            target.forward = current
+        changed.pop(own)
 
 
 class _Intervened:
@@ -154,21 +143,34 @@ class _Intervened:
     def __init__(self, model: nn.Module, original: Callable[..., Any] | None) -> None:
         self._model = model
         self._original = original
-        self._plans: list[Plan] = []
+        self._plans: dict[object, Plan] = {}
         self._view: ResidualView | None = None
         self._built: dict[tuple[int, tuple[Plan, ...]], tuple[Chain, Segment, list[str]]] = {}
         self._networks: dict[int, RestrictedNetwork] = {}
         #: forward passes so far
         self.calls = 0
 
-    def push(self, plan: Plan, view: ResidualView | None) -> None:
+    def push(self, plan: Plan, view: ResidualView | None) -> object:
+        """Add a plan; the result stands for it when it ends."""
         if self._view is not None:
             plan = plans.check(plan, self._view)
         self._view = self._view or view
-        self._plans.append(plan)
+        own = object()
+        self._plans[own] = plan
+        self._model.forward = self
+        return own
 
-    def pop(self, plan: Plan) -> None:
-        self._plans.pop()
+    def pop(self, own: object) -> None:
+        """End a plan; with the last one the model's own forward is back. Plans may end in any order."""
+        del self._plans[own]
+        if not self._plans:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._original is None:
+            self._model.__dict__.pop("forward", None)
+        else:
+            self._model.forward = self._original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
@@ -177,7 +179,7 @@ class _Intervened:
         if self._view is None:
             self._view = _find(self._model, images)
         view = self._view
-        active = tuple(plans.check(plan, view) for plan in self._plans)
+        active = tuple(plans.check(plan, view) for plan in self._plans.values())
         chain = view.chain(images)
         self.calls += 1
         restrictions = [plan for plan in active if isinstance(plan, Restriction)]
@@ -225,10 +227,7 @@ class _Intervened:
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """The model's own forward, which tracing needs (:func:`pathlens.residual.trace.trace` calls this)."""
-        if self._original is None:
-            self._model.__dict__.pop("forward", None)
-        else:
-            self._model.forward = self._original
+        self._restore()
         try:
             yield
         finally:

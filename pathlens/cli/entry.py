@@ -65,12 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = None if arguments is None else list(arguments)
         result: Any = app(args=given, prog_name="pathlens", standalone_mode=False)
         sys.stdout.flush()
+        if result == INTERRUPTED:  # newer parsers turn Ctrl-C into a result
+            raise KeyboardInterrupt
     except PathlensError as error:
         return _fail(error, error.exit_code)
     except MemoryError:
         return _fail("out of memory; give a smaller --batch-size", ResourceError.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+    except SystemExit as end:
+        # the parser ends the program where the reader of a pipe left, and in no other case
+        return _BROKEN_PIPE if end.code == 1 else int(end.code or 0)
     except BrokenPipeError:
         # the reader of a pipe left; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

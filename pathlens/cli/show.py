@@ -17,7 +17,7 @@ from pathlens.tables import Table
 
 _BAR = 28
 _SHORTEST_BAR = 8
-_GAP = 3
+_GAP = 2
 _FOLDED = 12
 _PIPE_WIDTH = 200
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -69,7 +69,7 @@ def show(table: Table, verb: str) -> None:
             [_cell(name, row) for row in rows],
             left=name in ("name", "kind", "blocks"),
             folds=name in ("name", "blocks"),
-            gives_way={"kind": 1, "stage": 2, "moved": 1}.get(name, 0),
+            gives_way={"name": 1, "kind": 2, "stage": 3, "moved": 1}.get(name, 0),
         )
         for name in leading
     ]
@@ -79,8 +79,7 @@ def show(table: Table, verb: str) -> None:
         Shown("loss", ["not finite" if row["loss"] is None else f"{row['loss']:.4f}" for row in rows]),
     ]
     print_columns(columns, [row["error"] for row in rows])
-    console = make_console()
-    console.print(summary(table.provenance), style="dim" if console.is_terminal else "", markup=False)
+    print_dim(summary(table.provenance))
 
 
 def print_columns(columns: Sequence[Shown], bars: Sequence[float] | None = None) -> None:
@@ -94,7 +93,8 @@ def print_columns(columns: Sequence[Shown], bars: Sequence[float] | None = None)
     while _needed(kept) > console.width and any(column.gives_way for column in kept):
         kept.remove(max(kept, key=lambda column: column.gives_way))
     natural = sum(column.width for column in kept) + _GAP * (len(kept) - 1)
-    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    # the box adds one space between columns to the padding
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in kept:
         grid.add_column(
             column.title,
@@ -123,6 +123,15 @@ def print_columns(columns: Sequence[Shown], bars: Sequence[float] | None = None)
 
 def _needed(columns: Sequence[Shown]) -> int:
     return sum(min(c.width, _FOLDED) if c.folds else c.width for c in columns) + _GAP * (len(columns) - 1)
+
+
+def print_dim(line: str) -> None:
+    """A line that matters less than the table; it is wrapped on terminals and whole elsewhere."""
+    console = make_console()
+    if console.is_terminal:
+        console.print(line, style="dim", markup=False)
+    else:
+        _print(line)
 
 
 def _print(line: str) -> None:

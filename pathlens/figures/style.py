@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -185,10 +186,10 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         enlarge: size of the marks in the legend, relative to those in the axes.
     """
     handles, labels = axes.get_legend_handles_labels()
-    columns, used = 0, 0.0
-    for text in labels:  # as many columns as fit the width
-        used += 0.35 + 0.047 * len(text)
-        columns += used < width - 0.05
+    widths = [0.35 + 0.047 * len(text) for text in labels]
+    columns = len(labels)  # as many as fit the width; they are filled one after the other
+    while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) >= width - 0.05:
+        columns -= 1
     figure = axes.get_figure(root=True)
     place: Literal["outside lower center", "outside upper center"]
     place = "outside lower center" if below else "outside upper center"
