@@ -9,6 +9,8 @@ import numpy as np
 
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
+from pathlens.residual.describe import nodes_between
+from pathlens.residual.operations import WEIGHTED
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,13 @@ def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:
 
 
 def _direct(view: ResidualView, index: int) -> bool:
-    """Whether the block starts where the one before it ends, in shape."""
+    """Whether the block starts where the one before it ends: in shape, and with no layer between."""
     before = view[index - 1].out_shape if index else view[index].in_shape
-    return before == view[index].in_shape
+    if before != view[index].in_shape:
+        return False
+    chain = view.chain()
+    link = chain.links[index]
+    return not any(node.target in WEIGHTED for node in nodes_between(chain, link.start, link.fork))
 
 
 def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:

@@ -44,6 +44,7 @@ REMAINS = {
     ),
     nets.HighwayBlock: (lambda b, x: x, lambda b, x: torch.relu(b.h(x)) * torch.sigmoid(b.t(x))),
     nets.ThreeBranch: (lambda b, x: F.relu(b.identity(x)), lambda b, x: F.relu(b.dense(x) + b.one(x))),
+    nets.PostNormBlock: (lambda b, x: F.relu(b.norm(x)), lambda b, x: F.relu(b.norm(b.body(x)))),
     nets.SharedBlock: (lambda b, x: x, lambda b, x: b.body(x)),
     nets.SqueezeBlock: (lambda b, x: x, _squeeze_branch),
     nets.SmallBlock: (lambda b, x: x, lambda b, x: b.body(x) * b.scale),

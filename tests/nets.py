@@ -334,6 +334,28 @@ class OneFunction(nn.Module):
         return self.points(x)[-1].amax((2, 3))
 
 
+class PostNormBlock(nn.Module):
+    """Batch norm and activation after the addition."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width))
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return F.relu(self.norm(x + self.body(x)))
+
+
+class PostNorm(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.first = conv(3, 6)
+        self.blocks = nn.Sequential(PostNormBlock(6), PostNormBlock(6))
+
+    def stem(self, x):
+        return self.first(x)
+
+
 class SharedBlock(nn.Module):
     def __init__(self):
         super().__init__()

@@ -342,6 +342,7 @@ CASES = {
     "arithmetic": Case(nets.Arithmetic, (6, 8, 8), "iiiiiiis", "00000000"),
     "highway": Case(nets.Highway, (12,), "ggg", "000", names=tuple(f"blocks.{i}" for i in range(3))),
     "repvgg": Case(nets.RepVGG, IMAGE, "ppp", "001", names=("stages.1", "stages.2", "stages.4")),
+    "post_norm": Case(nets.PostNorm, SMALL, "ii", "00", names=("blocks.0", "blocks.1")),
     "shake_shake": Case(nets.ShakeShake, SMALL, "ii", "00", names=("blocks.0", "blocks.1"), random=True),
     "unet": Case(nets.UNet, SMALL, "ii", "00", names=("before", "after")),
     "edsr": Case(nets.EDSR, SMALL, "i", "0"),

@@ -54,7 +54,9 @@ def test_number_kinds_stages_and_names(name):
         assert tuple(block.name for block in view) == case.names
 
 
-@pytest.mark.parametrize("name", ["shake_shake", "mobile_drop", "gpt", "shared", "repvgg", "inplace", "encoder_pre"])
+@pytest.mark.parametrize(
+    "name", ["shake_shake", "mobile_drop", "gpt", "post_norm", "shared", "repvgg", "inplace", "encoder_pre"]
+)
 def test_the_same_blocks_are_found_in_train_mode(name):
     case = CASES[name]
     view = find_blocks(case.model().train(), case.input())
@@ -155,6 +157,7 @@ def test_post_activations_and_transitions():
     assert of("preact", "post_activation") == of("highway", "post_activation")[:1] * 4 == [""] * 4
     assert of("preact", "transition")[0] == ""
     assert "relu" in of("preact", "transition")[1]
+    assert of("post_norm", "post_activation") == ["batch_norm, relu"] * 2
     assert of("encoder_post", "post_activation") == ["layer_norm"] * 4
     assert of("encoder_pre", "post_activation") == [""] * 4
     assert of("mobile", "transition")[0] == ""

@@ -161,6 +161,16 @@ def test_effective_paths_count_at_least_one_block(contributions):
     assert found.share_of_contribution * (1 + 1e-12) >= 0.95
 
 
+def test_effective_paths_where_long_lengths_were_left_out():
+    contributions = [math.comb(54, length) * 0.04**length for length in range(55)]
+    whole = effective_paths(contributions)
+    assert effective_paths(contributions[: whole.last + 1], whole.share_of_contribution, 54).share_of_paths < 1e-3
+    cut = effective_paths(contributions[:30], blocks=54)
+    assert (cut.first, cut.last, cut.share_of_paths, cut.blocks_per_batch) == (
+        whole.first, whole.last, whole.share_of_paths, whole.blocks_per_batch,
+    )  # fmt: skip
+
+
 def test_effective_paths_of_a_network_without_blocks():
     found = effective_paths([2.0])
     assert (found.first, found.last, found.share_of_paths, found.blocks_per_batch) == (0, 0, 1.0, 0)

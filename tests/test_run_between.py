@@ -62,7 +62,9 @@ def everything(model: nn.Module) -> tuple[list[bool], dict[str, torch.Tensor]]:
     return [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["cifar", "preact", "repvgg", "shared", "inplace", "mobile", "norm_free", "windows"])
+@pytest.mark.parametrize(
+    "name", ["cifar", "preact", "repvgg", "post_norm", "shared", "inplace", "mobile", "norm_free", "windows"]
+)
 @torch.no_grad()
 def test_train_mode_uses_batch_statistics_and_keeps_the_running_ones(name):
     case = CASES[name]

@@ -20,6 +20,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from pathlens.errors import UsageError
@@ -171,6 +173,11 @@ def _fits(text: str, points: float) -> bool:
     return 0.6 * _SMALL * len(text) < points
 
 
+def _inches(text: str) -> float:
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=_SMALL), ismath=False)
+    return width / 72
+
+
 def block_ticks() -> MaxNLocator:
     """Ticks at whole numbers."""
     return MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
@@ -186,7 +193,7 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         enlarge: size of the marks in the legend, relative to those in the axes.
     """
     handles, labels = axes.get_legend_handles_labels()
-    widths = [0.35 + 0.047 * len(text) for text in labels]
+    widths = [0.35 + _inches(text) for text in labels]
     columns = len(labels)  # as many as fit the width; they are filled one after the other
     while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) >= width - 0.05:
         columns -= 1

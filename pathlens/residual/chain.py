@@ -174,11 +174,11 @@ def _post_activation(addition: Addition, after: tuple[fx.Node, ...], dependent: 
     last = addition.node
     for node in after:
         feeds = [operand for operand in node.all_input_nodes if operand in dependent]
-        takers = [user for user in last.users if user in dependent]
+        takers = [user for user in last.users if user in dependent and not ops.is_statistics(user)]
         if feeds != [last] or takers != [node]:
             break
         inside = module_path(node)[: len(owner)] == owner
-        active = ops.is_pointwise(node) or (node.target in ops.NORMS and bool(owner))
+        active = ops.is_pointwise(node) or (ops.is_norm(node) and bool(owner))
         if not (inside and active) and node.target not in ops.PRESERVING:
             break
         post.append(node)

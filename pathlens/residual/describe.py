@@ -18,6 +18,8 @@ from pathlens.residual.trace import Trace
 
 _PROBE = 2
 _FLOPS_PER_MULTIPLY_ADD = 2
+#: how far into a module its blocks are told apart by their modules' names, before they are numbered
+_DEEPEST_PART = 3
 
 
 @dataclass(frozen=True)
@@ -189,14 +191,13 @@ def multiply_adds(trace: Trace) -> dict[fx.Node, int]:
 
 def _names(chain: Chain) -> list[str]:
     owners = [_owner(link) for link in chain.links]
-    counts = Counter(owners)
-    names = []
-    for link, owner in zip(chain.links, owners, strict=True):
-        if counts[owner] == 1 and owner:
-            names.append(owner)
-            continue
-        part = _largest_part(chain, link, owner)
-        names.append(f"{owner}.{part}".strip(".") if part else owner)
+    names = owners
+    for _ in range(_DEEPEST_PART):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 and name else f"{name}.{_largest_part(chain, link, name)}".strip(".")
+            for link, name in zip(chain.links, names, strict=True)
+        ]
     # a part that all blocks of a module share tells them not apart
     spread = {owner: {name for name, own in zip(names, owners, strict=True) if own == owner} for owner in owners}
     names = [owner if owner and len(spread[owner]) == 1 else name for name, owner in zip(names, owners, strict=True)]
@@ -205,15 +206,11 @@ def _names(chain: Chain) -> list[str]:
 
 
 def _owner(link: Link) -> str:
-    """The innermost module that holds the branch and, if the branch lies in several, the addition too."""
+    """The innermost module that holds both the branch and the addition."""
     if link.addition.kind.startswith("layer"):
         return ".".join(module_path(link.addition.branch_nodes[0]))
     paths = [module_path(node) for node in link.addition.branch_nodes if node.target not in ops.PRESERVING]
-    common = _common([path for path in paths if path]) if paths else ()
-    adder = module_path(link.total)
-    if len(common) > len(adder) and common[: len(adder)] == adder:
-        return ".".join(common)
-    return ".".join(adder)
+    return ".".join(_common([module_path(link.total), *(path for path in paths if path)]))
 
 
 def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -92,6 +93,21 @@ def is_linear(node: fx.Node, dependent: set[fx.Node]) -> bool:
 def is_pointwise(node: fx.Node) -> bool:
     """Whether a node is an element-wise activation."""
     return node.target in ACTIVATIONS and "softmax" not in str(node.target)
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether a node is a norm, or the output of a batch norm that also gives new statistics."""
+    return node.target in NORMS or (_of_batch_norm(node) and node.args[1] in (0,))
+
+
+def is_statistics(node: fx.Node) -> bool:
+    """Whether a node is a new running mean or variance, which no other operation of the network uses."""
+    return _of_batch_norm(node) and node.args[1] not in (0,)
+
+
+def _of_batch_norm(node: fx.Node) -> bool:
+    whole = node.args[0] if node.target is operator.getitem else None
+    return isinstance(whole, fx.Node) and whole.target is batch_norm_update
 
 
 def is_elementwise(node: fx.Node) -> bool:

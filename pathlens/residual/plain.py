@@ -71,7 +71,7 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
         fork = spine[position - 1]
         end = layer
         for node in spine[position + 1 :]:
-            if node.target not in ops.NORMS and not ops.is_pointwise(node):
+            if not ops.is_norm(node) and not ops.is_pointwise(node):
                 break
             end = node
         links.append(_link(trace, start or fork, fork, end, spine[position : spine.index(end) + 1]))
