@@ -1,6 +1,6 @@
 """What each of several processes does in ``test_processes.py``; prints one JSON object for each.
 
-Run as ``python process_worker.py DATA FOLDER`` with the environment that torchrun would set.
+Run as ``python process_worker.py DATA BAD_DATA USER_MODEL FOLDER`` with the environment that torchrun would set.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pathlens
 from pathlens.analyses import processes
+from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import NumericsError, PathlensError
 from pathlens.residual import find_blocks
@@ -29,7 +30,7 @@ def said(error: Exception) -> list[str]:
     return [type(error).__name__, str(error)]
 
 
-def scenarios(group: processes.Processes, spec: str, folder: Path) -> dict[str, Any]:
+def scenarios(group: processes.Processes, spec: str, bad: str, user: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"rank": group.rank, "world": group.world}
     view = find_blocks(small_net(torch.float32), torch.zeros(2, 3, 8, 8))
     data = open_data(spec)
@@ -77,16 +78,19 @@ def scenarios(group: processes.Processes, spec: str, folder: Path) -> dict[str, 
         pathlens.delete_blocks(view, shuffled)
     except PathlensError as error:
         found["shuffled"] = said(error)
+    # the network's classes are known only when it runs, and one process alone sees the label that is none of them
+    command = ["delete-blocks", "-m", user, "-d", bad, "--batch-size", "10", "--out", str(folder / "out")]
+    found["exit codes"] = [main(command), main(["delete-blocks", "-m", "nosuch"]), main([*command, "--blocks", "x"])]
     # and after all of these failures they still understand each other
     found["again"] = sweep().rows
     group.gather(None)
     return found
 
 
-def main() -> None:
+def work() -> None:
     torch.set_num_threads(1)
     with processes.joined() as group:
-        found = scenarios(group, sys.argv[1], Path(sys.argv[2]))
+        found = scenarios(group, *sys.argv[1:4], Path(sys.argv[4]))
         if group.rank == 1:
             print(json.dumps(found), flush=True)
             os._exit(0)  # without a word to the others
@@ -98,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work()

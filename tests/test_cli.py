@@ -223,6 +223,20 @@ def test_what_a_network_prints_is_kept_out_of_the_results(
     assert "a word from the network" in printed.err
 
 
+@pytest.mark.parametrize("verb", ["delete-blocks", "blocks"])
+def test_results_go_to_stdout_when_stderr_is_a_terminal(
+    verb: str, files: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar takes the streams over while it is shown."""
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=sys.stderr, force_terminal=True, width=80))
+    data = ["-d", files["images"]] if verb == "delete-blocks" else ["--input-shape", "3,8,8"]
+    assert main([verb, "-m", f"{files['user']}:Talks", *data, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["table"]) in (6, 7)
+    assert "a word from the network" in printed.err
+    assert ("━" in printed.err) == (verb == "delete-blocks")
+
+
 def test_a_full_disk_does_not_lose_the_numbers(
     small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +284,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_reader_that_leaves(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "pathlens", "blocks", "-q"],
+        [sys.executable, "-m", "pathlens", "--help"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

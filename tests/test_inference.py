@@ -90,7 +90,7 @@ def test_unprepared_pieces_are_the_model_to_the_last_bit(name: str, monkeypatch:
     assert torch.equal(composed(Inference(view, fast=False), images), wanted)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["padded shortcut", "broadcast sums", "casts", "plain", "vit"])
 def test_each_piece_is_the_model_s_own(name: str) -> None:
     """Each with the input that the model's own operations in float64 give it, so that errors do not add up."""
     model, _, images = opened(name)
@@ -158,7 +158,7 @@ def test_the_model_is_left_alone(training: bool) -> None:
     assert max(distance(each, wanted) for each in found) < 0.05
 
 
-@pytest.mark.parametrize("name", ["padded shortcut", "weight norm", "many convolutions"])
+@pytest.mark.parametrize("name", ["padded shortcut", "weight norm"])
 def test_later_changes_of_the_model_do_not_get_in(name: str) -> None:
     model = drawn(ODD[name])
     images = random_images(3, 3, 8, 8)

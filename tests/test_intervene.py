@@ -67,7 +67,7 @@ def test_each_single_block_and_all_together(name, training):
         compare(name, training, no_skip=blocks)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), name=st.sampled_from(BY_HAND), training=st.booleans())
 def test_any_mixture_of_interventions(data, name, training):
     view = subject(name, training)[2]

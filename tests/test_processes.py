@@ -19,6 +19,7 @@ from test_resume import USER_FILE, Progress
 
 import pathlens
 from pathlens.analyses import processes
+from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import DataError, RunError
 from pathlens.residual import find_blocks
@@ -32,10 +33,20 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **more}
 
 
+def images(folder: Path, **labels: int) -> str:
+    kinds = [labels.get(f"row{row}", row % 5) for row in range(40)]
+    return write(folder / "test.parquet", [png(image) for image in noise(40, 8, 8, 3)], kinds)
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> str:
-    labels = [row % 5 for row in range(40)]
-    return write(tmp_path / "data" / "test.parquet", [png(image) for image in noise(40, 8, 8, 3)], labels)
+    return images(tmp_path / "data")
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(USER_FILE.format(tests=str(HERE)))
+    return f"{tmp_path / 'net.py'}:build"
 
 
 @pytest.fixture
@@ -47,7 +58,8 @@ def one_thread() -> Any:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes(spec: str, tmp_path: Path) -> None:
+def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
+    bad = images(tmp_path / "bad", row12=9)
     view, data = find_blocks(small_net(torch.float32), torch.zeros(2, 3, 8, 8)), open_data(spec)
     alone = pathlens.delete_blocks(view, data, batch_size=5, **RGB)
     with pytest.raises(KeyboardInterrupt):
@@ -57,7 +69,7 @@ def test_two_processes(spec: str, tmp_path: Path) -> None:
         port = str(free.getsockname()[1])
     workers = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "process_worker.py"), spec, str(tmp_path)],
+            [sys.executable, str(HERE / "process_worker.py"), spec, bad, user, str(tmp_path)],
             env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,61 +102,54 @@ def test_two_processes(spec: str, tmp_path: Path) -> None:
         assert found["all failed"][0] == "UsageError"
         assert "process" not in found["all failed"][1]
         assert found["shuffled"][0] == "UsageError"
+        assert found["exit codes"] == [5, 3, 2]
     assert first["other is gone"][0] == "RunError"
+    # each failure is said once, by the first process
+    label, model, blocks = [line for line in outputs[0][1].splitlines() if "pathlens: error" in line]
+    assert "1 of 10 labels are outside the classes" in label
+    assert "(in process 1 of 2)" in label
+    assert "unknown model 'nosuch'" in model
+    assert "process" not in model
+    assert "--blocks 'x'" in blocks
+    assert "pathlens" not in outputs[1][1]
     assert not (tmp_path / "journal").exists()
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.usefixtures("one_thread")
+def test_torchrun(spec: str, user: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "delete-blocks",
+        "-m",
+        user,
+        "-d",
+        spec,
+        "--mean",
+        "0,0,0",
+        "--std",
+        "1,1,1",
+        "--batch-size",
+        "7",
+        "--json",
+    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launcher, "-m", "pathlens", *arguments],
+    many = subprocess.run(
+        [*launcher, "-m", "pathlens", *command, "--out", str(tmp_path / "many")],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> str:
-    (tmp_path / "net.py").write_text(USER_FILE.format(tests=str(HERE)))
-    return f"{tmp_path / 'net.py'}:build"
-
-
-def test_torchrun(spec: str, user: str, tmp_path: Path) -> None:
-    command = ["delete-blocks", "-m", user, "-d", spec, "--mean", "0,0,0", "--std", "1,1,1", "--batch-size", "7"]
-    many = torchrun(*command, "--json", "--out", str(tmp_path / "many"))
     assert many.returncode == 0, many.stderr
-    alone = subprocess.run(
-        [sys.executable, "-m", "pathlens", *command, "--json", "-q"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    found, wanted = json.loads(many.stdout), json.loads(alone.stdout)
-    assert found["table"] == wanted["table"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    found, wanted = json.loads(many.stdout), json.loads(capsys.readouterr().out)
+    assert found["table"] == wanted["table"]  # to the last bit
     assert (found["provenance"]["processes"], wanted["provenance"]["processes"]) == (2, 1)
     said = [line for line in many.stderr.splitlines() if line.startswith("pathlens:")]
     assert len(said) == len(set(said))
     assert any("wrote" in line for line in said)
     assert json.loads((tmp_path / "many" / "manifest.json").read_text())["processes"] == 2
     assert not (tmp_path / "many" / ".journal").exists()
-
-
-def test_a_label_that_only_one_process_sees(user: str, tmp_path: Path) -> None:
-    """The network's classes are known only when it runs; the label lies in the second batch."""
-    labels = [9 if row == 12 else row % 5 for row in range(40)]
-    spec = write(tmp_path / "data" / "test.parquet", [png(image) for image in noise(40, 8, 8, 3)], labels)
-    done = torchrun("delete-blocks", "-m", user, "-d", spec, "--batch-size", "10", "--out", str(tmp_path / "out"))
-    assert done.returncode != 0
-    assert done.stdout == ""
-    said = [line for line in done.stderr.splitlines() if line.startswith("pathlens:")]
-    (error,) = [line for line in said if "error" in line]
-    assert "1 of 10 labels are outside the classes" in error
-    assert "(in process 1 of 2)" in error
 
 
 def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

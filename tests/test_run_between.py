@@ -26,7 +26,7 @@ def test_the_whole_network_at_other_batch_sizes(name):
         close(view.head(view.run(view.stem(x))), main_output(model(x)), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(data=st.data(), name=st.sampled_from(sorted(CASES)), batch=st.sampled_from([1, 2, 7]))
 def test_any_range_equals_the_hand_written_forward_pass(data, name, batch):
     model, view = found(name)

@@ -57,6 +57,7 @@ def _bar(what: str, console: Console) -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,  # it would put back what another redirection has taken away meanwhile
     ) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
