@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_cases import LABELS, assert_lengths_equal, linearised, oracle, ordinary, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import one_line
 from nets_tokens import CASES
 from path_oracle import (
     KINDS,
     NETS,
     Block,
-    Minus,
     Net,
     Path,
     Post,
@@ -33,44 +31,10 @@ from path_oracle import (
 )
 from torch import Tensor, nn
 
-from pathlens.errors import NumericsError, UsageError
 from pathlens.models import load_model
-from pathlens.residual import ResidualView, find_blocks, gradients
+from pathlens.residual import find_blocks, gradients
 from pathlens.residual.adjoint import AutogradAdjoint, StackedAdjoint
-from pathlens.residual.gradients import Linearisation, boundary_of, cross_entropy
-
-LABELS = torch.tensor([0, 2])
-
-
-@functools.cache
-def prepared(name: str) -> tuple[Net, ResidualView]:
-    net = drawn(NETS[name]())
-    return net, find_blocks(net, images())
-
-
-@functools.cache
-def oracle(name: str, boundary: int = -1) -> dict[Path, Tensor]:
-    return enumerated(prepared(name)[0], images(), LABELS, cross_entropy, boundary)
-
-
-def linearised(name: str, **options: object) -> Linearisation:
-    return Linearisation(prepared(name)[1], images(), LABELS, **options)
-
-
-def assert_lengths_equal(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    """Every length by its own scale, so that a wrong small one does not hide behind a large one."""
-    assert found.shape == expected.shape
-    for length, (one, other) in enumerate(zip(found.double(), expected, strict=True)):
-        assert other.isfinite().all()
-        difference = torch.linalg.vector_norm(one - other)
-        assert difference <= tolerance * torch.linalg.vector_norm(other), (length, float(difference))
-
-
-def ordinary(net: nn.Module, x: Tensor, labels: Tensor = LABELS) -> Tensor:
-    """The gradient at the input through the module itself, which is left as it is."""
-    x = x.detach().clone().requires_grad_()
-    (found,) = torch.autograd.grad(F.cross_entropy(copy.deepcopy(net)(x), labels, reduction="sum"), x)
-    return found
+from pathlens.residual.gradients import Linearisation, cross_entropy
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -163,10 +127,10 @@ def test_networks_of_strangers(name):
         return flat.sin().sum(1) + flat.square().sum(1) / 2
 
     view = find_blocks(model, x)
-    boundary = 0 if case.vocabulary else -1
-    linear = Linearisation(view, x, LABELS, loss=loss, at="stem" if case.vocabulary else "input")
+    boundary = {"gpt": 0, "arithmetic": 2}.get(name, -1)  # tokens have no gradient, and 8 blocks many paths
+    linear = Linearisation(view, x, LABELS, loss=loss, at="input" if boundary < 0 else boundary)
     expected = by_length(enumerated(Viewed(view), x, LABELS, loss, boundary))
-    assert len(expected) == len(case.kinds) + 1
+    assert len(expected) == len(case.kinds) - max(0, boundary) + 1
     profile = linear.exact()
     assert_lengths_equal(profile.gradients, expected)
     torch.testing.assert_close(profile.total(), linear.reference, rtol=1e-10, atol=1e-12)
@@ -187,7 +151,7 @@ def small_nets(draw: st.DrawFn) -> Net:
     return Net(blocks, 3)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(small_nets(), st.integers(0, 2**16), st.data())
 def test_any_network_place_and_length(net, seed, data):
     net, x = drawn(net, seed), images(2, 5, seed=seed)
@@ -417,7 +381,7 @@ def cifar_parts(state: dict[str, Tensor], x: Tensor, taken: Tensor | None) -> Te
 def resnet20(shared_models):
     file = shared_models / "pytorch_resnet_cifar10" / "resnet20-12fca82f.th"
     model = load_model("resnet20", file).model.double()
-    x = F.interpolate(torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=16, mode="bilinear")
+    x = F.interpolate(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), size=12, mode="bilinear")
     x, labels = x.double(), torch.tensor([3])
     paths = every_path(range(9))
     state = model.state_dict()
@@ -461,145 +425,3 @@ def test_second_moment_of_a_trained_network(resnet20):
         truth = sum(float(g.square().sum()) for p, g in found.items() if len(p) == length)
         error = float(drawn_squares.std()) / math.sqrt(draws)
         assert abs(float(drawn_squares.mean()) - truth) <= 4 * error + 1e-3 * truth
-
-
-@pytest.mark.parametrize("name", ["post-activation", "norm first"])
-def test_the_model_and_the_modes_are_left_alone(name):
-    net = drawn(NETS[name]())
-    net.last.weight.requires_grad_(False)
-    x = images()
-    view = find_blocks(net, x)
-    net.blocks[0].register_forward_hook(lambda *_: pytest.fail("a hook of the user ran"))
-    state = copy.deepcopy(net.state_dict())
-    flags = [p.requires_grad for p in net.parameters()]
-    random = torch.random.get_rng_state()
-    with torch.no_grad():  # the caller's mode does not matter and comes back
-        linear = Linearisation(view, x, LABELS)
-        linear.exact(signs=torch.ones(len(view), 2))
-        linear.along([(0,)])
-        assert linear.reference.abs().max() > 0
-        assert not torch.is_grad_enabled()
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert [p.requires_grad for p in net.parameters()] == flags
-    assert all(p.grad is None for p in net.parameters())
-    assert torch.equal(torch.random.get_rng_state(), random)
-    assert not x.requires_grad
-    assert not net.training
-    assert sum(len(m._forward_hooks) + len(m._backward_hooks) for m in net.modules()) == 1
-
-
-def test_losses_of_the_caller():
-    _, view = prepared("projection")
-
-    def margin(logits: Tensor, labels: Tensor) -> Tensor:
-        return logits.gather(1, labels[:, None])[:, 0]
-
-    each = Linearisation(view, images(), LABELS, loss=margin).exact()
-    summed = Linearisation(view, images(), LABELS, loss=lambda z, y: margin(z, y).sum()).exact()
-    torch.testing.assert_close(summed.gradients, each.gradients)
-    expected = by_length(enumerated(prepared("projection")[0], images(), LABELS, margin))
-    assert_lengths_equal(each.gradients, expected)
-
-
-def test_other_sizes_of_batch_and_image():
-    net, view = prepared("post-activation")
-    for count, size in ((1, 6), (5, 6), (2, 9)):
-        x, labels = images(count, size), torch.arange(count) % 3
-        profile = Linearisation(view, x, labels).exact()
-        assert_lengths_equal(profile.gradients, by_length(enumerated(net, x, labels, cross_entropy)))
-
-
-def refused(kind: type[Exception], match: str, call) -> None:
-    with pytest.raises(kind, match=match) as caught:
-        call()
-    one_line(caught)
-
-
-def test_integers_have_no_gradient_at_the_input():
-    case = CASES["gpt"]
-    view = find_blocks(case.model(), case.input())
-    refused(UsageError, "integers.*--at stem", lambda: Linearisation(view, case.input(), LABELS))
-
-
-@pytest.mark.parametrize("at", ["block:4", "block:", "block:-1", "block", -1, 4, "4.0", "Input", "block:²", ""])
-def test_places_that_do_not_exist(at):
-    refused(UsageError, "input, stem or block:I with I from 0 to 3", lambda: linearised("post-activation", at=at))
-
-
-def test_places_that_exist():
-    found = [boundary_of(at, 4) for at in ("input", "stem", 0, "0", "block:0", "block:3", 3, "3")]
-    assert found == [-1, 0, 0, 0, 0, 3, 3, 3]
-
-
-@pytest.mark.parametrize("paths", [[(0, 4)], [(0, 0)], [(-1,)], [(0,), (9,)]])
-def test_paths_that_do_not_exist(paths):
-    refused(UsageError, "no subset of the blocks 0 to 3", lambda: linearised("post-activation").along(paths))
-
-
-def test_no_path_and_paths_before_the_place():
-    refused(UsageError, "no path", lambda: linearised("post-activation").along([]))
-    late = linearised("post-activation", at=2)
-    refused(UsageError, "blocks 2 to 3", lambda: late.along([(1, 3)]))
-
-
-def test_lengths_and_tolerances_that_cannot_be():
-    linear = linearised("post-activation")
-    refused(UsageError, "no path has -1 blocks", lambda: linear.exact(max_length=-1))
-    for tolerance in (-0.1, 1.0, math.nan):
-        refused(UsageError, "tolerance", lambda tolerance=tolerance: linear.exact(tolerance=tolerance))
-
-
-class Growing(Net):
-    """Tiny activations that blocks multiply by huge numbers: the values stay finite and their derivatives do not."""
-
-    def __init__(self, stem: float, *factors: float) -> None:
-        super().__init__([Minus(4) for _ in factors])
-        with torch.no_grad():
-            self.first.weight.fill_(stem)
-            self.first.bias.zero_()
-            for block, factor in zip(self.blocks, factors, strict=True):
-                block.a.weight.zero_()
-                block.a.weight[:, 0, 1, 1] = factor
-                block.b.weight.fill_(-0.25)
-                block.b.bias.zero_()
-
-
-@pytest.mark.parametrize(
-    ("stem", "factors", "where"),
-    [
-        (1e-37, (1.0, 1e21, 1e21), r"block 1 \(blocks\.1\)"),
-        (1e-37, (1e21, 1e21, 1.0), r"block 0 \(blocks\.0\)"),
-        (1e20, (1e20, 1.0), "in the stem"),
-    ],
-)
-def test_gradients_that_overflow_name_the_place(stem, factors, where):
-    net = Growing(stem, *factors).eval()
-    x = images(dtype=torch.float32).abs()
-    if where == "in the stem":
-        x = x * 1e-37
-    linear = Linearisation(find_blocks(net, x), x, LABELS)
-    for call in (linear.exact, lambda: linear.along([tuple(range(len(factors)))])):
-        refused(NumericsError, f"first .*{where}; check the weights", call)
-    in_double = Linearisation(find_blocks(net.double(), x.double()), x.double(), LABELS)
-    assert in_double.exact().gradients.isfinite().all()
-
-
-def test_losses_that_are_not_finite():
-    _, view = prepared("projection")
-    for loss in (lambda z, y: z[:, 0] * math.nan, lambda z, y: 1 / (z[:, 0] * 0)):
-        refused(NumericsError, "loss is NaN or infinite", lambda loss=loss: linearised("projection", loss=loss))
-    refused(
-        NumericsError,
-        "first at the output of the last block",
-        Linearisation(view, images(), LABELS, loss=lambda z, y: (z - z.detach()).abs().sqrt().sum(1)).exact,
-    )
-
-
-def test_losses_that_do_not_depend_on_the_input():
-    for loss in (
-        lambda z, y: torch.ones(2),
-        lambda z, y: z.detach().sum(1),
-        lambda z, y: z.sum(1) * 0,
-        lambda z, y: torch.ones(2, requires_grad=True),
-    ):
-        refused(NumericsError, "does not depend", lambda loss=loss: linearised("projection", loss=loss))
