@@ -12,7 +12,7 @@ from nets_tokens import CASES, KINDS, found
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathlens import find_blocks
+from pathlens import deleted, find_blocks
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
@@ -214,6 +214,19 @@ def test_what_a_forward_pass_stores_on_its_modules_is_undone():
     assert len(find_blocks(model, torch.zeros(2, 3, 8, 8))) == 1
     assert_same(before, snapshot(model))
     assert (model.calls, model.last is kept, model.watched["out"] is watched, len(model.maps)) == (1, True, True, 1)
+
+
+def test_a_compiled_model_has_the_blocks_of_the_model():
+    case = CASES["tuple_out"]
+    model = case.model()
+    compiled = torch.compile(model, backend="eager")
+    view = find_blocks(compiled, case.input())
+    assert [block.name for block in view] == ["blocks.0", "blocks.1"]
+    with deleted(model, 1):
+        wanted = model(case.input())[0]
+    with deleted(compiled, 1):
+        torch.testing.assert_close(compiled(case.input())[0], wanted)
+    torch.testing.assert_close(compiled(case.input())[0], model(case.input())[0])
 
 
 def test_the_view_does_not_keep_the_example():

@@ -163,8 +163,8 @@ def module_path(node: fx.Node) -> tuple[str, ...]:
     if not stack:
         return ()
     path, kind = next(reversed(stack.values()))
-    # nodes without a module (sizes) carry a marker that names itself as its own type
-    return () if path == kind else tuple(part for part in path.split(".") if part)
+    # nodes without a module (sizes) carry a marker that names itself as its own type; torch.compile adds a level
+    return () if path == kind else tuple(part for part in path.split(".") if part not in ("", "_orig_mod"))
 
 
 def _post_activation(addition: Addition, after: tuple[fx.Node, ...], dependent: set[fx.Node]) -> tuple[fx.Node, ...]:
