@@ -17,10 +17,10 @@ from lesion_oracle import small_batches, small_net
 from torch.utils.data import DataLoader, TensorDataset
 
 import pathlens
-from pathlens.analyses import processes
 from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import NumericsError, PathlensError
+from pathlens.machine import processes
 from pathlens.residual import find_blocks
 
 RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -43,6 +43,10 @@ def scenarios(group: processes.Processes, spec: str, bad: str, user: str, folder
     found["table"], found["processes"] = table.rows, table.provenance["processes"]
     found["computed"] = max(computed)
     found["list of batches"] = pathlens.delete_blocks(view, small_batches(dtype=torch.float32)).rows
+
+    gradients = pathlens.path_gradients(view, data, batch_size=7, max_samples=6, **RGB)
+    found["gradients"] = gradients.rows
+    found["lattice"] = pathlens.lattice(view, data, batch_size=7, **RGB).rows
 
     # the journal of a run with another number of processes is used, and used up
     found["resumed"] = sweep(journal=folder / "journal").provenance["resumed_batches"]

@@ -18,10 +18,10 @@ from process_worker import RGB
 from test_resume import USER_FILE, Progress
 
 import pathlens
-from pathlens.analyses import processes
 from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import DataError, RunError
+from pathlens.machine import processes
 from pathlens.residual import find_blocks
 
 HERE = Path(__file__).parent
@@ -62,6 +62,8 @@ def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
     bad = images(tmp_path / "bad", row12=9)
     view, data = find_blocks(small_net(torch.float32), torch.zeros(2, 3, 8, 8)), open_data(spec)
     alone = pathlens.delete_blocks(view, data, batch_size=5, **RGB)
+    gradients = pathlens.path_gradients(view, data, batch_size=7, max_samples=6, **RGB)
+    lattice = pathlens.lattice(view, data, batch_size=7, **RGB)
     with pytest.raises(KeyboardInterrupt):
         pathlens.delete_blocks(view, data, batch_size=5, **RGB, journal=tmp_path / "journal", progress=Progress(3))
     with socket.socket() as free:
@@ -92,6 +94,8 @@ def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
         assert found["list of batches"] == [
             dict(row) for row in pathlens.delete_blocks(view, small_batches(dtype=torch.float32)).rows
         ]
+        assert found["gradients"] == json.loads(json.dumps([dict(row) for row in gradients.rows]))
+        assert found["lattice"] == json.loads(json.dumps([dict(row) for row in lattice.rows]))
         assert (found["world"], found["processes"]) == (2, 2)
         assert found["computed"] == 4
         assert found["resumed"] == 3

@@ -15,13 +15,14 @@ from torch import nn
 
 from pathlens import measure, plans
 from pathlens.analyses import journal as journals
-from pathlens.analyses import processes, rows
-from pathlens.analyses.memory import memory_named
-from pathlens.analyses.precision import precision
+from pathlens.analyses import rows
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
 from pathlens.data import ImageData
 from pathlens.errors import NoResidualBlocksError, UsageError
+from pathlens.machine import processes
+from pathlens.machine.memory import memory_named
+from pathlens.machine.precision import precision
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.inference import Inference

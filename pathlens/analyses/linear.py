@@ -14,9 +14,9 @@ from torch import nn
 
 from pathlens.analyses.journal import code_version
 from pathlens.analyses.lesions import Data, device_name, device_of, view_of
-from pathlens.analyses.precision import precision
 from pathlens.analyses.sources import Source, make_source
 from pathlens.errors import UsageError
+from pathlens.machine.precision import precision
 from pathlens.models import state_sha256
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import Linearisation, Loss

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from pathlens import paths
-from pathlens.analyses import path_rows, processes
+from pathlens.analyses import path_rows
 from pathlens.analyses.lesions import Data
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.sampling import Sampler
 from pathlens.analyses.units import Progress, Work
 from pathlens.errors import NumericsError, UsageError
+from pathlens.machine import processes
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import Loss, boundary_of, cross_entropy
 from pathlens.tables import Table

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from pathlens.analyses import processes
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
+from pathlens.machine import processes
 
 
 @dataclass(frozen=True)

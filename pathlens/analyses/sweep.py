@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.journal import Journal
-from pathlens.analyses.memory import memory_named, ran_out
-from pathlens.analyses.processes import Processes
 from pathlens.analyses.sources import Source
 from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
+from pathlens.machine.memory import memory_named, ran_out
+from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference

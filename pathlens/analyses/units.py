@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pathlens.analyses.journal import Journal, key_of
-from pathlens.analyses.processes import Processes
+from pathlens.machine.processes import Processes
 
 Progress = Callable[[int, int], None]
 

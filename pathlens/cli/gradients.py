@@ -106,7 +106,7 @@ def path_gradients(
     }
     with setting("path-gradients", common) as current:
         from pathlens import analyses, figures
-        from pathlens.analyses.memory import memory_named
+        from pathlens.machine.memory import memory_named
 
         shared = current.options(None)
         del shared["fast"], shared["progress"]

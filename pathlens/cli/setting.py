@@ -19,9 +19,9 @@ from pathlens.errors import DataError, PathlensError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from pathlens.analyses.processes import Processes
     from pathlens.data import ImageData
     from pathlens.figures import Figure
+    from pathlens.machine.processes import Processes
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.tables import Table
@@ -116,8 +116,9 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
     """
     import torch
 
-    from pathlens.analyses import processes, view_of
-    from pathlens.analyses.memory import memory_named
+    from pathlens.analyses import view_of
+    from pathlens.machine import processes
+    from pathlens.machine.memory import memory_named
     from pathlens.report import check_run_folder
 
     mean, std = parse_channels(common.mean, "mean"), parse_channels(common.std, "std")

@@ -11,6 +11,7 @@ like the coefficients of a product of polynomials, so that all 2^n paths cost n(
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pathlens.errors import NumericsError, UsageError
-from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, linearise
+from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
 from pathlens.residual.view import ResidualView
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -66,16 +67,17 @@ class Scaled:
         """The gradients themselves; those too small for the type are zero."""
         if not any(self.exponents):
             return self.rows
-        return _times_two_to(self.rows, [-exponent for exponent in self.exponents])
+        values = self.rows.clone()
+        _shift(values, [-exponent for exponent in self.exponents])
+        return values
 
     def raised(self) -> Scaled:
-        """The same gradients, with rows that have become small brought back to about 1.
+        """The same gradients, with rows that have become small brought back to about 1, in place.
 
         Raises:
             FloatingPointError: a row is not finite.
         """
-        largest = self.rows.flatten(1).abs().amax(1)
-        found = largest.tolist()
+        found = torch.linalg.vector_norm(self.rows.flatten(1), math.inf, dim=1).tolist()
         if not all(math.isfinite(value) for value in found):
             raise FloatingPointError
         shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in found]
@@ -85,18 +87,8 @@ class Scaled:
         # a row of zeros has no size of its own and must not keep the rows that it is added to from being raised
         most = max(raised)
         raised = [exponent if value else most for exponent, value in zip(raised, found, strict=True)]
-        return Scaled(_times_two_to(self.rows, shifts), tuple(raised))
-
-
-def _times_two_to(rows: Tensor, exponents: Sequence[int]) -> Tensor:
-    """Rows times powers of two; in two steps, since a single factor may be out of range where the product is not."""
-    halves = torch.tensor([[e // 2, e - e // 2] for e in exponents], device=rows.device)
-    shape = (-1, *([1] * (rows.dim() - 1)))
-    one = torch.ones(len(exponents), dtype=torch.float64, device=rows.device)
-    for half in halves.T:
-        factor = torch.ldexp(one, half).to(rows.dtype).reshape(shape)
-        rows = rows * factor
-    return rows
+        _shift(self.rows, shifts)
+        return Scaled(self.rows, tuple(raised))
 
 
 @dataclass(frozen=True)
@@ -260,7 +252,7 @@ class Linearisation:
             raise UsageError(f"no path has {max_length} blocks; give a longest length of 0 or more")
         if not 0 <= tolerance < 1:
             raise UsageError(f"tolerance {tolerance} is outside [0, 1); give the fraction that may be left out")
-        stack = self._raised(Scaled(self.seed.unsqueeze(0), (0,)), len(self.view))
+        stack = self._raised(Scaled(self.seed.clone().unsqueeze(0), (0,)), len(self.view))
         first = 0
         yield Profile(len(self.view), stack, first)
         for index in reversed(self.blocks):
@@ -323,31 +315,37 @@ class Linearisation:
 
     def _to_input(self, stack: Scaled) -> Scaled:
         assert self._stem is not None
-        return self._raised(Scaled(self._chunked(self._stem, stack.rows), stack.exponents), -1)
+        rows = self._chunked(self._stem, stack.rows)
+        if rows is stack.rows:  # nothing before the first block
+            return stack
+        return self._raised(Scaled(rows, stack.exponents), -1)
 
     def _back(self, index: int, stack: Scaled, sign: Tensor | None) -> Scaled:
         """One step of the recurrence: from x_{i} to x_{i-1}; one length more."""
         parts = self._blocks[index]
         count = len(stack.exponents)
-        through = self._chunked(parts.post, stack.rows)
         # a row is the sum of two with exponents of their own; it takes the smaller, so that nothing overflows
         below = [stack.exponents[0], *stack.exponents]
         above = [*stack.exponents, stack.exponents[-1]]
         exponents = tuple(min(pair) for pair in zip(below, above, strict=True))
         longer = self._new(count + 1, parts.transition)
-        longer[:-1] = self._chunked(parts.shortcut, through)
-        longer[-1] = 0
-        _shift(longer[:-1], [new - old for new, old in zip(exponents, stack.exponents, strict=False)])
-        size = self._chunk_of(through)
+        size = self._chunk_of(longer)
         for start in range(0, count, size):
-            part = parts.branch(through[start : start + size])
+            stop = min(start + size, count)
+            rows = range(start, stop)
+            through = parts.post(stack.rows[start:stop])
+            past = parts.shortcut(through)
+            taken = parts.branch(through)
             if sign is not None:
-                part = part * sign.reshape(-1, *([1] * (part.dim() - 2)))
-            rows = range(start, start + part.shape[0])
-            shifts = [exponents[row + 1] - stack.exponents[row] for row in rows]
-            if any(shifts):
-                part = _times_two_to(part, shifts)
-            longer[start + 1 : start + 1 + part.shape[0]] += part
+                taken = taken * sign.reshape(-1, *([1] * (taken.dim() - 2)))
+            past = _shifted(past, [exponents[row] - stack.exponents[row] for row in rows])
+            taken = _shifted(taken, [exponents[row + 1] - stack.exponents[row] for row in rows])
+            if start:
+                longer[start] += past[0]
+            else:
+                longer[0] = past[0]
+            torch.add(past[1:], taken[:-1], out=longer[start + 1 : stop])
+            longer[stop] = taken[-1]
         return Scaled(self._chunked(parts.transition, longer), exponents)
 
     def _new(self, rows: int, transition: Adjoint) -> Tensor:
@@ -355,7 +353,12 @@ class Linearisation:
         fork = transition.output
         shape = (rows, *fork.shape)
         if fork.dim() == 4 and fork.is_contiguous(memory_format=torch.channels_last):
-            flat = fork.new_empty((rows * shape[1], *shape[2:])).to(memory_format=torch.channels_last)
+            flat = torch.empty(
+                (rows * shape[1], *shape[2:]),
+                dtype=fork.dtype,
+                device=fork.device,
+                memory_format=torch.channels_last,
+            )
             return flat.unflatten(0, (rows, -1))
         return fork.new_empty(shape)
 
@@ -365,7 +368,7 @@ class Linearisation:
     def _chunked(self, adjoint: Adjoint, stack: Tensor) -> Tensor:
         """Carry a stack through a piece in chunks, so that what is alive meanwhile is bounded."""
         size = self._chunk_of(stack)
-        if stack.shape[0] <= size or isinstance(adjoint, AutogradAdjoint):
+        if stack.shape[0] <= size or isinstance(adjoint, (AutogradAdjoint, Identity)):
             return adjoint(stack)
         return torch.cat([adjoint(stack[start : start + size]) for start in range(0, stack.shape[0], size)])
 
@@ -380,10 +383,27 @@ class Linearisation:
             ) from None
 
 
-def _shift(rows: Tensor, shifts: Sequence[int]) -> None:
-    """Multiply rows by powers of two in place."""
-    if any(shifts):
-        rows.copy_(_times_two_to(rows, shifts))
+def _shift(rows: Tensor, exponents: Sequence[int]) -> None:
+    """Multiply rows by powers of two in place.
+
+    In two steps, since a single factor may be out of range where the product is not; only what changes is touched.
+    """
+    start = 0
+    for exponent, group in itertools.groupby(exponents):
+        stop = start + len(list(group))
+        if exponent:
+            half = exponent // 2
+            rows[start:stop].mul_(2.0**half).mul_(2.0 ** (exponent - half))
+        start = stop
+
+
+def _shifted(rows: Tensor, exponents: Sequence[int]) -> Tensor:
+    """Rows times powers of two; the rows themselves where there is nothing to do."""
+    if not any(exponents):
+        return rows
+    rows = rows.clone()
+    _shift(rows, exponents)
+    return rows
 
 
 def _trimmed(stack: Scaled, first: int, tolerance: float) -> tuple[Scaled, int]:
