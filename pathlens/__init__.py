@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
     from pathlens.models import load_model
     from pathlens.residual import Block, ResidualView, find_blocks, find_layers
+    from pathlens.training import train
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "applied": "pathlens.intervene",
     "deleted": "pathlens.intervene",
     "reordered": "pathlens.intervene",
+    "train": "pathlens.training",
     "restrict_backward": "pathlens.intervene",
     "skips_deleted": "pathlens.intervene",
     "load_model": "pathlens.models",
@@ -53,6 +55,7 @@ __all__ = [
     "reordered",
     "restrict_backward",
     "skips_deleted",
+    "train",
 ]
 
 

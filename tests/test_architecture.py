@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "residual": set(),
     "plans": {"paths", "residual"},
     "intervene": {"plans", "residual"},
-    "train": {"models", "data", "intervene", "plans", "paths", "residual", "measure", "tables", "machine"},
+    "training": {"models", "data", "intervene", "plans", "paths", "residual", "measure", "tables", "machine"},
     "analyses": {"models", "data", "paths", "tables", "measure", "residual", "plans", "intervene", "machine"},
     "graph": {"residual", "paths"},
     "figures": {"tables", "graph"},

@@ -155,6 +155,8 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
     assert set(reference_names()) == {
         *(f"resnet{d}" for d in (20, 32, 44, 56, 110, 1202)),
         *(f"preresnet{d}" for d in (20, 32, 44, 56, 110, 164)),
+        *(f"highway{d}" for d in (19, 31, 58)),
+        *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),
         "vgg15",
         "digits54",
     }

@@ -1,6 +1,7 @@
 """The public verbs: a network and data in, a table out."""
 
-from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks, view_of
+from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks
 from pathlens.analyses.profiles import lattice, path_gradients
+from pathlens.residual import view_of
 
 __all__ = ["delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks", "view_of"]

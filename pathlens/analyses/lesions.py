@@ -19,12 +19,12 @@ from pathlens.analyses import rows
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
 from pathlens.data import ImageData
-from pathlens.errors import NoResidualBlocksError, UsageError
+from pathlens.errors import UsageError
 from pathlens.machine import processes
 from pathlens.machine.memory import memory_named
 from pathlens.machine.precision import precision
 from pathlens.plans import Plan
-from pathlens.residual import ResidualView, find_blocks, find_layers
+from pathlens.residual import ResidualView, view_of
 from pathlens.residual.inference import Inference
 from pathlens.tables import Table
 
@@ -221,7 +221,7 @@ def run_plans(
     kept = None
     with precision(dtype) as kind, contextlib.ExitStack() as stack:
         with group.agreed(), memory_named(batch_size):
-            where = device_of(view.model, device)
+            where = processes.device_of(view.model, device)
             network = Inference(view, where, kind, fast)
             source = make_source(data, batch_size, mean, std, where)
             if journal is not None and source.fingerprint:
@@ -238,7 +238,7 @@ def run_plans(
         **(facts or {}),
         "seed": seed,
         "dtype": dtype,
-        "device": device_name(where),
+        "device": processes.device_name(where),
         "processes": group.world,
         "networks_evaluated": len(tried),
         "largest_relative_logit_difference": _finite(result.largest_logit_difference),
@@ -259,44 +259,6 @@ def _view_of(
     where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     source = make_source(data, 2, options.get("mean"), options.get("std"), where)
     return view_of(model, source.first()), options
-
-
-def view_of(model: nn.Module, example: torch.Tensor) -> ResidualView:
-    """The residual blocks of a network or, where it has none and is a plain chain, its layers.
-
-    Raises:
-        NoResidualBlocksError: it is neither.
-        ModelError: it cannot be traced.
-    """
-    own = next((parameter for parameter in model.parameters()), example)
-    example = example[:2].to(own.device)
-    if example.is_floating_point():
-        example = example.to(own.dtype)
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return find_blocks(model, example)
-    except NoResidualBlocksError as none_found:
-        return find_layers(model, example, otherwise=none_found)
-    finally:
-        for module, mode in training:
-            module.training = mode
-
-
-def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    """The device of a name; where the model is for None.
-
-    Raises:
-        UsageError: no such device here.
-    """
-    if device is None:
-        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return processes.pick_device(str(device))
-
-
-def device_name(device: torch.device) -> str:
-    """The device with the GPU's name."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _key(
@@ -323,7 +285,7 @@ def _key(
             "data": source.fingerprint,
             "plans": [repr(plan) for plan in tried],
             "dtype": dtype,
-            "device": device_name(network.device),
+            "device": processes.device_name(network.device),
             "fast": network.fast,
             "spec": (facts or {}).get("model"),
         }

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from pathlens.analyses.journal import code_version
-from pathlens.analyses.lesions import Data, device_name, device_of, view_of
+from pathlens.analyses.lesions import Data
 from pathlens.analyses.sources import Source, make_source
 from pathlens.errors import UsageError
+from pathlens.machine import processes
 from pathlens.machine.precision import precision
 from pathlens.models import state_sha256
-from pathlens.residual import ResidualView
+from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation, Loss
 
 
@@ -103,7 +104,7 @@ def opened(
     if not isinstance(module, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
     own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    where = device_of(module, device)
+    where = processes.device_of(module, device)
     name = dtype or str(own.dtype).removeprefix("torch.")
     with precision(name) as kind:
         source = make_source(data, batch_size, mean, std, where)
@@ -134,7 +135,7 @@ def opened(
                         **(facts or {}),
                         "mode": mode,
                         "dtype": name,
-                        "device": device_name(where),
+                        "device": processes.device_name(where),
                         "batch_size": batch_size,
                         "notes": list(view.notes) + list((facts or {}).get("notes", ())),
                     },

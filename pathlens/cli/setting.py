@@ -141,7 +141,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             with foreign_output():
                 view = view_of(loaded.model, example.to(device))
             if common.out is not None and group.leads:
-                stack.enter_context(_run_folder(common.out, verb))
+                stack.enter_context(run_folder(common.out, verb))
         yield Setting(
             verb=verb,
             common=common,
@@ -228,7 +228,7 @@ def _check_fit(loaded: LoadedModel, data: ImageData) -> None:
 
 
 @contextlib.contextmanager
-def _run_folder(out: Path, verb: str) -> Iterator[None]:
+def run_folder(out: Path, verb: str) -> Iterator[None]:
     """Hold the run folder; one that was made for nothing is taken away again."""
     from pathlens.report import check_run_folder, lock_run
 

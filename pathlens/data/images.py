@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from pathlens.data.sources import ArraySource, Source
+from pathlens.data.sources import ArraySource, PickedSource, Source
 from pathlens.errors import DataError
 
 KEEP_BYTES = 2**30
@@ -177,10 +178,7 @@ class ImageData:
         start, stop = index * batch_size, min((index + 1) * batch_size, self.n)
         device = _indexed(torch.device(device))
         if self.in_memory:
-            if device not in self._kept:
-                pixels, labels = self._kept[torch.device("cpu")]
-                self._kept[device] = (pixels.to(device), labels.to(device))
-            pixels, labels = (tensor[start:stop] for tensor in self._kept[device])
+            pixels, labels = (tensor[start:stop] for tensor in self._kept_on(device))
         else:
             pixels, labels = self._source.pixels(start, stop).to(device), self.labels[start:stop].to(device)
         working = torch.float64 if dtype == torch.float64 else torch.float32
@@ -203,6 +201,60 @@ class ImageData:
         """All batches in order, from batch ``start`` on; arguments and errors as of :meth:`batch`."""
         for index in range(start, self.num_batches(batch_size)):
             yield self.batch(index, batch_size, mean=mean, std=std, device=device, dtype=dtype)
+
+    def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows in the order asked for, as they were decoded.
+
+        Args:
+            indices: row numbers, int64 of shape (N,), on the CPU.
+            device: where the rows are put. A set that is kept in memory stays there from the first use on.
+
+        Returns:
+            Pixels, uint8 of shape (N, C, H, W), of which :attr:`scale` stands for 1.0; labels, shape (N,).
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        device = _indexed(torch.device(device))
+        if self.in_memory:
+            pixels, labels = self._kept_on(device)
+            here = indices.to(device)
+            return pixels[here], labels[here]
+        with ThreadPoolExecutor() as threads:
+            found = list(threads.map(lambda row: self._source.pixels(row, row + 1), indices.tolist()))
+        return torch.cat(found).to(device), self.labels[indices].to(device)
+
+    @property
+    def scale(self) -> int:
+        """The pixel value that stands for 1.0."""
+        return self._source.scale
+
+    def subset(self, indices: torch.Tensor, split: str) -> ImageData:
+        """Some rows as a set of their own, with the same normalisation.
+
+        Args:
+            indices: row numbers, int64 of shape (N,), in the order wanted.
+            split: what to call the rows.
+        """
+        return ImageData(
+            name=self.name,
+            split=split,
+            n=len(indices),
+            total=len(indices),
+            num_classes=self.num_classes,
+            class_names=self.class_names,
+            labels=self.labels[indices],
+            _source=ArraySource(self._kept_on(torch.device("cpu"))[0][indices], self.scale)
+            if self.in_memory
+            else PickedSource(self._source, indices),
+            _normalisation=self._own_normalisation,
+        )
+
+    def _kept_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if device not in self._kept:
+            pixels, labels = self._kept[torch.device("cpu")]
+            self._kept[device] = (pixels.to(device), labels.to(device))
+        return self._kept[device]
 
     def _checked(self, what: str, values: Sequence[float]) -> tuple[float, ...]:
         numbers = tuple(float(value) for value in values)

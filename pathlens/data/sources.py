@@ -45,6 +45,25 @@ class ArraySource:
         yield self._pixels[start:stop].contiguous().numpy().tobytes()
 
 
+class PickedSource:
+    """Some rows of another source, in an order of their own."""
+
+    def __init__(self, source: Source, rows: torch.Tensor):
+        self._source = source
+        self._rows = rows.tolist()
+        self.shape = source.shape
+        self.scale = source.scale
+
+    def pixels(self, start: int, stop: int) -> torch.Tensor:
+        """See :meth:`Source.pixels`."""
+        return torch.cat([self._source.pixels(row, row + 1) for row in self._rows[start:stop]])
+
+    def identity(self, start: int, stop: int) -> Iterable[bytes]:
+        """See :meth:`Source.identity`."""
+        for row in self._rows[start:stop]:
+            yield from self._source.identity(row, row + 1)
+
+
 class EncodedSource:
     """Encoded images; the first one fixes the shape of all.
 

@@ -9,6 +9,7 @@ from pathlens.figures.lesions import deletion, skips
 from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
+from pathlens.figures.training import training
 
 __all__ = [
     "DOUBLE",
@@ -22,4 +23,5 @@ __all__ = [
     "save",
     "skips",
     "structure",
+    "training",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pathlens.errors import PathlensError, RunError, UsageError
 
@@ -148,3 +149,19 @@ def pick_device(name: str = "auto") -> torch.device:
         elif device.index >= torch.cuda.device_count():
             raise UsageError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
+
+
+def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device of a name; where the model is for None.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if device is None:
+        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return pick_device(str(device))
+
+
+def device_name(device: torch.device) -> str:
+    """The device with the GPU's name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

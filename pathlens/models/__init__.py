@@ -12,17 +12,22 @@ from pathlens.models.registry import reference_names
 
 if TYPE_CHECKING:
     from pathlens.models.checkpoints import load_into, load_state_dict_file, save_weights, state_sha256
+    from pathlens.models.highway_cifar import CifarHighway, highway
     from pathlens.models.load import LoadedModel, load_model
     from pathlens.models.preresnet_cifar import PreActResNet, digits54, preresnet
     from pathlens.models.resnet_cifar import CifarResNet, resnet
+    from pathlens.models.shakeshake_cifar import CifarShakeShake, shakeshake
     from pathlens.models.vgg_cifar import CifarVGG, vgg15
 
 __all__ = [
+    "CifarHighway",
     "CifarResNet",
+    "CifarShakeShake",
     "CifarVGG",
     "LoadedModel",
     "PreActResNet",
     "digits54",
+    "highway",
     "load_into",
     "load_model",
     "load_state_dict_file",
@@ -30,6 +35,7 @@ __all__ = [
     "reference_names",
     "resnet",
     "save_weights",
+    "shakeshake",
     "state_sha256",
     "vgg15",
 ]
@@ -37,8 +43,10 @@ __all__ = [
 _HOMES = {
     "load": ("LoadedModel", "load_model"),
     "checkpoints": ("load_into", "load_state_dict_file", "save_weights", "state_sha256"),
+    "highway_cifar": ("CifarHighway", "highway"),
     "preresnet_cifar": ("PreActResNet", "digits54", "preresnet"),
     "resnet_cifar": ("CifarResNet", "resnet"),
+    "shakeshake_cifar": ("CifarShakeShake", "shakeshake"),
     "vgg_cifar": ("CifarVGG", "vgg15"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

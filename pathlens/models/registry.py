@@ -51,6 +51,11 @@ class Reference:
 REFERENCES: Mapping[str, Reference] = {
     **{f"resnet{d}": Reference("resnet_cifar", "resnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 1202)},
     **{f"preresnet{d}": Reference("preresnet_cifar", "preresnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 164)},
+    **{f"highway{d}": Reference("highway_cifar", "highway", {"depth": d}) for d in (19, 31, 58)},
+    **{
+        f"shakeshake26_2x{w}d": Reference("shakeshake_cifar", "shakeshake", {"depth": 26, "width": w})
+        for w in (32, 64, 96)
+    },
     "vgg15": Reference("vgg_cifar", "vgg15"),
     DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),
 }

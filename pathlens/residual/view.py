@@ -259,6 +259,28 @@ def find_layers(model: nn.Module, example: Tensor, otherwise: NoResidualBlocksEr
     return ResidualView(model, example, lambda traced, _name: build_layers(traced, fallback))
 
 
+def view_of(model: nn.Module, example: Tensor) -> ResidualView:
+    """The residual blocks of a network or, where it has none and is a plain chain, its layers.
+
+    Raises:
+        NoResidualBlocksError: it is neither.
+        ModelError: it cannot be traced.
+    """
+    own = next((parameter for parameter in model.parameters()), example)
+    example = example[:2].to(own.device)
+    if example.is_floating_point():
+        example = example.to(own.dtype)
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return find_blocks(model, example)
+    except NoResidualBlocksError as none_found:
+        return find_layers(model, example, otherwise=none_found)
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
 def _as_tensor(example: object) -> Tensor:
     if isinstance(example, (tuple, list)) and len(example) == 1:
         example = example[0]

@@ -1,0 +1,373 @@
+"""``pathlens train``: train a network, all of it or through some of its paths."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathlens.cli import options as o
+from pathlens.cli.options import parse_channels, parse_range
+from pathlens.cli.progress import progress_bar, waiting
+from pathlens.cli.setting import DEFAULT_MODEL, foreign_output, run_folder
+from pathlens.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from pathlens.data import ImageData
+    from pathlens.machine.processes import Processes
+    from pathlens.training import Recipe, Rule, Trained
+
+_PATHS, _RECIPE, _RUN, _DATA = "Paths", "Recipe", "Run", "Data"
+
+
+class Rescale(StrEnum):
+    """Where survival probabilities enter."""
+
+    test = "test"
+    train = "train"
+    none = "none"
+
+
+class Per(StrEnum):
+    """What a draw of stochastic depth holds for."""
+
+    batch = "batch"
+    sample = "sample"
+
+
+class Optimizer(StrEnum):
+    """Optimizers."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Schedule(StrEnum):
+    """Learning rate schedules."""
+
+    step = "step"
+    cosine = "cosine"
+    constant = "constant"
+
+
+def _of(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+Paths = Annotated[str, _of(_PATHS, "'full', or give one of the four options below.", metavar="full")]
+Blocks = Annotated[int | None, _of(_PATHS, "Exactly so many random blocks in each batch.", metavar="M")]
+Depth = Annotated[
+    str | None, _of(_PATHS, "Keep each block at random: linear:P or uniform:P, P for the last block.", metavar="RULE")
+]
+Lengths = Annotated[str | None, _of(_PATHS, "Gradient through paths of these lengths alone.", metavar="A:B")]
+Effective = Annotated[int | None, _of(_PATHS, "Gradient through paths of at most so many blocks.", metavar="L")]
+PerOption = Annotated[Per, _of(_PATHS, "Whether stochastic depth draws for a batch or for each image.")]
+RescaleOption = Annotated[
+    Rescale, _of(_PATHS, "Survival probabilities of random blocks: folded into the weights, divided by, or neither.")
+]
+Epochs = Annotated[int | None, _of(_RECIPE, "Passes over the images. Default: 60 for digits, else 200.", min=1)]
+BatchSize = Annotated[int | None, _of(_RECIPE, "Images in a step, over all processes. Default: 64, 128.", min=1)]
+OptimizerOption = Annotated[Optimizer | None, _of(_RECIPE, "Default: sgd.")]
+Lr = Annotated[float | None, _of(_RECIPE, "Learning rate. Default: 0.1.")]
+Momentum = Annotated[float | None, _of(_RECIPE, "Default: 0.9.")]
+Nesterov = Annotated[bool | None, _of(_RECIPE, "Nesterov's momentum. Default: yes.", "--nesterov/--no-nesterov")]
+Decay = Annotated[float | None, _of(_RECIPE, "Weight decay. Default: 1e-3 for digits, else 1e-4.")]
+ScheduleOption = Annotated[
+    Schedule | None, _of(_RECIPE, "Learning rate schedule. Default: cosine for digits, else step.")
+]
+Milestones = Annotated[str | None, _of(_RECIPE, "Shares of the training. Default: 0.5,0.75.", metavar="A,B")]
+Gamma = Annotated[float | None, _of(_RECIPE, "Factor at a milestone. Default: 0.1.")]
+Warmup = Annotated[float | None, _of(_RECIPE, "Epochs of linear warm-up. Default: 5 for digits, else 1.")]
+Crop = Annotated[int | None, _of(_RECIPE, "Zeros around an image before a random crop. Default: 1, 4.", min=0)]
+Flip = Annotated[bool | None, _of(_RECIPE, "Mirror images at random. Default: not for digits.", "--flip/--no-flip")]
+Smoothing = Annotated[float | None, _of(_RECIPE, "Label smoothing. Default: 0.")]
+Weights = Annotated[
+    str, _of("Network", "Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
+]
+Validation = Annotated[
+    int | None,
+    _of(
+        _DATA,
+        "Training images to hold out and watch. Default: the data's own validation split, else a tenth.",
+        metavar="N",
+        min=0,
+    ),
+]
+Test = Annotated[bool, _of(_DATA, "Read the test split once, at the end.", "--test/--no-test")]
+Out = Annotated[
+    Path | None, _of(_RUN, "Run folder: weights, checkpoint, history. Default: runs/MODEL-seedN.", metavar="DIR")
+]
+Resume = Annotated[bool, _of(_RUN, "Go on with the run in --out, if there is one.", "--resume")]
+Keep = Annotated[str | None, _of(_RUN, "Keep the weights after these epochs, such as 0:200:20.", metavar="RANGE")]
+Seconds = Annotated[float, _of(_RUN, "Between checkpoints inside an epoch.", min=0)]
+Compile = Annotated[bool, _of(_RUN, "Compile the blocks with torch.compile.", "--compile")]
+Sync = Annotated[
+    bool, _of(_RUN, "Batch norms see the images of all processes.", "--sync-batch-norm/--no-sync-batch-norm")
+]
+Board = Annotated[bool, _of(_RUN, "Also write TensorBoard events into the run folder.", "--tensorboard")]
+
+
+def train(
+    paths: Paths = "full",
+    blocks_per_batch: Blocks = None,
+    stochastic_depth: Depth = None,
+    path_lengths: Lengths = None,
+    effective_depth: Effective = None,
+    per: PerOption = Per.batch,
+    rescale: RescaleOption = Rescale.test,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    optimizer: OptimizerOption = None,
+    lr: Lr = None,
+    momentum: Momentum = None,
+    nesterov: Nesterov = None,
+    weight_decay: Decay = None,
+    schedule: ScheduleOption = None,
+    milestones: Milestones = None,
+    gamma: Gamma = None,
+    warmup: Warmup = None,
+    crop: Crop = None,
+    flip: Flip = None,
+    label_smoothing: Smoothing = None,
+    model: o.Model = None,
+    weights: Weights = "random",
+    data: o.Data = None,
+    limit: o.Limit = None,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    download: o.Download = False,
+    validation: Validation = None,
+    test: Test = True,
+    device: o.DeviceOption = o.Device.auto,
+    dtype: o.DtypeOption = o.Dtype.float32,
+    seed: o.Seed = 0,
+    out: Out = None,
+    resume: Resume = False,
+    keep_epochs: Keep = None,
+    checkpoint_seconds: Seconds = 300.0,
+    compile: Compile = False,
+    sync_batch_norm: Sync = True,
+    tensorboard: Board = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a network: all of it, random blocks of it, or through paths of some lengths (Veit et al. 2016, 5.3).
+
+    Without arguments, the embedded digits network from nothing. A run that was killed goes on with --resume.
+    """
+    given = dict(locals())
+    rule = _rule(paths, blocks_per_batch, stochastic_depth, path_lengths, effective_depth, per)
+    channels = parse_channels(mean, "mean"), parse_channels(std, "std")
+    if (channels[0] is None) != (channels[1] is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    keep = parse_range(keep_epochs, "keep-epochs") or ()
+    import torch
+
+    from pathlens.machine import processes
+    from pathlens.models import load_model
+    from pathlens.report import provenance, write_run
+    from pathlens.training import recipe_for
+    from pathlens.training import train as run_training
+
+    folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9]+', '-', model or DEFAULT_MODEL).strip('-')}-seed{seed}"
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes.joined())
+        with group.agreed(), waiting("opening the data", group.leads and not quiet):
+            where = processes.pick_device(device.value)
+            if where.type == "cuda":
+                torch.cuda.set_device(where)
+            parts = _open(given, model)
+            recipe = recipe_for(parts[0].name, **_changes(given))
+            loaded = load_model(
+                model, weights, num_classes=parts[0].num_classes, in_channels=parts[0].channels, seed=seed
+            )
+            if loaded.input_shape is not None and loaded.input_shape[0] != parts[0].channels:
+                raise DataError(
+                    f"{parts[0].name} has images of {parts[0].channels} channel(s) and {loaded.spec} takes "
+                    f"{loaded.input_shape[0]}; give data of the kind that the network is made for"
+                )
+            if group.leads:
+                stack.enter_context(run_folder(folder, "train"))
+        facts = {
+            "model": loaded.spec,
+            "weights_at_start": loaded.weights,
+            "data": parts[0].name,
+            "test_sha256": parts[2].fingerprint if parts[2] is not None else None,
+        }
+        facts = provenance(**facts)
+        shown = group.leads and not quiet
+        notes = (f"{rule}; {_words(recipe)}; into {folder}", *loaded.notes)
+        with (
+            progress_bar("train", shown, notes) as progress,
+            foreign_output(),
+            _board(tensorboard, folder, group) as board,
+        ):
+
+            def on_epoch(row: dict[str, Any]) -> None:
+                if board is not None:
+                    board(row)
+                if shown:
+                    print(f"pathlens: {_line(row, recipe)}", file=sys.stderr, flush=True)
+
+            trained = run_training(
+                loaded.model,
+                parts[0],
+                validation=parts[1],
+                test=parts[2],
+                recipe=recipe,
+                rule=rule,
+                rescale=rescale.value,
+                seed=seed,
+                out=folder,
+                resume=resume,
+                keep_epochs=keep,
+                checkpoint_seconds=checkpoint_seconds,
+                device=where,
+                dtype=dtype.value,
+                mean=channels[0],
+                std=channels[1],
+                compiled=compile,
+                synced=sync_batch_norm,
+                progress=progress,
+                on_epoch=on_epoch,
+                facts=facts,
+            )
+        if group.leads:
+            arguments = {
+                name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in given.items()
+            }
+            manifest = {
+                **trained.result.provenance,
+                "verb": "train",
+                "arguments": arguments,
+                "wall_time_seconds": round(time.monotonic() - began, 3),
+            }
+            from pathlens import figures
+
+            tables = {"history": trained.history, "result": trained.result}
+            write_run(folder, tables, {"history": figures.training(trained.history)}, manifest)
+            _show(trained, json, folder, quiet)
+
+
+def _rule(
+    paths: str, blocks: int | None, depth: str | None, lengths: str | None, effective: int | None, per: Per
+) -> Rule:
+    from pathlens.training.rules import BlocksPerBatch, Full, PathLengths, parse_lengths, parse_stochastic_depth
+
+    options = {
+        "--blocks-per-batch": blocks,
+        "--stochastic-depth": depth,
+        "--path-lengths": lengths,
+        "--effective-depth": effective,
+    }
+    named = [name for name, value in options.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} exclude each other; give one")
+    if paths != "full":
+        raise UsageError(f"--paths {paths!r} is unknown; give full, or one of {', '.join(options)}")
+    if per is Per.sample and depth is None:
+        raise UsageError("--per sample belongs to --stochastic-depth; give both or neither")
+    if blocks is not None:
+        return BlocksPerBatch(blocks)
+    if depth is not None:
+        return parse_stochastic_depth(depth, per.value)
+    if lengths is not None:
+        return parse_lengths(lengths)
+    return Full() if effective is None else PathLengths(0, effective)
+
+
+def _changes(given: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "epochs", "batch_size", "lr", "momentum", "nesterov", "weight_decay", "gamma", "warmup", "crop", "flip",
+        "label_smoothing",
+    )  # fmt: skip
+    changes = {name: given[name] for name in names}
+    changes |= {name: given[name] and given[name].value for name in ("optimizer", "schedule")}
+    changes["milestones"] = parse_channels(given["milestones"], "milestones")
+    return changes
+
+
+def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageData | None, ImageData | None]:
+    """Training, validation and test images; the three never share one."""
+    from pathlens.data import open_data
+    from pathlens.training import hold_out
+
+    spec = given["data"]
+    if spec is None:
+        if model not in (None, DEFAULT_MODEL):
+            raise UsageError(
+                f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
+            )
+        spec = "digits"
+
+    def opened(split: str, limit: int | None = None) -> ImageData:
+        return open_data(spec, split=split, limit=limit, image_size=given["image_size"], download=given["download"])
+
+    data, wanted = opened("train", given["limit"]), given["validation"]
+    watched: ImageData | None = None
+    if wanted is None:
+        try:
+            watched = opened("validation")
+        except DataError:
+            wanted = max(data.n // 10, len(set(data.labels.tolist())))
+    if wanted:
+        data, watched = hold_out(data, wanted)
+    return data, watched, opened("test") if given["test"] else None
+
+
+@contextlib.contextmanager
+def _board(wanted: bool, folder: Path, group: Processes) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    if not wanted or not group.leads:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard needs the package tensorboard; install it with pip install tensorboard"
+        ) from error
+    with SummaryWriter(os.fspath(folder / "tensorboard")) as writer:
+
+        def write(row: dict[str, Any]) -> None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name not in ("epoch", "step"):
+                    writer.add_scalar(name, value, row["epoch"])
+
+        yield write
+
+
+def _words(recipe: Recipe) -> str:
+    return f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"
+
+
+def _line(row: dict[str, Any], recipe: Recipe) -> str:
+    loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+    watched = "" if row["validation_error"] is None else f", validation error {100 * row['validation_error']:.2f} %"
+    return (
+        f"epoch {row['epoch']} of {recipe.epochs}: loss {loss}, error as trained {100 * row['train_error']:.2f} %"
+        f"{watched}, {row['images_per_second']:.0f} images/s"
+    )
+
+
+def _show(trained: Trained, json: bool, folder: Path, quiet: bool) -> None:
+    if json:
+        print(jsonlib.dumps(trained.result.to_json_object(), allow_nan=False))
+        return
+    print(f"{'split':12}{'images':>8}{'error %':>10}{'95 % interval':>18}{'loss':>10}")
+    for row in trained.result.rows:
+        interval = f"{100 * float(row['error_low'] or 0):.2f} - {100 * float(row['error_high'] or 0):.2f}"
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        print(f"{row['split']:12}{row['n']:>8}{100 * float(row['error'] or 0):>10.2f}{interval:>18}{loss:>10}")
+    if not quiet:
+        print(f"pathlens: wrote {trained.weights} and the run's tables beside it", file=sys.stderr)

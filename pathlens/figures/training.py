@@ -1,0 +1,48 @@
+"""How a training run went: loss and errors by epoch."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pathlens.figures.style import COLOURS, DOUBLE, new_figure, style, to_frame
+from pathlens.tables import Table
+
+NEEDED = ("epoch", "lr", "train_loss", "train_error", "validation_loss", "validation_error")
+
+
+def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
+    """Loss and error after each epoch, from the history of ``train``.
+
+    Training curves are of augmented images and of each step's sub-network; validation curves of the whole network.
+
+    Args:
+        table: with the columns ``epoch, lr, train_loss, train_error, validation_loss, validation_error``; errors are
+            fractions and drawn in percent, losses in nats.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there are no rows.
+    """
+    frame = to_frame(table, NEEDED, "training")
+    with style():
+        figure = new_figure(width, 2.3)
+        loss, error = figure.subplots(1, 2)
+        for axes, what, factor in ((loss, "loss", 1), (error, "error", 100)):
+            for part, colour, words in (("train", COLOURS[0], "as trained"), ("validation", COLOURS[1], "validation")):
+                values = factor * frame[f"{part}_{what}"].astype(float)
+                if values.notna().any():
+                    axes.plot(
+                        frame["epoch"], values, color=colour, label=words, marker="." if len(frame) < 20 else None
+                    )
+            axes.set_xlabel("epoch")
+            axes.set_ylim(bottom=0)
+        loss.set_ylabel("cross-entropy (nat)")
+        error.set_ylabel("error (%)")
+        error.legend(loc="upper right")
+        rate = loss.twinx()
+        rate.spines["right"].set_visible(True)
+        rate.plot(frame["epoch"], frame["lr"].astype(float), color="#6e6e6e", ls=":", lw=0.8)
+        rate.set_ylabel("learning rate (dotted)", color="#6e6e6e")
+        rate.set_ylim(bottom=0)
+    return figure

@@ -1,0 +1,146 @@
+"""Training images: decoded once, kept on the device, cropped and mirrored there a batch at a time.
+
+What is drawn for a step depends on the seed and the number of the step alone, not on what was drawn before. So a run
+that is taken up again, or divided among processes, sees the same images in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pathlens.data import ImageData
+from pathlens.errors import UsageError
+
+# what a generator is for; part of its seed
+ORDER, CROP, BLOCKS, NETWORK = range(4)
+
+
+def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """The generator of one purpose at one step or epoch."""
+    return np.random.default_rng([seed % 2**64, purpose, number])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Crops and mirrorings of a batch.
+
+    Attributes:
+        crop: pixels of zeros around each image before it is cropped.
+        flip: mirror every other image, at random.
+    """
+
+    crop: int
+    flip: bool
+
+    def draw(self, images: int, rng: np.random.Generator) -> np.ndarray:
+        """Row offset, column offset and mirroring of each image, shape (images, 3)."""
+        offsets = rng.integers(0, 2 * self.crop + 1, size=(images, 2))
+        mirrored = rng.integers(0, 2 if self.flip else 1, size=(images, 1))
+        return np.concatenate([offsets, mirrored], axis=1)
+
+    def apply(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """Cropped and mirrored images of the same size and type, channels-last in memory.
+
+        Args:
+            pixels: shape (N, C, H, W).
+            drawn: of :meth:`draw`, on the same device.
+        """
+        number, _, height, width = pixels.shape
+        padded = F.pad(pixels, (self.crop,) * 4).permute(0, 2, 3, 1)
+        rows = torch.arange(height, device=pixels.device) + drawn[:, :1]
+        columns = torch.arange(width, device=pixels.device).expand(number, -1)
+        columns = torch.where(drawn[:, 2:] > 0, width - 1 - columns, columns) + drawn[:, 1:2]
+        batch = torch.arange(number, device=pixels.device)
+        picked = padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
+
+
+class TrainingBatches:
+    """Batches of one training run, by number of step.
+
+    Args:
+        data: the training images.
+        batch_size: images in a batch, over all processes.
+        augmentation: of the images.
+        mean: of each channel, of pixels in [0, 1].
+        std: likewise.
+        device: where batches are put.
+        dtype: of the images.
+        seed: of order and augmentation.
+        rank: of this process.
+        world: number of processes; each takes every ``world``-th image of a batch.
+
+    Raises:
+        UsageError: more processes than images in a batch.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        augmentation: Augmentation,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        least = 2 * world  # batch norm wants two images in every process
+        batch_size = min(batch_size, data.n)
+        if batch_size < least:
+            raise UsageError(
+                f"a batch of {batch_size} images cannot be divided among {world} processes so that each has two; "
+                "give a larger batch or more images"
+            )
+        self._data, self._batch_size, self._augmentation = data, batch_size, augmentation
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        self._mean = torch.tensor(mean, dtype=working, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(std, dtype=working, device=device).view(-1, 1, 1)
+        self._device, self._seed, self._rank, self._world = device, seed, rank, world
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        whole, rest = divmod(data.n, batch_size)
+        #: batches in an epoch; a last one of too few images for all processes is left out
+        self.per_epoch = whole + (rest >= least)
+        self._threads = None if data.in_memory else ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, int]:
+        """This process's part of a batch.
+
+        Returns:
+            Normalised images, shape (N, C, H, W), channels-last; labels, shape (N,); images of the whole batch.
+        """
+        indices = self._indices(step)
+        pixels, labels = self._fetched(step)
+        drawn = self._augmentation.draw(len(indices), generator(self._seed, CROP, step))
+        if self._augmentation.crop or self._augmentation.flip:
+            mine = torch.from_numpy(drawn[self._rank :: self._world]).to(self._device)
+            pixels = self._augmentation.apply(pixels, mine)
+        images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
+        return images.contiguous(memory_format=torch.channels_last), labels, len(indices)
+
+    def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
+        if self._threads is None:
+            return self._rows(self._indices(step))
+        ready = self._ahead[1] if self._ahead is not None and self._ahead[0] == step else None
+        found = self._rows(self._indices(step)) if ready is None else ready.result()
+        self._ahead = (step + 1, self._threads.submit(self._rows, self._indices(step + 1)))
+        return found
+
+    def _rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._data.rows(torch.from_numpy(indices[self._rank :: self._world].copy()), self._device)
+
+    def _indices(self, step: int) -> np.ndarray:
+        epoch, number = divmod(step, self.per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, generator(self._seed, ORDER, epoch).permutation(self._data.n))
+        return self._order[1][number * self._batch_size : (number + 1) * self._batch_size]

@@ -1,0 +1,187 @@
+"""The network of one training step: whole, without the blocks that were not drawn, or with a restricted backward pass.
+
+Each form is a module that holds the user's model, so that an optimizer and DistributedDataParallel see its parameters.
+It computes with the model's own parameters and updates its batch-norm statistics as the model itself would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pathlens.residual import ResidualView
+from pathlens.residual.chain import Chain
+from pathlens.residual.restricted import Choice, RestrictedNetwork
+from pathlens.residual.restricted import build as build_restricted
+from pathlens.residual.segments import Piece, Segment, splice, with_updates
+
+
+class Whole(nn.Module):
+    """The model itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, kept: None = None, factors: None = None) -> Tensor:
+        """The model's logits, shape (N, classes)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+
+class Restricted(nn.Module):
+    """The whole forward pass, with a backward pass through paths of some lengths."""
+
+    def __init__(self, view: ResidualView, first: int, last: int) -> None:
+        super().__init__()
+        self.model = view.model
+        self._view = view
+        self._choice = Choice(lengths=frozenset(range(first, last + 1)))
+        self._networks: dict[int, RestrictedNetwork] = {}
+
+    def forward(self, images: Tensor, kept: None = None, factors: None = None) -> Tensor:
+        """The model's logits, shape (N, classes)."""
+        chain = self._view.chain(images)
+        network = self._networks.get(id(chain))
+        if network is None:
+            network = self._networks[id(chain)] = build_restricted(chain)
+        results, updates = network.run(images, self._choice)
+        _store(self.model, updates)
+        return results[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A callable piece of the network and the buffers that its further results are for."""
+
+    segment: Segment
+    call: Any
+    results: int
+    buffers: tuple[str, ...]
+
+    def __call__(self, updates: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        tensors = self.segment.trace.fetch(self.segment.tensor_names)
+        found = self.call(*inputs, *tensors)
+        updates.update(zip(self.buffers, found[self.results :], strict=True))
+        return tuple(found[: self.results])
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A chain in the pieces that sub-networks are put together from."""
+
+    stem: _Part
+    head: _Part
+    whole: tuple[_Part, ...]
+    bypass: tuple[_Part, ...]
+    #: transition, branch and shortcut, and post-activation, for blocks of which some images skip the branch
+    split: tuple[tuple[_Part, _Part, _Part], ...]
+
+
+class Partial(nn.Module):
+    """The network without the branches of the blocks that a batch does not have; those are not computed.
+
+    Args:
+        view: the network.
+        compiled: run the pieces through ``torch.compile``. Blocks of the same structure share one compiled piece, so
+            that the number of compilations does not grow with depth or with the number of sub-networks.
+    """
+
+    def __init__(self, view: ResidualView, compiled: bool = False) -> None:
+        super().__init__()
+        self.model = view.model
+        self._view = view
+        self._compiled: dict[str, Any] | None = {} if compiled else None
+        self._parts: dict[int, tuple[Chain, _Parts]] = {}
+
+    def forward(self, images: Tensor, kept: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+        """Logits of a sub-network, shape (N, classes).
+
+        Args:
+            images: shape (N, ...).
+            kept: which blocks are in it, shape (blocks,), or (blocks, N) where images differ, on the CPU; None for all.
+            factors: what each branch is multiplied by, shape (blocks,), or None for 1.
+        """
+        parts = self._of(self._view.chain(images))
+        updates: dict[str, Tensor] = {}
+        (x,) = parts.stem(updates, images)
+        for index in range(len(parts.whole)):
+            mask = None if kept is None else kept[index]
+            if mask is not None and not bool(mask.any()):
+                (x,) = parts.bypass[index](updates, x)
+            elif factors is None and (mask is None or bool(mask.all())):
+                (x,) = parts.whole[index](updates, x)
+            else:
+                before, both, after = parts.split[index]
+                (fork,) = before(updates, x)
+                branch, shortcut = both(updates, fork)
+                weight = torch.ones(()) if mask is None else mask
+                weight = weight.to(branch.dtype) * (1.0 if factors is None else float(factors[index]))
+                weight = weight.to(branch.device, non_blocking=True)
+                if weight.dim():
+                    weight = weight.reshape(-1, *([1] * (branch.dim() - 1)))
+                (x,) = after(updates, shortcut + branch * weight)
+        results = parts.head(updates, x)
+        _store(self.model, updates)
+        return results[0]
+
+    def _of(self, chain: Chain) -> _Parts:
+        if id(chain) not in self._parts:
+            self._parts[id(chain)] = (chain, self._cut(chain))
+        return self._parts[id(chain)][1]
+
+    def _cut(self, chain: Chain) -> _Parts:
+        outputs = tuple(item for item in chain.trace.outputs if isinstance(item, fx.Node))
+        ends = [Piece(chain.trace.source, (chain.boundaries[0],), {}), Piece(chain.boundaries[-1], outputs, {})]
+        whole = [Piece(link.start, (link.end,), {}) for link in chain.links]
+        stem, *blocks, head = self._made(chain, [ends[0], *whole, ends[1]])
+        split: list[Piece] = []
+        for link in chain.links:
+            split.append(Piece(link.start, (link.fork,), {}))
+            split.append(Piece(link.fork, (link.branch, link.shortcut), {}))
+            split.append(Piece(link.total, (link.end,), {}))
+        _, *inner, _ = self._made(chain, [ends[0], *split, ends[1]])
+        bypass = [Piece(link.start, (link.end,), {link.total: link.bypass}) for link in chain.links]
+        return _Parts(
+            stem,
+            head,
+            tuple(blocks),
+            tuple(self._made(chain, [piece])[0] for piece in bypass),
+            tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3)),
+        )
+
+    def _made(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
+        extended, buffers = with_updates(chain.trace, chain.discovery.dependent, pieces)
+        made = []
+        for piece, whole, names in zip(pieces, extended, buffers, strict=True):
+            segment = splice(chain.trace, [whole], whole.ends)
+            made.append(_Part(segment, self._callable(segment), len(piece.ends), tuple(names)))
+        return made
+
+    def _callable(self, segment: Segment) -> Any:
+        if self._compiled is None:
+            return segment.graph_module.forward
+        structure = _structure(segment.graph_module.graph)
+        if structure not in self._compiled:
+            self._compiled[structure] = torch.compile(segment.graph_module)
+        return self._compiled[structure]
+
+
+def _structure(graph: fx.Graph) -> str:
+    """A graph with its nodes numbered instead of named: equal for blocks that differ in their tensors alone."""
+    number = {node: f"%{index}" for index, node in enumerate(graph.nodes)}
+    lines = []
+    for node in graph.nodes:
+        arguments = fx.node.map_arg((node.args, dict(node.kwargs)), number.__getitem__)
+        target = "" if node.op == "placeholder" else node.target
+        lines.append(f"{node.op} {target} {arguments}")
+    return "\n".join(lines)
+
+
+def _store(model: nn.Module, updates: dict[str, Tensor]) -> None:
+    if updates:
+        with torch.no_grad():
+            torch._foreach_copy_([model.get_buffer(name) for name in updates], list(updates.values()))

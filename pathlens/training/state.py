@@ -1,0 +1,188 @@
+"""A training run on disk: one file with everything it takes to go on, written whole, the one before it kept.
+
+The format is safetensors, which cannot hold code. What is drawn in a step depends on the run's seed and the number of
+the step, so that the position is all there is to say about random states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import CheckpointError, RunError
+from pathlens.models import load_into
+from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
+from pathlens.tables import atomic_write_bytes, disk_error
+
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint-previous.safetensors"
+_KEY = "pathlens_training"
+_VERSION = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done.
+        sums: over the steps of the present epoch: images, loss, correct, blocks, and seconds spent in earlier calls.
+        history: rows of the epochs that are done.
+        arguments: what the run was started with.
+    """
+
+    step: int
+    sums: list[float]
+    history: list[dict[str, Any]]
+    arguments: dict[str, Any]
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Write the checkpoint; the one before it is kept under another name.
+
+    Raises:
+        ResourceError: the disk is full; the checkpoint that was there is there still.
+        RunError: the folder cannot be written to.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for name, value in model.state_dict().items():
+        tensors[f"model/{name}"] = value
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            elif value is not None:
+                scalars.setdefault(str(index), {})[key] = value
+    # copies, because safetensors refuses tensors that share memory
+    flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    record = {
+        "version": _VERSION,
+        "step": position.step,
+        "sums": position.sums,
+        "history": position.history,
+        "arguments": position.arguments,
+        "scalars": scalars,
+        "sha256": _digest(flat),
+    }
+    data = safetensors.torch.save(flat, {_KEY: json.dumps(record)})
+    path, previous = folder / CHECKPOINT, folder / PREVIOUS
+    fresh = folder / f".{CHECKPOINT}"
+    atomic_write_bytes(fresh, data)
+    try:
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+
+
+def find(folder: Path) -> Path | None:
+    """The checkpoint to go on from, or None. The earlier one counts where a run was killed between two renamings."""
+    return next((path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()), None)
+
+
+def peek(path: Path) -> Position:
+    """The position that a checkpoint states, without its tensors.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint of a training run.
+    """
+    record = _record(path)
+    return Position(record["step"], record["sums"], record["history"], record["arguments"])
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put model and optimizer into the state of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another network.
+    """
+    record = _record(path)
+    try:
+        tensors = read_weights_file(path, DEFAULT_MAX_BYTES)
+    except CheckpointError as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(tensors, dict) or _digest(tensors) != record["sha256"]:
+        raise _damaged(path, "its contents do not have the checksum that it states")
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = value
+    load_into(model, parts["model"], str(path))
+    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in record["scalars"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, value in parts["optimizer"].items():
+        number, _, key = name.partition("/")
+        index = int(number)
+        if value.shape == parameters[index].shape and value.is_floating_point():
+            # in the memory layout of the parameter, which kernels that update both at once rely on
+            value = torch.empty_like(parameters[index], requires_grad=False).copy_(value)  # noqa: PLW2901
+        state.setdefault(index, {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_arguments(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with other arguments than a run was started with.
+
+    Raises:
+        RunError: naming those that differ.
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    differing = [
+        f"{name} was {json.dumps(then.get(name))} and is {json.dumps(plain.get(name))}"
+        for name in dict.fromkeys([*then, *plain])
+        if then.get(name) != plain.get(name)
+    ]
+    if differing:
+        raise RunError(
+            f"the run in {folder} was started with other arguments ({'; '.join(differing)}); "
+            "give those, or start another run in another folder"
+        )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(read_metadata(path)[_KEY])
+        if record["version"] > _VERSION:
+            raise CheckpointError(f"{path} was written by a newer pathlens; go on with that one")
+        assert isinstance(record["step"], int) and isinstance(record["history"], list)  # noqa: PT018
+        assert len(record["sums"]) == 5 and isinstance(record["arguments"], dict)  # noqa: PT018
+        assert isinstance(record["scalars"], dict) and isinstance(record["sha256"], str)  # noqa: PT018
+    except (CheckpointError, ValueError, LookupError, TypeError, AssertionError, OSError) as error:
+        if isinstance(error, CheckpointError) and "newer" in str(error):
+            raise
+        raise _damaged(path, "it does not say where the run stands") from error
+    return dict(record)
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    other = path.with_name(PREVIOUS)
+    remedy = (
+        f"move it away, and --resume goes on from {other.name}"
+        if path.name == CHECKPOINT and other.exists()
+        else "start the run anew in another folder"
+    )
+    return CheckpointError(f"{path} is damaged ({reason}); {remedy}")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
