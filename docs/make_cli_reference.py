@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from pathlens.cli import app
 
@@ -42,17 +42,19 @@ def commands(application: typer.Typer) -> dict[str, Callable[..., Any]]:
     }
 
 
-def options(function: Callable[..., Any]) -> Iterator[tuple[str, OptionInfo, Any, Any]]:
-    """Name, declaration, type and default of every option of a command."""
+def options(function: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any, Any]]:
+    """Name, declaration, type and default of every argument and option of a command."""
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         kind, *extras = typing.get_args(hints[name])
-        declared = next(extra for extra in extras if isinstance(extra, OptionInfo))
-        yield name, declared, kind, parameter.default
+        declared = next(extra for extra in extras if isinstance(extra, ArgumentInfo | OptionInfo))
+        yield name, declared, kind, None if parameter.default is parameter.empty else parameter.default
 
 
-def spelled(name: str, declared: OptionInfo, kind: Any) -> str:
-    """The option as it is typed: ``-m, --model SPEC``."""
+def spelled(name: str, declared: ArgumentInfo | OptionInfo, kind: Any) -> str:
+    """The option as it is typed: ``-m, --model SPEC``; an argument as ``RUN...``."""
+    if isinstance(declared, ArgumentInfo):
+        return declared.metavar or name.upper()
     # inside Annotated, the first name stands where a default would
     given = [item for item in (declared.default, *(declared.param_decls or ())) if isinstance(item, str)]
     names = sorted(given or [f"--{name.replace('_', '-')}"], key=len)
@@ -65,7 +67,7 @@ def spelled(name: str, declared: OptionInfo, kind: Any) -> str:
     return f"{text} {word}"
 
 
-def explained(declared: OptionInfo, default: Any) -> str:
+def explained(declared: ArgumentInfo | OptionInfo, default: Any) -> str:
     """What the option does, its limit, and its default where it has one."""
     text = declared.help or ""
     if declared.min is not None:

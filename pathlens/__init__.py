@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
     from pathlens.data import open_data
+    from pathlens.graph import equation, unravel
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
     from pathlens.models import load_model
+    from pathlens.pages import report_page
     from pathlens.residual import Block, ResidualView, find_blocks, find_layers
     from pathlens.training import train
 
@@ -25,6 +27,8 @@ _HOMES = {
     "path_gradients": "pathlens.analyses",
     "reorder_blocks": "pathlens.analyses",
     "open_data": "pathlens.data",
+    "equation": "pathlens.graph",
+    "unravel": "pathlens.graph",
     "applied": "pathlens.intervene",
     "deleted": "pathlens.intervene",
     "reordered": "pathlens.intervene",
@@ -32,6 +36,7 @@ _HOMES = {
     "restrict_backward": "pathlens.intervene",
     "skips_deleted": "pathlens.intervene",
     "load_model": "pathlens.models",
+    "report_page": "pathlens.pages",
     "Block": "pathlens.residual",
     "ResidualView": "pathlens.residual",
     "find_blocks": "pathlens.residual",
@@ -45,6 +50,7 @@ __all__ = [
     "delete_blocks",
     "delete_skips",
     "deleted",
+    "equation",
     "find_blocks",
     "find_layers",
     "lattice",
@@ -53,9 +59,11 @@ __all__ = [
     "path_gradients",
     "reorder_blocks",
     "reordered",
+    "report_page",
     "restrict_backward",
     "skips_deleted",
     "train",
+    "unravel",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pathlens import __version__
-from pathlens.cli import gradients, lesions, structure, training
+from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
 from pathlens.errors import PathlensError, ResourceError
 
 INTERRUPTED = 130
@@ -50,8 +50,9 @@ app.command("delete-blocks", short_help="Error with blocks deleted, one by one o
 app.command("delete-skips", short_help="Error with shortcuts deleted: the control.")(lesions.delete_skips)
 app.command("reorder-blocks", short_help="Error with the blocks in other orders.")(lesions.reorder_blocks)
 app.command("path-gradients", short_help="Gradient norms by path length.")(gradients.path_gradients)
-
+app.command("unravel", short_help="A network as a graph: as it is, all of its paths, or a lattice.")(unravel.unravel)
 app.command("train", short_help="Train a network, whole or through some of its paths.")(training.train)
+app.command("report", short_help="One HTML page of the results in run folders.")(reporting.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

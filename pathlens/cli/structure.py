@@ -17,7 +17,7 @@ from pathlens.errors import UsageError
 if TYPE_CHECKING:
     from pathlens.tables import Table
 
-_DEFAULT_INPUT = (3, 224, 224)
+DEFAULT_INPUT = (3, 224, 224)
 _SHOWN = (
     "block", "name", "stage", "kind", "post_activation", "in_shape", "out_shape", "parameters", "multiply_adds",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def blocks(
     quiet: o.Quiet = False,
 ) -> None:
     """The residual blocks of a network: module, stage, shortcut, shapes, parameters, multiply-adds of one example."""
-    shape = _parse_shape(input_shape)
+    shape = parse_shape(input_shape)
     if picture is not None and picture.suffix not in (".png", ".pdf"):
         raise UsageError(f"--picture {picture}: the ending is {picture.suffix or 'none'}; give a .png or .pdf file")
     import torch
@@ -55,7 +55,7 @@ def blocks(
     loaded = load_model(model, weights if weights or known else "random", seed=seed)
     example = loaded.example
     if example is None or shape is not None:
-        example = torch.zeros(2, *(shape or loaded.input_shape or _DEFAULT_INPUT))
+        example = torch.zeros(2, *(shape or loaded.input_shape or DEFAULT_INPUT))
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
         view = view_of(loaded.model, example)
     facts = provenance(
@@ -118,7 +118,12 @@ def _print(table: Table) -> None:
     )
 
 
-def _parse_shape(text: str | None) -> tuple[int, ...] | None:
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """``3,224,224`` or ``3x224x224``.
+
+    Raises:
+        UsageError: something else.
+    """
     if text is None:
         return None
     try:

@@ -314,16 +314,33 @@ def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageDat
     def opened(split: str, limit: int | None = None) -> ImageData:
         return open_data(spec, split=split, limit=limit, image_size=given["image_size"], download=given["download"])
 
+    def other(split: str) -> ImageData:
+        """A split that is really there: a file or folder without splits would give the training images again."""
+        part = opened(split)
+        same = part.total == data.total and bool((part.labels[: data.n] == data.labels).all())
+        if part.split != split or (same and opened(split, given["limit"]).fingerprint == data.fingerprint):
+            raise DataError(f"{spec} has no images of the split '{split}' beside those to train on")
+        return part
+
     data, wanted = opened("train", given["limit"]), given["validation"]
     watched: ImageData | None = None
     if wanted is None:
         try:
-            watched = opened("validation")
-        except DataError:
+            watched = other("validation")
+        except DataError as error:
+            if "'validation'" not in str(error):
+                raise  # the split is there, and something is wrong with it
             wanted = max(data.n // 10, len(set(data.labels.tolist())))
+    tested: ImageData | None = None
+    if given["test"]:
+        try:
+            tested = other("test")
+        except DataError as error:
+            remedy = "; give --no-test to train without test images" if "'test'" in str(error) else ""
+            raise DataError(f"{error}{remedy}") from error
     if wanted:
         data, watched = hold_out(data, wanted)
-    return data, watched, opened("test") if given["test"] else None
+    return data, watched, tested
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
+from pathlens.figures.unraveled import unraveled
 
 __all__ = [
     "DOUBLE",
@@ -24,4 +25,5 @@ __all__ = [
     "skips",
     "structure",
     "training",
+    "unraveled",
 ]

@@ -58,6 +58,8 @@ _RC = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "savefig.dpi": 300,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "pathlens",  # and identifiers the same every time
 }
 
 COLOURS = tuple(sns.color_palette("colorblind").as_hex())
@@ -104,6 +106,15 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_page(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure for a drawing: one set of axes that fills it, without axis lines; width and height in inches."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return figure, axes
 
 
 def to_frame(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
@@ -173,9 +184,26 @@ def _fits(text: str, points: float) -> bool:
     return 0.6 * _SMALL * len(text) < points
 
 
-def _inches(text: str) -> float:
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=_SMALL), ismath=False)
+def text_inches(text: str, size: float = _SMALL) -> float:
+    """Width of one line of text on paper, in inches; ``size`` in points."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
     return width / 72
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def count_words(number: int) -> str:
+    """``1,024 paths``, or ``1.8×10¹⁶ paths`` for numbers that nobody reads."""
+    if number < 10**7:
+        return f"{number:,} path{'' if number == 1 else 's'}"
+    digits = str(number)
+    return f"{digits[0]}.{digits[1]}×{power_of_ten(len(digits) - 1)} paths"
+
+
+def power_of_ten(power: float) -> str:
+    """``10⁻¹¹``, without a formula: the style draws none, so that names of modules are never taken for one."""
+    return f"10{str(round(power)).translate(_SUPERSCRIPT)}"
 
 
 def block_ticks() -> MaxNLocator:
@@ -193,7 +221,7 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         enlarge: size of the marks in the legend, relative to those in the axes.
     """
     handles, labels = axes.get_legend_handles_labels()
-    widths = [0.35 + _inches(text) for text in labels]
+    widths = [0.35 + text_inches(text) for text in labels]
     columns = len(labels)  # as many as fit the width; they are filled one after the other
     while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) >= width - 0.05:
         columns -= 1
@@ -205,18 +233,33 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         figure.legend(handles, labels, loc=place, ncols=columns, borderaxespad=0.2, markerscale=enlarge)
 
 
-def files(figure: Figure, stem: str) -> dict[str, bytes]:
+#: what a format would say of the moment and program that made it
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) -> dict[str, bytes]:
     """What :func:`save` writes: content by file name. The same figure gives the same bytes.
 
+    Args:
+        figure: drawn by this room.
+        stem: of the file names.
+        formats: of ``png``, ``pdf`` and ``svg``.
+
     Raises:
-        UsageError: ``stem`` is not a plain file name.
+        UsageError: ``stem`` is not a plain file name, or a format is unknown.
     """
     check_stem(stem)
     found = {}
     with style():
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        for suffix in formats:
+            if suffix not in _METADATA:
+                raise UsageError(f"figures have no format {suffix!r}; give one of {', '.join(_METADATA)}")
             stream = io.BytesIO()
-            figure.savefig(stream, format=suffix, dpi=300, metadata=metadata)
+            figure.savefig(stream, format=suffix, dpi=300, metadata=_METADATA[suffix])
             found[f"{stem}.{suffix}"] = stream.getvalue()
     return found
 

@@ -1,0 +1,259 @@
+"""``pathlens unravel``: a network as a graph, a picture or an equation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from pathlens.cli import options as o
+from pathlens.cli.progress import waiting
+from pathlens.cli.setting import foreign_output
+from pathlens.cli.structure import DEFAULT_INPUT, InputShape, parse_shape
+from pathlens.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import torch
+    from torch import nn
+
+    from pathlens.models import LoadedModel
+    from pathlens.tables import Table
+
+_LATTICE = "lattice.parquet"
+
+
+class Kind(StrEnum):
+    """Which view."""
+
+    dag = "dag"
+    tree = "tree"
+    lattice = "lattice"
+    equation = "equation"
+
+
+class Format(StrEnum):
+    """How it is written."""
+
+    text = "text"
+    json = "json"
+    graphml = "graphml"
+    dot = "dot"
+    svg = "svg"
+    png = "png"
+    pdf = "pdf"
+    latex = "latex"
+
+
+class Detail(StrEnum):
+    """What a dag shows."""
+
+    merges = "merges"
+    blocks = "blocks"
+
+
+class Arrange(StrEnum):
+    """Where a picture of a dag puts its nodes."""
+
+    auto = "auto"
+    rows = "rows"
+    graphviz = "graphviz"
+    layers = "layers"
+
+
+_ENDINGS = {".txt": "text", ".tex": "latex", ".gv": "dot"} | {f".{f.value}": f.value for f in Format}
+_PICTURES = (Format.svg, Format.png, Format.pdf)
+_OF_EQUATIONS = (Format.text, Format.latex)
+
+KindOption = Annotated[
+    Kind,
+    typer.Option(
+        "--kind",
+        help="dag: the network as it is; tree: each path of its own; lattice: block by path length; equation.",
+    ),
+]
+Blocks = Annotated[
+    str | None,
+    typer.Option(metavar="FIRST:LAST", help="Window of a tree, lattice or equation, both ends included. Default: all."),
+]
+FormatOption = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="text (a summary, or the equation), latex (equations only), or a file. Default: what --out ends with.",
+    ),
+]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write there. Default: standard output, for texts.")
+]
+GradientsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Weight a lattice: a run folder of path-gradients --lattice, or a table of a lattice."
+    ),
+]
+DetailOption = Annotated[
+    Detail,
+    typer.Option("--detail", help="Of a dag: all that is added or concatenated, or blocks as wholes."),
+]
+ArrangeOption = Annotated[
+    Arrange, typer.Option("--layout", help="Of a picture of a dag. auto: rows for chains of blocks, else Graphviz.")
+]
+
+
+def unravel(
+    kind: KindOption = Kind.dag,
+    blocks: Blocks = None,
+    form: FormatOption = None,
+    out: OutFile = None,
+    gradients: GradientsOption = None,
+    detail: DetailOption = Detail.merges,
+    layout: ArrangeOption = Arrange.auto,
+    model: o.Model = None,
+    weights: o.Weights = None,
+    input_shape: InputShape = None,
+    seed: o.Seed = 0,
+    quiet: o.Quiet = False,
+) -> None:
+    """Unraveled views of a network: as it is, all of its paths, the lattice of block and length, or an equation.
+
+    Any network has a dag, with concatenations and nested additions; the other views are of chains of residual blocks.
+    """
+    shape, window = parse_shape(input_shape), _window(blocks)
+    wanted = _format(form, out, kind)
+    if gradients is not None and kind != Kind.lattice:
+        raise UsageError(f"--gradients belong to --kind lattice, not to {kind.value}")
+    if window is not None and kind == Kind.dag:
+        raise UsageError("--blocks is a window of a tree, lattice or equation; a dag shows the whole network")
+    norms = None if gradients is None else _norms(gradients)
+    import torch
+
+    from pathlens.models import load_model
+
+    known = model is None or ".py:" in model
+    loaded = load_model(model, weights if weights or known else "random", seed=seed)
+    if norms is not None:
+        _check_network(norms, loaded, gradients)
+    example = loaded.example
+    if example is None or shape is not None:
+        example = torch.zeros(2, *(shape or loaded.input_shape or DEFAULT_INPUT))
+    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, not quiet)
+    if not quiet:
+        for note in loaded.notes:
+            print(f"pathlens: {note}", file=sys.stderr)
+    if out is None:
+        sys.stdout.write(data.decode())
+        return
+    from pathlens.tables import atomic_write_bytes
+
+    atomic_write_bytes(out, data)
+    if not quiet:
+        print(f"pathlens: wrote {out}", file=sys.stderr)
+
+
+def _made(
+    model: nn.Module,
+    example: torch.Tensor,
+    kind: Kind,
+    wanted: Format,
+    window: tuple[int, int] | None,
+    norms: Table | None,
+    detail: Detail,
+    layout: Arrange,
+    shows: bool,
+) -> bytes:
+    """What is to be written."""
+    from pathlens import graph as graphs
+
+    with waiting(f"tracing {type(model).__name__}", shows), foreign_output():
+        view = graphs.as_view(model, example)
+    if kind == Kind.equation:
+        return graphs.equation(view, "latex" if wanted == Format.latex else "text", window).encode()
+    made = graphs.unravel(
+        view, kind=cast(Any, kind.value), blocks=window, detail=cast(Any, detail.value), gradients=norms
+    )
+    writers: dict[Format, Callable[[nx.DiGraph], bytes]] = {
+        Format.json: graphs.to_json,
+        Format.graphml: graphs.to_graphml,
+        Format.dot: graphs.to_dot,
+        Format.text: lambda graph: _summary(graph).encode(),
+    }
+    if wanted in writers:
+        return writers[wanted](made)
+    from pathlens import figures
+
+    drawn = figures.unraveled(made, layout=layout.value)
+    return figures.files(drawn, "graph", (wanted.value,))[f"graph.{wanted.value}"]
+
+
+def _format(form: Format | None, out: Path | None, kind: Kind) -> Format:
+    """The format asked for, which the kind has and which can go where it should."""
+    ending = None if out is None else _ENDINGS.get(out.suffix.lower())
+    if form is None and out is not None and ending is None:
+        known = ", ".join(sorted(_ENDINGS))
+        raise UsageError(f"--out {out}: the ending {out.suffix or '(none)'} says no format; give --format or {known}")
+    wanted = form or Format(ending or "text")
+    if ending is not None and wanted != ending:
+        raise UsageError(f"--format {wanted.value} and --out {out} do not agree; give one of them, or the same")
+    if (kind == Kind.equation) != (wanted in _OF_EQUATIONS) and wanted != Format.text:
+        fitting = ", ".join(f.value for f in Format if (f in _OF_EQUATIONS) == (kind == Kind.equation) or f == "text")
+        raise UsageError(f"--format {wanted.value} is not for --kind {kind.value}; give one of {fitting}")
+    if out is None and wanted in (Format.png, Format.pdf):
+        raise UsageError(f"--format {wanted.value} is no text; give --out FILE")
+    return wanted
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    numbers = o.parse_range(text, "blocks")
+    if numbers is None:
+        return None
+    if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
+        raise UsageError(f"--blocks {text!r} has gaps; a window is one run of blocks, such as 0:4")
+    return numbers[0], numbers[-1]
+
+
+def _norms(place: Path) -> Table:
+    """The table of a lattice, or that of a run folder."""
+    from pathlens.tables import read_table
+
+    path = place / _LATTICE if place.is_dir() else place
+    if place.is_dir() and not path.is_file():
+        raise RunError(f"{place} has no {_LATTICE}; make one with pathlens path-gradients --lattice --out {place}")
+    table = read_table(path)
+    missing = [name for name in ("boundary", "length", "norm") if name not in table.types]
+    if missing:
+        raise RunError(
+            f"{path} has no column {missing[0]!r}, so it is no lattice; give one of path-gradients --lattice"
+        )
+    return table
+
+
+def _check_network(norms: Table, loaded: LoadedModel, place: Path | None) -> None:
+    """Refuse norms of another network than the one that is drawn."""
+    measured = norms.provenance.get("model_sha256")
+    if measured is not None and loaded.sha256 is not None and measured != loaded.sha256:
+        raise UsageError(
+            f"{place} was measured on {norms.provenance.get('model', 'another network')} with other weights than "
+            f"{loaded.spec} has here; give the same --model, --weights and --seed"
+        )
+
+
+def _summary(graph: nx.DiGraph) -> str:
+    """What a reader wants to know of a graph without drawing it."""
+    facts: dict[str, Any] = graph.graph
+    parts = [f"{facts['network']}, {facts['kind']}: {len(graph)} nodes, {graph.number_of_edges()} edges"]
+    if facts["kind"] != "dag":
+        parts[0] += f", blocks {facts['first']} to {facts['last']}"
+    elif facts["n_skips_add"] or facts["n_skips_concat"]:
+        parts.append(f"skips: {facts['n_skips_add']} added, {facts['n_skips_concat']} concatenated")
+    parts.append(f"paths from input to output: {facts['n_paths']}")
+    lengths = facts["n_paths_by_length"]
+    width = max(len(str(count)) for count in lengths)
+    parts += ["", f"length  {'paths':>{max(5, width)}}"]
+    parts += [f"{length:>6}  {count:>{max(5, width)}}" for length, count in enumerate(lengths) if count]
+    return "\n".join(parts) + "\n"

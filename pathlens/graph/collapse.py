@@ -1,0 +1,199 @@
+"""A traced network as a small directed graph: what joins tensors, and the segments of layers between.
+
+The vertices that matter to paths are the input and the *merges*: additions and concatenations of two or more tensors
+that depend on the input, with something between their fork and them that is more than moving or scaling values (so the
+additions of a hand-written GELU, rotary embeddings and patch merging drop out). What computes from a single tensor is
+one segment, however often it parts and joins by products inside (gates, attention). An operation that takes tensors of
+several vertices without adding or concatenating them (a gate from another level, cross attention) is a *joint*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from pathlens.residual import operations as ops
+from pathlens.residual.chain import Chain
+from pathlens.residual.describe import nodes_between
+from pathlens.residual.discover import Addition
+from pathlens.residual.trace import Trace
+
+aten = torch.ops.aten
+
+_CONCATENATIONS = frozenset({aten.cat.default, aten.stack.default})
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One node of the collapsed graph.
+
+    Attributes:
+        end: the tensor that it gives.
+        kind: ``input``, ``add``, ``concat``, ``joint``, or ``segment``.
+        nodes: operations, in execution order; those that an earlier segment holds too are left out.
+        sources: ends of the parts that it takes its tensors from, each once.
+    """
+
+    end: fx.Node
+    kind: str
+    nodes: tuple[fx.Node, ...]
+    sources: tuple[fx.Node, ...]
+
+
+def collapse(chain: Chain) -> list[Part]:
+    """The collapsed graph of everything that the network's main output needs, in execution order."""
+    return _Collapse(chain).parts()
+
+
+class _Collapse:
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.trace: Trace = chain.trace
+        found = chain.discovery
+        self.order = found.order
+        self.additions: dict[fx.Node, Addition] = {a.node: a for a in (*found.trunk, *found.nested, *found.off_trunk)}
+        self.needed = self._needed()
+        flow = nx.DiGraph()
+        flow.add_node(self.trace.source)
+        flow.add_edges_from((operand, node) for node in self.needed for operand in self._operands(node))
+        self.dominators = nx.immediate_dominators(flow, self.trace.source)
+        self.partial: set[fx.Node] = set()
+        self.merges = self._merges()
+        self.joints = self._joints()
+        self.vertices = {self.trace.source, *self.merges, *self.joints}
+        self.cuts = self._cuts()
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        if node is self.trace.source:
+            return []
+        return [operand for operand in node.all_input_nodes if operand in self.chain.discovery.dependent]
+
+    def _needed(self) -> list[fx.Node]:
+        """What the main output is computed from, in execution order."""
+        found: set[fx.Node] = set()
+        stack = [self.trace.main]
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack += self._operands(node)
+        return [node for node in self.trace.graph.nodes if node in found]
+
+    def _merges(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        """What is added or concatenated, by the node where it is."""
+        merges: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for node in self.needed:
+            known = self.additions.get(node)
+            if known is not None:
+                merges[node] = tuple(dict.fromkeys((*known.terms, known.shortcut)))
+                self.partial.update(self._sums_inside(node, merges[node]))
+                continue
+            given = tuple(dict.fromkeys(self._given(node)))
+            if len(given) > 1 and self._is_substantial(node, given):
+                merges[node] = given
+        return {node: given for node, given in merges.items() if node not in self.partial}
+
+    def _given(self, node: fx.Node) -> Iterator[fx.Node]:
+        dependent = self.chain.discovery.dependent
+        if node.target in ops.ADDITIONS and len(node.args) > 1:
+            pair = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and operand in dependent]
+            # what is stretched to be added (a mean, a bias made from the input) is a part of an operation
+            if len({str(tuple(self.trace.value(operand).shape[1:])) for operand in pair}) == 1:
+                yield from pair
+        elif node.target in _CONCATENATIONS:
+            yield from self._operands(node)
+
+    def _sums_inside(self, node: fx.Node, terms: tuple[fx.Node, ...]) -> Iterator[fx.Node]:
+        for operand in node.args[:2]:
+            if isinstance(operand, fx.Node) and operand not in terms:
+                yield operand
+                yield from self._sums_inside(operand, terms)
+
+    def _is_substantial(self, node: fx.Node, given: Iterable[fx.Node]) -> bool:
+        fork = self._fork(node)
+        between = {item for operand in given for item in self._between(fork, operand)}
+        return any(not ops.is_elementwise(item) and not self._is_moved(item) for item in between)
+
+    def _is_moved(self, node: fx.Node) -> bool:
+        return ops.is_rearranging(node) or getattr(node.target, "__name__", "") == "getitem"
+
+    def _fork(self, node: fx.Node) -> fx.Node:
+        """The last tensor that everything that enters ``node`` has passed."""
+        fork = self.dominators[node]
+        while not isinstance(self.trace.value(fork), Tensor):
+            fork = self.dominators[fork]
+        return fork
+
+    def _between(self, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
+        return nodes_between(self.chain, first, last)
+
+    def _joints(self) -> set[fx.Node]:
+        """Operations that take what comes from several vertices, and are no merges."""
+        origin: dict[fx.Node, fx.Node] = {}
+        joints: set[fx.Node] = set()
+        for node in self.needed:
+            origins = {origin[operand] for operand in self._operands(node)}
+            if node is self.trace.source or node in self.merges or len(origins) > 1:
+                origin[node] = node
+                if node is not self.trace.source and node not in self.merges and node not in self.partial:
+                    joints.add(node)
+            else:
+                origin[node] = origins.pop()
+        return joints
+
+    def _cuts(self) -> set[fx.Node]:
+        """Tensors between segments: vertices, what enters or leaves them, and the boundaries of blocks."""
+        cuts = set(self.vertices)
+        for vertex in self.vertices:
+            cuts |= {self._settled(operand) for operand in self._entering(vertex)}
+            if vertex is not self.trace.source:
+                cuts.add(self._settled(self._fork(vertex)))
+        for link in self.chain.links:
+            cuts |= {self._settled(node) for node in (link.start, link.fork, link.total, link.end)}
+        cuts.add(self._settled(self.trace.main))
+        return cuts
+
+    def _entering(self, vertex: fx.Node) -> Iterable[fx.Node]:
+        return self.merges[vertex] if vertex in self.merges else self._operands(vertex)
+
+    def _settled(self, node: fx.Node) -> fx.Node:
+        """Without copies and conversions that keep the values."""
+        while node not in self.vertices and node.target in ops.PRESERVING and len(self._operands(node)) == 1:
+            (node,) = self._operands(node)
+        return node
+
+    def _parent(self, cut: fx.Node) -> fx.Node:
+        node = self.dominators[cut]
+        while node not in self.cuts:
+            node = self.dominators[node]
+        return node
+
+    def parts(self) -> list[Part]:
+        shortcuts = {node for addition in self.additions.values() for node in addition.shortcut_nodes}
+        held: set[fx.Node] = set()
+        nodes: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        segments = sorted(self.cuts - self.vertices, key=self.order.__getitem__)
+        # what a gate's two sides share belongs to the branch
+        for cut in sorted(segments, key=lambda cut: cut in shortcuts):
+            own = tuple(node for node in self._between(self._parent(cut), cut) if node not in held)
+            held.update(own)
+            nodes[cut] = own
+        parts = []
+        for cut in sorted(self.cuts, key=self.order.__getitem__):
+            if cut in self.vertices:
+                sources = tuple(dict.fromkeys(self._settled(operand) for operand in self._entering(cut)))
+                parts.append(Part(cut, self._kind(cut), (cut,), sources))
+            else:
+                parts.append(Part(cut, "segment", nodes[cut], (self._parent(cut),)))
+        return parts
+
+    def _kind(self, vertex: fx.Node) -> str:
+        if vertex is self.trace.source:
+            return "input"
+        if vertex in self.joints:
+            return "joint"
+        return "concat" if vertex.target in _CONCATENATIONS else "add"

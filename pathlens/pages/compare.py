@@ -1,0 +1,105 @@
+"""Several runs beside each other: their numbers, what differs between them, and their curves in one chart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pathlens.pages.charts import Chart
+from pathlens.pages.runs import Run
+from pathlens.pages.words import Headline, said
+
+_FACTS = (
+    "verb", "model", "weights", "weights_at_start", "trained", "model_sha256", "blocks", "rule", "recipe", "data",
+    "split", "images", "train_images", "data_sha256", "train_sha256", "normalisation", "at", "method", "mode", "dtype",
+    "device", "seed", "commit",
+)  # fmt: skip
+_UNSAID = {"out", "json", "quiet", *_FACTS}
+
+
+def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tuple[str, list[Headline | None]]]]:
+    """The headlines that two runs or more have: the runs that have any, and a row of theirs for each label."""
+    counts = Counter(headline.label for found in headlines for headline in found)
+    labels = [label for label, count in counts.items() if count > 1]
+    columns = [index for index, found in enumerate(headlines) if any(item.label in labels for item in found)]
+    rows = [
+        (label, [next((item for item in headlines[index] if item.label == label), None) for index in columns])
+        for label in labels
+    ]
+    return columns, rows
+
+
+def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """The facts on which runs that state them disagree, with what each says."""
+    stated = [dict(_stated(run)) for run in runs]
+    names = dict.fromkeys(name for facts in stated for name in facts)
+    found = []
+    for name in names:
+        values = [facts.get(name) for facts in stated]
+        if len({value for value in values if value is not None}) > 1:
+            found.append((name, [value or "–" for value in values]))
+    return found
+
+
+def subject(runs: list[Run]) -> str:
+    """A heading for several runs: of which networks."""
+    networks = list(dict.fromkeys(said(run.manifest.get("model", run.manifest.get("network"))) for run in runs))
+    few = f"{', '.join(networks[:-1])} and {networks[-1]}" if len(networks) > 1 else networks[0]
+    return f"{few if len(networks) <= 3 else f'{len(networks)} networks'}: {len(runs)} runs side by side"
+
+
+def _stated(run: Run) -> Iterator[tuple[str, str]]:
+    for name in _FACTS:
+        if name in run.manifest:
+            yield name.replace("_", " "), said(run.manifest[name])
+    for name, value in run.arguments.items():
+        if name not in _UNSAID:
+            yield f"option {name.replace('_', '-')}", said(value)
+    versions = run.manifest.get("versions")
+    for name, value in versions.items() if isinstance(versions, dict) else ():
+        yield f"version of {name}", said(value)
+
+
+def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
+    """One chart for each kind of chart that two runs or more have, with a curve for each run."""
+    kinds = dict.fromkeys(chart["family"] for found in charts for chart in found)
+    made = []
+    for kind in kinds:
+        pairs = [(index, chart) for index, found in enumerate(charts) for chart in found if chart["family"] == kind]
+        shared = _shared_key([chart for _, chart in pairs])
+        if len(pairs) > 1 and shared is not None:
+            made.append(_overlay(runs, pairs, shared))
+    return made
+
+
+def _shared_key(charts: list[Chart]) -> str | None:
+    keys = [[series["key"] for series in chart["series"]] for chart in charts]
+    return next((key for key in keys[0] if all(key in found for found in keys)), None)
+
+
+def _overlay(runs: list[Run], pairs: list[tuple[int, Chart]], key: str) -> Chart:
+    first = pairs[0][1]
+    series: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = []
+    heads: dict[str, str] = {}
+    for index, chart in pairs:
+        own = next(item for item in chart["series"] if item["key"] == key)
+        plain = {name: value for name, value in own.items() if name not in ("marks", "line")}
+        series.append({**plain, "name": f"{runs[index].label} ({runs[index].verb})", "colour": index})
+        # the band of one network would be taken for that of all
+        rules += [{"y": rule["y"], "name": rule["name"], "colour": index} for rule in chart.get("rules", ())]
+        for place, text in chart.get("heads", {}).items():
+            heads[place] = text if heads.get(place, text) == text else ""
+    same_stages = all(chart.get("stages") == first.get("stages") for _, chart in pairs)
+    of = f": {next(item['name'] for item in first['series'] if item['key'] == key)}" if len(first["series"]) > 1 else ""
+    return {
+        "family": first["family"],
+        "title": f"{first['title']}{of}",
+        "x": first["x"] if len({chart["x"]["label"] for _, chart in pairs}) == 1 else {**first["x"], "label": "block"},
+        "y": first["y"],
+        "series": series,
+        "rules": rules,
+        "heads": {place: text for place, text in heads.items() if text},
+        "stages": first.get("stages", []) if same_stages else [],
+    }

@@ -1,0 +1,89 @@
+"""Tables as JSON for a browser: exact numbers, and small where there are many rows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pathlens.tables import Table
+
+_SAFE = 2**53  # integers beyond are not exact as numbers of JavaScript
+_MANY = 2_000  # rows from which floats are packed
+
+LATTICE = ("boundary", "length", "n_paths", "norm")
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a ``script`` element: nothing in it can end the element or open another."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def encode(table: Table, stem: str) -> dict[str, Any]:
+    """One table, column by column.
+
+    A column has ``name``, ``unit``, ``description``, ``type`` (that of the table, or ``bigint`` for integers beyond 53
+    bits), and one of:
+
+    - ``values``: a list; of a ``bigint`` column texts.
+    - ``f64``: base64 of little-endian doubles, where NaN is a missing value.
+    - ``choose``: N, where the number in each row is exactly C(N - max(0, boundary), length).
+    """
+    total = _choose_from(table)
+    columns = []
+    for column in table.columns:
+        values, kind = table.values(column.name), table.types[column.name]
+        coded: dict[str, Any] = {"name": column.name, "unit": column.unit, "description": column.description}
+        if column.name == "n_paths" and total is not None and len(values) >= _MANY:
+            coded |= {"type": "bigint", "choose": total}
+        elif kind == "float" and len(values) >= _MANY:
+            packed = np.array([np.nan if value is None else value for value in values], dtype="<f8")
+            coded |= {"type": kind, "f64": base64.b64encode(packed.tobytes()).decode()}
+        elif kind == "int" and any(abs(value) > _SAFE for value in values if isinstance(value, int)):
+            coded |= {"type": "bigint", "values": [None if value is None else str(value) for value in values]}
+        else:
+            coded |= {"type": kind, "values": list(values)}
+        columns.append(coded)
+    return {"stem": stem, "rows": len(table.rows), "columns": columns}
+
+
+def is_lattice(table: Table) -> bool:
+    """Whether the table has a norm for each place of a network and path length."""
+    if table.types.get("norm") != "float" or not all(table.types.get(name) == "int" for name in LATTICE[:3]):
+        return False
+    places, lengths, counts = (
+        [value for value in table.values(name) if isinstance(value, int)] for name in LATTICE[:3]
+    )
+    if not len(places) == len(lengths) == len(counts) == len(table.rows) > 0:
+        return False
+    # half of the cells of a lattice exist; a table with a few rows far apart would be mostly holes
+    return min(lengths) >= 0 and (max(places) - min(places) + 1) * (max(lengths) + 1) <= 4 * len(lengths) + 1000
+
+
+def _choose_from(table: Table) -> int | None:
+    """The number of blocks N, where each ``n_paths`` is C(N - max(0, boundary), length)."""
+    if not is_lattice(table):
+        return None
+    total = max(boundary for boundary in table.values("boundary") if isinstance(boundary, int))
+    rows: dict[int, list[int]] = {}
+    for row in table.rows:
+        boundary, length = row["boundary"], row["length"]
+        if not isinstance(boundary, int) or not isinstance(length, int):
+            return None
+        after = total - max(0, boundary)
+        if after not in rows:
+            rows[after] = list(_binomials(after))
+        if not 0 <= length <= after or row["n_paths"] != rows[after][length]:
+            return None
+    return total
+
+
+def _binomials(n: int) -> Iterator[int]:
+    count = 1
+    for length in range(n + 1):
+        yield count
+        count = count * (n - length) // (length + 1)

@@ -1,0 +1,181 @@
+"""The page: text by a template that escapes everything, data as JSON that nothing can break out of.
+
+The page loads nothing. Its Content-Security-Policy allows its own two blocks of style and script by their hashes and
+pictures that stand in the page, and no more, so that text of a run could not run even if it became markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pathlens import __version__
+from pathlens.errors import RunError, UsageError
+from pathlens.pages import words
+from pathlens.pages.charts import charts_of, stages_of
+from pathlens.pages.compare import differences, overlays, shared_numbers, subject
+from pathlens.pages.encode import encode, is_lattice, script_json
+from pathlens.pages.runs import Run, read_runs
+from pathlens.tables import Scalar, atomic_write_bytes
+
+_SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "page.js")
+_ENDINGS = (".html", ".htm")
+
+
+def report_page(
+    runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    title: str | None = None,
+) -> Path:
+    """Write one HTML page of the results in run folders. It needs no network, and the same runs give the same bytes.
+
+    For each run: what was asked, on what network and data, the numbers to look for first, charts, the lattice, all
+    tables, the figures that the run wrote, and its provenance. Of several runs also what differs between them, and
+    their curves in one chart. A run that is given twice is shown once.
+
+    Args:
+        runs: run folders, as the verbs write them with ``--out`` (or one of them).
+        out: the page, an ``.html`` file; replaced if it is there.
+        title: heading of the page; by default made from the runs.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        NumericsError: a table holds NaN or an infinity.
+        ResourceError: the disk is full; nothing of the page is visible.
+        RunError: a folder has no manifest or no tables, or they are damaged or of a newer version; or ``out`` is a
+            folder or cannot be written.
+        UsageError: no runs, or ``out`` does not end with ``.html``.
+    """
+    target = Path(out)
+    if "\0" in target.name:
+        raise UsageError(f"{str(target)!r} is no name for a page; leave the null character out")
+    if target.is_dir():
+        raise RunError(f"{target} is a folder; give the page a file name, such as {target / 'report.html'}")
+    if target.suffix.lower() not in _ENDINGS:
+        raise UsageError(f"{target} is no name for a page; let it end with .html")
+    found = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)
+    return atomic_write_bytes(target, render(found, title))
+
+
+def render(runs: Sequence[Run], title: str | None = None) -> bytes:
+    """The page of runs that were read, as UTF-8."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    runs = list(runs)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_static("page.html.j2"))
+    style, script = _static("page.css"), "\n".join(map(_static, _SCRIPTS))
+    charts = [charts_of(run) for run in runs]
+    together = overlays(runs, charts)
+    headlines = [words.headlines(run) for run in runs]
+    blocks = _block_names(runs)
+    data = {
+        "runs": [_data(run, own, blocks) for run, own in zip(runs, charts, strict=True)],
+        "together": together,
+    }
+    text = template.render(
+        title=title or (words.title(runs[0]) if len(runs) == 1 else subject(runs)),
+        version=__version__,
+        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(script_json(data)),
+        runs=[_shown(run, own, said) for run, own, said in zip(runs, charts, headlines, strict=True)],
+        together=together,
+        numbers=shared_numbers(headlines),
+        differences=differences(runs),
+    )
+    # lone surrogates, which JSON can hold and UTF-8 cannot
+    return text.encode("utf-8", "replace")
+
+
+def _static(name: str) -> str:
+    return resources.files("pathlens.pages").joinpath("static", name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[words.Headline]) -> dict[str, Any]:
+    """What the template says of one run."""
+    tables = [
+        {"stem": stem, "rows": len(table.rows), "lattice": is_lattice(table)} for stem, table in run.tables.items()
+    ]
+    notes = run.manifest.get("notes")
+    return {
+        "label": run.label,
+        "verb": run.verb,
+        "title": words.title(run),
+        "headlines": headlines,
+        "asked": words.asked(run),
+        "setting": words.setting(run),
+        "notes": [words.said(note) for note in notes] if isinstance(notes, list) else [],
+        "warnings": run.warnings,
+        "charts": charts,
+        "tables": tables,
+        "pictures": [
+            {
+                "name": picture.name,
+                "kilobytes": max(1, len(picture.data) // 1000),
+                "source": f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}",
+            }
+            for picture in run.pictures
+        ],
+        "files": [(name, _facts(facts)) for name, facts in run.manifest["files"].items()],
+        "manifest": json.dumps(
+            {name: value for name, value in run.manifest.items() if name != "files"}, indent=2, ensure_ascii=False
+        ),
+    }
+
+
+def _facts(facts: object) -> tuple[str, str]:
+    """Size and hash of a listed file, as text."""
+    known = facts if isinstance(facts, dict) else {}
+    size = known.get("bytes")
+    return f"{size:,}" if isinstance(size, int) else "not stated", words.said(known.get("sha256", "not stated"))
+
+
+def _data(run: Run, charts: list[dict[str, Any]], blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the scripts draw of one run."""
+    names = blocks.get(_network(run), {})
+    tables = [encode(table, stem) for stem, table in run.tables.items()]
+    lattices = {
+        stem: {"table": number, **names} for number, (stem, table) in enumerate(run.tables.items()) if is_lattice(table)
+    }
+    return {"label": run.label, "charts": charts, "tables": tables, "lattices": lattices}
+
+
+def _network(run: Run) -> str:
+    """What two runs on the same network have in common."""
+    found = run.manifest.get("model_sha256")
+    return found if isinstance(found, str) else run.label
+
+
+def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Modules and stages of the blocks by network: tables of lattices have only numbers, other tables have names."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for table in run.tables.values():
+            if not words.has(table, ("block",), ("name",)):
+                continue
+            rows: dict[int, dict[str, Scalar]] = {}
+            for row in table.rows:
+                block = row["block"]
+                if isinstance(block, int) and row["name"] is not None:
+                    rows.setdefault(block, row)
+            ordered = [rows[block] for block in sorted(rows)]
+            names = {str(row["block"]): row["name"] for row in ordered}
+            if len(names) > len(found.get(_network(run), {}).get("names", ())):
+                found[_network(run)] = {"names": names, "stages": stages_of(ordered)}
+    return found

@@ -1,0 +1,149 @@
+"""Run folders read back: the manifest, the tables and the pictures of one verb."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pathlens.errors import RunError, UsageError
+from pathlens.report import MANIFEST
+from pathlens.tables import Table, read_table
+
+_PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}  # the first of them that a stem has is shown
+_LARGEST_SVG = 2_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that the run wrote: file name, MIME type, content."""
+
+    name: str
+    mime: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one folder holds.
+
+    Attributes:
+        folder: as it was given.
+        label: the shortest end of its path that no other run of the page has.
+        verb: what made it.
+        manifest: all of ``manifest.json``.
+        tables: by file stem, in the order of the manifest.
+        pictures: its figures.
+        warnings: what a reader should know of the files.
+    """
+
+    folder: Path
+    label: str
+    verb: str
+    manifest: dict[str, Any]
+    tables: dict[str, Table]
+    pictures: tuple[Picture, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options of the run; none where the manifest has no mapping of them."""
+        found = self.manifest.get("arguments")
+        return found if isinstance(found, dict) else {}
+
+
+def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Read run folders; one that is given twice is read once.
+
+    Raises:
+        NumericsError: a table holds NaN or an infinity.
+        RunError: a folder is missing, has no manifest or no tables, or one that is damaged or of a newer version.
+        UsageError: no folders.
+    """
+    paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    if not paths:
+        raise UsageError("no run was given; give folders that a verb wrote with --out")
+    return [_read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    parts = [path.resolve().parts[1:] or (str(path),) for path in paths]
+    labels = []
+    for own in parts:
+        count = 1
+        while count < len(own) and sum(other[-count:] == own[-count:] for other in parts) > 1:
+            count += 1
+        labels.append("/".join(own[-count:]))
+    return labels
+
+
+def _read_run(folder: Path, label: str) -> Run:
+    manifest = _read_manifest(folder)
+    listed: dict[str, Any] = manifest["files"]
+    warnings: list[str] = []
+    tables = {}
+    for stem in dict.fromkeys(Path(name).stem for name in listed if name.endswith((".parquet", ".csv"))):
+        name = next(name for name in (f"{stem}.parquet", f"{stem}.csv") if name in listed)
+        if not (folder / name).exists():
+            raise RunError(f"{folder / name} is missing, but the manifest lists it; run {manifest['verb']} again")
+        tables[stem] = read_table(folder / name)
+        if _changed(folder / name, listed[name]):
+            warnings.append(f"{name} is not the file that the manifest lists: it was changed after the run.")
+    if not tables:
+        raise RunError(f"{folder} has a manifest of {manifest['verb']} but no tables; give a folder with results")
+    pictures = _read_pictures(folder, listed, warnings)
+    return Run(folder, label, manifest["verb"], manifest, tables, tuple(pictures), tuple(warnings))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+
+    def damaged(reason: object) -> NoReturn:
+        raise RunError(f"{path} is damaged or not of pathlens ({reason}); run the verb again")
+
+    try:
+        found = json.loads(path.read_bytes(), parse_constant=lambda name: damaged(f"it holds {name}"))
+    except FileNotFoundError:
+        missing = "does not exist" if not folder.exists() else f"is no run folder: it has no {MANIFEST}"
+        raise RunError(f"{folder} {missing}; give a folder that a verb wrote with --out") from None
+    except NotADirectoryError:
+        raise RunError(f"{folder} is a file, not a run folder; give a folder that a verb wrote with --out") from None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; make it readable") from error
+    except RecursionError:
+        damaged("it is nested too deeply")
+    except ValueError as error:
+        damaged(" ".join(str(error).split()))
+    if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
+        damaged("it names no verb")
+    names = found.get("files")
+    if not isinstance(names, dict):
+        damaged("it lists no files")
+    for name in names:
+        if Path(name).name != name or "\0" in name:
+            damaged(f"it lists {name!r}, which is not a file of the folder")
+    return found
+
+
+def _read_pictures(folder: Path, listed: dict[str, Any], warnings: list[str]) -> list[Picture]:
+    found: dict[str, Picture] = {}
+    for suffix, mime in _PICTURES.items():
+        for name in (name for name in listed if name.endswith(suffix)):
+            stem = name.removesuffix(suffix)
+            try:
+                data = (folder / name).read_bytes()
+            except OSError as error:
+                warnings.append(f"The figure {name} cannot be shown: {error.strerror}.")
+                continue
+            if stem not in found and (suffix != ".svg" or len(data) <= _LARGEST_SVG):
+                found[stem] = Picture(name, mime, data)
+    return list(found.values())
+
+
+def _changed(path: Path, facts: object) -> bool:
+    stated = facts.get("sha256") if isinstance(facts, dict) else None
+    return isinstance(stated, str) and hashlib.sha256(path.read_bytes()).hexdigest() != stated
