@@ -5,14 +5,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+SCALE ?= smoke
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest bench clean
+.PHONY: help setup demo test lint types pytest bench studies clean
 
 help:
 	@echo "make demo    set everything up and delete every block of the network that comes with pathlens; output in demo/"
 	@echo "make test    set everything up, then lint, types and tests"
+	@echo "make studies SCALE=smoke|cpu|paper    run all studies; smoke takes minutes and its numbers mean nothing"
 	@echo "make setup | lint | types | pytest | bench | clean"
 
 $(VENV)/.created:
@@ -40,8 +42,9 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+# One process for each core, a test file at a time, so that what a file prepares is prepared once.
 pytest: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # All three, also where one fails, so that one run tells everything; fails if any does.
 test: $(VENV)/.installed-test
@@ -53,6 +56,14 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed
 	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/paths.py --out results/benchmarks
+	$(BIN)/python studies/benchmarks/training.py --out results/benchmarks
+
+# Smoke runs go into a folder of their own, because their numbers mean nothing.
+STUDIES := veit2016 critics depth_in_training wider_or_deeper strangers
+studies: $(VENV)/.installed-test
+	@for study in $(STUDIES); do \
+	    $(BIN)/python studies/$$study/run.py --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

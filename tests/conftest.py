@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The networks of the tests are small: more threads than this only wait for each other.
-torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+# The networks of the tests are small: more threads than this only wait for each other. Test processes side by side
+# (pytest -n) share the cores.
+_BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // _BESIDE)))
 
 # One slow example on a busy machine is no failure.
 settings.register_profile("pathlens", deadline=None)

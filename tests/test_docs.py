@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from pathlens import analyses, errors
 from pathlens.analyses.rows import LESION_COLUMNS, REORDERING_COLUMNS
 from pathlens.cli import entry, main
 from pathlens.cli.options import parse_range
-from pathlens.models import LoadedModel, load_model, state_sha256
+from pathlens.models import LoadedModel, load_model, save_weights, state_sha256
 from pathlens.tables import read_table
 
 ROOT = Path(pathlens.__file__).resolve().parents[1]
@@ -131,6 +132,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     diverged["conv1.weight"].fill_(float("nan"))
     torch.save(diverged, folder / "diverged.pth")
     (folder / "notes.txt").write_text("mine")
+    for run in ("effective", "effective-lesions"):
+        shutil.copytree(RESULTS / "digits54", folder / "runs" / run)
+    trained = load_model()
+    save_weights(folder / "runs" / "effective" / "weights.safetensors", trained.model, {})
     return folder
 
 
@@ -172,7 +177,7 @@ def test_python_of_the_readme(workplace, capsys):
 
 # README: commands
 
-SIZES = ("--limit", "--blocks", "--count", "--swaps", "--samples", "--batch-size")
+SIZES = ("--limit", "--blocks", "--count", "--swaps", "--samples", "--batch-size", "--epochs")
 
 
 def reduced(arguments: list[str]) -> list[str]:
@@ -189,9 +194,13 @@ def reduced(arguments: list[str]) -> list[str]:
         assert parse_range(given[name], name)
     for name in given.keys() - {"--blocks", "--count", "--swaps"}:
         assert int(given[name]) > 0
-    if verb == "blocks":
+    if verb in ("blocks", "unravel", "report"):
         assert not given
         return [verb, *kept]
+    if verb == "train":
+        # into a folder of its own: the one that is named holds the run that later commands read
+        kept[kept.index("--out") + 1] += "-short"
+        return [verb, *kept, "--epochs", "1", "--limit", "60", "--validation", "20"]
     few = {"--limit": "4", "--batch-size": "3"}
     if verb == "path-gradients":
         few |= {"--max-samples": "2", "--draws": "1"}
@@ -230,10 +239,14 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         code = main(small)
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert {"blocks": "multiply", "reorder-blocks": "swaps", "path-gradients": "length"}.get(small[0], "intact") in out
+    told = {"blocks": "multiply", "reorder-blocks": "swaps", "path-gradients": "length", "train": "validation"}
+    assert told.get(small[0], "" if small[0] in ("unravel", "report") else "intact") in out
     named = {small[i]: Path(small[i + 1]) for i, word in enumerate(small) if word in ("--out", "--picture")}
-    if "--out" in named:
-        assert {"manifest.json", f"{small[0]}.csv", f"{small[0]}.png"} <= set(os.listdir(named["--out"]))
+    if small[0] in ("unravel", "report"):
+        assert named["--out"].stat().st_size > 1000
+    elif "--out" in named:
+        stem = "history" if small[0] == "train" else small[0]
+        assert {"manifest.json", f"{stem}.csv", f"{stem}.png"} <= set(os.listdir(named["--out"]))
     if "--picture" in named:
         assert named["--picture"].stat().st_size > 1000
 

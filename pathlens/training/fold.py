@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
-from pathlens.residual.chain import Chain
+from pathlens.residual.chain import Chain, Link
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ def last_layers(view: ResidualView) -> list[tuple[str, ...]]:
     chain = view.chain()
     found = []
     for index, link in enumerate(chain.links):
-        names = _ends(chain, link.branch)
+        names = _ends(chain, link.branch, None, _inside(link))
         if names is None:
             raise UsageError(
                 f"block {index} ({view[index].name}) ends in a layer that its survival probability cannot be put into; "
@@ -67,21 +67,35 @@ def fold(model: nn.Module, names: Sequence[tuple[str, ...]], factors: Sequence[f
                 model.get_parameter(name).mul_(factor)
 
 
-def _ends(chain: Chain, node: fx.Node) -> tuple[str, ...] | None:
-    """Parameters that are multiplied to multiply ``node``, or None."""
-    while node.target in _PASSING:
-        node = node.args[0]  # type: ignore[assignment]
-    if node.target is aten.add.Tensor:
-        parts = [_ends(chain, term) if isinstance(term, fx.Node) else None for term in node.args[:2]]
+def _inside(link: Link) -> set[fx.Node]:
+    """What a block computes before its sum."""
+    inside: set[fx.Node] = set()
+    waiting = [link.branch, link.shortcut]
+    while waiting:
+        node = waiting.pop()
+        if node is not link.fork and node not in inside:
+            inside.add(node)
+            waiting += node.all_input_nodes
+    return inside
+
+
+def _ends(chain: Chain, node: fx.Node, taker: fx.Node | None, inside: set[fx.Node]) -> tuple[str, ...] | None:
+    """Parameters that are multiplied to multiply ``node``, of which ``taker`` alone makes use, or None."""
+    if any(user in inside and user is not taker for user in node.users):
+        return None
+    if node.target in _PASSING:
+        return _ends(chain, node.args[0], node, inside)  # type: ignore[arg-type]
+    if node.target in (aten.add.Tensor, aten.sub.Tensor):
+        parts = [_ends(chain, term, node, inside) if isinstance(term, fx.Node) else None for term in node.args[:2]]
         return None if None in parts else tuple(name for part in parts for name in part or ())
     if node.target is aten.mul.Tensor:
         for factor, other in (node.args[:2], node.args[1::-1]):
             if isinstance(factor, fx.Node) and (name := _parameter(chain, factor)) is not None:
                 return (name,)
             if isinstance(factor, int | float) and isinstance(other, fx.Node):
-                return _ends(chain, other)
+                return _ends(chain, other, node, inside)
         return None
-    if node.target not in _LAYERS or len(node.users) > 1 or node.kwargs:
+    if node.target not in _LAYERS or node.kwargs:
         return None
     places: list[Any] = [node.args[i] if i < len(node.args) else None for i in _LAYERS[node.target]]
     names = [None if place is None else _parameter(chain, place) for place in places]
@@ -92,6 +106,8 @@ def _ends(chain: Chain, node: fx.Node) -> tuple[str, ...] | None:
 
 def _parameter(chain: Chain, node: fx.Node) -> str | None:
     while node.target in (aten.t.default, aten.permute.default, aten.reshape.default, aten.unsqueeze.default):
+        if len(node.users) > 1:
+            return None
         node = node.args[0]  # type: ignore[assignment]
     kind, name = chain.trace.tensors.get(node.name, ("", None))
     return name if kind == "parameter" and len(node.users) == 1 else None

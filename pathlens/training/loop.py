@@ -115,12 +115,13 @@ class Run:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = lr
             sums += self._step(network, optimizer, step)
-            if self.device.type == "cpu" or step % _LOOK == 0 or (step + 1) % self.batches.per_epoch == 0:
+            if self.device.type == "cpu" or step % _LOOK == 0:
                 self._look(sums, step, lr)
             done = step + 1
             if self.progress is not None:
                 self.progress(done, total)
             if done % self.batches.per_epoch == 0:
+                self._look(sums, step, lr, weights=True)
                 seconds = earlier + time.monotonic() - began
                 self._end_epoch(done, lr, [*sums.tolist(), seconds])
                 sums.zero_()
@@ -128,6 +129,7 @@ class Run:
                 self._save(optimizer, position)
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
             elif self.folder is not None and time.monotonic() - saved > self.checkpoint_seconds:
+                self._look(sums, step, lr, weights=True)
                 position = state.Position(
                     done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, self.arguments
                 )
@@ -162,6 +164,7 @@ class Run:
             network = Partial(self.view, self.compiled)
         else:
             network = Whole(self.model)
+        self._form = network
         if self.rule.draws:
             # branches that a batch does not have get a gradient of zero, so that momentum and decay go on for them as
             # in the published code, where one flat vector holds all gradients
@@ -181,7 +184,9 @@ class Run:
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""
         images, labels, everybody = self.batches(step)
-        kept, factors, blocks = self._drawn(step, everybody)
+        kept, factors, running, blocks = self._drawn(step, everybody)
+        if self.view is not None and not isinstance(self._form, Whole):
+            self.view.chain(images)  # traced here, where neither autocast nor batch norms over processes get into it
         # what the network itself draws (dropout) depends on the step too, and on nothing that was drawn before
         drawn = generator(self.seed, NETWORK, step * self.group.world + self.group.rank)
         torch.manual_seed(int(drawn.integers(2**62)))
@@ -189,7 +194,7 @@ class Run:
             self._together(),
             torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
         ):
-            logits = network(images, kept, factors)
+            logits = network(images, kept, factors, running)
             losses = nn.functional.cross_entropy(
                 logits.float() if self.dtype != torch.float64 else logits,
                 labels,
@@ -216,23 +221,30 @@ class Run:
         else:
             yield
 
-    def _drawn(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, float]:
-        """The step's sub-network for this process: kept blocks, factors, and how many blocks of the network run."""
+    def _drawn(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
+        """The step's sub-network for this process, as ``Partial`` takes it, and how many blocks run for an image."""
         if not self.rule.draws:
-            return None, None, 0.0 if self.view is None else len(self.view)
+            return None, None, None, 0.0 if self.view is None else len(self.view)
         assert self.view is not None and not isinstance(self.rule, PathLengths)  # noqa: PT018
         drawn = self.rule.draw(len(self.view), images, generator(self.seed, BLOCKS, step))  # type: ignore[union-attr]
         blocks = float(drawn.mean(axis=1).sum() if drawn.ndim == 2 else drawn.sum())
         mine = drawn[:, self.group.rank :: self.group.world] if drawn.ndim == 2 else drawn
         survival = np.array(self.rule.survival(len(self.view)))
         factors = torch.from_numpy(1 / survival) if self.rescale == "train" and survival.min() < 1 else None
-        return torch.from_numpy(np.ascontiguousarray(mine)), factors, blocks
+        # batch norms over all processes want all of them where one of them has an image that keeps the block
+        running = torch.from_numpy(drawn.any(axis=1)) if drawn.ndim == 2 else None
+        return torch.from_numpy(np.ascontiguousarray(mine)), factors, running, blocks
 
-    def _look(self, sums: Tensor, step: int, lr: float) -> None:
-        if not math.isfinite(float(sums[1])):
+    def _look(self, sums: Tensor, step: int, lr: float, weights: bool = False) -> None:
+        """Refuse to go on, or to write a checkpoint, with a loss (and weights) that are not finite."""
+        what = None if math.isfinite(float(sums[1])) else "the loss"
+        if what is None and weights:
+            named = self.model.named_parameters()
+            what = next((name for name, value in named if not bool(torch.isfinite(value).all())), None)
+        if what is not None:
             where = "" if self.device.type == "cpu" else f" or the {_LOOK} steps before"
             raise NumericsError(
-                f"the loss is NaN or infinite in step {step}{where} (epoch {step // self.batches.per_epoch + 1}, "
+                f"{what} is NaN or infinite in step {step}{where} (epoch {step // self.batches.per_epoch + 1}, "
                 f"learning rate {lr:.3g}); give a smaller --lr or a longer --warmup; the last checkpoint is from before"
             )
 

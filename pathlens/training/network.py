@@ -26,7 +26,7 @@ class Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, kept: None = None, factors: None = None) -> Tensor:
+    def forward(self, images: Tensor, kept: None = None, factors: None = None, running: None = None) -> Tensor:
         """The model's logits, shape (N, classes)."""
         logits: Tensor = self.model(images)
         return logits
@@ -42,7 +42,7 @@ class Restricted(nn.Module):
         self._choice = Choice(lengths=frozenset(range(first, last + 1)))
         self._networks: dict[int, RestrictedNetwork] = {}
 
-    def forward(self, images: Tensor, kept: None = None, factors: None = None) -> Tensor:
+    def forward(self, images: Tensor, kept: None = None, factors: None = None, running: None = None) -> Tensor:
         """The model's logits, shape (N, classes)."""
         chain = self._view.chain(images)
         network = self._networks.get(id(chain))
@@ -77,8 +77,9 @@ class _Parts:
     head: _Part
     whole: tuple[_Part, ...]
     bypass: tuple[_Part, ...]
-    #: transition, branch and shortcut, and post-activation, for blocks of which some images skip the branch
+    #: transition; branch, shortcut and what replaces the sum without the branch; and post-activation
     split: tuple[tuple[_Part, _Part, _Part], ...]
+    kinds: tuple[str, ...]
 
 
 class Partial(nn.Module):
@@ -97,33 +98,38 @@ class Partial(nn.Module):
         self._compiled: dict[str, Any] | None = {} if compiled else None
         self._parts: dict[int, tuple[Chain, _Parts]] = {}
 
-    def forward(self, images: Tensor, kept: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        kept: Tensor | None = None,
+        factors: Tensor | None = None,
+        running: Tensor | None = None,
+    ) -> Tensor:
         """Logits of a sub-network, shape (N, classes).
 
         Args:
             images: shape (N, ...).
             kept: which blocks are in it, shape (blocks,), or (blocks, N) where images differ, on the CPU; None for all.
             factors: what each branch is multiplied by, shape (blocks,), or None for 1.
+            running: which blocks are computed though none of these images may keep them, shape (blocks,), on the CPU:
+                where another process has images that do, whose batch norms these images are part of.
         """
         parts = self._of(self._view.chain(images))
         updates: dict[str, Tensor] = {}
         (x,) = parts.stem(updates, images)
         for index in range(len(parts.whole)):
             mask = None if kept is None else kept[index]
-            if mask is not None and not bool(mask.any()):
+            if mask is not None and not bool((mask if running is None else running[index]).any()):
                 (x,) = parts.bypass[index](updates, x)
             elif factors is None and (mask is None or bool(mask.all())):
                 (x,) = parts.whole[index](updates, x)
             else:
                 before, both, after = parts.split[index]
                 (fork,) = before(updates, x)
-                branch, shortcut = both(updates, fork)
-                weight = torch.ones(()) if mask is None else mask
-                weight = weight.to(branch.dtype) * (1.0 if factors is None else float(factors[index]))
-                weight = weight.to(branch.device, non_blocking=True)
-                if weight.dim():
-                    weight = weight.reshape(-1, *([1] * (branch.dim() - 1)))
-                (x,) = after(updates, shortcut + branch * weight)
+                branch, shortcut, bypass = both(updates, fork)
+                factor = 1.0 if factors is None else float(factors[index])
+                total = _total(parts.kinds[index], branch, shortcut, bypass, mask, factor)
+                (x,) = after(updates, total)
         results = parts.head(updates, x)
         _store(self.model, updates)
         return results[0]
@@ -141,7 +147,7 @@ class Partial(nn.Module):
         split: list[Piece] = []
         for link in chain.links:
             split.append(Piece(link.start, (link.fork,), {}))
-            split.append(Piece(link.fork, (link.branch, link.shortcut), {}))
+            split.append(Piece(link.fork, (link.branch, link.shortcut, link.bypass), {}))
             split.append(Piece(link.total, (link.end,), {}))
         _, *inner, _ = self._made(chain, [ends[0], *split, ends[1]])
         bypass = [Piece(link.start, (link.end,), {link.total: link.bypass}) for link in chain.links]
@@ -151,6 +157,7 @@ class Partial(nn.Module):
             tuple(blocks),
             tuple(self._made(chain, [piece])[0] for piece in bypass),
             tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3)),
+            tuple(link.addition.kind for link in chain.links),
         )
 
     def _made(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
@@ -168,6 +175,16 @@ class Partial(nn.Module):
         if structure not in self._compiled:
             self._compiled[structure] = torch.compile(segment.graph_module)
         return self._compiled[structure]
+
+
+def _total(kind: str, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """The sum of a block; images that skip the branch get what deleting the block would give them."""
+    # a plain layer has no shortcut that it would be added to
+    whole = branch * factor if kind.startswith("layer") else shortcut + branch * factor
+    if mask is None or bool(mask.all()):
+        return whole
+    here = mask.to(branch.device, non_blocking=True).reshape(-1, *([1] * (branch.dim() - 1)))
+    return torch.where(here, whole, bypass)
 
 
 def _structure(graph: fx.Graph) -> str:

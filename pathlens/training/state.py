@@ -27,7 +27,7 @@ from pathlens.tables import atomic_write_bytes, disk_error
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-previous.safetensors"
 _KEY = "pathlens_training"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -75,6 +75,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
         "scalars": scalars,
         "sha256": _digest(flat),
     }
+    record["record_sha256"] = _digest_of_record(record)
     data = safetensors.torch.save(flat, {_KEY: json.dumps(record)})
     path, previous = folder / CHECKPOINT, folder / PREVIOUS
     fresh = folder / f".{CHECKPOINT}"
@@ -162,6 +163,8 @@ def _record(path: Path) -> dict[str, Any]:
         assert isinstance(record["step"], int) and isinstance(record["history"], list)  # noqa: PT018
         assert len(record["sums"]) == 5 and isinstance(record["arguments"], dict)  # noqa: PT018
         assert isinstance(record["scalars"], dict) and isinstance(record["sha256"], str)  # noqa: PT018
+        if record["version"] != 1 or "record_sha256" in record:  # the first version had no such checksum
+            assert record.pop("record_sha256") == _digest_of_record(record)
     except (CheckpointError, ValueError, LookupError, TypeError, AssertionError, OSError) as error:
         if isinstance(error, CheckpointError) and "newer" in str(error):
             raise
@@ -177,6 +180,10 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
         else "start the run anew in another folder"
     )
     return CheckpointError(f"{path} is damaged ({reason}); {remedy}")
+
+
+def _digest_of_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

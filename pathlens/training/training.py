@@ -26,7 +26,7 @@ from pathlens.training.fold import fold, last_layers
 from pathlens.training.history import history_table, result_table
 from pathlens.training.loop import Run
 from pathlens.training.recipe import Recipe, recipe_for
-from pathlens.training.rules import RESCALES, Full, Rule
+from pathlens.training.rules import RESCALES, Full, PathLengths, Rule
 
 WEIGHTS = "weights.safetensors"
 _LOWER = {"bfloat16": torch.bfloat16}
@@ -68,7 +68,13 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
             f"--validation {images}: {data.name} has {data.n} training images in {classes} classes; "
             f"give {classes} to {data.n - classes}, or 0 for none"
         )
-    kept, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
+    try:
+        kept, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
+    except ValueError as error:  # a class of one image cannot be on both sides
+        raise UsageError(
+            f"--validation {images}: {data.name} cannot be divided by class ({' '.join(str(error).split())[:120]}); "
+            "give more images or --validation 0"
+        ) from error
     return data.subset(torch.tensor(sorted(kept)), "train"), data.subset(torch.tensor(sorted(held)), "validation")
 
 
@@ -171,6 +177,8 @@ def train(
             "keep_epochs": sorted(keep_epochs),
             "start_sha256": "",
         }
+        if not synced:
+            arguments["synced"] = False
         model.to(device=where, dtype=working)
         arguments["start_sha256"] = state_sha256(model)
         if any(parameter.dim() == 4 for parameter in model.parameters()):
@@ -179,6 +187,7 @@ def train(
             example = data.batch(0, min(2, data.n), mean=own_mean, std=own_std, device=where, dtype=working).images
             _check_classes(model, example, (data, validation, test))
             view = _view(model, example, rule, compiled)
+            _check_paths(model, view, rule, group.world > 1 and synced)
             found = _resumed(folder, arguments, resume)
             ends = _ends(view, model, rule, rescale)
             batches = TrainingBatches(
@@ -284,6 +293,20 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
         return None  # ordinary training needs no blocks
     rule.check(len(view))
     return view
+
+
+def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced: bool) -> None:
+    if view is None or not isinstance(rule, PathLengths):
+        return
+    if view[0].kind.startswith("layer"):
+        raise UsageError(f"{rule}: a plain network has one path alone; give a residual network, or train it in full")
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if synced and norms:
+        # the restricted backward pass takes each block's derivative by itself, in an order of its own
+        raise UsageError(
+            f"{rule}: several processes cannot share the statistics of batch norms ({norms[0]}) in a restricted "
+            "backward pass; give --no-sync-batch-norm, or one process"
+        )
 
 
 def _ends(view: ResidualView | None, model: nn.Module, rule: Rule, rescale: str) -> list[tuple[str, ...]] | None:

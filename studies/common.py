@@ -1,0 +1,231 @@
+"""What the studies share: their command line, trained networks, and the page that says what came out.
+
+A study is a folder with ``run.py``, such as ``python studies/veit2016/run.py --scale cpu``. It uses the public
+interface of pathlens alone. A scale changes sizes and never the protocol:
+
+* ``smoke``: seconds, for the tests; its numbers mean nothing.
+* ``cpu``: two cores, under an hour.
+* ``paper``: the sizes of the paper, for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathlens import figures, load_model
+from pathlens.models import save_weights
+from pathlens.models.reading import read_metadata
+from pathlens.report import provenance
+from pathlens.tables import Column, Table, atomic_write_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALES = ("smoke", "cpu", "paper")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study was asked for.
+
+    Attributes:
+        name: of the study and its folder.
+        scale: ``smoke``, ``cpu`` or ``paper``.
+        out: folder for page, tables and figures.
+        runs: folder for trained networks, which are taken up again.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        jobs: trainings side by side.
+    """
+
+    name: str
+    scale: str
+    out: Path
+    runs: Path
+    device: str
+    jobs: int
+
+    def pick(self, smoke: Any, cpu: Any, paper: Any) -> Any:
+        """The value for this scale."""
+        return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.scale]
+
+
+def setting(name: str, description: str | None, argv: Sequence[str] | None) -> Setting:
+    """Read the command line of a study."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / name, help="default: results/NAME")
+    parser.add_argument(
+        "--runs", type=Path, help="trained networks, taken up again; default: runs/NAME-SCALE in the repository"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side")
+    args = parser.parse_args(argv)
+    runs = args.runs or ROOT / "runs" / f"{name}-{args.scale}"
+    return Setting(name, args.scale, args.out, runs, args.device, max(1, args.jobs))
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"study: {text}", file=sys.stderr, flush=True)
+
+
+def train_all(wanted: Mapping[str, Sequence[str]], study: Setting) -> dict[str, Path]:
+    """Train networks with ``pathlens train``, some side by side; those that are there already are left as they are.
+
+    Args:
+        wanted: name -> arguments of ``pathlens train``, without ``--out``.
+        study: where and with what.
+
+    Returns:
+        Name -> run folder.
+    """
+    study.runs.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // study.jobs)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+    def one(name: str, arguments: Sequence[str]) -> Path:
+        folder = study.runs / name
+        if (folder / "manifest.json").is_file() and (folder / "weights.safetensors").is_file():
+            return folder
+        say(f"training {name}")
+        command = [sys.executable, "-m", "pathlens", "train", *arguments, "--device", study.device, "--quiet"]
+        done = subprocess.run(
+            [*command, "--out", name, "--resume"],
+            cwd=study.runs,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"training {name} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        return folder
+
+    with ThreadPoolExecutor(study.jobs) as threads_of_jobs:
+        jobs = {name: threads_of_jobs.submit(one, name, arguments) for name, arguments in wanted.items()}
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def keep_checkpoint(run: Path, out: Path, name: str, file: str = "weights.safetensors") -> Path:
+    """Copy weights that other studies need beside the tables, without the places of the machine they were made on."""
+    metadata = read_metadata(run / file)
+    training = json.loads(metadata["training"])
+    training.pop("command", None)
+    loaded = load_model(training["model"], run / file)
+    path = out / "weights" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, loaded.model, {**metadata, "training": json.dumps(training, sort_keys=True)})
+    return path
+
+
+@dataclass
+class Page:
+    """A study's page: question, protocol, scale, results, and what they mean beside the paper's.
+
+    Args:
+        study: what was asked for.
+        title: of the page.
+        question: what the study asks.
+        protocol: how, with the differences from the paper's protocol.
+    """
+
+    study: Setting
+    title: str
+    question: str
+    protocol: str
+    _parts: list[str] = field(default_factory=list)
+    _tables: dict[str, Table] = field(default_factory=dict)
+
+    def section(self, title: str, text: str = "") -> None:
+        """Begin a section."""
+        self._parts.append(f"## {title}\n\n{text}".rstrip())
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(text)
+
+    def table(
+        self,
+        stem: str,
+        table: Table,
+        shown: Mapping[str, str] | None = None,
+        rows: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
+        """Write a table's files, and show some of its columns on the page.
+
+        Args:
+            stem: of the files.
+            table: the table.
+            shown: column -> format of its values, such as ``.2f`` or ``.1%``; None shows nothing but the link.
+            rows: which rows to show (default: all).
+        """
+        table.write(self.study.out, stem)
+        self._tables[stem] = table
+        if shown:
+            lines = [f"| {' | '.join(name.replace('_', ' ') for name in shown)} |", "|" + "---|" * len(shown)]
+            for row in table.rows:
+                if rows is None or rows(row):
+                    cells = (_cell(row[name], look) for name, look in shown.items())
+                    lines.append(f"| {' | '.join(cells)} |")
+            self._parts.append("\n".join(lines))
+        self._parts.append(f"Table: [{stem}.csv]({stem}.csv), with columns and provenance in `{stem}.meta.json`.")
+
+    def figure(self, stem: str, figure: Any, caption: str) -> None:
+        """Write a figure's files and show it."""
+        figures.save(figure, self.study.out, stem)
+        self._parts.append(f"![{caption}]({stem}.png)\n\n*{caption}*")
+
+    def write(self, **facts: Any) -> Path:
+        """Write the page as ``README.md``."""
+        made = provenance(scale=self.study.scale, **facts)
+        hardware = made["hardware"]
+        head = [
+            f"# {self.title}",
+            "",
+            f"**Question.** {self.question}",
+            "",
+            f"**Protocol.** {self.protocol}",
+            "",
+            f"**Scale and hardware.** `--scale {self.study.scale}`; {hardware['cpu']}, {hardware['cores_allowed']} "
+            f"cores; GPUs: {', '.join(hardware['gpus']) or 'none'}; torch {made['versions']['torch']}; commit "
+            f"{made['commit']}, {made['date'][:10]}.",
+        ]
+        text = "\n\n".join(["\n".join(head), *self._parts]) + "\n"
+        return atomic_write_bytes(self.study.out / "README.md", text.encode())
+
+
+def _cell(value: Any, look: str) -> str:
+    if value is None:
+        return ""
+    return str(value) if not look or isinstance(value, str) else format(value, look)
+
+
+def make_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Mapping[str, Any]], **facts: Any) -> Table:
+    """A table from (name, unit, description) and rows, with provenance."""
+    return Table(tuple(Column(*column) for column in columns), tuple(dict(row) for row in rows), provenance(**facts))
+
+
+def start_fresh(folder: Path) -> None:
+    """Empty a folder of results, so that nothing of an earlier run stays in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def one_thread() -> None:
+    """Smoke runs are many small computations, which more threads only disturb."""
+    torch.set_num_threads(1)

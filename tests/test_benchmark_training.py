@@ -1,0 +1,41 @@
+"""The benchmark of training at a size that tests can afford."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pathlens.tables import read_table
+
+FOLDER = Path(__file__).resolve().parents[1] / "studies" / "benchmarks"
+
+
+def test_it_measures_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("PATHLENS_DATA", raising=False)
+    training = importlib.import_module("training")
+    small = ["--network", "preresnet20", "--part-network", "preresnet20", "--images", "24", "--part-images", "24"]
+    more = ["--batch-size", "8", "--repeats", "1", "--threads", "1", "--workers", "0", "--dtypes", "float32"]
+    try:
+        assert training.main([*small, *more, "--out", str(tmp_path)]) == 0
+    finally:
+        sys.modules.pop("training")
+        sys.modules.pop("sweep")
+    rows = read_table(tmp_path / "training.parquet").rows
+    assert [row["method"] for row in rows] == [
+        "plain loop, float32",
+        "pathlens, float32",
+        "all 9 blocks",
+        "4 random blocks",
+    ]
+    assert rows[1]["ratio"] == float(rows[0]["seconds"] or 0) / float(rows[1]["seconds"] or 1)
+    # the same recipe and the same start: losses of the same size
+    assert rows[1]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=0.3)
+    assert (tmp_path / "training.md").read_text() in capsys.readouterr().out
