@@ -378,3 +378,27 @@ def test_networks_that_do_not_exist(build: Callable[[], object], words: str) -> 
     with pytest.raises(ModelError, match=words) as caught:
         build()
     one_line(caught)
+
+
+class TwoConvolutionShortcut(nn.Module):
+    """Downsampling as it is often written for shake-shake: two convolutions side by side, as many as in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 1, stride=1, bias=False)
+        self.second = nn.Conv2d(4, 4, 1, stride=1, bias=False)
+        self.branch = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = F.pad(x, (1, -1, 1, -1))
+        pooled = [F.avg_pool2d(part, 1, 2) for part in (x, moved)]
+        shortcut = torch.cat([self.first(pooled[0]), self.second(pooled[1])], 1)
+        return self.head((self.branch(x) + shortcut).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_linear_side_with_as_many_weights_is_the_shortcut(training: bool) -> None:
+    (block,) = pathlens.find_blocks(TwoConvolutionShortcut().train(training), torch.zeros(2, 4, 8, 8))
+    assert block.kind == "projection"
+    assert block.shortcut_parameters == 32

@@ -243,8 +243,9 @@ class _Finder:
         for index, term in enumerate(terms):
             if self._is_gated(fork, term):
                 return index, "gated", ""
-        best = min(range(len(terms)), key=lambda index: size[index])
         linear = [all(ops.is_linear(item, self.dependent) for item in side) for side in sides]
+        # of sides with as many weights, a linear one is the shortcut however many operations it has
+        best = min(range(len(terms)), key=lambda index: (size[index][0], not linear[index], size[index][1]))
         rest = [index for index in range(len(terms)) if index != best]
         if all(linear):
             if self._weights(sides[best]) == 0:
