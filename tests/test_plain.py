@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nets_tokens import CASES, ODD
 from torch import nn
 
+import pathlens
 from pathlens import deleted, find_layers, reordered, skips_deleted
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.residual.plain import match_shape
@@ -188,3 +189,14 @@ def test_concatenating_networks_are_told_so_by_deletion():
     model = torchvision.models.densenet.DenseNet(4, (2, 2), 8, 2, num_classes=3).eval()
     with pytest.raises(NoResidualBlocksError, match="its skip connections are concatenations"), deleted(model, 0):
         model(torch.zeros(2, 3, 32, 32))
+
+
+def test_a_plain_network_has_no_path_lengths() -> None:
+    model, view, images = plain()
+    with (
+        pytest.raises(UsageError, match="plain network: it has a single path"),
+        pathlens.restrict_backward(view, lengths=[1]),
+    ):
+        model(images)
+    with pytest.raises(NoResidualBlocksError, match="plain network: it has a single path"):
+        pathlens.path_gradients(view, [(images, torch.zeros(len(images), dtype=torch.long))])

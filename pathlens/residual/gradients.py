@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pathlens.errors import NumericsError, UsageError
+from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
 from pathlens.residual.view import ResidualView
 
@@ -139,6 +139,7 @@ class Linearisation:
         stacked: carry many cotangents through convolutional blocks at once; False asks autograd one by one.
 
     Raises:
+        NoResidualBlocksError: a plain network.
         UsageError: a boundary outside the network, or the gradient at an input of integers.
         NumericsError: a loss or gradient that is not finite, or a loss that does not depend on the input.
     """
@@ -153,6 +154,10 @@ class Linearisation:
         at: str | int = "input",
         stacked: bool = True,
     ) -> None:
+        if view[0].kind.startswith("layer"):
+            raise NoResidualBlocksError(
+                f"{type(view.model).__name__} is a plain network: it has a single path, so there are no path lengths"
+            )
         self.view = view
         self.boundary = boundary_of(at, len(view))
         self._stacked = stacked

@@ -31,6 +31,11 @@ class ResidualView:
     model has at the time of a call; in train mode batch norms use the statistics of the batch and their running
     statistics stay as they are. Forward hooks on inner modules do not run.
 
+    Args:
+        model: any module that takes one tensor.
+        example: an input, shape (N, ...); only its shape and type matter.
+        arrange: makes the chain of blocks from the trace; :func:`find_blocks` and :func:`find_layers` have theirs.
+
     Source: Veit, Wilber, Belongie 2016, section 3; He et al. 2016, equation 1.
     """
 
@@ -101,6 +106,9 @@ class ResidualView:
     def chain(self, images: Tensor | None = None) -> Chain:
         """The traced network in the model's present mode, for inputs like ``images`` (default: like the example).
 
+        Args:
+            images: inputs, of which only shape and type matter.
+
         Raises:
             ModelError: the model cannot be traced in this mode, or shows another number of blocks in it.
         """
@@ -144,13 +152,20 @@ class ResidualView:
     def stem(self, images: Tensor) -> Tensor:
         """x_0 for a batch of inputs, shape (N, ...).
 
+        Args:
+            images: inputs, shape (N, ...).
+
         Raises:
             ModelError: the input does not fit the network.
         """
         return self.chain(images).piece("stem")(images)[0]
 
     def head(self, x: Tensor) -> Tensor:
-        """The network's (first) output from x_n."""
+        """The network's (first) output from x_n.
+
+        Args:
+            x: x_n, shape (N, ...).
+        """
         return self._chain_for(x, lambda chain: chain.boundaries[-1]).piece("head")(x)[0]
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -177,27 +192,57 @@ class ResidualView:
         return chain.piece("run", start, stop)(x)[0]
 
     def transition(self, index: int, x: Tensor) -> Tensor:
-        """t_i = T_i(x_{i-1}): what both branch and shortcut of a block start from."""
+        """t_i = T_i(x_{i-1}): what both branch and shortcut of a block start from.
+
+        Args:
+            index: of the block.
+            x: x_{i-1}, the output of the block before.
+        """
         return self._piece("transition", index, x)
 
     def branch(self, index: int, t: Tensor) -> Tensor:
-        """F_i(t_i), as it enters the addition."""
+        """F_i(t_i), as it enters the addition.
+
+        Args:
+            index: of the block.
+            t: t_i, which :meth:`transition` gives.
+        """
         return self._piece("branch", index, t)
 
     def shortcut(self, index: int, t: Tensor) -> Tensor:
-        """S_i(t_i), as it enters the addition."""
+        """S_i(t_i), as it enters the addition.
+
+        Args:
+            index: of the block.
+            t: t_i, which :meth:`transition` gives.
+        """
         return self._piece("shortcut", index, t)
 
     def post(self, index: int, total: Tensor) -> Tensor:
-        """x_i = s_i(total): the post-activation."""
+        """x_i = s_i(total): the post-activation.
+
+        Args:
+            index: of the block.
+            total: the sum of branch and shortcut.
+        """
         return self._piece("post", index, total)
 
     def without_branch(self, index: int, x: Tensor) -> Tensor:
-        """x_i with the branch deleted, from x_{i-1} (Veit et al. 2016, section 4.1). The branch is not computed."""
+        """x_i with the branch deleted, from x_{i-1} (Veit et al. 2016, section 4.1). The branch is not computed.
+
+        Args:
+            index: of the block.
+            x: x_{i-1}, the output of the block before.
+        """
         return self._piece("bypass", index, x)
 
     def without_shortcut(self, index: int, x: Tensor) -> Tensor:
-        """x_i with the shortcut deleted, from x_{i-1}."""
+        """x_i with the shortcut deleted, from x_{i-1}.
+
+        Args:
+            index: of the block.
+            x: x_{i-1}, the output of the block before.
+        """
         return self._piece("no_skip", index, x)
 
     def _piece(self, what: str, index: int, x: Tensor) -> Tensor:

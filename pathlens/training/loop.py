@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +174,14 @@ class Run:
                     parameter.grad = torch.zeros_like(parameter)
         if self.group.world > 1:
             self._norms = dist.new_group() if self.synced else None
-            return DistributedDataParallel(
-                network,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                find_unused_parameters=self.rule.draws or isinstance(self.rule, PathLengths),
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer torch has another word for broadcast_buffers
+                return DistributedDataParallel(
+                    network,
+                    device_ids=[self.device] if self.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.rule.draws or isinstance(self.rule, PathLengths),
+                )
         return network
 
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:

@@ -1,0 +1,217 @@
+"""Does deleting the shortcut of a block hurt more than deleting its branch?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from common import Page, Setting, make_table, say
+from drawing import counts_figure, pairs_figure
+from scipy import stats
+from subjects import Subject
+
+import pathlens
+from pathlens.tables import Table
+
+PAIRS = (
+    ("block", "", "index of the block, from 0"),
+    ("name", "", "its module"),
+    ("stage", "", "its stage, from 0"),
+    ("kind", "", "its shortcut"),
+    ("error_intact", "fraction", "error of the intact network"),
+    ("error_branch", "fraction", "error with the block's branch deleted"),
+    ("error_branch_low", "fraction", "lower end of its 95 % interval (Wilson)"),
+    ("error_branch_high", "fraction", "upper end of it"),
+    ("error_skip", "fraction", "error with the block's shortcut deleted"),
+    ("error_skip_low", "fraction", "lower end of its 95 % interval (Wilson)"),
+    ("error_skip_high", "fraction", "upper end of it"),
+    ("difference", "fraction", "error_skip minus error_branch"),
+    ("difference_low", "fraction", "lower end of its 95 % interval (Newcombe's from Wilson's, as if of other images)"),
+    ("difference_high", "fraction", "upper end of it"),
+    ("worse", "", "what hurts more to delete, where the interval tells: shortcut or branch"),
+    ("loss_branch", "nats", "loss with the branch deleted; missing where it is not finite"),
+    ("loss_skip", "nats", "loss with the shortcut deleted; missing where it is not finite"),
+)
+
+SUMMARY = (
+    ("network", "", "network"),
+    ("which", "", "all blocks, or those with identity shortcuts alone"),
+    ("n_blocks", "blocks", "how many"),
+    ("error_intact", "fraction", "error of the intact network"),
+    ("error_branch", "fraction", "mean error with a branch deleted"),
+    ("error_skip", "fraction", "mean error with a shortcut deleted"),
+    ("difference", "fraction", "mean over blocks of the paired difference, shortcut minus branch"),
+    ("difference_low", "fraction", "lower end of its 95 % bootstrap interval over blocks (percentile)"),
+    ("difference_high", "fraction", "upper end of it"),
+    ("p", "", "Wilcoxon's signed-rank test of the differences, two-sided; missing where all are zero"),
+    ("shortcut_worse", "blocks", "blocks whose shortcut hurts more, told apart"),
+    ("branch_worse", "blocks", "blocks whose branch hurts more, told apart"),
+    ("not_told_apart", "blocks", "the other blocks"),
+)
+
+COUNTS = (
+    ("network", "", "network"),
+    ("deleted", "", "branches or shortcuts"),
+    ("count", "blocks", "how many random blocks lost theirs"),
+    ("sets", "", "random sets"),
+    ("error", "fraction", "mean error over the sets"),
+    ("error_low", "fraction", "lower end of the 95 % interval of the mean over sets (Student; of count 0 Wilson)"),
+    ("error_high", "fraction", "upper end of it"),
+)
+
+
+def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
+    """Both lesions of each block side by side, from the tables of delete-blocks and delete-skips."""
+    intact = next(float(row["error"]) for row in branches.rows if row["count"] == 0)
+    by_block = {row["block"]: row for row in skips.rows if row["block"] is not None}
+    rows = []
+    for branch in (row for row in branches.rows if row["block"] is not None):
+        skip = by_block[branch["block"]]
+        difference, low, high = newcombe(skip, branch)
+        rows.append(
+            {
+                **{name: branch[name] for name in ("block", "name", "stage", "kind")},
+                "error_intact": intact,
+                **{f"error_branch{end}": branch[f"error{end}"] for end in ("", "_low", "_high")},
+                **{f"error_skip{end}": skip[f"error{end}"] for end in ("", "_low", "_high")},
+                "difference": difference,
+                "difference_low": low,
+                "difference_high": high,
+                "worse": "shortcut" if low > 0 else "branch" if high < 0 else None,
+                "loss_branch": branch["loss"],
+                "loss_skip": skip["loss"],
+            }
+        )
+    return rows
+
+
+def newcombe(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Difference of two errors with Newcombe's interval (1998, method 10) from their Wilson intervals.
+
+    It takes the errors for those of different images. They are of the same ones, and mostly wrong on the same ones, so
+    that the interval is too wide rather than too narrow.
+    """
+    a, a_low, a_high = (float(first[name]) for name in ("error", "error_low", "error_high"))
+    b, b_low, b_high = (float(second[name]) for name in ("error", "error_low", "error_high"))
+    return a - b, a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
+def summarise(network: str, which: str, rows: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    """The paired difference over blocks."""
+    differences = np.array([row["difference"] for row in rows])
+    low = high = p = None
+    if len(differences) > 1 and np.ptp(differences) > 0:
+        found = stats.bootstrap(
+            (differences,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
+        )
+        low, high = (float(end) for end in found.confidence_interval)
+    if np.any(differences):
+        p = float(stats.wilcoxon(differences).pvalue)
+    told = [row["worse"] for row in rows]
+    return {
+        "network": network,
+        "which": which,
+        "n_blocks": len(rows),
+        "error_intact": rows[0]["error_intact"],
+        "error_branch": statistics.fmean(row["error_branch"] for row in rows),
+        "error_skip": statistics.fmean(row["error_skip"] for row in rows),
+        "difference": float(differences.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "p": p,
+        "shortcut_worse": told.count("shortcut"),
+        "branch_worse": told.count("branch"),
+        "not_told_apart": told.count(None),
+    }
+
+
+def count_rows(network: str, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """Mean error against the number of random blocks, of both kinds of lesion."""
+    rows = []
+    for deleted, table in tables.items():
+        for row in table.rows:
+            if row["count"] == 0 or (row["block"] is None and row["sample"] is None):
+                sets = 1 if row["count"] == 0 else table.provenance["samples"]
+                ends = {name: row[name] for name in ("count", "error", "error_low", "error_high")}
+                rows.append({"network": network, "deleted": deleted, "sets": sets, **ends})
+    return rows
+
+
+def shortcuts(
+    page: Page, study: Setting, subjects: Sequence[Subject]
+) -> tuple[dict[str, dict[str, Table]], list[dict[str, Any]]]:
+    """The section of the page; returns the lesion tables of each network, and the summary."""
+    page.section(
+        "a. Deleting shortcuts against deleting branches",
+        "In the unraveled network every block halves the paths: 2^(n-1) go through its branch and as many through its "
+        "shortcut. An ensemble whose members count alike would lose as much by the one deletion as by the other. Each "
+        "block is its own control here: the same network and images, once without the branch and once without the "
+        "shortcut.",
+    )
+    lesions, summary, counted = {}, [], []
+    images = study.pick(24, 1000, 10_000)
+    for subject in subjects:
+        say(f"branches and shortcuts of {subject.name}")
+        data, options = subject.images(images), subject.options
+        tables = {
+            "branches": pathlens.delete_blocks(subject.view, data, **options),
+            "shortcuts": pathlens.delete_skips(subject.view, data, **options),
+        }
+        lesions[subject.name] = tables
+        rows = pair_rows(tables["branches"], tables["shortcuts"])
+        resamples = study.pick(99, 9999, 9999)
+        summary.append(summarise(subject.name, "all", rows, resamples))
+        identity = [row for row in rows if row["kind"] == "identity"]
+        if 1 < len(identity) < len(rows):
+            summary.append(summarise(subject.name, "identity", identity, resamples))
+        sets = {
+            "count": study.pick((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 12, 16, 20)),
+            "samples": study.pick(2, 8, 10),
+        }
+        by_kind = {
+            "branches": pathlens.delete_blocks(subject.view, data, **sets, **options),
+            "shortcuts": pathlens.delete_skips(subject.view, data, **sets, **options),
+        }
+        counted += count_rows(subject.name, by_kind)
+        stem = f"shortcuts-{subject.name}"
+        page.figure(
+            stem, pairs_figure(rows), f"Error with the branch or the shortcut of one block deleted: {subject.words}."
+        )
+        page.table(stem, make_table(PAIRS, rows, **tables["shortcuts"].provenance))
+    shown = {
+        "network": "", "which": "", "n_blocks": "d", "error_intact": ".2%", "error_branch": ".2%", "error_skip": ".2%",
+        "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g", "shortcut_worse": "d",
+        "branch_worse": "d", "not_told_apart": "d",
+    }  # fmt: skip
+    page.table("shortcuts", make_table(SUMMARY, summary, images=images), shown)
+    page.text("\n".join(reading(row) for row in summary if row["which"] == "all"))
+    page.figure(
+        "counts", counts_figure(counted), "Error with the branches, or the shortcuts, of random blocks deleted."
+    )
+    shown = {"network": "", "deleted": "", "count": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
+    page.table("counts", make_table(COUNTS, counted, images=images), shown)
+    return lesions, summary
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the mean paired difference says: shortcut, branch, or neither."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None or low <= 0 <= high:
+        return "neither"
+    return "shortcut" if low > 0 else "branch"
+
+
+def reading(row: Mapping[str, Any]) -> str:
+    """One network's result in words."""
+    words = {
+        "shortcut": "losing the shortcut hurts more than losing the branch",
+        "branch": "losing the branch hurts more than losing the shortcut",
+        "neither": "the two lesions are not told apart on average",
+    }[verdict(row)]
+    return (
+        f"- {row['network']}: {words} ({100 * row['difference']:+.1f} points on average; worse without the shortcut in "
+        f"{row['shortcut_worse']} of {row['n_blocks']} blocks, worse without the branch in {row['branch_worse']})."
+    )

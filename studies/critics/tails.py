@@ -1,0 +1,134 @@
+"""How the norms of single paths of one length are distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from common import Page, Setting, say
+from drawing import tails_figure
+from scipy import stats
+from subjects import Subject
+from torch.nn.functional import cross_entropy
+
+import pathlens
+from pathlens.paths import sample_paths
+
+_NORM = "loss per unit of input"
+
+TAILS = (
+    ("network", "", "network"),
+    ("length", "blocks", "of the paths"),
+    ("paths", "", "sampled paths"),
+    ("images", "", "examples of each path"),
+    ("mean", _NORM, "mean norm over paths and examples"),
+    ("mean_low", _NORM, "lower end of its 95 % bootstrap interval over paths (percentile)"),
+    ("mean_high", _NORM, "upper end of it"),
+    ("median", _NORM, "median over paths and examples"),
+    ("q95", _NORM, "95 % quantile"),
+    ("q99", _NORM, "99 % quantile"),
+    ("largest", _NORM, "largest norm"),
+    ("top_share", "fraction", "share of the sum of norms that the largest 1 % hold"),
+    ("rms", _NORM, "root mean square of the sample"),
+    ("rms_signed", _NORM, "root mean square over all paths, by random signs, of the same examples"),
+    ("rms_signed_error", _NORM, "its standard error over draws of signs"),
+    ("tail", "", "rms_signed over mean"),
+    ("missed", "", "rms_signed over rms: above 1 where the sample missed heavy paths"),
+    ("tail_within", "", "root mean square over mean of the sampled paths of one example, median over examples"),
+    ("four_below", "fraction", "how often the mean of four of the paths lies below the mean of all that were sampled"),
+    ("four_median", "", "median of the mean of four paths, over that mean"),
+)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Norms of single paths of one length: shape (paths, images)."""
+
+    length: int
+    norms: np.ndarray
+
+
+def sample_tail(subject: Subject, images: int, length: int, paths: int) -> Tail:
+    """Norms of the gradient of each example's loss at the input through single random paths."""
+    batch = subject.images(images).batch(0, images, mean=subject.mean, std=subject.std, device=subject.device)
+    rng = np.random.default_rng([length, len(subject.view)])
+    norms = []
+    for path in sample_paths(len(subject.view), length, paths, rng):
+        inputs = batch.images.clone().requires_grad_()
+        with pathlens.restrict_backward(subject.view, path=path) as model:
+            loss = cross_entropy(model(inputs), batch.labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, inputs)
+        norms.append(torch.linalg.vector_norm(gradient.double().flatten(1), dim=1).cpu().numpy())
+    return Tail(length, np.array(norms))
+
+
+def tail_row(network: str, tail: Tail, signed: Mapping[str, Any], resamples: int) -> dict[str, Any]:
+    """The distribution of one length's path norms."""
+    flat = np.sort(tail.norms.ravel())
+    paths = tail.norms.mean(axis=1)
+    mean, low, high = float(flat.mean()), None, None
+    if len(paths) > 1 and np.ptp(paths) > 0:
+        rng = np.random.default_rng(0)
+        found = stats.bootstrap((paths,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
+        low, high = (float(end) for end in found.confidence_interval)
+    four = few_means(tail, 4, resamples)
+    top = flat[-max(1, round(len(flat) / 100)) :]
+    q50, q95, q99 = (float(value) for value in np.quantile(flat, (0.5, 0.95, 0.99)))
+    rms = float(signed["path_norm_rms"])
+    return {
+        "network": network,
+        "length": tail.length,
+        "paths": len(paths),
+        "images": tail.norms.shape[1],
+        "mean": mean,
+        "mean_low": low,
+        "mean_high": high,
+        "median": q50,
+        "q95": q95,
+        "q99": q99,
+        "largest": float(flat[-1]),
+        "top_share": float(top.sum() / flat.sum()),
+        "rms": float(np.sqrt(np.square(flat).mean())),
+        "rms_signed": rms,
+        "rms_signed_error": signed["path_norm_rms_error"],
+        "tail": rms / mean,
+        "missed": rms / float(np.sqrt(np.square(flat).mean())),
+        "tail_within": float(np.median(np.sqrt(np.square(tail.norms).mean(axis=0)) / tail.norms.mean(axis=0))),
+        "four_below": float((four < mean).mean()),
+        "four_median": float(np.median(four)) / mean,
+    }
+
+
+def few_means(tail: Tail, paths: int, draws: int) -> np.ndarray:
+    """Means of so many paths, drawn from the sample with replacement."""
+    means = tail.norms.mean(axis=1)
+    return means[np.random.default_rng(paths).integers(0, len(means), size=(draws, paths))].mean(axis=1)
+
+
+def one_tail(page: Page, study: Setting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Distributions of the path norms of some lengths, with their figure."""
+    say(f"single paths of {subject.name}, lengths {', '.join(map(str, lengths))}")
+    images = study.pick(2, 16, 64)
+    signed = pathlens.path_gradients(
+        subject.view,
+        subject.images(images),
+        method="signed",
+        draws=study.pick(2, 16, 32),
+        batch_size=images,
+        **subject.options,
+    )
+    tails = [sample_tail(subject, images, length, study.pick(5, 128, 4096)) for length in lengths]
+    rows = [tail_row(subject.name, tail, signed.rows[tail.length], study.pick(99, 9999, 9999)) for tail in tails]
+    few = [
+        (tail.length, paths, few_means(tail, paths, 999) / row["mean"])
+        for tail, row in zip(tails, rows, strict=True)
+        for paths in (1, 2, 4, 8, 16, 32, 64)
+    ]
+    scaled = {tail.length: (tail.norms / tail.norms.mean(axis=0)).ravel() for tail in tails}
+    drawn = tails_figure(scaled, few, {row["length"]: row["tail"] for row in rows})
+    caption = f"How path norms are distributed, and how far means of few of them fall short: {subject.words}."
+    page.figure(f"tails-{subject.name}", drawn, caption)
+    return rows

@@ -1,0 +1,126 @@
+"""Trained networks that a study takes as they are, each with its images, normalisation and view."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Setting
+
+import pathlens
+from pathlens import ResidualView
+from pathlens.data import ImageData
+from pathlens.errors import DataError
+from pathlens.models import LoadedModel
+
+#: published weights of github.com/akamaster/pytorch_resnet_cifar10, as files of the folder that PATHLENS_MODELS names
+PUBLISHED = {
+    "resnet20": "pytorch_resnet_cifar10/resnet20-12fca82f.th",
+    "resnet56": "pytorch_resnet_cifar10/resnet56-4bfd9763.th",
+}
+#: what these networks expect of pixels in [0, 1]
+PUBLISHED_MEAN, PUBLISHED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network and its images.
+
+    Attributes:
+        name: for tables and file names.
+        words: which network, on which data.
+        loaded: the network, on the device that the study computes on.
+        spec: of the data.
+        data_name: for tables.
+        mean: for normalisation, or None for the data's own.
+        std: likewise.
+    """
+
+    name: str
+    words: str
+    loaded: LoadedModel
+    spec: str
+    data_name: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.loaded.model.parameters()).device
+
+    @cached_property
+    def view(self) -> ResidualView:
+        """The blocks of the network, found once."""
+        batch = self.images(2).batch(0, 2, mean=self.mean, std=self.std, device=self.device)
+        return pathlens.find_blocks(self.loaded.model, batch.images)
+
+    def images(self, limit: int) -> ImageData:
+        """The first test images."""
+        return pathlens.open_data(self.spec, limit=limit)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every analysis of this network is told."""
+        facts = {"model": self.name, "weights": self.loaded.sha256, "trained": self.loaded.trained}
+        return {"mean": self.mean, "std": self.std, "facts": facts}
+
+
+def subject(study: Setting, name: str, words: str, loaded: LoadedModel, spec: str = "digits", **more: Any) -> Subject:
+    """A network on the device that the study was asked for, with images of a data set."""
+    wanted = study.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded.model.to(wanted)
+    mean, std = more.pop("mean", loaded.mean), more.pop("std", loaded.std)
+    return Subject(name, words, loaded, spec, more.pop("data_name", spec), mean, std, **more)
+
+
+def packaged(study: Setting) -> Subject:
+    """The network that comes with pathlens: 54 pre-activation blocks, trained on digits."""
+    return subject(study, "digits54", "the network that comes with pathlens, on digits", pathlens.load_model())
+
+
+def published(study: Setting, name: str) -> Subject:
+    """A network that others trained and published, on the test images of CIFAR-10 as JPEG files.
+
+    Raises:
+        DataError: PATHLENS_MODELS or PATHLENS_DATA is not set, or the files are not where they say.
+    """
+    weights, images = place("PATHLENS_MODELS", PUBLISHED[name]), place("PATHLENS_DATA", "cifar10-jpeg")
+    if not weights.is_file():
+        raise DataError(f"PATHLENS_MODELS has no {PUBLISHED[name]}; fetch the published weights into it")
+    if not images.is_dir():
+        raise DataError("PATHLENS_DATA has no folder cifar10-jpeg; put test.parquet of CIFAR-10 into one")
+    return subject(
+        study,
+        name,
+        f"{name} with published weights, on CIFAR-10 as JPEG files",
+        pathlens.load_model(name, weights),
+        f"parquet:{images}",
+        data_name="cifar10-jpeg",
+        mean=PUBLISHED_MEAN,
+        std=PUBLISHED_STD,
+    )
+
+
+def untrained(study: Setting, name: str) -> Subject:
+    """A reference network with seeded random weights on digits, for tests: its numbers mean nothing."""
+    loaded = pathlens.load_model(name, "random", in_channels=1, num_classes=10, seed=0)
+    return subject(study, name, f"{name} with random weights, on digits", loaded)
+
+
+def place(variable: str, inside: str) -> Path:
+    """A path inside the folder that a variable of the environment names.
+
+    Raises:
+        DataError: it is not set.
+    """
+    folder = os.environ.get(variable)
+    if not folder:
+        raise DataError(f"{variable} is not set; set it to the folder that holds {inside}")
+    return Path(folder, inside)
