@@ -12,6 +12,23 @@ from pathlens.residual import ResidualView
 from pathlens.residual.describe import nodes_between
 from pathlens.residual.operations import WEIGHTED
 
+__all__ = [
+    "Deletion",
+    "Plan",
+    "Reordering",
+    "Restriction",
+    "SkipDeletion",
+    "check",
+    "delete",
+    "delete_skips",
+    "interchangeable",
+    "random_deletion",
+    "random_skip_deletion",
+    "random_swaps",
+    "reorder",
+    "restrict",
+]
+
 
 @dataclass(frozen=True)
 class Deletion:
@@ -60,10 +77,14 @@ class Restriction:
 
 
 Plan = Deletion | SkipDeletion | Reordering | Restriction
+"""What can be done to a network."""
 
 
 def delete(blocks: int | Iterable[int]) -> Deletion:
     """Plan to delete the branch of one or several blocks.
+
+    Args:
+        blocks: indices from 0; negative ones count from the end.
 
     Raises:
         UsageError: a block is named twice or is not an integer.
@@ -74,6 +95,9 @@ def delete(blocks: int | Iterable[int]) -> Deletion:
 def delete_skips(blocks: int | Iterable[int]) -> SkipDeletion:
     """Plan to delete the shortcut of one or several blocks.
 
+    Args:
+        blocks: indices from 0; negative ones count from the end.
+
     Raises:
         UsageError: a block is named twice or is not an integer.
     """
@@ -82,6 +106,9 @@ def delete_skips(blocks: int | Iterable[int]) -> SkipDeletion:
 
 def reorder(order: Sequence[int]) -> Reordering:
     """Plan to run the blocks in another order.
+
+    Args:
+        order: ``order[p]`` is the block that runs at position p.
 
     Raises:
         UsageError: ``order`` is not a permutation of 0..n-1.
@@ -94,6 +121,10 @@ def reorder(order: Sequence[int]) -> Reordering:
 
 def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | None = None) -> Restriction:
     """Plan to restrict the backward pass to path lengths, or to one path.
+
+    Args:
+        lengths: allowed path lengths.
+        path: instead, one path, as the blocks whose branch it takes.
 
     Raises:
         UsageError: both or neither given, no length, or a length below 0.
@@ -136,6 +167,10 @@ def _shortened(items: Sequence[int], most: int = 12) -> str:
 def check(plan: Plan, view: ResidualView) -> Plan:
     """A plan as it applies to a network, with negative indices resolved.
 
+    Args:
+        plan: of any kind.
+        view: the network's blocks.
+
     Raises:
         UsageError: an index outside the network, a deleted skip of a block that has none, or an order that moves a
             block between stages or past a change of shape.
@@ -145,6 +180,8 @@ def check(plan: Plan, view: ResidualView) -> Plan:
         _check_order(plan, view)
         return plan
     if isinstance(plan, Restriction):
+        if view[0].kind.startswith("layer"):
+            raise UsageError("this is a plain network: it has a single path, so nothing to restrict")
         return _checked_restriction(plan, count)
     for block in plan.blocks:
         if not -count <= block < count:
@@ -183,7 +220,11 @@ def _check_order(plan: Reordering, view: ResidualView) -> None:
 
 
 def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:
-    """Groups of blocks that can run in each other's place: one stage, output shaped like input, no layers between."""
+    """Groups of blocks that can run in each other's place: one stage, output shaped like input, no layers between.
+
+    Args:
+        view: the network's blocks.
+    """
     groups: list[tuple[int, ...]] = []
     for stage in view.stages:
         group = tuple(
@@ -207,6 +248,11 @@ def _direct(view: ResidualView, index: int) -> bool:
 def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:
     """The order after exchanging ``swaps`` random pairs of interchangeable blocks, one after the other.
 
+    Args:
+        view: the network's blocks.
+        swaps: how many pairs, 0 or more.
+        rng: source of randomness.
+
     Raises:
         UsageError: no two blocks can be exchanged, or ``swaps`` is negative.
 
@@ -228,6 +274,11 @@ def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Re
 def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> Deletion:
     """A uniformly drawn set of ``count`` blocks to delete (Veit et al. 2016, section 4.2).
 
+    Args:
+        view: the network's blocks.
+        count: how many blocks, 1 to all.
+        rng: source of randomness.
+
     Raises:
         UsageError: more blocks than the network has, or fewer than one.
     """
@@ -236,6 +287,11 @@ def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) ->
 
 def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> SkipDeletion:
     """A uniformly drawn set of ``count`` blocks to delete the shortcuts of.
+
+    Args:
+        view: the network's blocks.
+        count: how many blocks, 1 to all.
+        rng: source of randomness.
 
     Raises:
         UsageError: more blocks than the network has, or fewer than one.
