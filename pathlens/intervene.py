@@ -119,6 +119,10 @@ def restrict_backward(
 def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
 
+    Args:
+        model: the model or its view.
+        plan: what to do to it, from :mod:`pathlens.plans`.
+
     Raises:
         UsageError: the plan does not fit the network.
     """

@@ -50,6 +50,9 @@ class ClassificationCounts:
     def from_values(cls, values: Sequence[float]) -> ClassificationCounts:
         """Counts from the five numbers of :func:`count_values`, or from a sum of such.
 
+        Args:
+            values: n, correct, loss sum, non-finite, labels outside.
+
         Raises:
             DataError: labels outside the classes were counted.
         """
@@ -62,7 +65,12 @@ class ClassificationCounts:
         return cls(int(n), int(correct), float(loss_sum), int(nonfinite))
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> ClassificationCounts:
-        """These counts with one more batch; see :meth:`of`. The object itself does not change."""
+        """These counts with one more batch; see :meth:`of`. The object itself does not change.
+
+        Args:
+            logits: shape ``[batch, classes]``.
+            labels: class indices, shape ``[batch]``.
+        """
         return self + ClassificationCounts.of(logits, labels)
 
     def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
@@ -155,6 +163,11 @@ def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def wilson_interval(failures: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for the rate of failures, from ``failures`` among ``n`` independent images.
+
+    Args:
+        failures: images that were classified wrongly.
+        n: all images.
+        confidence: coverage of the interval, in (0, 1).
 
     Returns:
         Lower and upper end, fractions in [0, 1]. Source: Wilson 1927, Journal of the American Statistical Association.

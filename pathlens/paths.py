@@ -19,6 +19,9 @@ from pathlens.errors import UsageError
 def path_counts(blocks: int) -> list[int]:
     """Exact numbers of paths of length 0, 1, ..., ``blocks``.
 
+    Args:
+        blocks: number of blocks.
+
     Raises:
         UsageError: a negative number of blocks.
     """
@@ -29,6 +32,10 @@ def path_counts(blocks: int) -> list[int]:
 
 def length_range(blocks: int, share: float = 0.95) -> tuple[int, int]:
     """Shortest interval of lengths that holds at least ``share`` of all paths; around half the number of blocks.
+
+    Args:
+        blocks: number of blocks.
+        share: wanted share, in (0, 1].
 
     Raises:
         UsageError: ``share`` outside (0, 1].
@@ -114,7 +121,12 @@ def effective_paths(contributions: Sequence[float], share: float = 0.95, blocks:
 
 
 def all_paths(blocks: int, length: int) -> list[tuple[int, ...]]:
-    """Every path of a length, as sorted tuples of block indices. Meant for small networks."""
+    """Every path of a length, as sorted tuples of block indices. Meant for small networks.
+
+    Args:
+        blocks: number of blocks.
+        length: of the paths, 0 to ``blocks``.
+    """
     return list(combinations(range(blocks), length))
 
 

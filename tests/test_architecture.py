@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "graph": {"residual", "paths"},
     "figures": {"tables", "graph"},
     "report": {"figures", "tables"},
-    "pages": {"report", "tables"},
+    "pages": {"figures", "report", "tables"},
 }
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__init__"] = set(ARROWS)  # the public names; tests/test_light_import.py sees to it that they load late

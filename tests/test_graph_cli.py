@@ -61,7 +61,8 @@ def test_the_summary_counts_paths(kind, small, capsys):
 
 def test_formats_follow_the_name_of_the_file(small, tmp_path, capsys):
     beginnings = {"a.json": b"{", "a.graphml": b"<?xml", "a.dot": b"strict digraph", "a.gv": b"strict",
-                  "a.svg": b"<?xml", "a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.txt": b"Sequential"}  # fmt: skip
+                  "a.svg": b"<?xml", "a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.txt": b"Sequential",
+                  "a.html": b"<!DOCTYPE html>"}  # fmt: skip
     for name, beginning in beginnings.items():
         assert main(["unravel", "--kind", "tree", "--blocks", "0:1", "--out", str(tmp_path / name), *small]) == 0
         assert (tmp_path / name).read_bytes().startswith(beginning)
@@ -73,6 +74,8 @@ def test_formats_follow_the_name_of_the_file(small, tmp_path, capsys):
 def test_texts_go_to_standard_output(small, capsys):
     assert main(["unravel", "--kind", "lattice", "--format", "json", *small]) == 0
     assert graphs.from_json(capsys.readouterr().out.encode()).nodes[0, 2]["n_paths"] == 3
+    assert main(["unravel", "--kind", "lattice", "--format", "html", *small]) == 0
+    assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
     assert main(["unravel", "--kind", "equation", "--blocks", "1:2", *small]) == 0
     assert capsys.readouterr().out.startswith("y = x + f1[x] + f2[x + f1[x]]\n")
     assert main(["unravel", "--kind", "equation", "--format", "latex", *small]) == 0
@@ -99,6 +102,7 @@ def test_gradients_of_a_run_folder_weight_the_lattice(small, tmp_path, capsys):
         (["--kind", "forest"], "'forest' is not one of", 2),
         (["--format", "png"], "--format png is no text; give --out FILE", 2),
         (["--format", "latex"], "--format latex is not for --kind dag", 2),
+        (["--kind", "equation", "--out", "HERE/x.html"], "not for --kind equation; give one of text, latex", 2),
         (["--kind", "equation", "--format", "svg"], "not for --kind equation; give one of text, latex", 2),
         (["--out", "HERE/x.gif"], "the ending .gif says no format", 2),
         (["--out", "HERE/x.svg", "--format", "png"], "do not agree", 2),

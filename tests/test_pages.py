@@ -155,6 +155,16 @@ def test_names_of_another_network_are_not_borrowed(page, tmp_path):
     assert page(lesions, paths).data["runs"][1]["lattices"]["lattice"].get("names") is None
 
 
+def test_a_run_names_its_blocks_where_no_other_does(page, tmp_path):
+    names = [f"own{block}" for block in range(6)]
+    lesions, paths = write_lesions(tmp_path / "a"), write_paths(tmp_path / "b", block_names=names)
+    assert page(paths).data["runs"][0]["lattices"]["lattice"]["names"] == {str(i): f"own{i}" for i in range(6)}
+    # tables have the stages too
+    assert page(paths, lesions).data["runs"][0]["lattices"]["lattice"]["names"]["5"] == "layer5"
+    odd = write_paths(tmp_path / "c", block_names=["one", 2])
+    assert page(odd).data["runs"][0]["lattices"]["lattice"].get("names") is None
+
+
 def test_a_run_given_twice_is_shown_once(page, tmp_path):
     folder = write_lesions(tmp_path / "run")
     shown = page(folder, tmp_path / "run" / ".." / "run", folder)

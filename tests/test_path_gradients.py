@@ -240,6 +240,10 @@ def test_the_command_writes_table_lattice_and_figures(tmp_path, capsys):
     assert columns <= found["table"][0].keys()
     assert found["table"][4]["n_paths"] == math.comb(54, 4)
     assert found["provenance"]["effective"]["exact"]["last"] <= 4
+    names = found["provenance"]["block_names"]
+    assert names == [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18)]
+    assert read_table(out / "lattice.parquet").provenance["block_names"] == names
+    assert json.loads((out / "manifest.json").read_text())["block_names"] == names
     for stem in ("path-gradients", "lattice"):
         for suffix in ("csv", "parquet", "png", "pdf"):
             assert (out / f"{stem}.{suffix}").stat().st_size > 0

@@ -131,6 +131,7 @@ def opened(
                     facts={
                         "network": type(module).__name__,
                         "blocks": len(view),
+                    "block_names": [block.name for block in view],
                         **source.facts,
                         **(facts or {}),
                         "mode": mode,

@@ -1,4 +1,4 @@
-"""``pathlens unravel``: a network as a graph, a picture or an equation."""
+"""``pathlens unravel``: a network as a graph, a picture, a page or an equation."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Format(StrEnum):
     svg = "svg"
     png = "png"
     pdf = "pdf"
+    html = "html"
     latex = "latex"
 
 
@@ -65,7 +66,7 @@ class Arrange(StrEnum):
     layers = "layers"
 
 
-_ENDINGS = {".txt": "text", ".tex": "latex", ".gv": "dot"} | {f".{f.value}": f.value for f in Format}
+_ENDINGS = {".txt": "text", ".tex": "latex", ".gv": "dot", ".htm": "html"} | {f".{f.value}": f.value for f in Format}
 _PICTURES = (Format.svg, Format.png, Format.pdf)
 _OF_EQUATIONS = (Format.text, Format.latex)
 
@@ -85,7 +86,8 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="text (a summary, or the equation), latex (equations only), or a file. Default: what --out ends with.",
+        help="text (a summary, or the equation), latex (equations only), html (an interactive page), or a file. "
+        "Default: what --out ends with.",
     ),
 ]
 OutFile = Annotated[
@@ -102,7 +104,8 @@ DetailOption = Annotated[
     typer.Option("--detail", help="Of a dag: all that is added or concatenated, or blocks as wholes."),
 ]
 ArrangeOption = Annotated[
-    Arrange, typer.Option("--layout", help="Of a picture of a dag. auto: rows for chains of blocks, else Graphviz.")
+    Arrange,
+    typer.Option("--layout", help="Of a picture or page of a dag. auto: rows for chains of blocks, else Graphviz."),
 ]
 
 
@@ -185,6 +188,10 @@ def _made(
     }
     if wanted in writers:
         return writers[wanted](made)
+    if wanted == Format.html:
+        from pathlens.pages import graph_html
+
+        return graph_html(made, layout.value)
     from pathlens import figures
 
     drawn = figures.unraveled(made, layout=layout.value)

@@ -25,7 +25,13 @@ _CHUNK_BYTES = 2**23  # decoded at a time where many rows are read
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch: ``images`` (N, C, H, W), normalised; ``labels`` (N,), int64; both on the device asked for."""
+    """One batch, on the device asked for.
+
+    Attributes:
+        index: number of the batch, from 0.
+        images: shape (N, C, H, W), normalised.
+        labels: int64 of shape (N,).
+    """
 
     index: int
     images: torch.Tensor
@@ -135,6 +141,9 @@ class ImageData:
     def num_batches(self, batch_size: int) -> int:
         """Number of batches; the last one may be smaller.
 
+        Args:
+            batch_size: rows in a batch.
+
         Raises:
             DataError: ``batch_size`` is below 1.
         """
@@ -198,7 +207,16 @@ class ImageData:
         dtype: torch.dtype = torch.float32,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """All batches in order, from batch ``start`` on; arguments and errors as of :meth:`batch`."""
+        """All batches in order; errors as of :meth:`batch`.
+
+        Args:
+            batch_size: Rows in a batch.
+            mean: Subtracted from pixels in [0, 1], a number for each channel; the data set's own where None.
+            std: Divides the difference; the data set's own where None.
+            device: Where the batches are put.
+            dtype: Floating type of the images.
+            start: Number of the first batch.
+        """
         for index in range(start, self.num_batches(batch_size)):
             yield self.batch(index, batch_size, mean=mean, std=std, device=device, dtype=dtype)
 
@@ -292,6 +310,10 @@ def computed_normalisation(source: Source, rows: int) -> Normalisation:
 
 def check_labels(data: ImageData, num_classes: int) -> None:
     """Check that a model with ``num_classes`` outputs can be scored on ``data``.
+
+    Args:
+        data: the images and labels.
+        num_classes: outputs of the model.
 
     Raises:
         DataError: A label is outside the model's classes; the message names the first such row.

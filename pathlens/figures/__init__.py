@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from pathlens.figures.blocks import structure
 from pathlens.figures.lesions import deletion, skips
 from pathlens.figures.paths import lattice, path_gradients
+from pathlens.figures.placing import Placed, placed
 from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
@@ -16,10 +17,12 @@ __all__ = [
     "DOUBLE",
     "SINGLE",
     "Figure",
+    "Placed",
     "deletion",
     "files",
     "lattice",
     "path_gradients",
+    "placed",
     "reordering",
     "save",
     "skips",

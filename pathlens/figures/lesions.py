@@ -53,7 +53,12 @@ def deletion(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
 
 
 def skips(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
-    """Error of the network after shortcuts were deleted and branches kept; otherwise as :func:`deletion`."""
+    """Error of the network after shortcuts were deleted and branches kept; otherwise as :func:`deletion`.
+
+    Args:
+        table: as of :func:`deletion`, from ``delete-skips``.
+        width: in inches; as of :func:`deletion`.
+    """
     return _lesions(table, width, "shortcut")
 
 

@@ -18,7 +18,7 @@ from pathlens.graph import Layout, graphviz_layout, has_graphviz
 LAYOUTS = ("auto", "rows", "graphviz", "layers")
 _SIZE = 6  # points of the text in nodes
 _HEIGHT = 0.17  # inches of a box
-_ROW = 0.72  # inches of a row of blocks
+ROW_HEIGHT = 0.72  # inches of a row of blocks
 _SMALLEST = 0.5  # of the text in large networks, relative to small ones; beyond it the page grows
 _SKIPS = {"add": COLOURS[0], "concat": COLOURS[1]}
 _CHAIN = {"input", "stem", "transition", "branch", "shortcut", "add", "post", "head"}
@@ -29,6 +29,16 @@ _TALL = 40  # nodes, one after the other, beyond which skips are easier to follo
 
 def draw_network(graph: nx.DiGraph, width: float | None, layout: str) -> Figure:
     """Draw a dag; see :func:`pathlens.figures.unraveled`."""
+    found = layout_of(graph, layout)
+    return _in_rows(graph, width) if found is None else _laid_out(graph, found, width)
+
+
+def layout_of(graph: nx.DiGraph, layout: str) -> Layout | None:
+    """The places of a dag by Graphviz or in layers, or None for a chain of blocks that is written in rows.
+
+    Raises:
+        UsageError: an unknown layout, rows for something else than a chain, or Graphviz is not installed.
+    """
     if layout not in LAYOUTS:
         raise UsageError(f"layout {layout!r} is unknown; give one of {', '.join(LAYOUTS)}")
     in_rows = _is_chain(graph)
@@ -37,11 +47,11 @@ def draw_network(graph: nx.DiGraph, width: float | None, layout: str) -> Figure:
             f"{graph.graph['network']} is no chain of blocks, which rows could show; give layout graphviz or layers"
         )
     if in_rows and layout in ("auto", "rows"):
-        return _in_rows(graph, width)
+        return None
     tall = len(graph) > _TALL and nx.dag_longest_path_length(graph, weight=None) == len(graph) - 1
     if layout == "layers" or (layout == "auto" and (tall or not has_graphviz())):
-        return _laid_out(graph, _layers(graph), width)
-    return _laid_out(graph, graphviz_layout(graph, {node: _box(data) for node, data in graph.nodes(data=True)}), width)
+        return _layers(graph)
+    return graphviz_layout(graph, {node: box_of(data) for node, data in graph.nodes(data=True)})
 
 
 def _is_chain(graph: nx.DiGraph) -> bool:
@@ -58,7 +68,7 @@ def _is_chain(graph: nx.DiGraph) -> bool:
 # Rows
 
 
-class _Row:
+class Rows:
     """Places in rows, from left to right, as words of a text."""
 
     def __init__(self, width: float) -> None:
@@ -79,25 +89,25 @@ class _Row:
 
 def _in_rows(graph: nx.DiGraph, width: float | None) -> Figure:
     width = width or (SINGLE if graph.graph["n_blocks"] <= 4 else DOUBLE)
-    names = _Names(graph)
-    rows = _Row(width - 0.3)
-    items = _items(graph)
-    placed = [(item, *rows.place(_needed(graph, item, names))) for item in items]
-    height = _ROW * (rows.row + 1) + 0.3
+    names = NodeNames(graph)
+    rows = Rows(width - 0.3)
+    items = block_items(graph)
+    placed = [(item, *rows.place(width_needed(graph, item, names))) for item in items]
+    height = ROW_HEIGHT * (rows.row + 1) + 0.3
     with style():
         figure, axes = new_page(width, height)
         axes.set_xlim(-0.15, width - 0.15)
         axes.set_ylim(0, height)
 
         def level(row: int) -> float:
-            return height - 0.3 - _ROW * (row + 0.78)
+            return height - 0.3 - ROW_HEIGHT * (row + 0.78)
 
         stage = None
         for item, left, row in placed:
             _draw_item(axes, graph, item, left, level(row), names)
             own = graph.nodes[item[-1]].get("stage")
             if len(item) > 1 and own is not None and (own != stage or left == 0):
-                shape = _shape(graph.nodes[item[-1]])
+                shape = shape_of(graph.nodes[item[-1]])
                 axes.text(left + 0.03, level(row) + 0.42, f"stage {own}, {shape}", size=_SIZE, color=MUTED, va="bottom")
                 stage = own
         for row, x in rows.turns:
@@ -111,7 +121,7 @@ _ARROW: dict[str, Any] = {"arrowstyle": "-|>,head_width=0.12,head_length=0.25", 
                           "shrinkB": 0}  # fmt: skip
 
 
-def _items(graph: nx.DiGraph) -> list[tuple[str, ...]]:
+def block_items(graph: nx.DiGraph) -> list[tuple[str, ...]]:
     """Nodes in the order of a chain, those of one block together."""
     items: list[tuple[str, ...]] = []
     blocks: dict[int, list[str]] = {}
@@ -127,15 +137,16 @@ def _items(graph: nx.DiGraph) -> list[tuple[str, ...]]:
     return [tuple(blocks[int(item[0].split()[1])]) if item[0].startswith("block ") else item for item in items]
 
 
-class _Names:
+class NodeNames:
     """Texts of boxes and their widths."""
 
     def __init__(self, graph: nx.DiGraph) -> None:
         self.texts = {node: _cut(data["label"]) for node, data in graph.nodes(data=True)}
         source = graph.graph["input"]
-        self.texts[source] = f"input {_shape(graph.nodes[source])}".strip()
+        self.texts[source] = f"input {shape_of(graph.nodes[source])}".strip()
 
     def width(self, node: str) -> float:
+        """Of the box of a node, in inches."""
         return text_inches(self.texts[node], _SIZE) + 0.1
 
 
@@ -147,12 +158,14 @@ def _cut(text: object, most: int = _LONGEST) -> str:
     return f"{text[: most - 1].rpartition(',')[0]}, …" if ", " in text[: most - 1] else f"…{text[1 - most :]}"
 
 
-def _parts(graph: nx.DiGraph, item: tuple[str, ...]) -> dict[str, str]:
+def parts_of(graph: nx.DiGraph, item: tuple[str, ...]) -> dict[str, str]:
+    """Nodes of an item by their role."""
     return {graph.nodes[node]["role"]: node for node in item}
 
 
-def _needed(graph: nx.DiGraph, item: tuple[str, ...], names: _Names) -> float:
-    parts = _parts(graph, item)
+def width_needed(graph: nx.DiGraph, item: tuple[str, ...], names: NodeNames) -> float:
+    """Inches that an item takes of its row."""
+    parts = parts_of(graph, item)
     if "add" not in parts:
         return sum(names.width(node) for node in item) + 0.12
     inner = max(names.width(parts[role]) for role in ("branch", "shortcut") if role in parts)
@@ -160,9 +173,9 @@ def _needed(graph: nx.DiGraph, item: tuple[str, ...], names: _Names) -> float:
     return inner + 0.42 + extra
 
 
-def _draw_item(axes: Axes, graph: nx.DiGraph, item: tuple[str, ...], left: float, y: float, names: _Names) -> None:
-    parts = _parts(graph, item)
-    right = left + _needed(graph, item, names)
+def _draw_item(axes: Axes, graph: nx.DiGraph, item: tuple[str, ...], left: float, y: float, names: NodeNames) -> None:
+    parts = parts_of(graph, item)
+    right = left + width_needed(graph, item, names)
     start = 0.12 if parts.keys() == {"input"} else 0
     axes.plot([left + start, right], [y, y], color=INK, lw=0.6, zorder=1, solid_capstyle="butt")
     if "add" not in parts:
@@ -192,21 +205,22 @@ def _draw_item(axes: Axes, graph: nx.DiGraph, item: tuple[str, ...], left: float
 # Layers
 
 
-def _box(data: dict[str, Any]) -> tuple[float, float]:
+def box_of(data: dict[str, Any]) -> tuple[float, float]:
     """Width and height of a node."""
     if data["role"] == "add":
         return 0.13, 0.13
-    lines = _lines(data)
+    lines = lines_of(data)
     return max(text_inches(line, _SIZE) for line in lines) + 0.1, 0.09 * len(lines) + 0.07
 
 
-def _lines(data: dict[str, Any]) -> list[str]:
-    return [line for line in (_cut(data["label"]), _shape(data)) if line]
+def lines_of(data: dict[str, Any]) -> list[str]:
+    """What is written in the box of a node."""
+    return [line for line in (_cut(data["label"]), shape_of(data)) if line]
 
 
 def _layers(graph: nx.DiGraph) -> Layout:
     """The longest way from the input as the layer, and neighbours side by side."""
-    sizes = {node: _box(data) for node, data in graph.nodes(data=True)}
+    sizes = {node: box_of(data) for node, data in graph.nodes(data=True)}
     nodes: dict[Hashable, tuple[float, float]] = {}
     wide = [sum(sizes[node][0] + 0.12 for node in layer) for layer in nx.topological_generations(graph)]
     y, total = 0.0, max(wide)
@@ -251,11 +265,11 @@ def _laid_out(graph: nx.DiGraph, layout: Layout, width: float | None) -> Figure:
             if data["role"] == "add":
                 _plus(axes, x, y, 0.06, scale)
                 continue
-            wide, tall = _box(data)
+            wide, tall = box_of(data)
             colour = {"concat": _pale(_SKIPS["concat"]), "joint": SHADE, "input": SHADE}.get(data["role"], "white")
             if data["is_branch"]:
                 colour = _pale(COLOURS[2])
-            _box_at(axes, x, y, wide, "\n".join(_lines(data)), colour, INK, tall, scale)
+            _box_at(axes, x, y, wide, "\n".join(lines_of(data)), colour, INK, tall, scale)
         top = (height - 0.05) / scale
         axes.text(axes.get_xlim()[0] + 0.05 / scale, top - 0.06 / scale, _title(graph), va="top", size=7, color=MUTED)
         _skip_legend(axes, graph, top - 0.2 / scale, scale)
@@ -293,7 +307,8 @@ def _plus(axes: Axes, x: float, y: float, radius: float, scale: float = 1.0) -> 
     axes.plot([x, x], [y - arm, y + arm], color=INK, lw=0.6 * scale, zorder=4)
 
 
-def _shape(data: dict[str, Any]) -> str:
+def shape_of(data: dict[str, Any]) -> str:
+    """``64×8×8``, or nothing."""
     return str(data.get("out_shape", "")).replace("x", "×")
 
 

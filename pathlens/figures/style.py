@@ -101,16 +101,26 @@ def style() -> Iterator[None]:
         yield
 
 
+class PageFigure(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        with style():
+            self.savefig(stream, format="png", dpi=120, metadata=_METADATA["png"])
+        return stream.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure with its own canvas; width and height in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = PageFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def new_page(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure for a drawing: one set of axes that fills it, without axis lines; width and height in inches."""
-    figure = Figure(figsize=(width, height))
+    figure = PageFigure(figsize=(width, height))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -266,6 +276,11 @@ def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) ->
 
 def save(figure: Figure, folder: str | os.PathLike[str], stem: str) -> list[Path]:
     """Write ``stem.png`` (300 dots per inch) and ``stem.pdf`` (vectors) into ``folder``, both or neither.
+
+    Args:
+        figure: drawn by this room.
+        folder: where to; made if it is missing.
+        stem: of the file names.
 
     Returns:
         The two paths, PNG first.

@@ -72,7 +72,7 @@ def _tree(graph: nx.DiGraph, width: float | None) -> Figure:
     facts = graph.graph
     paths = facts["n_paths"]
     row = min(_ROW, _TALLEST / paths)
-    columns = _columns(graph)
+    columns = columns_of(graph)
     last = max(columns.values())
     column = 0.34
     width = width or (SINGLE if (last + 3) * column <= SINGLE else DOUBLE)
@@ -103,7 +103,7 @@ def _tree(graph: nx.DiGraph, width: float | None) -> Figure:
     return figure
 
 
-def _columns(graph: nx.DiGraph) -> dict[str, int]:
+def columns_of(graph: nx.DiGraph) -> dict[str, int]:
     """The column of each node: the same for all copies of one module, so that modules stand above each other."""
     kinds = {node: (data.get("block", -1), _STEPS[data["role"]]) for node, data in graph.nodes(data=True)}
     order = {kind: place for place, kind in enumerate(sorted(set(kinds.values())))}

@@ -38,7 +38,11 @@ _ESCAPE = re.compile("_x([0-9A-F]{4,6})_")
 
 
 def to_json(graph: nx.DiGraph) -> bytes:
-    """The graph as JSON in networkx' node-link form."""
+    """The graph as JSON in networkx' node-link form.
+
+    Args:
+        graph: as :func:`unravel` returns it.
+    """
     plain = _with_fitting_integers(graph, _JSON_BITS)
     text = json.dumps(nx.node_link_data(plain, edges="edges"), allow_nan=False, ensure_ascii=True)
     return text.encode()
@@ -46,6 +50,9 @@ def to_json(graph: nx.DiGraph) -> bytes:
 
 def from_json(data: bytes) -> nx.DiGraph:
     """The graph that :func:`to_json` wrote.
+
+    Args:
+        data: what :func:`to_json` returned.
 
     Raises:
         UsageError: the bytes are no such graph.
@@ -60,7 +67,11 @@ def from_json(data: bytes) -> nx.DiGraph:
 
 
 def to_graphml(graph: nx.DiGraph) -> bytes:
-    """The graph as GraphML."""
+    """The graph as GraphML.
+
+    Args:
+        graph: as :func:`unravel` returns it.
+    """
     plain = _as_texts(_with_fitting_integers(graph, _GRAPHML_BITS), _escaped)
     stream = io.BytesIO()
     nx.write_graphml_xml(plain, stream)
@@ -69,6 +80,9 @@ def to_graphml(graph: nx.DiGraph) -> bytes:
 
 def from_graphml(data: bytes) -> nx.DiGraph:
     """The graph that :func:`to_graphml` wrote.
+
+    Args:
+        data: what :func:`to_graphml` returned.
 
     Raises:
         UsageError: the bytes are no such graph.
@@ -86,6 +100,9 @@ def from_graphml(data: bytes) -> nx.DiGraph:
 
 def to_dot(graph: nx.DiGraph) -> bytes:
     """The graph in DOT, the language of Graphviz.
+
+    Args:
+        graph: as :func:`unravel` returns it.
 
     Raises:
         UsageError: pydot is not installed.
@@ -110,6 +127,9 @@ def to_dot(graph: nx.DiGraph) -> bytes:
 
 def from_dot(data: bytes) -> nx.DiGraph:
     """The graph that :func:`to_dot` wrote. Slow for large graphs.
+
+    Args:
+        data: what :func:`to_dot` returned.
 
     Raises:
         UsageError: pydot is not installed, or the bytes are no such graph.

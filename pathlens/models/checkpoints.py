@@ -127,7 +127,11 @@ def check_finite(model: nn.Module, source: str) -> None:
 
 
 def state_sha256(model_or_state: nn.Module | Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a state dict: of the name, dtype, shape and bytes of every tensor, in order of name."""
+    """Return the SHA-256 of a state dict: of the name, dtype, shape and bytes of every tensor, in order of name.
+
+    Args:
+        model_or_state: a network, or tensors by name.
+    """
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     digest = hashlib.sha256()
     for name in sorted(state):

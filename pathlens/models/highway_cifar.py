@@ -123,7 +123,11 @@ class CifarHighway(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
+        """Map images to logits.
+
+        Args:
+            x: images, shape (N, C, H, W).
+        """
         for stage in (1, 2, 3):
             x = self.get_submodule(f"plain{stage}")(x)
             x = self.get_submodule(f"layer{stage}")(x)

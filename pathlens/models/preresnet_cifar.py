@@ -127,7 +127,11 @@ class PreActResNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
+        """Map images to logits.
+
+        Args:
+            x: images, shape (N, C, H, W).
+        """
         x = self.conv1(x)
         for stage in range(self.stages):
             x = self.get_submodule(f"layer{stage + 1}")(x)
@@ -142,6 +146,12 @@ def preresnet(
 
     Depths ``6 n + 2`` below 164 have ``n`` basic blocks a stage; ``164`` (and deeper ``9 n + 2``) have ``n``
     bottleneck blocks a stage.
+
+    Args:
+        depth: convolutional and linear layers.
+        num_classes: logits.
+        in_channels: channels of the images.
+        widths: channels of the three stages, before the expansion of bottlenecks.
 
     Raises:
         ModelError: if the depth fits neither rule.
@@ -158,5 +168,10 @@ def digits54(num_classes: int = 10, in_channels: int = 1, widths: Sequence[int] 
 
     The block count is that of the 110-layer network which Veit, Wilber, Belongie 2016 took apart; the widths are half
     of it, because the images of scikit-learn's ``load_digits`` have 64 pixels. Input ``(N, 1, 8, 8)``.
+
+    Args:
+        num_classes: logits.
+        in_channels: channels of the images.
+        widths: channels of the three stages.
     """
     return PreActResNet(PreActBasicBlock, 18, num_classes, in_channels, widths)

@@ -79,7 +79,11 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
+        """Map images to logits.
+
+        Args:
+            x: images, shape (N, C, H, W).
+        """
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
@@ -89,6 +93,12 @@ def resnet(
     depth: int, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64)
 ) -> CifarResNet:
     """Build the network with ``depth = 6 n + 2`` layers (20, 32, 44, 56, 110, 1202 in the paper).
+
+    Args:
+        depth: convolutional and linear layers.
+        num_classes: logits.
+        in_channels: channels of the images.
+        widths: channels of the three stages.
 
     Raises:
         ModelError: if the depth is not ``6 n + 2`` with ``n`` at least 1.

@@ -145,7 +145,11 @@ class CifarShakeShake(nn.Module):
         return nn.Sequential(first, *(ShakeShakeBlock(width, width, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
+        """Map images to logits.
+
+        Args:
+            x: images, shape (N, C, H, W).
+        """
         x = self.bn1(self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
@@ -155,6 +159,12 @@ def shakeshake(depth: int = 26, width: int = 32, num_classes: int = 10, in_chann
     """Build the network with ``depth = 6 n + 2`` layers and branches of ``width`` channels in the first stage.
 
     The paper's networks are 26 layers deep: ``26 2x32d``, ``2x64d`` and ``2x96d``.
+
+    Args:
+        depth: convolutional and linear layers.
+        width: channels of each branch of the first stage.
+        num_classes: logits.
+        in_channels: channels of the images.
 
     Raises:
         ModelError: if the depth is not ``6 n + 2`` with ``n`` at least 1, or as :class:`CifarShakeShake` does.

@@ -62,10 +62,19 @@ class CifarVGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to logits."""
+        """Map images to logits.
+
+        Args:
+            x: images, shape (N, C, H, W).
+        """
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
 def vgg15(num_classes: int = 10, in_channels: int = 3) -> CifarVGG:
-    """Build the 15-layer plain network (see the module's text for the layout)."""
+    """Build the 15-layer plain network (see the module's text for the layout).
+
+    Args:
+        num_classes: logits.
+        in_channels: channels of the images.
+    """
     return CifarVGG(num_classes, in_channels)

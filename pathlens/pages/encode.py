@@ -76,13 +76,14 @@ def _choose_from(table: Table) -> int | None:
             return None
         after = total - max(0, boundary)
         if after not in rows:
-            rows[after] = list(_binomials(after))
+            rows[after] = list(binomials(after))
         if not 0 <= length <= after or row["n_paths"] != rows[after][length]:
             return None
     return total
 
 
-def _binomials(n: int) -> Iterator[int]:
+def binomials(n: int) -> Iterator[int]:
+    """C(n, 0), C(n, 1), ..., C(n, n)."""
     count = 1
     for length in range(n + 1):
         yield count

@@ -1,31 +1,23 @@
-"""The page: text by a template that escapes everything, data as JSON that nothing can break out of.
-
-The page loads nothing. Its Content-Security-Policy allows its own two blocks of style and script by their hashes and
-pictures that stand in the page, and no more, so that text of a run could not run even if it became markup.
-"""
+"""One page of the results in run folders."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pathlens import __version__
-from pathlens.errors import RunError, UsageError
 from pathlens.pages import words
 from pathlens.pages.charts import charts_of, stages_of
 from pathlens.pages.compare import differences, overlays, shared_numbers, subject
-from pathlens.pages.encode import encode, is_lattice, script_json
+from pathlens.pages.encode import encode, is_lattice
 from pathlens.pages.runs import Run, read_runs
+from pathlens.pages.shell import checked_target, rendered
 from pathlens.tables import Scalar, atomic_write_bytes
 
-_SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "page.js")
-_ENDINGS = (".html", ".htm")
+_SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
 
 
 def report_page(
@@ -54,26 +46,14 @@ def report_page(
             folder or cannot be written.
         UsageError: no runs, or ``out`` does not end with ``.html``.
     """
-    target = Path(out)
-    if "\0" in target.name:
-        raise UsageError(f"{str(target)!r} is no name for a page; leave the null character out")
-    if target.is_dir():
-        raise RunError(f"{target} is a folder; give the page a file name, such as {target / 'report.html'}")
-    if target.suffix.lower() not in _ENDINGS:
-        raise UsageError(f"{target} is no name for a page; let it end with .html")
+    target = checked_target(out, "report.html")
     found = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)
     return atomic_write_bytes(target, render(found, title))
 
 
 def render(runs: Sequence[Run], title: str | None = None) -> bytes:
     """The page of runs that were read, as UTF-8."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     runs = list(runs)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_static("page.html.j2"))
-    style, script = _static("page.css"), "\n".join(map(_static, _SCRIPTS))
     charts = [charts_of(run) for run in runs]
     together = overlays(runs, charts)
     headlines = [words.headlines(run) for run in runs]
@@ -82,29 +62,17 @@ def render(runs: Sequence[Run], title: str | None = None) -> bytes:
         "runs": [_data(run, own, blocks) for run, own in zip(runs, charts, strict=True)],
         "together": together,
     }
-    text = template.render(
+    return rendered(
+        "page.html.j2",
+        ("page.css",),
+        _SCRIPTS,
+        data,
         title=title or (words.title(runs[0]) if len(runs) == 1 else subject(runs)),
-        version=__version__,
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(script_json(data)),
         runs=[_shown(run, own, said) for run, own, said in zip(runs, charts, headlines, strict=True)],
         together=together,
         numbers=shared_numbers(headlines),
         differences=differences(runs),
     )
-    # lone surrogates, which JSON can hold and UTF-8 cannot
-    return text.encode("utf-8", "replace")
-
-
-def _static(name: str) -> str:
-    return resources.files("pathlens.pages").joinpath("static", name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[words.Headline]) -> dict[str, Any]:
@@ -163,7 +131,10 @@ def _network(run: Run) -> str:
 
 
 def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
-    """Modules and stages of the blocks by network: tables of lattices have only numbers, other tables have names."""
+    """Modules and stages of the blocks by network: tables of lattices have only numbers.
+
+    Tables with names come first, because they have the stages too; then what the runs themselves state.
+    """
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for table in run.tables.values():
@@ -178,4 +149,9 @@ def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
             names = {str(row["block"]): row["name"] for row in ordered}
             if len(names) > len(found.get(_network(run), {}).get("names", ())):
                 found[_network(run)] = {"names": names, "stages": stages_of(ordered)}
+    for run in runs:
+        stated = run.manifest.get("block_names")
+        if isinstance(stated, list) and stated and all(isinstance(name, str) for name in stated):
+            names = {str(block): name for block, name in enumerate(stated)}
+            found.setdefault(_network(run), {"names": names, "stages": []})
     return found

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from pathlens.figures import Figure
 
 MANIFEST = "manifest.json"
+"""Name of the file that describes a run folder."""
 
 
 def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] | None:
     """Whether ``verb`` may write its results into ``out``; makes the folder if it is missing.
 
     To be asked before the work and not after it.
+
+    Args:
+        out: the run folder.
+        verb: whose results are to be written.
 
     Returns:
         The manifest of an earlier run of the same verb, or None.

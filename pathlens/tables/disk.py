@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
+"""Of the files of a table; files of a newer version are refused."""
 """Of the description; a reader refuses newer ones."""
 
 _KEY = b"pathlens"
@@ -91,6 +92,9 @@ def table_files(table: Table, stem: str) -> dict[str, bytes]:
 def check_stem(stem: str) -> None:
     """Refuse a file stem that would lead out of its folder or make a hidden file.
 
+    Args:
+        stem: of file names.
+
     Raises:
         UsageError: naming the stem.
     """
@@ -103,6 +107,9 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
     A CSV file without its ``.meta.json`` is read too: types are then inferred from the text, and units, descriptions
     and provenance are empty.
+
+    Args:
+        path: a ``.parquet`` or ``.csv`` file.
 
     Raises:
         NumericsError: a cell holds NaN or an infinity.

@@ -23,7 +23,12 @@ def _beside(path: Path) -> Path:
 
 
 def disk_error(error: OSError, path: Path) -> PathlensError:
-    """What a failure to write ``path`` is called: a full disk is a ResourceError, anything else a RunError."""
+    """What a failure to write ``path`` is called: a full disk is a ResourceError, anything else a RunError.
+
+    Args:
+        error: what the system said.
+        path: the file that was to be written.
+    """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return ResourceError(f"cannot write {path}: {reason}; free some space or choose another folder")
@@ -84,6 +89,10 @@ def write_together(files: Mapping[Path, bytes]) -> list[Path]:
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write one file so that readers see the old content or the new, never a part.
 
+    Args:
+        path: the file to write or replace.
+        data: its content.
+
     Raises:
         ResourceError: the disk is full.
         RunError: the path cannot be written.
@@ -97,6 +106,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     For writers that want a path and not bytes. The body writes the file and does nothing else: an ``OSError`` in it is
     taken for a failure to write ``path``.
+
+    Args:
+        path: the file to write or replace.
 
     Raises:
         ResourceError: the disk is full.

@@ -23,6 +23,9 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
 
     The lock ends with the process, however that ends. Inside the body the same thread may take it again.
 
+    Args:
+        out: the run folder.
+
     Returns:
         The folder.
 
@@ -67,6 +70,9 @@ def _flock(handle: int, folder: Path) -> None:
 
 def make_folder(out: str | os.PathLike[str]) -> Path:
     """The folder, made if it is missing.
+
+    Args:
+        out: the folder.
 
     Raises:
         ResourceError: the disk is full.

@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     import pandas
 
 Scalar = bool | int | float | str | None
+"""What a cell can hold."""
 """What a cell may hold; ``int`` of any size, ``float`` always finite, ``None`` for "does not apply"."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a snake_case name, the unit of its numbers ("" for none), and one sentence on what it holds."""
+    """One column of a table.
+
+    Attributes:
+        name: in snake_case.
+        unit: of its numbers; empty for none.
+        description: one sentence on what it holds.
+    """
 
     name: str
     unit: str = ""
@@ -81,6 +88,9 @@ class Table:
     def values(self, name: str) -> tuple[Scalar, ...]:
         """One column as a tuple, in the order of the rows.
 
+        Args:
+            name: of the column.
+
         Raises:
             UsageError: there is no such column.
         """
@@ -123,6 +133,9 @@ class Table:
     def files(self, stem: str) -> dict[str, bytes]:
         """What :meth:`write` writes: content by file name.
 
+        Args:
+            stem: of the file names.
+
         Raises:
             UsageError: ``stem`` is not a plain file name.
         """
@@ -134,6 +147,10 @@ class Table:
         """Write ``stem.csv``, ``stem.parquet`` and ``stem.meta.json`` (columns, units, provenance) into ``folder``.
 
         All three appear together or not at all, and old ones are replaced.
+
+        Args:
+            folder: where to; made if it is missing.
+            stem: of the file names.
 
         Returns:
             The paths written.
@@ -153,6 +170,10 @@ def fits_64_bits(values: Sequence[Scalar]) -> bool:
 
 def plain_json(value: Any, what: str) -> Any:
     """A copy of ``value`` that is plain JSON: paths as text, tuples as lists, numpy scalars as Python's.
+
+    Args:
+        value: anything.
+        what: what to call it in messages.
 
     Raises:
         NumericsError: it holds a number that is not finite.

@@ -33,8 +33,12 @@ class Full:
 class BlocksPerBatch:
     """Exactly ``count`` blocks, drawn anew for each batch; the others are deleted in its forward and backward pass.
 
-    The path lengths of such a sub-network are binomial with mean count/2. Source: Veit, Wilber, Belongie 2016, section
-    5.3 (23 of 54 blocks).
+    The path lengths of such a sub-network are binomial with mean count/2.
+
+    Attributes:
+        count: blocks in a batch, 1 to the number that the network has.
+
+    Source: Veit, Wilber, Belongie 2016, section 5.3 (23 of 54 blocks).
     """
 
     count: int
@@ -152,6 +156,7 @@ class PathLengths:
 
 
 Rule = Full | BlocksPerBatch | StochasticDepth | PathLengths
+"""Which paths a training goes through."""
 
 
 def parse_stochastic_depth(text: str, per: str = "batch") -> StochasticDepth:

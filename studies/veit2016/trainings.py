@@ -52,8 +52,8 @@ def trainings(study: Setting) -> list[Training]:
         found += _three("digits54", "digits", 23, range(5), ("--keep-epochs", DIGITS_KEPT))
         found += [_other("vgg15", "plain", "digits", ()), _other("highway58", "highway", "digits", ())]
         if (spec := cifar()) is not None:
-            short = ("--data", spec, "--epochs", "10", "--schedule", "cosine", "--dtype", "bfloat16")
-            found += _three("preresnet20", "cifar10-jpeg", 4, range(2), (*short, "--keep-epochs", "0,1,2,5,10"))
+            short = ("--data", spec, "--epochs", "5", "--schedule", "cosine", "--dtype", "bfloat16")
+            found += _three("preresnet20", "cifar10-jpeg", 4, range(2), short)
     else:
         spec = cifar()
         if spec is None:

@@ -29,6 +29,11 @@ function power(exponent) {
   return "10" + String(exponent).replace(/./g, (digit) => SUPERSCRIPT[digit]);
 }
 
+/** x₁₂ from 12. */
+function sub(number) {
+  return String(number).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
+}
+
 /** Some digits of a number: 0.01235, 1.235×10⁻⁶, 12,345. */
 function digits(value, count = 4) {
   if (value === 0) return "0";
@@ -74,6 +79,18 @@ function decades(low, high, count) {
 
 function clamp(value, low, high) {
   return Math.min(high, Math.max(low, value));
+}
+
+const BINOMIALS = new Map();
+
+/** The exact number of ways to choose k of n. */
+function choose(n, k) {
+  if (!BINOMIALS.has(n)) {
+    const row = [1n];
+    for (let at = 0; at < n; at += 1) row.push((row[at] * BigInt(n - at)) / BigInt(at + 1));
+    BINOMIALS.set(n, row);
+  }
+  return BINOMIALS.get(n)[k];
 }
 
 /** Call when the element first has, and whenever it changes, its width. */

@@ -10,6 +10,17 @@ function viridis(share) {
   return VIRIDIS[at].map((value, index) => Math.round(value + (place - at) * (VIRIDIS[at + 1][index] - value)));
 }
 
+/** All colours, from small to large. */
+function ramp() {
+  const canvas = make("canvas", { width: 200, height: 1, class: "ramp", "aria-hidden": "true" });
+  const context = canvas.getContext("2d");
+  for (let x = 0; x < 200; x += 1) {
+    context.fillStyle = `rgb(${viridis(x / 199).join(" ")})`;
+    context.fillRect(x, 0, 1, 1);
+  }
+  return canvas;
+}
+
 class Lattice {
   constructor(host, table, { names = {}, stages = [] }) {
     this.host = host;
@@ -86,14 +97,8 @@ class Lattice {
   }
 
   bar() {
-    const canvas = make("canvas", { width: 200, height: 1, class: "ramp", "aria-hidden": "true" });
-    const context = canvas.getContext("2d");
-    for (let x = 0; x < 200; x += 1) {
-      context.fillStyle = `rgb(${viridis(x / 199).join(" ")})`;
-      context.fillRect(x, 0, 1, 1);
-    }
     const [from, to] = [this.floor, this.top].map((value) => (Number.isFinite(value) && value > 0 ? digits(value, 2) : "0"));
-    return make("span", { class: "entry" }, `norm ${this.least < this.floor ? "≤ " : ""}${from}`, canvas, to);
+    return make("span", { class: "entry" }, `norm ${this.least < this.floor ? "≤ " : ""}${from}`, ramp(), to);
   }
 
   render(width) {
@@ -213,8 +218,4 @@ class Lattice {
     }
     this.readout.textContent = `At ${where}, length ${length}: ${grouped(exact)} ${paths}, norm ${digits(norm)}${part ? `, ${part}` : ""}.`;
   }
-}
-
-function sub(number) {
-  return String(number).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
 }

@@ -40,17 +40,6 @@ class Column {
   }
 }
 
-const BINOMIALS = new Map();
-
-function choose(n, k) {
-  if (!BINOMIALS.has(n)) {
-    const row = [1n];
-    for (let at = 0; at < n; at += 1) row.push((row[at] * BigInt(n - at)) / BigInt(at + 1));
-    BINOMIALS.set(n, row);
-  }
-  return BINOMIALS.get(n)[k];
-}
-
 class Table {
   constructor(spec) {
     this.stem = spec.stem;

@@ -1,0 +1,107 @@
+"""The training runs of the study, and the checkpoints that they kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cells import Cell
+from common import ROOT, Setting
+from trainings import cifar, trainings
+
+from pathlens.tables import read_table
+
+NAME = "depth_in_training"
+TINY = f"{Path(__file__).resolve().parent / 'nets.py'}:tiny"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of the whole network.
+
+    Attributes:
+        network: in the words of ``--model``.
+        seed: of the run.
+        arguments: of ``pathlens train``.
+        sampled: whether single paths are sampled too, or the exact totals are enough.
+    """
+
+    network: str
+    seed: int
+    arguments: tuple[str, ...]
+    sampled: bool
+
+
+def shared(study: Setting) -> Setting:
+    """The setting with the runs of the study of Veit et al., whose networks these are, unless ``--runs`` was given."""
+    if study.scale == "smoke" or study.runs != ROOT / "runs" / f"{NAME}-{study.scale}":
+        return study
+    return dataclasses.replace(study, runs=ROOT / "runs" / f"veit2016-{study.scale}")
+
+
+def wanted(study: Setting) -> dict[str, Run]:
+    """Name -> run: the whole networks of the study of Veit et al., and the same without weight decay."""
+    if study.scale == "smoke":
+        short = ("--data", "digits", "--epochs", "2", "--limit", "100", "--validation", "20", "--keep-epochs", "0,1,2")
+        whole = {
+            f"tiny-full-seed{seed}": Run(TINY, seed, ("--model", TINY, "--seed", str(seed), *short), True)
+            for seed in (0, 1)
+        }
+    else:
+        network = study.pick(None, "digits54", "preresnet110")
+        whole = {
+            training.name: Run(training.network, training.seed, training.arguments, True)
+            for training in trainings(study)
+            if training.rule == "full" and training.network == network
+        }
+    without = {
+        name.replace("-full-", "-nodecay-"): Run(run.network, run.seed, (*run.arguments, "--weight-decay", "0"), False)
+        for name, run in whole.items()
+        if run.seed < study.pick(1, 3, 2)
+    }
+    return {**whole, **without}
+
+
+def cells(study: Setting, runs: Mapping[str, Run], done: Mapping[str, Path]) -> list[Cell]:
+    """Every kept checkpoint of every run."""
+    device = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    data = str(cifar()) if study.scale == "paper" else "digits"
+    found = []
+    for name, run in runs.items():
+        recipe = read_table(done[name] / "result.csv").provenance["recipe"]
+        files = sorted((done[name] / "epochs").glob("epoch-*.safetensors"))
+        if not files:
+            raise SystemExit(f"{done[name]} kept no weights of its epochs; remove the folder, and it is trained again")
+        for file in files:
+            number = re.search(r"\d+", file.stem)
+            assert number is not None
+            found.append(
+                Cell(
+                    run=name,
+                    network=run.network,
+                    seed=run.seed,
+                    weight_decay=recipe["weight_decay"],
+                    epoch=int(number[0]),
+                    weights=file,
+                    data=data,
+                    images=study.pick(6, 64, 128),
+                    samples=study.pick(2, 16, 32) if run.sampled else 0,
+                    draws=study.pick(1, 4, 8),
+                    device=device,
+                )
+            )
+    return found
+
+
+def validation_errors(done: Mapping[str, Path]) -> dict[tuple[str, int], float]:
+    """Run and epoch -> error on the held-out images, whole network."""
+    return {
+        (name, row["epoch"]): row["validation_error"]
+        for name, folder in done.items()
+        for row in read_table(folder / "history.csv").rows
+        if row["validation_error"] is not None
+    }

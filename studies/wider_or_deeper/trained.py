@@ -1,0 +1,188 @@
+"""What is trained, what the networks cost, and what came out of the runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Setting
+from torch.utils.flop_counter import FlopCounterMode
+
+import pathlens
+from pathlens.tables import read_table
+
+NETS = Path(__file__).resolve().parent / "nets.py"
+ALL = "all"
+#: most by which the multiply-adds of two networks may differ to be called the same
+SAME = 0.05
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train.
+
+    Attributes:
+        name: of its run.
+        network: function of ``nets.py``.
+        depth: most blocks of a path that the gradient runs through, or ``all``.
+        seed: of the run.
+        arguments: of ``pathlens train``.
+    """
+
+    name: str
+    network: str
+    depth: int | str
+    seed: int
+    arguments: tuple[str, ...]
+
+
+def networks(study: Setting) -> tuple[str, ...]:
+    """Functions of ``nets.py``, the deep network first."""
+    found: tuple[str, ...] = study.pick(
+        ("deep9", "wide3_small"), ("deep27", "wide9", "wide3"), ("deep54_cifar", "wide9_cifar", "wide3_cifar")
+    )
+    return found
+
+
+def data_of(study: Setting) -> str:
+    """The data in the words of ``--data``.
+
+    Raises:
+        SystemExit: there are no images for the paper scale.
+    """
+    if study.scale != "paper":
+        return "digits"
+    folder = os.environ.get("PATHLENS_DATA")
+    path = Path(folder, "cifar10-jpeg").resolve() if folder else None
+    if path is None or not path.is_dir():
+        raise SystemExit("the paper scale needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
+    return f"parquet:{path}"
+
+
+def spec_of(network: str, study: Setting) -> str:
+    """``--model`` for a network, from the folder of the runs, so that no place of this machine gets into a table."""
+    return f"{os.path.relpath(NETS, study.runs.resolve())}:{network}"
+
+
+def trainings(study: Setting) -> list[Training]:
+    """Every network and seed: the deep one with each effective depth, the wide ones with whole gradients."""
+    more = study.pick(
+        ("--epochs", "1", "--limit", "100", "--validation", "20"),
+        ("--epochs", "30"),
+        ("--epochs", "100", "--warmup", "1", "--dtype", "bfloat16"),
+    )
+    deep, *wide = networks(study)
+    depths: list[int | str] = [*study.pick((1,), (1, 2, 4, 8), (1, 2, 4, 8)), ALL]
+    plans: list[tuple[str, int | str]] = [(deep, depth) for depth in depths] + [(name, ALL) for name in wide]
+    return [
+        Training(
+            f"{network}-L{depth}-seed{seed}",
+            network,
+            depth,
+            seed,
+            (
+                *("--model", spec_of(network, study), "--data", data_of(study), "--seed", str(seed)),
+                *(() if depth == ALL else ("--effective-depth", str(depth))),
+                *more,
+            ),
+        )
+        for seed in range(study.pick(1, 5, 3))
+        for network, depth in plans
+    ]
+
+
+def cost(network: str, study: Setting) -> dict[str, Any]:
+    """A row of the table ``networks``: blocks, widths, parameters, and multiply-adds of one image."""
+    loaded = pathlens.load_model(f"{NETS}:{network}")
+    model = loaded.model.eval()
+    image = pathlens.open_data(data_of(study), limit=1).batch(0, 1).images
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    view = pathlens.find_blocks(model, image.expand(2, *image.shape[1:]))
+    return {
+        "network": network,
+        "blocks": len(view),
+        "widths": ", ".join(str(view[stage[0]].out_shape[0]) for stage in view.stages),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+        "multiply_adds_in_blocks": sum(block.multiply_adds + block.shortcut_multiply_adds for block in view),
+    }
+
+
+def costs(study: Setting) -> list[dict[str, Any]]:
+    """Rows of the table ``networks``.
+
+    Raises:
+        SystemExit: a wide network's multiply-adds are not those of the deep one.
+    """
+    rows = [cost(network, study) for network in networks(study)]
+    for row in rows:
+        row["ratio"] = row["multiply_adds"] / rows[0]["multiply_adds"]
+        if abs(row["ratio"] - 1) > SAME:
+            raise SystemExit(f"{row['network']} has {row['ratio']:.2f} times the multiply-adds of {rows[0]['network']}")
+    return rows
+
+
+def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: Setting) -> list[dict[str, Any]]:
+    """Rows of the table ``runs``: errors of each run, and which path lengths carry its whole gradient afterwards."""
+    images = study.pick(6, 64, 256)
+    data = pathlens.open_data(data_of(study), limit=images)
+    rows = []
+    for training in wanted:
+        folder = done[training.name]
+        result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
+        (test,) = [row for row in result.rows if row["split"] == "test"]
+        loaded = pathlens.load_model(f"{NETS}:{training.network}", folder / "weights.safetensors")
+        where = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        table = pathlens.path_gradients(
+            loaded.model.to(where), data, method="exact", batch_size=64, mean=loaded.mean, std=loaded.std
+        )
+        norms = [row["total_norm"] for row in table.rows]
+        effective = table.provenance["effective"]["exact"]
+        rows.append(
+            {
+                "run": training.name,
+                "network": training.network,
+                "effective_depth": str(training.depth),
+                "seed": training.seed,
+                "epochs": result.provenance["recipe"]["epochs"],
+                "test_error": test["error"],
+                "test_error_low": test["error_low"],
+                "test_error_high": test["error_high"],
+                "test_images": test["n"],
+                "test_loss": test["loss"],
+                "train_loss": history.rows[-1]["train_loss"],
+                "first": effective["first"],
+                "last": effective["last"],
+                "mean_length": math.fsum(k * norm for k, norm in enumerate(norms)) / math.fsum(norms),
+                "seconds": math.fsum(row["seconds"] for row in history.rows),
+                "commit": result.provenance["commit"],
+            }
+        )
+    return rows
+
+
+def history_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Rows of the table ``epochs``: means over the seeds."""
+    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for training in wanted:
+        for row in read_table(done[training.name] / "history.csv").rows:
+            found.setdefault((training.network, str(training.depth), row["epoch"]), []).append(row)
+    return [
+        {
+            "network": network,
+            "effective_depth": depth,
+            "epoch": epoch,
+            **{
+                name: statistics.fmean(row[name] for row in rows)
+                for name in ("train_loss", "train_error", "validation_error")
+            },
+        }
+        for (network, depth, epoch), rows in found.items()
+    ]
