@@ -20,10 +20,14 @@ def study(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(STUDIES))
     monkeypatch.syspath_prepend(str(STUDIES / name))
     _forget()
+    # tests have modules of the same names
+    own = {path.stem for folder in (STUDIES, STUDIES / name) for path in folder.glob("*.py")}
+    others = {module: sys.modules.pop(module) for module in own if module in sys.modules}
     try:
         yield importlib.import_module("run")
     finally:
         _forget()
+        sys.modules.update(others)
 
 
 def _forget() -> None:

@@ -132,7 +132,7 @@ class Growing(Net):
     [
         (1e-37, (1.0, 1e21, 1e21), r"block 1 \(blocks\.1\)"),
         (1e-37, (1e21, 1e21, 1.0), r"block 0 \(blocks\.0\)"),
-        (1e20, (1e20, 1.0), "in the stem"),
+        (1e21, (1e21, 1.0), "in the stem"),
     ],
 )
 def test_gradients_that_overflow_name_the_place(stem, factors, where):
