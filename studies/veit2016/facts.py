@@ -81,7 +81,7 @@ class Facts:
         page.text(
             f"Of {len(rows)} statements, {len(rows) - len(against)} agree"
             + (f"; these do not: {'; '.join(against)}." if against else ".")
-            + " Likely reasons where they do not: images and task (at `--scale cpu` digits, which few blocks can tell "
+            + " Likely reasons where numbers differ: images and task (at `--scale cpu` digits, which few blocks tell "
             "apart, so that single blocks matter more or less than on CIFAR-10), length of training, and the paper's "
             "sampled norms, whose mean over few paths understates a heavy-tailed distribution while their sum ignores "
             "that gradients of different paths cancel. The critics' study looks into the latter two."

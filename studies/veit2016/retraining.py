@@ -146,6 +146,14 @@ def retraining(page: Page, done: Mapping[str, Path], wanted: Sequence[Training])
     }  # fmt: skip
     page.table("retraining", make_table(SUMMARY, summary), shown)
     page.text(_reading(summary))
+    epochs = {row["network"]: row["epochs"] for row in rows}
+    page.text(
+        "Trained for "
+        + ", ".join(f"{count} epochs ({network})" for network, count in epochs.items())
+        + ". Where that is far below the 200 of the paper, rules that see a part of the network in each step are "
+        "behind because they need more steps, and such rows do not speak against the paper. Times are of runs side by side on "
+        "one machine."
+    )
     page.table("runs", make_table(RUNS, rows))
     page.table("epochs", make_table(HISTORY, history))
 
@@ -157,11 +165,12 @@ def _reading(summary: Sequence[Mapping[str, Any]]) -> str:
         if row["difference"] is None:
             continue
         sure = row["difference_low"] is not None and not row["difference_low"] <= 0 <= row["difference_high"]
-        verdict = (
-            f"{'worse' if row['difference'] > 0 else 'better'} than the full network"
-            if sure
-            else "not told apart from the full network"
-        )
+        if sure:
+            verdict = f"{'worse' if row['difference'] > 0 else 'better'} than the full network"
+        elif row["seeds"] < 3:
+            verdict = "two seeds are too few for a useful interval"
+        else:
+            verdict = "not told apart from the full network"
         lines.append(
             f"- {row['network']} on {row['data']}, {row['rule']}: {verdict} "
             f"(difference {100 * row['difference']:+.2f} points, {row['seeds']} seeds)."
