@@ -151,8 +151,8 @@ def retraining(page: Page, done: Mapping[str, Path], wanted: Sequence[Training])
         "Trained for "
         + ", ".join(f"{count} epochs ({network})" for network, count in epochs.items())
         + ". Where that is far below the 200 of the paper, rules that see a part of the network in each step are "
-        "behind because they need more steps, and such rows do not speak against the paper. Times are of runs side by side on "
-        "one machine."
+        "behind because they need more steps, and such rows do not speak against the paper. Times are of runs side by "
+        "side on one machine."
     )
     page.table("runs", make_table(RUNS, rows))
     page.table("epochs", make_table(HISTORY, history))
