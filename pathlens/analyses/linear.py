@@ -21,6 +21,7 @@ from pathlens.machine.precision import precision
 from pathlens.models import state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation, Loss
+from pathlens.residual.modes import in_mode
 
 
 @dataclass
@@ -116,43 +117,39 @@ def opened(
             view = view_of(module, source.first())
         count = source.count if source.count is not None else sum(1 for _ in source.batches())
         images = source.facts.get("images") or sum(len(batch) for _, batch, _ in source.batches())
-        modes = [(part, part.training) for part in module.modules()]
-        wanted = [p.requires_grad for p in module.parameters()]
-        module.train(mode == "train")
-        try:
-            with _frozen(module):
-                yield Opened(
-                    view=view,
-                    source=source,
-                    device=where,
-                    dtype=kind,
-                    stacked=stacked,
-                    journal=Path(journal) if journal is not None and source.fingerprint else None,
-                    facts={
-                        "network": type(module).__name__,
-                        "blocks": len(view),
+        with in_mode(module, training=mode == "train"), _frozen(module):
+            yield Opened(
+                view=view,
+                source=source,
+                device=where,
+                dtype=kind,
+                stacked=stacked,
+                journal=Path(journal) if journal is not None and source.fingerprint else None,
+                facts={
+                    "network": type(module).__name__,
+                    "blocks": len(view),
                     "block_names": [block.name for block in view],
-                        **source.facts,
-                        **(facts or {}),
-                        "mode": mode,
-                        "dtype": name,
-                        "device": processes.device_name(where),
-                        "batch_size": batch_size,
-                        "notes": list(view.notes) + list((facts or {}).get("notes", ())),
-                    },
-                    batches=count,
-                    images=images,
-                )
-        finally:
-            for part, training in modes:
-                part.training = training
-            for parameter, needed in zip(module.parameters(), wanted, strict=True):
-                parameter.requires_grad_(needed)
+                    **source.facts,
+                    **(facts or {}),
+                    "mode": mode,
+                    "dtype": name,
+                    "device": processes.device_name(where),
+                    "batch_size": batch_size,
+                    "notes": list(view.notes) + list((facts or {}).get("notes", ())),
+                },
+                batches=count,
+                images=images,
+            )
 
 
 @contextlib.contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
     """Gradients at activations need none of the parameters."""
+    wanted = [parameter.requires_grad for parameter in module.parameters()]
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    yield
+    try:
+        yield
+    finally:
+        for parameter, needed in zip(module.parameters(), wanted, strict=True):
+            parameter.requires_grad_(needed)

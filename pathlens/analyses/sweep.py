@@ -22,6 +22,7 @@ from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference
+from pathlens.residual.modes import in_mode
 
 Step = tuple[str, int]
 Progress = Callable[[int, int], None]
@@ -172,10 +173,9 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     reference_input = images.to(own.device, copy=True)
     if reference_input.is_floating_point():
         reference_input = reference_input.to(own.dtype)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        output = model(reference_input)
+        with in_mode(model):
+            output = model(reference_input)
     except Exception as error:  # foreign code may raise anything
         if isinstance(error, PathlensError) or ran_out(error):
             raise
@@ -183,9 +183,6 @@ def check_agreement(network: Inference, images: Tensor) -> float:
             f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
             f"{_one_line(error)}; run it alone to see where"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     flat = torch.utils._pytree.tree_leaves(output)
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
     reference = flat[position].double().cpu()

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from pathlens.errors import ModelError
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
+from pathlens.residual.modes import in_mode
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 
@@ -53,13 +54,8 @@ class Inference:
         self.device = torch.device(device)
         self.dtype = dtype
         self.fast = fast
-        modes = [(module, module.training) for module in view.model.modules()]
-        view.model.eval()
-        try:
+        with in_mode(view.model):
             self._chain: Chain = view.chain()
-        finally:
-            for module, mode in modes:
-                module.training = mode
         trace = self._chain.trace
         source = trace.value(trace.source)
         if trace.static_batch is not None or str(source.shape[0]).isdigit():

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import Chain, build_chain, check_index
 from pathlens.residual.describe import Block, describe, shape_of
+from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
 from pathlens.residual.trace import Trace, trace
 
@@ -315,15 +316,11 @@ def view_of(model: nn.Module, example: Tensor) -> ResidualView:
     example = example[:2].to(own.device)
     if example.is_floating_point():
         example = example.to(own.dtype)
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return find_blocks(model, example)
-    except NoResidualBlocksError as none_found:
-        return find_layers(model, example, otherwise=none_found)
-    finally:
-        for module, mode in training:
-            module.training = mode
+    with in_mode(model):
+        try:
+            return find_blocks(model, example)
+        except NoResidualBlocksError as none_found:
+            return find_layers(model, example, otherwise=none_found)
 
 
 def _as_tensor(example: object) -> Tensor:

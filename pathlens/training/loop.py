@@ -23,6 +23,7 @@ from pathlens.errors import NumericsError
 from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values
 from pathlens.residual import ResidualView
+from pathlens.residual.modes import in_mode
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, TrainingBatches, generator
 from pathlens.training.fold import fold
@@ -193,10 +194,7 @@ class Run:
         # what the network itself draws (dropout) depends on the step too, and on nothing that was drawn before
         drawn = generator(self.seed, NETWORK, step * self.group.world + self.group.rank)
         torch.manual_seed(int(drawn.integers(2**62)))
-        with (
-            self._together(),
-            torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
-        ):
+        with self._together(), self._lower_precision():
             logits = network(images, kept, factors, running)
             losses = nn.functional.cross_entropy(
                 logits.float() if self.dtype != torch.float64 else logits,
@@ -215,6 +213,10 @@ class Run:
                 dist.all_reduce(counts)
             first = counts.new_tensor([everybody])
             return torch.cat([first, counts, counts.new_tensor([blocks])])
+
+    def _lower_precision(self) -> torch.autocast:
+        """Products in the lower precision that was asked for, if any was."""
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -287,21 +289,14 @@ class Run:
 
     def evaluate(self, network: nn.Module, data: ImageData) -> ClassificationCounts:
         """Errors in eval mode, each process on a part of the batches."""
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
         values = []
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None),
-        ):
+        with in_mode(network), torch.no_grad(), self._lower_precision():
             for index in range(self.group.rank, data.num_batches(_EVALUATED), self.group.world):
                 batch = data.batch(
                     index, _EVALUATED, mean=self.mean, std=self.std, device=self.device, dtype=self.dtype
                 )
                 images = batch.images.contiguous(memory_format=torch.channels_last)
                 values.append(count_values(network(images), batch.labels).cpu())
-        for module, mode in modes:
-            module.training = mode
         total = torch.stack(values).sum(0) if values else torch.zeros(5, dtype=torch.float64)
         return ClassificationCounts.from_values(
             torch.tensor(self.group.gather(total.tolist()), dtype=torch.float64).sum(0).tolist()

@@ -19,6 +19,7 @@ from pathlens.machine.memory import memory_named
 from pathlens.machine.precision import precision
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
+from pathlens.residual.modes import in_mode
 from pathlens.tables import Table, lock_run, write_together
 from pathlens.training import state
 from pathlens.training.batches import Augmentation, TrainingBatches
@@ -271,12 +272,8 @@ def _check(rescale: str, dtype: str, keep: Collection[int], recipe: Recipe, resu
 
 
 def _check_classes(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> None:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.no_grad():
+    with in_mode(model), torch.no_grad():
         logits = model(example)
-    for module, mode in modes:
-        module.training = mode
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise UsageError("only classifiers can be trained: the network must return logits of shape (N, classes)")
     for part in parts:
@@ -312,13 +309,8 @@ def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced
 def _ends(view: ResidualView | None, model: nn.Module, rule: Rule, rescale: str) -> list[tuple[str, ...]] | None:
     if view is None or rescale != "test" or min(rule.survival(len(view))) == 1:
         return None
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with in_mode(model):
         return last_layers(view)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) -> Path | None:
