@@ -1,4 +1,4 @@
-"""Studies run in the process of the tests: their modules have names of their own only for the length of a test."""
+"""Studies run in the process of the tests: their modules have names of their own only for the length of a body."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import pytest
+import torch
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 
 
 @contextlib.contextmanager
-def study(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def study(name: str) -> Iterator[ModuleType]:
     """The module ``run`` of a study; it and everything that it imports from ``studies/`` is forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(STUDIES))
-    monkeypatch.syspath_prepend(str(STUDIES / name))
-    _forget()
+    path = list(sys.path)
     # tests have modules of the same names
-    own = {path.stem for folder in (STUDIES, STUDIES / name) for path in folder.glob("*.py")}
+    own = {file.stem for folder in (STUDIES, STUDIES / name) for file in folder.glob("*.py")}
     others = {module: sys.modules.pop(module) for module in own if module in sys.modules}
+    sys.path[:0] = [str(STUDIES / name), str(STUDIES)]
     try:
         yield importlib.import_module("run")
     finally:
-        _forget()
+        sys.path[:] = path
+        for found, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file is not None and STUDIES in Path(file).parents and found != "__main__":
+                del sys.modules[found]
         sys.modules.update(others)
 
 
-def _forget() -> None:
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is not None and STUDIES in Path(file).parents and name != "__main__":
-            del sys.modules[name]
+def run_study(name: str, *arguments: str) -> None:
+    """Run a study to its end."""
+    threads = torch.get_num_threads()
+    try:
+        with study(name) as module:
+            assert module.main(list(arguments)) == 0
+    finally:
+        torch.set_num_threads(threads)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from studies_runner import run_study
-from study_modules import study
+from study_modules import run_study, study
 
 import pathlens
 from pathlens.tables import read_table
@@ -39,9 +38,9 @@ def done(tmp_path_factory):
 
 
 @pytest.fixture
-def own(monkeypatch):
+def own():
     """Loads a module of the study by its name."""
-    with study("critics", monkeypatch):
+    with study("critics"):
         yield importlib.import_module
 
 

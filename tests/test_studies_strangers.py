@@ -6,8 +6,7 @@ import os
 
 import pytest
 import torch
-from studies_runner import run_study
-from study_modules import study
+from study_modules import run_study, study
 
 import pathlens
 from pathlens.tables import Column, Table, read_table
@@ -71,9 +70,9 @@ def lesions_of(errors, kinds):
 
 
 @pytest.mark.parametrize(("errors", "agrees"), [((0.11, 0.3, 0.12), True), ((0.4, 0.3, 0.12), False)])
-def test_the_worst_block_is_judged_by_its_kind(errors, agrees, monkeypatch):
+def test_the_worst_block_is_judged_by_its_kind(errors, agrees):
     table = lesions_of(errors, ("identity", "padding", "identity"))
-    with study("strangers", monkeypatch) as run:
+    with study("strangers") as run:
         headlines = __import__("headlines")
         worst, single = headlines._worst(table), headlines._single(table)
         said = run.answers([{"network": "n", **worst}])
@@ -83,8 +82,8 @@ def test_the_worst_block_is_judged_by_its_kind(errors, agrees, monkeypatch):
     assert f"does not agree in: {'nothing' if agrees else 'which blocks'}" in said
 
 
-def test_correlation_of_sets_by_hand(monkeypatch):
-    with study("strangers", monkeypatch):
+def test_correlation_of_sets_by_hand():
+    with study("strangers"):
         correlation = __import__("headlines")._correlation
     # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24)
     found = correlation([(1, 0.2), (2, 0.1), (3, 0.4), (4, 0.3), (5, 0.5)], 1)
@@ -103,7 +102,7 @@ def test_without_the_files_it_ends_with_one_line(scale, tmp_path, monkeypatch, c
     monkeypatch.delenv("PATHLENS_DATA", raising=False)
     monkeypatch.setenv("PATHLENS_MODELS", str(tmp_path / "empty"))
     out = tmp_path / "out"
-    with study("strangers", monkeypatch) as run:
+    with study("strangers") as run:
         assert run.main(["--scale", scale, "--out", str(out)]) == 5
         monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
         assert run.main(["--scale", scale, "--out", str(out)]) == 5
@@ -116,8 +115,8 @@ def test_without_the_files_it_ends_with_one_line(scale, tmp_path, monkeypatch, c
 @pytest.mark.skipif(
     not {"PATHLENS_DATA", "PATHLENS_MODELS"} <= set(os.environ), reason="PATHLENS_DATA and PATHLENS_MODELS are not set"
 )
-def test_published_networks_are_opened_with_their_normalisation(monkeypatch):
-    with study("strangers", monkeypatch):
+def test_published_networks_are_opened_with_their_normalisation():
+    with study("strangers"):
         common, subjects = __import__("common"), __import__("subjects")
         asked = common.setting("strangers", "A study.", ["--device", "cpu"])
         one = subjects.published(asked, "resnet20")

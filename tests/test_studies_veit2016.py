@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from data_files import image_folder
-from studies_runner import run_study
+from study_modules import run_study
 
 import pathlens
 from pathlens.tables import read_table

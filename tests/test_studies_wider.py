@@ -7,8 +7,7 @@ import importlib
 import pytest
 import torch
 from scipy import stats
-from studies_runner import run_study
-from study_modules import study
+from study_modules import run_study, study
 from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
@@ -33,9 +32,9 @@ def done(tmp_path_factory):
 
 
 @pytest.fixture
-def own(monkeypatch):
+def own():
     """Loads a module of the study by its name."""
-    with study("wider_or_deeper", monkeypatch):
+    with study("wider_or_deeper"):
         yield importlib.import_module
 
 
