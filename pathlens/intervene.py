@@ -21,8 +21,7 @@ from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain
-from pathlens.residual.restricted import Choice, RestrictedNetwork
-from pathlens.residual.restricted import build as build_restricted
+from pathlens.residual.restricted import Choice, restricted
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 
 
@@ -31,7 +30,8 @@ def deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Ite
     """Delete the branches of some blocks: block i becomes s_i(S_i(x)).
 
     Args:
-        model: the model, or its view (then the plan is checked at once rather than at the first call).
+        model: the model, or its view. A model is traced anew in every ``with`` block, which takes seconds; a view was
+            traced already, and the plan is checked at once. In loops give a view.
         blocks: indices from 0; negative ones count from the end.
 
     Yields:
@@ -44,9 +44,10 @@ def deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Ite
 
     Example:
         >>> import torch, torchvision, pathlens
-        >>> model = torchvision.models.resnet18().eval()
-        >>> with pathlens.deleted(model, blocks=[3, 7]):
-        ...     logits = model(torch.zeros(1, 3, 64, 64))
+        >>> model, images = torchvision.models.resnet18().eval(), torch.zeros(2, 3, 64, 64)
+        >>> view = pathlens.find_blocks(model, images)
+        >>> with pathlens.deleted(view, blocks=[3, 7]):
+        ...     logits = model(images)
     """
     with applied(model, plans.delete(blocks)) as changed:
         yield changed
@@ -64,7 +65,7 @@ def reordered(model: nn.Module | ResidualView, order: Sequence[int]) -> Iterator
     """Run the blocks in another order.
 
     Args:
-        model: the model or its view.
+        model: the model or its view; in loops the view.
         order: ``order[p]`` is the block that runs at position p; only blocks of equal shapes inside a stage move.
 
     Yields:
@@ -91,7 +92,7 @@ def restrict_backward(
     the stem likewise without an own block. With all lengths allowed the gradients equal the ordinary ones.
 
     Args:
-        model: the model or its view.
+        model: the model or its view; in a training loop the view, or every step traces the model.
         lengths: allowed path lengths, such as ``range(5, 18)``.
         path: instead, one path, as the blocks whose branch it takes.
 
@@ -103,9 +104,10 @@ def restrict_backward(
 
     Example:
         >>> import torch, torchvision, pathlens
-        >>> model = torchvision.models.resnet18()
-        >>> with pathlens.restrict_backward(model, lengths=range(2, 6)):
-        ...     model(torch.randn(2, 3, 64, 64)).sum().backward()
+        >>> model, images = torchvision.models.resnet18(), torch.randn(2, 3, 64, 64)
+        >>> view = pathlens.find_blocks(model, images)
+        >>> with pathlens.restrict_backward(view, lengths=range(2, 6)):
+        ...     model(images).sum().backward()
     """
     with applied(model, plans.restrict(lengths, path)) as changed:
         forward = changed.__dict__["forward"]
@@ -120,7 +122,7 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
 
     Args:
-        model: the model or its view.
+        model: the model or its view; in loops the view.
         plan: what to do to it, from :mod:`pathlens.plans`.
 
     Raises:
@@ -150,7 +152,6 @@ class _Intervened:
         self._plans: dict[object, Plan] = {}
         self._view: ResidualView | None = None
         self._built: dict[tuple[int, tuple[Plan, ...]], tuple[Chain, Segment, list[str]]] = {}
-        self._networks: dict[int, RestrictedNetwork] = {}
         #: forward passes so far
         self.calls = 0
 
@@ -214,9 +215,7 @@ class _Intervened:
             raise UsageError("restrict_backward cannot be combined with another intervention on the same model")
         (plan,) = active
         assert isinstance(plan, Restriction)
-        network = self._networks.get(id(chain))
-        if network is None:
-            network = self._networks[id(chain)] = build_restricted(chain)
+        network = chain.once(restricted)
         if plan.path is not None:
             return network.run(images, Choice(path=frozenset(plan.path)))
         return network.run(images, Choice(lengths=frozenset(plan.lengths)))

@@ -6,9 +6,10 @@ except where a network has layers between two blocks (a downsampling layer, a sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -20,6 +21,7 @@ from pathlens.residual.segments import Segment, cut
 from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Chain:
     discovery: Discovery
     links: tuple[Link, ...]
     _segments: dict[tuple[str, int, int], Segment] = field(default_factory=dict, repr=False)
+    _derived: dict[Callable[[Chain], Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def boundaries(self) -> tuple[fx.Node, ...]:
@@ -78,6 +81,13 @@ class Chain:
         if segment is None:
             segment = self._segments[key] = self._cut(what, first, last)
         return segment
+
+    def once(self, make: Callable[[Chain], _T]) -> _T:
+        """What a function makes of this chain, made once: training loops enter a ``with`` block at every step."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        made: _T = self._derived[make]
+        return made
 
     def _cut(self, what: str, first: int, last: int) -> Segment:
         trace = self.trace

@@ -66,7 +66,7 @@ class RestrictedNetwork:
         return _call(self.head, x, values, updates), updates
 
 
-def build(chain: Chain) -> RestrictedNetwork:
+def restricted(chain: Chain) -> RestrictedNetwork:
     """Cut a chain for restricted backward passes.
 
     Raises:

@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
-from pathlens.residual.restricted import Choice, RestrictedNetwork
-from pathlens.residual.restricted import build as build_restricted
+from pathlens.residual.restricted import Choice, restricted
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 
 
@@ -40,15 +39,10 @@ class Restricted(nn.Module):
         self.model = view.model
         self._view = view
         self._choice = Choice(lengths=frozenset(range(first, last + 1)))
-        self._networks: dict[int, RestrictedNetwork] = {}
 
     def forward(self, images: Tensor, kept: None = None, factors: None = None, running: None = None) -> Tensor:
         """The model's logits, shape (N, classes)."""
-        chain = self._view.chain(images)
-        network = self._networks.get(id(chain))
-        if network is None:
-            network = self._networks[id(chain)] = build_restricted(chain)
-        results, updates = network.run(images, self._choice)
+        results, updates = self._view.chain(images).once(restricted).run(images, self._choice)
         _store(self.model, updates)
         return results[0]
 
@@ -79,7 +73,6 @@ class _Parts:
     bypass: tuple[_Part, ...]
     #: transition; branch, shortcut and what replaces the sum without the branch; and post-activation
     split: tuple[tuple[_Part, _Part, _Part], ...]
-    kinds: tuple[str, ...]
 
 
 class Partial(nn.Module):
@@ -128,7 +121,7 @@ class Partial(nn.Module):
                 (fork,) = before(updates, x)
                 branch, shortcut, bypass = both(updates, fork)
                 factor = 1.0 if factors is None else float(factors[index])
-                total = _total(parts.kinds[index], branch, shortcut, bypass, mask, factor)
+                total = _total(self._view[index].kind, branch, shortcut, bypass, mask, factor)
                 (x,) = after(updates, total)
         results = parts.head(updates, x)
         _store(self.model, updates)
@@ -157,7 +150,6 @@ class Partial(nn.Module):
             tuple(blocks),
             tuple(self._made(chain, [piece])[0] for piece in bypass),
             tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3)),
-            tuple(link.addition.kind for link in chain.links),
         )
 
     def _made(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
