@@ -92,6 +92,16 @@ class ClassificationCounts:
         return (self.n - self.correct) / self.n
 
     @property
+    def error_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the error; see :func:`wilson_interval`.
+
+        Raises:
+            NumericsError: no images were counted.
+        """
+        self._require_images()
+        return wilson_interval(self.n - self.correct, self.n)
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy in nats; NaN where any image had a logit that is not finite.
 

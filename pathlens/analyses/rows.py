@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pathlens.measure import ClassificationCounts, sample_interval, wilson_interval
+from pathlens.measure import ClassificationCounts, sample_interval
 from pathlens.plans import Reordering
 from pathlens.residual import ResidualView
 from pathlens.tables import Column
@@ -119,7 +119,7 @@ def _joined(items: Any) -> str:
 
 
 def _result(counts: ClassificationCounts) -> dict[str, Any]:
-    low, high = wilson_interval(counts.n - counts.correct, counts.n)
+    low, high = counts.error_interval
     return {
         "error": counts.error,
         "error_low": low,

@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pathlens.measure import ClassificationCounts, wilson_interval
+from pathlens.measure import ClassificationCounts
 from pathlens.tables import Column, Table
 
 HISTORY_COLUMNS = (
     Column("epoch", "", "epochs done"),
     Column("step", "", "steps done"),
     Column("lr", "", "learning rate of the epoch's last step"),
-    Column("blocks", "", "residual blocks in a step's sub-network, mean over the epoch"),
-    Column("train_loss", "nat", "mean loss as trained: augmented images, the step's sub-network"),
-    Column("train_error", "", "share classified wrongly, as trained"),
+    Column("blocks", "blocks", "residual blocks in a step's sub-network, mean over the epoch"),
+    Column("train_loss", "nats", "mean loss as trained: augmented images, the step's sub-network"),
+    Column("train_error", "fraction", "share classified wrongly, as trained"),
     Column(
-        "validation_loss", "nat", "mean cross-entropy of the whole network in eval mode; missing without such images"
+        "validation_loss", "nats", "mean cross-entropy of the whole network in eval mode; missing without such images"
     ),
-    Column("validation_error", "", "share of validation images classified wrongly"),
-    Column("validation_error_low", "", "lower end of the 95 % interval (Wilson)"),
-    Column("validation_error_high", "", "upper end of it"),
+    Column("validation_error", "fraction", "share of validation images classified wrongly"),
+    Column("validation_error_low", "fraction", "lower end of the 95 % interval (Wilson)"),
+    Column("validation_error_high", "fraction", "upper end of it"),
     Column("seconds", "s", "wall time of the epoch's steps, without evaluation and checkpoints"),
-    Column("images_per_second", "1/s", "training images over these seconds"),
+    Column("images_per_second", "images/s", "training images over these seconds"),
 )
 
 RESULT_COLUMNS = (
     Column("split", "", "validation, or test, which is read once, after the last epoch"),
-    Column("n", "", "images"),
-    Column("error", "", "share classified wrongly by the final network in eval mode"),
-    Column("error_low", "", "lower end of the 95 % interval (Wilson)"),
-    Column("error_high", "", "upper end of it"),
-    Column("loss", "nat", "mean cross-entropy"),
+    Column("n", "images", "images"),
+    Column("error", "fraction", "share classified wrongly by the final network in eval mode"),
+    Column("error_low", "fraction", "lower end of the 95 % interval (Wilson)"),
+    Column("error_high", "fraction", "upper end of it"),
+    Column("loss", "nats", "mean cross-entropy"),
 )
 
 
@@ -64,7 +64,7 @@ def epoch_row(
         "images_per_second": round(images / max(seconds, 1e-9), 1),
     }
     if validation is not None:
-        low, high = wilson_interval(validation.n - validation.correct, validation.n)
+        low, high = validation.error_interval
         row |= {
             "validation_loss": validation.loss,
             "validation_error": validation.error,
@@ -83,7 +83,7 @@ def result_table(counts: Mapping[str, ClassificationCounts], facts: Mapping[str,
     """Errors of the final network as a table, one row for each split."""
     rows: list[dict[str, Any]] = []
     for split, found in counts.items():
-        low, high = wilson_interval(found.n - found.correct, found.n)
+        low, high = found.error_interval
         rows.append(
             {
                 "split": split,
