@@ -41,6 +41,10 @@ class DataError(PathlensError):
     exit_code = 5
 
 
+class MissingSplitError(DataError):
+    """A data set without the split that was asked for. Exit code 5."""
+
+
 class NumericsError(PathlensError):
     """A value that is not finite, or two results that should agree and do not. Exit code 6."""
 

@@ -117,13 +117,12 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
     import torch
 
     from pathlens.analyses import view_of
+    from pathlens.data import check_labels
     from pathlens.machine import processes
     from pathlens.machine.memory import memory_named
     from pathlens.report import check_run_folder
 
-    mean, std = parse_channels(common.mean, "mean"), parse_channels(common.std, "std")
-    if (mean is None) != (std is None):
-        raise UsageError("--mean and --std belong together; give both or neither")
+    mean, std = parse_normalisation(common.mean, common.std)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.joined())
         opening = f"opening {common.model or DEFAULT_MODEL}"
@@ -135,7 +134,9 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
                 check_run_folder(common.out, verb)
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
-            _check_fit(loaded, data)
+            check_channels(loaded, data)
+            if loaded.num_classes is not None:
+                check_labels(data, loaded.num_classes)
             example = data.batch(0, min(2, data.n), mean=mean, std=std).images
             loaded.model.to(device)
             with foreign_output():
@@ -170,7 +171,7 @@ def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
 
     def opened(image_size: int | None) -> ImageData:
         return open_data(
-            _data_spec(common),
+            data_spec(common.data, common.model),
             split=common.split,
             limit=common.limit,
             image_size=image_size,
@@ -189,19 +190,31 @@ def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
         return loaded, data
     loaded = load_model(common.model, common.weights, seed=common.seed)
     size = common.image_size
-    if size is None and _data_spec(common).startswith("imagefolder:") and loaded.input_shape is not None:
+    spec = data_spec(common.data, common.model)
+    if size is None and spec.startswith("imagefolder:") and loaded.input_shape is not None:
         size = loaded.input_shape[-1]
     return loaded, opened(size)
 
 
-def _data_spec(common: Common) -> str:
-    if common.data is not None:
-        return common.data
-    if common.model in (None, DEFAULT_MODEL):
+def data_spec(data: str | None, model: str | None) -> str:
+    """The data as given; only the network that comes with pathlens has data of its own."""
+    if data is not None:
+        return data
+    if model in (None, DEFAULT_MODEL):
         return "digits"
     raise UsageError(
-        f"no data given for {common.model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
+        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
     )
+
+
+def parse_normalisation(
+    mean: str | None, std: str | None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """``--mean`` and ``--std``, both or neither."""
+    parsed = parse_channels(mean, "mean"), parse_channels(std, "std")
+    if (parsed[0] is None) != (parsed[1] is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    return parsed
 
 
 def _normalisation(
@@ -215,16 +228,13 @@ def _normalisation(
     return tuple(data.mean), tuple(data.std), f"of the data: {data.normalisation_source}"
 
 
-def _check_fit(loaded: LoadedModel, data: ImageData) -> None:
-    from pathlens.data import check_labels
-
+def check_channels(loaded: LoadedModel, data: ImageData) -> None:
+    """Raise if the images have another number of channels than the network takes."""
     if loaded.input_shape is not None and loaded.input_shape[0] != data.channels:
         raise DataError(
             f"{data.name} has images of {data.channels} channel(s) and {loaded.spec} takes {loaded.input_shape[0]}; "
-            "give data of the kind that the network was trained on"
+            "give data of the kind that the network is made for"
         )
-    if loaded.num_classes is not None:
-        check_labels(data, loaded.num_classes)
 
 
 @contextlib.contextmanager

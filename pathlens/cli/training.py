@@ -18,8 +18,15 @@ import typer
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_channels, parse_range
 from pathlens.cli.progress import progress_bar, waiting
-from pathlens.cli.setting import DEFAULT_MODEL, foreign_output, run_folder
-from pathlens.errors import DataError, UsageError
+from pathlens.cli.setting import (
+    DEFAULT_MODEL,
+    check_channels,
+    data_spec,
+    foreign_output,
+    parse_normalisation,
+    run_folder,
+)
+from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
     from pathlens.data import ImageData
@@ -167,9 +174,7 @@ def train(
     """
     given = dict(locals())
     rule = _rule(paths, blocks_per_batch, stochastic_depth, path_lengths, effective_depth, per)
-    channels = parse_channels(mean, "mean"), parse_channels(std, "std")
-    if (channels[0] is None) != (channels[1] is None):
-        raise UsageError("--mean and --std belong together; give both or neither")
+    channels = parse_normalisation(mean, std)
     keep = parse_range(keep_epochs, "keep-epochs") or ()
     import torch
 
@@ -192,11 +197,7 @@ def train(
             loaded = load_model(
                 model, weights, num_classes=parts[0].num_classes, in_channels=parts[0].channels, seed=seed
             )
-            if loaded.input_shape is not None and loaded.input_shape[0] != parts[0].channels:
-                raise DataError(
-                    f"{parts[0].name} has images of {parts[0].channels} channel(s) and {loaded.spec} takes "
-                    f"{loaded.input_shape[0]}; give data of the kind that the network is made for"
-                )
+            check_channels(loaded, parts[0])
             if group.leads:
                 stack.enter_context(run_folder(folder, "train"))
         facts = {
@@ -303,13 +304,7 @@ def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageDat
     from pathlens.data import open_data
     from pathlens.training import hold_out
 
-    spec = given["data"]
-    if spec is None:
-        if model not in (None, DEFAULT_MODEL):
-            raise UsageError(
-                f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
-            )
-        spec = "digits"
+    spec = data_spec(given["data"], model)
 
     def opened(split: str, limit: int | None = None) -> ImageData:
         return open_data(spec, split=split, limit=limit, image_size=given["image_size"], download=given["download"])
@@ -319,7 +314,7 @@ def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageDat
         part = opened(split)
         same = part.total == data.total and bool((part.labels[: data.n] == data.labels).all())
         if part.split != split or (same and opened(split, given["limit"]).fingerprint == data.fingerprint):
-            raise DataError(f"{spec} has no images of the split '{split}' beside those to train on")
+            raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
     data, wanted = opened("train", given["limit"]), given["validation"]
@@ -327,17 +322,14 @@ def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageDat
     if wanted is None:
         try:
             watched = other("validation")
-        except DataError as error:
-            if "'validation'" not in str(error):
-                raise  # the split is there, and something is wrong with it
+        except MissingSplitError:
             wanted = max(data.n // 10, len(set(data.labels.tolist())))
     tested: ImageData | None = None
     if given["test"]:
         try:
             tested = other("test")
-        except DataError as error:
-            remedy = "; give --no-test to train without test images" if "'test'" in str(error) else ""
-            raise DataError(f"{error}{remedy}") from error
+        except MissingSplitError as error:
+            raise MissingSplitError(f"{error}; give --no-test to train without test images") from error
     if wanted:
         data, watched = hold_out(data, wanted)
     return data, watched, tested

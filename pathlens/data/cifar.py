@@ -12,7 +12,7 @@ import torch
 
 from pathlens.data.images import ImageData, Normalisation
 from pathlens.data.sources import ArraySource, EncodedSource, Source
-from pathlens.errors import DataError
+from pathlens.errors import DataError, MissingSplitError
 
 CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR-10 training-set constants")
 CIFAR100 = Normalisation((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR-100 training-set constants")
@@ -31,12 +31,13 @@ def open_cifar(
     torchvision checks the files against their published MD5 before it reads them.
 
     Raises:
-        DataError: There is no such split, or the files are missing or damaged and ``download`` is not given or fails.
+        MissingSplitError: There is no such split.
+        DataError: The files are missing or damaged and ``download`` is not given or fails.
     """
     from torchvision import datasets
 
     if split not in ("train", "test"):
-        raise DataError(f"{name} has no split '{split}'; give train or test")
+        raise MissingSplitError(f"{name} has no split '{split}'; give train or test")
     folder = (root or default_root()).expanduser()
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     with contextlib.redirect_stdout(sys.stderr):  # some versions of torchvision print to stdout, which carries tables

@@ -11,7 +11,7 @@ import torch
 from pathlens.data.images import ImageData, Normalisation
 from pathlens.data.sources import EncodedSource
 from pathlens.data.splits import SPLITS, folder_name, split_of
-from pathlens.errors import DataError
+from pathlens.errors import DataError, MissingSplitError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet constants")
 IMAGE_SIZE = 224
@@ -27,7 +27,8 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     ``numpy.random.RandomState(0).permutation``, so that a prefix is roughly class-balanced.
 
     Raises:
-        DataError: The folder is missing, lacks the split, or has no class folders, or a class folder has no images.
+        MissingSplitError: The folder has folders for splits, and none for this one.
+        DataError: The folder is missing, or has no class folders, or a class folder has no images.
     """
     from torchvision.datasets import ImageFolder
 
@@ -86,7 +87,7 @@ def _place(folder: Path, split: str) -> tuple[Path, str]:
     if split == "test" and "test" not in found and "validation" in found:
         split = "validation"
     if split not in found:
-        raise DataError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(found))}")
+        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(found))}")
     return found[split], split
 
 

@@ -44,6 +44,7 @@ def open_data(
         The image set.
 
     Raises:
+        MissingSplitError: The data set has no such split.
         DataError: The data set is unknown or missing, or has rows that cannot be used; the message says which.
     """
     split = split_name(split)

@@ -20,7 +20,7 @@ from pathlens.data.decode import GREY_MODES, image_warnings, open_image
 from pathlens.data.images import ImageData
 from pathlens.data.sources import EncodedSource
 from pathlens.data.splits import SPLITS, folder_name, split_of
-from pathlens.errors import DataError
+from pathlens.errors import DataError, MissingSplitError
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -79,13 +79,16 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
     """The parquet files of a split in order, and the split that they are.
 
     Raises:
-        DataError: There are none, a shard is missing, or a single file is of another split than the one asked for.
+        MissingSplitError: There are none, or a single file is of another split than the one asked for.
+        DataError: The path does not exist, or a shard is missing.
     """
     if path.is_file():
         stated = split_of(path.name)
         # "test" may just be the default, and then the file decides; another split was asked for in so many words.
         if stated is not None and split not in (stated, "test"):
-            raise DataError(f"{path} is of the split '{stated}' and '{split}' is asked for; give that split's file")
+            raise MissingSplitError(
+                f"{path} is of the split '{stated}' and '{split}' is asked for; give that split's file"
+            )
         return [path], stated or split
     if not path.exists():
         raise DataError(f"{path} does not exist; give parquet: a parquet file, or a folder that holds them")
@@ -99,7 +102,9 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
                 return files, split
     others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet"))
     held = f"only {', '.join(others[:4])}{' ...' if len(others) > 4 else ''}" if others else "no parquet file at all"
-    raise DataError(f"{path} has no file of the split '{split}' ({split}.parquet), {held}; give one file by its path")
+    raise MissingSplitError(
+        f"{path} has no file of the split '{split}' ({split}.parquet), {held}; give one file by its path"
+    )
 
 
 class _Group(NamedTuple):
