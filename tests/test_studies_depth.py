@@ -182,6 +182,16 @@ def test_sentences_follow_the_numbers(own):
     start = {"blocks": 54, "contribution": "exact", "mean_length": 10.0, "mean_length_low": 9.0}
     assert "below half the blocks, as claimed" in module._start({**start, "mean_length_high": 11.0})
     assert "not told apart" in module._start({**start, "mean_length_high": 28.0})
+    trend = {"mode": "train", "weight_decay": 0, "contribution": "exact", "since": 0}
+    falls, rises = {**trend, "change_low": -2.0, "change_high": -1.0}, {**trend, **rising}
+    scales = [
+        {"weight_decay": 0, "epoch": epoch, "gamma": 1.0, "gradient_ratio": ratio}
+        for epoch, ratio in ((9, 0.3), (0, 0.6))
+    ]
+    assert "γ does not measure" in module._reason([falls], scales)
+    assert "1.00 times its value at initialisation and λ at 0.50 times" in module._reason([falls], scales)
+    assert module._reason([rises], scales) == ""
+    assert module._reason([falls], [{**row, "gradient_ratio": 0.6} for row in scales]) == ""
 
 
 def test_the_cpu_scale_takes_the_runs_of_the_first_study(own, monkeypatch, tmp_path):
@@ -199,3 +209,11 @@ def test_the_cpu_scale_takes_the_runs_of_the_first_study(own, monkeypatch, tmp_p
     assert all(run.arguments[-2:] == ("--weight-decay", "0") for run in others)
     given = common.setting("depth_in_training", "x", ["--scale", "cpu", "--runs", str(tmp_path)])
     assert checkpoints.shared(given).runs == tmp_path
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [(-6, -5, "not told apart"), (-9, -8, "are due to it")])
+def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words, own):
+    row = {"mode": "train", "contribution": "exact", "since": 0}
+    without = {**row, "weight_decay": 0, "change": -5.3, "change_low": -5.9, "change_high": -4.7}
+    with_it = {**row, "weight_decay": 0.1, "change": (low + high) / 2, "change_low": low, "change_high": high}
+    assert words in own("answers")._decay([without, with_it], 0.1)

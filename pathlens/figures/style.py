@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -235,11 +236,11 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
     columns = len(labels)  # as many as fit the width; they are filled one after the other
     while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) >= width - 0.05:
         columns -= 1
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / max(1, columns)))  # rows of even length
     figure = axes.get_figure(root=True)
     place: Literal["outside lower center", "outside upper center"]
     place = "outside lower center" if below else "outside upper center"
     if figure is not None:
-        columns = max(1, columns)
         figure.legend(handles, labels, loc=place, ncols=columns, borderaxespad=0.2, markerscale=enlarge)
 
 

@@ -50,7 +50,7 @@ def answers(
     lines += [_decay(tests, decay)]
     lines += [_scale(name, scales, decay) for name in ("gamma", "response_ratio", "gradient_ratio")]
     lines += [_predicts(row) for row in ranks if row["weight_decay"] == decay and row["scale"] == "predicted_length"]
-    lines.append(_peak(means, decay))
+    lines += [_peak(means, decay), _reason(tests, scales)]
     return "\n".join(f"- {line}" for line in lines if line)
 
 
@@ -108,7 +108,10 @@ def _decay(tests: Sequence[Row], decay: float) -> str:
     with_it, without = change(decay), change(min(others))
     if direction(with_it) == direction(without):
         due = with_it["change"] - without["change"]
-        said = f"the direction does not depend on it, and {due:+.1f} blocks are due to it"
+        ends = [row[f"change_{end}"] for row in (with_it, without) for end in ("low", "high")]
+        apart = None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])
+        told = "are due to it" if apart else "between the two are not told apart from the spread of the seeds"
+        said = f"the direction does not depend on it, and {due:+.1f} blocks {told}"
     else:
         said = "weight decay decides the direction, so that the claim depends on the recipe"
     return (
@@ -141,6 +144,22 @@ def _predicts(row: Row) -> str:
         f"Over the checkpoints, what the gradient ratio of the blocks predicts {said} the mean length "
         f"{WORDS[row['contribution']]} (rank correlation {row['rho']:+.2f}); measured lengths are "
         f"{row['measured_over_predicted']:.2f} times the predicted ones."
+    )
+
+
+def _reason(tests: Sequence[Row], scales: Sequence[Row]) -> str:
+    """Where the depth and the claimed driving force part: without weight decay, which acts on the scale itself."""
+    own = sorted((row for row in scales if row["weight_decay"] == 0), key=lambda row: row["epoch"])
+    trend = [row for row in tests if _is(row, 0) and row["contribution"] == "exact" and row["since"] == 0]
+    if not own or not trend or direction(trend[0]) != "shrinks":
+        return ""
+    gamma, ratio = (own[-1][name] / own[0][name] for name in ("gamma", "gradient_ratio"))
+    if ratio >= min(1.0, gamma):
+        return ""
+    return (
+        f"The likely reason: the scale γ does not measure how a branch enters the sum. Without weight decay it ends at "
+        f"{gamma:.2f} times its value at initialisation and λ at {ratio:.2f} times: the network lowers what branches "
+        "pass on, relative to their shortcuts, by other weights than γ, and with λ the paths get shorter."
     )
 
 

@@ -55,13 +55,10 @@ def trajectories(ranges: Rows, means: Rows, decay: float) -> Figure:
             middle.plot(line["epoch"], line["centre"], color=LOOKS[kind][0])
         middle.axhline(half, color=INK, ls=(0, (1, 1.5)), lw=0.8)
         decays = sorted(mean["weight_decay"].unique(), reverse=True)
-        for colour, one, above in zip((COLOURS[2], COLOURS[4]), decays, (False, True), strict=False):
+        for colour, one in zip((COLOURS[2], COLOURS[4]), decays, strict=False):
             line = _of(mean[mean["weight_decay"] == one], "exact", "train")
-            _band(right, line, "mean_length", colour, "-", None)
-            right.annotate(
-                f"weight decay {one:g}", line[["epoch", "mean_length"]].iloc[-1], (0, 5 if above else -5),
-                textcoords="offset points", ha="right", va="bottom" if above else "top", size=7, color=colour,
-            )  # fmt: skip
+            _band(right, line, "mean_length", colour, "-", f"weight decay {one:g}")
+        right.legend(loc="upper right")
         words = ("mean path length (blocks)", "effective lengths (blocks)", "exact mean path length (blocks)")
         for axes, letter, text in zip((left, middle, right), "abc", words, strict=True):
             _epochs(axes, frame["epoch"])
@@ -121,8 +118,8 @@ def gains_figure(means: Rows, ranges: Rows) -> Figure:
     frame, lengths = pd.DataFrame(means), pd.DataFrame(ranges)
     words = {
         "gamma": "batch-norm scale, mean |γ|",
-        "response_ratio": "response of the branch\nover that of the shortcut (std)",
-        "gradient_ratio": "gradient through the branch\nover that through the shortcut",
+        "response_ratio": "response (std),\nbranch / shortcut",
+        "gradient_ratio": "gradient norm λ,\nbranch / shortcut",
     }
     decays = sorted(frame["weight_decay"].unique(), reverse=True)
     with style():
