@@ -207,9 +207,7 @@ def data_spec(data: str | None, model: str | None) -> str:
     )
 
 
-def parse_normalisation(
-    mean: str | None, std: str | None
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+def parse_normalisation(mean: str | None, std: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """``--mean`` and ``--std``, both or neither."""
     parsed = parse_channels(mean, "mean"), parse_channels(std, "std")
     if (parsed[0] is None) != (parsed[1] is None):
