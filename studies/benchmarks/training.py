@@ -55,7 +55,7 @@ COLUMNS = (
     Column("ratio", "", "seconds of the first method of the benchmark over these, in the same repeat, median"),
     Column("ratio_min"),
     Column("ratio_max"),
-    Column("train_loss", "nat", "mean loss of the timed epoch, last repeat"),
+    Column("train_loss", "nats", "mean loss of the timed epoch, last repeat"),
 )
 
 SHARE = 23 / 54

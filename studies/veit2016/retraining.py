@@ -23,11 +23,11 @@ RUNS = (
     ("epochs", "", "of the run"),
     ("dtype", "", "numbers it was trained with"),
     ("blocks", "", "residual blocks in a step's sub-network, mean"),
-    ("test_error", "", "share of test images classified wrongly after the last epoch"),
-    ("test_error_low", "", "lower end of the 95 % interval over images (Wilson)"),
-    ("test_error_high", "", "upper end of it"),
+    ("test_error", "fraction", "share of test images classified wrongly after the last epoch"),
+    ("test_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
+    ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "", "images"),
-    ("train_loss", "nat", "mean loss of the last epoch as trained"),
+    ("train_loss", "nats", "mean loss of the last epoch as trained"),
     ("seconds", "s", "of all training steps, beside other runs on the same machine"),
     ("commit", "", "of the code that trained it"),
 )
@@ -51,9 +51,9 @@ HISTORY = (
     ("run", "", "name of the run"),
     ("epoch", "", "epochs done"),
     ("lr", "", "learning rate of the last step"),
-    ("train_loss", "nat", "mean loss as trained"),
-    ("train_error", "", "share classified wrongly as trained"),
-    ("validation_error", "", "share of held-out images classified wrongly by the whole network"),
+    ("train_loss", "nats", "mean loss as trained"),
+    ("train_error", "fraction", "share classified wrongly as trained"),
+    ("validation_error", "fraction", "share of held-out images classified wrongly by the whole network"),
     ("seconds", "s", "wall time of the steps"),
 )
 
