@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from study_modules import study
 
 import pathlens
 from pathlens.tables import read_table
-
-SCRIPT = Path(__file__).resolve().parents[1] / "studies" / "benchmarks" / "sweep.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,14 +26,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sweep() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_sweep", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def sweep() -> Iterator[ModuleType]:
+    with study("benchmarks", "sweep") as module:
+        yield module
 
 
 @pytest.fixture

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from study_modules import study
 
 from pathlens.tables import read_table
-
-FOLDER = Path(__file__).resolve().parents[1] / "studies" / "benchmarks"
 
 
 def test_it_measures_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("PATHLENS_DATA", raising=False)
-    training = importlib.import_module("training")
     small = ["--network", "preresnet20", "--part-network", "preresnet20", "--images", "24", "--part-images", "24"]
     more = ["--batch-size", "8", "--repeats", "1", "--threads", "1", "--workers", "0", "--dtypes", "float32"]
-    try:
+    with study("benchmarks", "training") as training:
         assert training.main([*small, *more, "--out", str(tmp_path)]) == 0
-    finally:
-        sys.modules.pop("training")
-        sys.modules.pop("sweep")
     rows = read_table(tmp_path / "training.parquet").rows
     assert [row["method"] for row in rows] == [
         "plain loop, float32",

@@ -27,13 +27,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import sweep
 import torch
+from side_by_side import (
+    cpu_abilities,
+    heading,
+    number,
+    open_batches,
+    open_network,
+    publish,
+    ranged,
+    say,
+    spread,
+    threads,
+)
 from torch import Tensor, nn
 
 from pathlens import find_blocks, load_model, path_gradients
 from pathlens.report import provenance
-from pathlens.tables import Column, Table, write_together
+from pathlens.tables import Column, Table
 
 COLUMNS = (
     Column("benchmark"),
@@ -74,21 +85,17 @@ def row(benchmark: str, method: str, about: dict[str, Any], seconds: list[float]
         "method": method,
         **about,
         "repeats": len(seconds),
-        "seconds": statistics.median(seconds),
-        "seconds_min": min(seconds),
-        "seconds_max": max(seconds),
-        "ratio": statistics.median(ratios) if ratios else None,
-        "ratio_min": min(ratios, default=None),
-        "ratio_max": max(ratios, default=None),
+        **spread("seconds", seconds),
+        **spread("ratio", ratios),
         "note": note,
     }
 
 
 def profile(args: argparse.Namespace, rows: list[Any]) -> dict[str, Any]:
     """The exact profile of one batch beside the ordinary pass, and what sampling would cost."""
-    loaded = sweep.open_network(args.network, args.seed)
+    loaded = open_network(args.network, args.seed)
     model = loaded.model
-    batches, data = sweep.open_batches(args.batch_size, args.batch_size, args.seed)
+    batches, data = open_batches(args.batch_size, args.batch_size, args.seed)
     images, labels = batches[0]
     view = find_blocks(model, images)
     for parameter in model.parameters():
@@ -104,7 +111,7 @@ def profile(args: argparse.Namespace, rows: list[Any]) -> dict[str, Any]:
         plain.append(min(ordinary(model, images, labels) for _ in range(3)))
         seconds, table = timed(exact)
         whole.append(seconds)
-        sweep.say(f"profile, repeat {repeat}: ordinary {plain[-1]:.3f} s, exact {seconds:.3f} s")
+        say(f"profile, repeat {repeat}: ordinary {plain[-1]:.3f} s, exact {seconds:.3f} s")
     about = {"network": args.network, "blocks": len(view), "images": len(labels), "device": "cpu"}
     difference = table.provenance["relative_difference_to_autograd"]
     rows.append(row("profile", "ordinary forward and input gradient", about, plain, plain, ""))
@@ -148,11 +155,11 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 def deep(args: argparse.Namespace, rows: list[Any]) -> None:
     """600 blocks on a batch of 4."""
     model = load_model(args.deep_network, "random", seed=args.seed).model
-    batches, _ = sweep.open_batches(4, 4, args.seed)
+    batches, _ = open_batches(4, 4, args.seed)
     calibrate(model, batches[0][0])
     found, view = timed(lambda: find_blocks(model, batches[0][0]))
     seconds, table = timed(lambda: path_gradients(view, batches, method="exact"))
-    sweep.say(f"deep: finding {found:.1f} s, exact {seconds:.1f} s")
+    say(f"deep: finding {found:.1f} s, exact {seconds:.1f} s")
     about = {"network": args.deep_network, "blocks": len(view), "images": 4, "device": "cpu"}
     rows.append(row("deep", "finding the blocks", about, [found], [], "random weights, calibrated"))
     difference = table.provenance["relative_difference_to_autograd"]
@@ -171,7 +178,7 @@ def deep(args: argparse.Namespace, rows: list[Any]) -> None:
 def gpu(args: argparse.Namespace, rows: list[Any]) -> None:
     """54 blocks and all lengths over many images."""
     model = load_model(args.gpu_network, "random", seed=args.seed).model.cuda()
-    batches, _ = sweep.open_batches(args.gpu_rows, args.gpu_batch_size, args.seed)
+    batches, _ = open_batches(args.gpu_rows, args.gpu_batch_size, args.seed)
     moved = [(images.cuda(), labels.cuda()) for images, labels in batches]
     view = find_blocks(model, moved[0][0])
     path_gradients(view, moved[:1], method="exact")
@@ -181,29 +188,25 @@ def gpu(args: argparse.Namespace, rows: list[Any]) -> None:
 
 
 def markdown(table: Table) -> str:
-    facts, hardware = table.provenance, table.provenance["hardware"]
+    facts = table.provenance
     lines = [
-        "# Benchmark of path gradients",
-        "",
-        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
-        "",
-        f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads; "
-        f"GPUs: {', '.join(hardware['gpus']) or 'none'}",
-        f"- Versions: Python {facts['versions']['python']}, torch {facts['versions']['torch']}",
-        f"- Profile: {facts['network']} with weights {facts['weights']}; {facts['data']}; seed {facts['seed']}",
-        "",
+        *heading(
+            "Benchmark of path gradients",
+            facts,
+            f"Profile: {facts['network']} with weights {facts['weights']}; {facts['data']}; seed {facts['seed']}",
+        ),
         "| benchmark | method | network | blocks | images | device | seconds | ratio | note |",
         "|---|---|---|---:|---:|---|---:|---:|---|",
     ]
     for r in table.rows:
         texts = [r["benchmark"], r["method"], r["network"], r["blocks"], r["images"], r["device"]]
-        cells = [*map(str, texts), sweep.ranged(r, "seconds"), _ratio(r), str(r["note"])]
+        cells = [*map(str, texts), ranged(r, "seconds"), _ratio(r), str(r["note"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _ratio(r: dict[str, Any]) -> str:
-    return sweep.number(r["ratio"]) if r["ratio_min"] is None else sweep.ranged(r, "ratio")
+    return number(r["ratio"]) if r["ratio_min"] is None else ranged(r, "ratio")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -226,23 +229,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks, write ``paths`` as table and page, print the page."""
     args = parse(argv)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
     rows: list[Any] = []
-    try:
+    with threads(args.threads):
         facts = profile(args, rows)
         deep(args, rows)
         if torch.cuda.is_available():
             gpu(args, rows)
         options = {name: value for name, value in vars(args).items() if name != "out"}
-        table = Table(COLUMNS, tuple(rows), provenance(**options, **facts, cpu_capability=sweep.cpu_abilities()))
-    finally:
-        torch.set_num_threads(threads)
-    page = markdown(table)
-    args.out.mkdir(parents=True, exist_ok=True)
-    files = {args.out / name: content for name, content in table.files("paths").items()}
-    write_together({**files, args.out / "paths.md": page.encode()})
-    print(page)
+        table = Table(COLUMNS, tuple(rows), provenance(**options, **facts, cpu_capability=cpu_abilities()))
+    publish(args.out, "paths", markdown(table), paths=table)
     return 0
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
 import subprocess
 import sys
@@ -37,17 +36,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import (
+    Batches,
+    cpu_abilities,
+    heading,
+    number,
+    open_batches,
+    open_network,
+    publish,
+    ranged,
+    say,
+    spread,
+    threads,
+)
 from torch import Tensor, nn
 
-from pathlens import ResidualView, delete_blocks, find_blocks, load_model, open_data
+from pathlens import ResidualView, delete_blocks, find_blocks
 from pathlens.models import LoadedModel, PreActResNet
 from pathlens.report import provenance
-from pathlens.tables import Column, Table, write_together
-
-Batches = list[tuple[Tensor, Tensor]]
+from pathlens.tables import Column, Table
 
 LOOP, FORWARD, PATHLENS, FINDING = "obvious loop", "plain forward", "pathlens", "finding the blocks"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the published CIFAR weights expect
 ROUNDING = 1e-4  # of the largest logit
 
 
@@ -74,31 +83,6 @@ class Loop:
 
     wrong: list[int]
     undecided: list[int]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def open_network(name: str, seed: int) -> LoadedModel:
-    """The network with trained weights where there are any, else with seeded random ones."""
-    folder = os.environ.get("PATHLENS_MODELS")
-    files = sorted(Path(folder, "pytorch_resnet_cifar10").glob(f"{name}-*.th")) if folder else []
-    return load_model(name, files[0] if files else "random", seed=seed)
-
-
-def open_batches(rows: int, batch_size: int, seed: int) -> tuple[Batches, str]:
-    """Normalised 32x32 colour images in memory, and what they are."""
-    folder = os.environ.get("PATHLENS_DATA")
-    path = Path(folder, "cifar10-jpeg", "test.parquet") if folder else None
-    if path is not None and path.is_file():
-        data = open_data(f"parquet:{path}", limit=rows)
-        batches = [(batch.images, batch.labels) for batch in data.batches(batch_size, mean=MEAN, std=STD)]
-        return batches, f"first {data.n} rows of {data.name}, split {data.split}"
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(rows, 3, 32, 32, generator=generator)
-    labels = torch.randint(10, (rows,), generator=generator)
-    return list(zip(images.split(batch_size), labels.split(batch_size), strict=True)), f"random (seed {seed})"
 
 
 def branch_ends(model: nn.Module, view: ResidualView) -> list[nn.Module]:
@@ -293,12 +277,8 @@ def summary(timings: list[Timing], facts: dict[str, Any]) -> Table:
             {
                 **{k: v for k, v in asdict(mine[0]).items() if k not in ("repeat", "seconds")},
                 "repeats": len(mine),
-                "seconds": statistics.median(seconds),
-                "seconds_min": min(seconds),
-                "seconds_max": max(seconds),
-                "speedup": statistics.median(ratios) if ratios else None,
-                "speedup_min": min(ratios, default=None),
-                "speedup_max": max(ratios, default=None),
+                **spread("seconds", seconds),
+                **spread("speedup", ratios),
                 "speedup_with_finding": statistics.median(whole) if whole else None,
                 "largest_error_change": max(
                     (t.largest_error_change for t in mine if t.largest_error_change is not None), default=None
@@ -323,29 +303,17 @@ ABOUT = {
 }
 
 
-def cpu_abilities() -> str:
-    """The instructions that decide how fast each type is."""
-    information = Path("/proc/cpuinfo")
-    amx = information.is_file() and "amx_bf16" in information.read_text()
-    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if amx else "")
-
-
 def markdown(table: Table) -> str:
     """The summary for people."""
-    facts, hardware = table.provenance, table.provenance["hardware"]
+    facts = table.provenance
     lines = [
-        "# Benchmark of the single-block sweep",
-        "",
-        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
-        "",
-        f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {hardware['cores_allowed']} cores, "
-        f"{facts['threads']} threads; GPUs: {', '.join(hardware['gpus']) or 'none'}",
-        f"- Versions: Python {facts['versions']['python']}, torch {facts['versions']['torch']}, "
-        f"pathlens {facts['versions']['pathlens'] or '(not installed)'}",
-        f"- Network and data on the CPU: {facts['network']} with weights {facts['weights']}; {facts['data']}; "
-        f"batches of {facts['batch_size']}; seed {facts['seed']}",
-        f"- Whole benchmark: {facts['wall_time_seconds']:.0f} s",
-        "",
+        *heading(
+            "Benchmark of the single-block sweep",
+            facts,
+            f"Network and data on the CPU: {facts['network']} with weights {facts['weights']}; {facts['data']}; "
+            f"batches of {facts['batch_size']}; seed {facts['seed']}",
+            f"Whole benchmark: {facts['wall_time_seconds']:.0f} s",
+        ),
         "Seconds and speedups are medians over the repeats, with the smallest and largest in brackets. Speedups are "
         "against the plain way in float32, in the same repeat.",
     ]
@@ -361,15 +329,6 @@ def markdown(table: Table) -> str:
                 ]  # fmt: skip
                 lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def number(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def ranged(row: dict[str, Any], name: str) -> str:
-    value = row[name]
-    return "" if value is None else f"{value:.3g} ({row[f'{name}_min']:.3g}-{row[f'{name}_max']:.3g})"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -394,9 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks, write ``sweep`` (the summary) and ``sweep-runs`` (every run), print the summary."""
     args = parse(argv)
     began = time.perf_counter()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         loaded = open_network(args.network, args.seed)
         batches, data = open_batches(args.rows, args.batch_size, args.seed)
         timings = start_up(args.repeats)
@@ -418,15 +375,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             cpu_capability=cpu_abilities(),
             wall_time_seconds=round(time.perf_counter() - began, 1),
         )
-    finally:
-        torch.set_num_threads(threads)
-    table = summary(timings, facts)
     columns = tuple(Column(field.name, *ABOUT.get(field.name, ("", ""))) for field in fields(Timing))
     runs = Table(columns, tuple(asdict(timing) for timing in timings), facts)
-    text = markdown(table)
-    contents = {**runs.files("sweep-runs"), **table.files("sweep"), "sweep.md": text.encode()}
-    write_together({args.out / name: data for name, data in contents.items()})
-    print(text)
+    table = summary(timings, facts)
+    publish(args.out, "sweep", markdown(table), sweep_runs=runs, sweep=table)
     return 0
 
 

@@ -21,16 +21,15 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import sweep
 import torch
 from PIL import Image
+from side_by_side import cpu_abilities, heading, publish, ranged, say, spread, threads
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -38,7 +37,7 @@ from torchvision import transforms
 import pathlens
 from pathlens.data import ImageData
 from pathlens.report import provenance
-from pathlens.tables import Column, Table, write_together
+from pathlens.tables import Column, Table
 from pathlens.training import BlocksPerBatch, Full, Recipe, Rule, train
 
 COLUMNS = (
@@ -138,7 +137,7 @@ def measure(
         for name, method in methods.items():
             took, losses[name] = method()
             seconds[name].append(took)
-            sweep.say(f"{benchmark}, repeat {repeat}: {name} {took:.2f} s, loss {losses[name]:.3f}")
+            say(f"{benchmark}, repeat {repeat}: {name} {took:.2f} s, loss {losses[name]:.3f}")
     first = seconds[next(iter(methods))]
     for name, taken in seconds.items():
         ratios = [plain_one / one for plain_one, one in zip(first, taken, strict=True)]
@@ -148,12 +147,8 @@ def measure(
                 "method": name,
                 **about,
                 "repeats": repeats,
-                "seconds": statistics.median(taken),
-                "seconds_min": min(taken),
-                "seconds_max": max(taken),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
+                **spread("seconds", taken),
+                **spread("ratio", ratios),
                 "train_loss": losses[name],
             }
         )
@@ -175,23 +170,19 @@ def open_images(rows: int) -> tuple[ImageData, str]:
 
 
 def markdown(table: Table) -> str:
-    facts, hardware = table.provenance, table.provenance["hardware"]
+    facts = table.provenance
     lines = [
-        "# Benchmark of training",
-        "",
-        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
-        "",
-        f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {facts['threads']} threads, {facts['workers']} "
-        f"workers for the plain loop; GPUs: {', '.join(hardware['gpus']) or 'none'}",
-        f"- Versions: Python {facts['versions']['python']}, torch {facts['versions']['torch']}",
-        f"- Data: {facts['data']}; seed {facts['seed']}",
-        "",
+        *heading(
+            "Benchmark of training",
+            facts,
+            f"Data: {facts['data']}; seed {facts['seed']}; {facts['workers']} workers for the plain loop",
+        ),
         "| benchmark | method | network | images | seconds an epoch | times faster | loss |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
     for r in table.rows:
         texts = [str(r["benchmark"]), str(r["method"]), str(r["network"]), str(r["images"])]
-        cells = [*texts, sweep.ranged(r, "seconds"), sweep.ranged(r, "ratio"), f"{r['train_loss']:.3f}"]
+        cells = [*texts, ranged(r, "seconds"), ranged(r, "ratio"), f"{r['train_loss']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -218,10 +209,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks, write ``training`` as table and page, print the page."""
     args = parse(argv)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
-    try:
+    with threads(args.threads):
         recipe = Recipe(epochs=2, batch_size=args.batch_size, lr=0.05)
 
         def fresh(name: str) -> nn.Module:
@@ -254,14 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         about |= {"network": args.part_network, "images": args.part_images}
         measure(f"blocks per batch, {kind}", parts, about, args.repeats, rows)
         options = {name: value for name, value in vars(args).items() if name != "out"}
-        table = Table(COLUMNS, tuple(rows), provenance(**options, data=words, cpu_capability=sweep.cpu_abilities()))
-    finally:
-        torch.set_num_threads(threads)
-    page = markdown(table)
-    args.out.mkdir(parents=True, exist_ok=True)
-    files = {args.out / name: content for name, content in table.files("training").items()}
-    write_together({**files, args.out / "training.md": page.encode()})
-    print(page)
+        table = Table(COLUMNS, tuple(rows), provenance(**options, data=words, cpu_capability=cpu_abilities()))
+    publish(args.out, "training", markdown(table), training=table)
     return 0
 
 
