@@ -119,7 +119,7 @@ def responses_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """Logarithmic ticks: 1, 2 and 5 of each power of ten as plain numbers on a short axis, else powers of ten."""
+    """Logarithmic ticks: powers of ten, on a short axis their multiples as plain numbers, so that some are in view."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
@@ -127,7 +127,11 @@ def log_ticks(axes: Axes, which: str) -> None:
         axis.set_major_locator(LogLocator(numticks=7))
         axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(np.log10(value))))
     else:
-        axis.set_major_locator(FixedLocator([step * 10.0**power for power in powers for step in (1, 2, 5)]))
+        for steps in ((1, 2, 5), (1, 2, 3, 4, 6, 8)):
+            ticks = [tick for power in powers for step in steps if low <= (tick := step * 10.0**power) <= high]
+            if len(ticks) > 3:
+                break
+        axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
