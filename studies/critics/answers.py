@@ -10,7 +10,8 @@ from shortcuts import verdict
 TALK = (
     "Where the small network on digits and the published network disagree, size and task are confounded. A block that "
     "changes shapes cannot be compared with the others by the size of its response alone, because its shortcut throws "
-    "channels or positions away; the rows `identity` leave such blocks out. A deleted shortcut also changes the scale "
+    "channels or positions away; the rows `identity` leave such blocks out. The ConvNeXt's branches begin scaled by "
+    "0.1, which may be all it takes for single ones not to matter. A deleted shortcut also changes the scale "
     "of everything after it, for which the later layers were not trained, so that harm by it is no proof that the "
     "paths through it were members of an ensemble."
 )
