@@ -180,6 +180,17 @@ def test_other_images_or_weights_are_named(folder: Path) -> None:
         train(network(14).float(), kept, **options)
     with pytest.raises(RunError, match=r"train_sha256 was .*; train_images was 80 and is 70"):
         train(network().float(), fewer, **options)
+    others = kept.subset(torch.arange(20), "validation")
+    with pytest.raises(RunError, match=r"arguments \(validation_sha256 was \S+ and is [^;]*\)"):
+        train(network().float(), kept, **{**options, "validation": others})
+
+
+def test_epochs_that_cannot_be_kept_end_the_run_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "epochs").write_text("in the way")
+    with pytest.raises(
+        CheckpointError, match=r"cannot write weights to \S+epoch-000.safetensors: .*: give another path$"
+    ):
+        run(tmp_path, keep_epochs=[0])
 
 
 def damaged(content: bytes, how: str) -> bytes:

@@ -263,13 +263,19 @@ class Run:
             network = self.final()
             if self.validation is not None:
                 tested = self.evaluate(network, self.validation)
-            if epoch in self.keep_epochs and self.on_keep is not None and self.group.leads:
-                self.on_keep(epoch, network)
+            if epoch in self.keep_epochs:
+                self.keep(epoch, network)
         row = epoch_row(epoch, done, lr, sums, self.batches.per_epoch, tested)
         row |= {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         self.history.append(row)
         if self.on_epoch is not None and self.group.leads:
             self.on_epoch(row)
+
+    def keep(self, epoch: int, network: nn.Module) -> None:
+        """Hand on the network of an epoch that is to be kept, in the process that leads."""
+        with self.group.agreed():
+            if self.on_keep is not None and self.group.leads:
+                self.on_keep(epoch, network)
 
     def _save(self, optimizer: torch.optim.Optimizer, position: state.Position) -> None:
         if self.folder is None:

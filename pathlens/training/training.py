@@ -173,6 +173,7 @@ def train(
             "std": list(own_std),
             "train_sha256": data.fingerprint,
             "train_images": data.n,
+            "validation_sha256": validation.fingerprint if validation else None,
             "validation_images": validation.n if validation else 0,
             "compiled": compiled,
             "keep_epochs": sorted(keep_epochs),
@@ -210,7 +211,6 @@ def train(
         def kept(epoch: int, network: nn.Module) -> None:
             if folder is not None:
                 path = folder / "epochs" / f"epoch-{epoch:03}.safetensors"
-                path.parent.mkdir(exist_ok=True)
                 save_weights(path, network, {**metadata, "epochs_done": str(epoch)})
 
         run = Run(
@@ -239,8 +239,8 @@ def train(
             on_epoch=on_epoch,
             progress=progress,
         )
-        if 0 in keep_epochs and found is None and group.leads:
-            kept(0, run.final())
+        if 0 in keep_epochs and found is None:
+            run.keep(0, run.final())
         run.run(found)
         if ends is not None:
             assert view is not None
