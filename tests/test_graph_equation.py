@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from itertools import combinations
 from math import comb
 
@@ -111,6 +113,17 @@ def test_latex_is_whole_and_its_formulas_parse(name):
         assert formula.count("[") == formula.count("]")
     outside = re.sub(r"\\\(.*?\\\)", "", text)
     assert not re.search(r"(?<!\\)[_&#$^]", outside)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("name", CASES)
+def test_latex_compiles_without_lines_that_are_too_long(name, tmp_path):
+    (tmp_path / "equation.tex").write_text(pathlens.equation(found(name)[1], "latex"), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "equation.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-500:]
+    assert b"Overfull" not in done.stdout
+    assert (tmp_path / "equation.pdf").stat().st_size > 0
 
 
 def test_names_are_text_in_latex():
