@@ -259,6 +259,38 @@ class ShakeShake(Trunk):
         return self.first(x)
 
 
+class ShakeShakeDown(nn.Module):
+    """Gastaldi 2017 where shapes change: the shortcut is a ReLU of the input, seen by two shifted projections."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.one, self.two = (
+            nn.Sequential(nn.ReLU(), conv(width, out, 3, 2), nn.BatchNorm2d(out), nn.ReLU(), conv(out, out))
+            for _ in range(2)
+        )
+        self.left, self.right = conv(width, out // 2, 1), conv(width, out // 2, 1)
+        self.norm = nn.BatchNorm2d(out)
+
+    def shortcut(self, x):
+        x = torch.relu(x)
+        shifted = nn.functional.pad(x, (-1, 1, -1, 1))
+        parts = [self.left(nn.functional.avg_pool2d(x, 1, 2)), self.right(nn.functional.avg_pool2d(shifted, 1, 2))]
+        return self.norm(torch.cat(parts, 1))
+
+    def forward(self, x):
+        return 0.5 * self.one(x) + 0.5 * self.two(x) + self.shortcut(x)
+
+
+class ShakeShakeStages(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.first = conv(3, 6)
+        self.blocks = nn.Sequential(ShakeShakeBlock(6), ShakeShakeDown(6, 8), ShakeShakeBlock(8))
+
+    def stem(self, x):
+        return self.first(x)
+
+
 class SmallBlock(nn.Module):
     """A post-activation block without batch norm."""
 

@@ -344,6 +344,9 @@ CASES = {
     "repvgg": Case(nets.RepVGG, IMAGE, "ppp", "001", names=("stages.1", "stages.2", "stages.4")),
     "post_norm": Case(nets.PostNorm, SMALL, "ii", "00", names=("blocks.0", "blocks.1")),
     "shake_shake": Case(nets.ShakeShake, SMALL, "ii", "00", names=("blocks.0", "blocks.1"), random=True),
+    "shake_shake_stages": Case(
+        nets.ShakeShakeStages, SMALL, "ipi", "011", names=tuple(f"blocks.{i}" for i in range(3)), random=True
+    ),
     "unet": Case(nets.UNet, SMALL, "ii", "00", names=("before", "after")),
     "edsr": Case(nets.EDSR, SMALL, "i", "0"),
     "one_function": Case(nets.OneFunction, SMALL, "iii", "000"),

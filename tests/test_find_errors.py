@@ -47,6 +47,21 @@ class TwoTrunks(nn.Module):
         return torch.cat([a, b], 1)
 
 
+class TwoActivations(nn.Module):
+    """Both sides of the sum are of one form, so that neither is a shortcut."""
+
+    def __init__(self, deep):
+        super().__init__()
+        first, second = (nn.Sequential(nn.ReLU(), nets.conv(3, 4, 3, 2)) for _ in range(2))
+        if deep:
+            first.extend([nn.ReLU(), nets.conv(4, 4)])
+            second.extend([nn.ReLU(), nets.conv(4, 4)])
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return (self.first(x) + self.second(x)).mean((2, 3))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -71,6 +86,12 @@ class TwoInputs(nn.Module):
 class Raises(nn.Module):
     def forward(self, x):
         raise ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_two_sides_of_one_form_are_no_block(deep):
+    message = refused(lambda: find_blocks(TwoActivations(deep), torch.zeros(2, 3, 8, 8)), NoResidualBlocksError)
+    assert "both sides are nonlinear" in message
 
 
 def test_concatenations_are_named():

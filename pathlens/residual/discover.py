@@ -259,7 +259,17 @@ class _Finder:
             return best, "projection", ""
         if resized and self._weights(sides[best]) <= 1 and all(self._weights(sides[index]) > 1 for index in rest):
             return best, "projection", ""
+        maps = [index for index, side in enumerate(sides) if self._is_map_of_activation(fork, side)]
+        if len(maps) == 1 and not self._same_shape(fork, terms[maps[0]]):
+            return maps[0], "projection", ""
         return None, "", "both sides are nonlinear, so that neither is a shortcut"
+
+    def _is_map_of_activation(self, fork: fx.Node, side: set[fx.Node]) -> bool:
+        """Whether a side is linear in an activation of the fork, as where shake-shake networks change shapes."""
+        return all(
+            ops.is_linear(item, self.dependent) or (ops.is_pointwise(item) and item.all_input_nodes == [fork])
+            for item in side
+        )
 
     def _is_rescaled(self, term: fx.Node) -> bool:
         """Whether a term is something times one number, fixed or learned."""
