@@ -111,8 +111,8 @@ def test_chunks_change_nothing(monkeypatch, name, chunk):
 
 
 STRANGERS = (
-    "arithmetic", "norm_free", "repvgg", "shake_shake", "unet", "edsr", "shared", "mobile", "inplace", "denoiser",
-    "encoder_post", "parallel", "gpt", "folded_windows", "tuple_out",
+    "arithmetic", "norm_free", "repvgg", "shake_shake", "shake_shake_stages", "unet", "edsr", "shared", "mobile",
+    "inplace", "denoiser", "encoder_post", "parallel", "gpt", "folded_windows", "tuple_out",
 )  # fmt: skip
 
 

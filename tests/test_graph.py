@@ -26,7 +26,8 @@ from pathlens.graph import unravel
 from pathlens.residual.gradients import Linearisation
 
 IMAGE = torch.zeros(2, 3, 16, 16)
-PLAIN_CHAINS = [name for name in CASES if name not in ("repvgg", "shake_shake", "unet", "edsr", "parallel")]
+MERGES_INSIDE = ("repvgg", "shake_shake", "shake_shake_stages", "unet", "edsr", "parallel")
+PLAIN_CHAINS = [name for name in CASES if name not in MERGES_INSIDE]
 
 
 @cache
