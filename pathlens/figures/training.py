@@ -37,7 +37,7 @@ def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
                     )
             axes.set_xlabel("epoch")
             axes.set_ylim(bottom=0)
-        loss.set_ylabel("cross-entropy (nat)")
+        loss.set_ylabel("cross-entropy (nats)")
         error.set_ylabel("error (%)")
         error.legend(loc="upper right")
         rate = loss.twinx()

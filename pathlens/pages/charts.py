@@ -235,7 +235,7 @@ def _history(run: Run, table: Table) -> list[Chart]:
     found = []
     for what, factor, y in (
         ("error", 100, _PERCENT),
-        ("loss", 1, {"label": "cross-entropy (nat)"}),
+        ("loss", 1, {"label": "cross-entropy (nats)"}),
     ):
         series: Rows = []
         for key, name, colour in (("validation", "validation", 1), ("train", "as trained", 0)):

@@ -20,7 +20,8 @@ DISCUSSION = (
     "pass uses all blocks at every effective depth, so that L = 1 still trains a deep network, each block as if the "
     "blocks after it were fixed. Equal multiply-adds are not equal parameters, memory, or time: wide networks hold "
     "more arithmetic in fewer steps one after the other. On data that every network nearly solves, differences are "
-    "bounded by what is left to gain, and the test loss shows what the error is too coarse for."
+    "bounded by what is left to gain, and the test loss shows what the error is too coarse for. "
+    "Every row is compared with one and the same baseline, and no interval is widened for there being several."
 )
 
 
@@ -86,7 +87,7 @@ def answers(summary: Sequence[Row], costs: Sequence[Row]) -> str:
 def _points(row: Row) -> str:
     return (
         f"error {100 * row['error_difference']:+.2f} points ({verdict(row)}), test loss "
-        f"{row['loss_difference']:+.3f} nat ({verdict(row, 'loss')}), seeds: {row['seeds']}"
+        f"{row['loss_difference']:+.3f} nats ({verdict(row, 'loss')}), seeds: {row['seeds']}"
     )
 
 

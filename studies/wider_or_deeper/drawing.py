@@ -24,7 +24,7 @@ def depths_figure(summary: Rows, runs: Rows) -> Figure:
         figure = new_figure(DOUBLE, 2.6)
         panels: list[Axes] = list(figure.subplots(1, 2))
         for axes, (name, factor, words) in zip(
-            panels, (("test_error", 100, "test error (%)"), ("test_loss", 1, "test loss (nat)")), strict=True
+            panels, (("test_error", 100, "test error (%)"), ("test_loss", 1, "test loss (nats)")), strict=True
         ):
             for place, (_, row) in enumerate(frame.iterrows()):
                 deep = row["network"] == frame["network"].iloc[0]
@@ -84,7 +84,7 @@ def epochs_figure(rows: Rows) -> Figure:
             label = f"{name}, " + ("whole gradient" if depth == "all" else f"L = {depth}")
             left.plot(line["epoch"], line["train_loss"], label=label, **look)
             right.plot(line["epoch"], 100 * line["validation_error"], **look)
-        for axes, words in ((left, "training loss (nat)"), (right, "validation error (%)")):
+        for axes, words in ((left, "training loss (nats)"), (right, "validation error (%)")):
             axes.set_xlabel("epoch")
             axes.set_ylabel(words)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
