@@ -232,6 +232,8 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         enlarge: size of the marks in the legend, relative to those in the axes.
     """
     handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
     widths = [0.35 + text_inches(text) for text in labels]
     columns = len(labels)  # as many as fit the width; they are filled one after the other
     while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) >= width - 0.05:
