@@ -14,6 +14,7 @@ from hypothesis import settings
 # (pytest -n) share the cores.
 _BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // _BESIDE)))
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # programs that tests start likewise
 
 # One slow example on a busy machine is no failure.
 settings.register_profile("pathlens", deadline=None)

@@ -149,7 +149,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
     Equal weights and metadata give equal bytes.
 
     Args:
-        path: the file to write or replace; its folder is made where it is missing.
+        path: the file to write or replace.
         model: the network.
         metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) and
             ``num_classes`` are understood when the file is loaded.
@@ -164,7 +164,6 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
     data = _with_sorted_metadata(safetensors.torch.save(tensors, dict(metadata)))
     temporary = None
     try:
-        path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
             file.write(data)

@@ -20,7 +20,7 @@ from pathlens.machine.precision import precision
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
-from pathlens.tables import Table, lock_run, write_together
+from pathlens.tables import Table, disk_error, lock_run, write_together
 from pathlens.training import state
 from pathlens.training.batches import Augmentation, TrainingBatches
 from pathlens.training.fold import fold, last_layers
@@ -211,6 +211,10 @@ def train(
         def kept(epoch: int, network: nn.Module) -> None:
             if folder is not None:
                 path = folder / "epochs" / f"epoch-{epoch:03}.safetensors"
+                try:
+                    path.parent.mkdir(exist_ok=True)
+                except OSError as error:
+                    raise disk_error(error, path.parent) from error
                 save_weights(path, network, {**metadata, "epochs_done": str(epoch)})
 
         run = Run(
