@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from hypothesis import settings
 _BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // _BESIDE)))
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # programs that tests start likewise
+
+# Traces are many small objects that live long; to look through all of them as often as by default takes a tenth of the
+# time of the tests.
+gc.set_threshold(100_000, 50, 100)
 
 # One slow example on a busy machine is no failure.
 settings.register_profile("pathlens", deadline=None)

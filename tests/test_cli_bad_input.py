@@ -39,11 +39,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "forward raises": ([*USER, "{user}:Fails"], MODEL, ["Fails fails on images of shape", "KeyError: 'not today'"]),
     "no logits": ([*USER, "{user}:Features"], MODEL, ["not logits", "classifies"]),
     "out of memory": ([*USER, "{user}:Huge"], RESOURCE, ["does not fit in memory", "smaller --batch-size"]),
-    "no residual additions": (
-        ["-m", "torchvision:densenet121", "-w", "random", "-d", "{folders}", "--image-size", "32"],
-        MODEL,
-        ["DenseNet has no residual addition", "concatenations"],
-    ),
+    "no residual additions": ([*USER, "{user}:Dense"], MODEL, ["Dense has no residual addition", "concatenations"]),
     # weights
     "weights missing": (["-m", "resnet20", "-w", "{folder}/none.pt", *CIFAR], WEIGHTS, ["none.pt", "no such file"]),
     "no checkpoint": (["-m", "resnet20", "-w", "{folder}/text.pt", *CIFAR], WEIGHTS, ["text.pt", "not a checkpoint"]),

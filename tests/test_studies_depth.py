@@ -217,3 +217,27 @@ def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words, o
     without = {**row, "weight_decay": 0, "change": -5.3, "change_low": -5.9, "change_high": -4.7}
     with_it = {**row, "weight_decay": 0.1, "change": (low + high) / 2, "change_low": low, "change_high": high}
     assert words in own("answers")._decay([without, with_it], 0.1)
+
+
+def test_larger_scales_train_in_processes_of_their_own(own, tmp_path):
+    common, checkpoints = own("common"), own("checkpoints")
+    study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", "--jobs", "1"])
+    arguments = (
+        "--model",
+        checkpoints.TINY,
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--limit",
+        "40",
+        "--validation",
+        "20",
+    )
+    done = common.train_all({"tiny": arguments}, study_)
+    assert done == {"tiny": tmp_path / "tiny"}
+    before = (tmp_path / "tiny" / "weights.safetensors").read_bytes()
+    assert pathlens.load_model(checkpoints.TINY, tmp_path / "tiny" / "weights.safetensors").trained
+    with pytest.raises(SystemExit, match=r"training odd ended with exit code 2: pathlens: error: .*epochs"):
+        common.train_all({"tiny": (), "odd": (*arguments, "--epochs", "0")}, study_)
+    assert (tmp_path / "tiny" / "weights.safetensors").read_bytes() == before
