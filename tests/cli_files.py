@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import torch
-from data_files import image_folder, noise, png, write
+from data_files import noise, png, write
 from lesion_oracle import small_net
 
 from pathlens.models import load_model
