@@ -222,18 +222,8 @@ def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words, o
 def test_larger_scales_train_in_processes_of_their_own(own, tmp_path):
     common, checkpoints = own("common"), own("checkpoints")
     study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", "--jobs", "1"])
-    arguments = (
-        "--model",
-        checkpoints.TINY,
-        "--data",
-        "digits",
-        "--epochs",
-        "1",
-        "--limit",
-        "40",
-        "--validation",
-        "20",
-    )
+    short = ("--data", "digits", "--epochs", "1", "--limit", "40", "--validation", "20")
+    arguments = ("--model", checkpoints.TINY, *short)
     done = common.train_all({"tiny": arguments}, study_)
     assert done == {"tiny": tmp_path / "tiny"}
     before = (tmp_path / "tiny" / "weights.safetensors").read_bytes()

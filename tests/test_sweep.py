@@ -358,16 +358,16 @@ def test_published_networks(file: str, size: int, compared: Any, shared_data: Pa
     weights = shared_models / "pytorch_resnet_cifar10" / file
     images = shared_data / "cifar10-jpeg" / "test.parquet"
     model = pathlens.load_model(f"resnet{size}", weights).model
-    table = pathlens.delete_blocks(model, open_data(f"parquet:{images}", limit=300), **RGB)
+    table = pathlens.delete_blocks(model, open_data(f"parquet:{images}", limit=1000), **RGB)
     n = (size - 2) // 2
     assert [row["block"] for row in table.rows] == [None, *range(n)]
-    assert {row["n"] for row in table.rows} == {300}
-    loop = CifarLoop(weights, n // 3, decoded(images, 300))
+    assert {row["n"] for row in table.rows} == {1000}
+    loop = CifarLoop(weights, n // 3, decoded(images, 1000))
     for block in (None, *compared):
         row = table.rows[0 if block is None else block + 1]
         near(row, loop.result(block), 1e-4)
     if size == 20:
-        skips = pathlens.delete_skips(model, open_data(f"parquet:{images}", limit=300), **RGB, blocks=[1, 3, 8])
+        skips = pathlens.delete_skips(model, open_data(f"parquet:{images}", limit=1000), **RGB, blocks=[1, 3, 8])
         for row in skips.rows[1:]:
             near(row, loop.result(row["block"], branch=True, skip=False), 1e-4)
     assert table.provenance["largest_relative_logit_difference"] < 1e-4

@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             gpu(args, rows)
         options = {name: value for name, value in vars(args).items() if name != "out"}
         table = Table(COLUMNS, tuple(rows), provenance(**options, **facts, cpu_capability=cpu_abilities()))
-    publish(args.out, "paths", markdown(table), paths=table)
+    publish(args.out, "paths", markdown(table), {"paths": table})
     return 0
 
 

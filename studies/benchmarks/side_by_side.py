@@ -100,10 +100,10 @@ def heading(title: str, facts: Mapping[str, Any], *lines: str) -> list[str]:
     ]
 
 
-def publish(out: Path, stem: str, page: str, **tables: Table) -> None:
-    """Write a page ``STEM.md`` with its tables together, and print it."""
+def publish(out: Path, stem: str, page: str, tables: Mapping[str, Table]) -> None:
+    """Write a page ``STEM.md`` and tables by the stems of their files, all or none, and print the page."""
     files = {f"{stem}.md": page.encode()}
     for name, table in tables.items():
-        files |= table.files(name.replace("_", "-"))
+        files |= table.files(name)
     write_together({out / name: content for name, content in files.items()})
     print(page)

@@ -378,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = tuple(Column(field.name, *ABOUT.get(field.name, ("", ""))) for field in fields(Timing))
     runs = Table(columns, tuple(asdict(timing) for timing in timings), facts)
     table = summary(timings, facts)
-    publish(args.out, "sweep", markdown(table), sweep_runs=runs, sweep=table)
+    publish(args.out, "sweep", markdown(table), {"sweep-runs": runs, "sweep": table})
     return 0
 
 

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(f"blocks per batch, {kind}", parts, about, args.repeats, rows)
         options = {name: value for name, value in vars(args).items() if name != "out"}
         table = Table(COLUMNS, tuple(rows), provenance(**options, data=words, cpu_capability=cpu_abilities()))
-    publish(args.out, "training", markdown(table), training=table)
+    publish(args.out, "training", markdown(table), {"training": table})
     return 0
 
 

@@ -32,6 +32,12 @@ def direction(row: Row, name: str = "change") -> str:
     return "grows" if low > 0 else "shrinks"
 
 
+def apart(one: Row, other: Row, name: str) -> bool:
+    """Whether two intervals over seeds do not overlap; one that is missing tells nothing apart."""
+    low, high = (tuple(row[f"{name}_{end}"] for row in (one, other)) for end in ("low", "high"))
+    return None not in (*low, *high) and (high[0] < low[1] or high[1] < low[0])
+
+
 def answers(
     means: Sequence[Row], tests: Sequence[Row], scales: Sequence[Row], ranks: Sequence[Row], decay: float
 ) -> str:
@@ -108,9 +114,11 @@ def _decay(tests: Sequence[Row], decay: float) -> str:
     with_it, without = change(decay), change(min(others))
     if direction(with_it) == direction(without):
         due = with_it["change"] - without["change"]
-        ends = [row[f"change_{end}"] for row in (with_it, without) for end in ("low", "high")]
-        apart = None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])
-        told = "are due to it" if apart else "between the two are not told apart from the spread of the seeds"
+        told = (
+            "are due to it"
+            if apart(with_it, without, "change")
+            else "between the two are not told apart from the spread of the seeds"
+        )
         said = f"the direction does not depend on it, and {due:+.1f} blocks {told}"
     else:
         said = "weight decay decides the direction, so that the claim depends on the recipe"
@@ -128,10 +136,11 @@ def _scale(name: str, scales: Sequence[Row], decay: float) -> str:
     }[name]
     own = sorted((row for row in scales if row["weight_decay"] == decay), key=lambda row: row["epoch"])
     first, last = own[0], own[-1]
-    apart = first[f"{name}_low"] is not None and (
-        first[f"{name}_high"] < last[f"{name}_low"] or last[f"{name}_high"] < first[f"{name}_low"]
+    moved = (
+        ("grows" if last[name] > first[name] else "shrinks")
+        if apart(first, last, name)
+        else "does not move for certain"
     )
-    moved = ("grows" if last[name] > first[name] else "shrinks") if apart else "does not move for certain"
     return f"{words} {moved} in training (weight decay {decay:g}): {first[name]:.3f} to {last[name]:.3f}."
 
 
@@ -170,10 +179,9 @@ def _peak(means: Sequence[Row], decay: float) -> str:
     last = own[-1]
     if least is last or least is own[0]:
         return ""
-    sure = None not in (least["mean_length_high"], last["mean_length_low"])
-    apart = sure and least["mean_length_high"] < last["mean_length_low"]
+    told = "told" if apart(least, last, "mean_length") else "not told"
     return (
         f"The exact mean length is smallest after epoch {least['epoch']} ({least['mean_length']:.1f} blocks) and "
-        f"{last['mean_length']:.1f} at the end; a rise after it is {'told' if apart else 'not told'} apart from the "
+        f"{last['mean_length']:.1f} at the end; a rise after it is {told} apart from the "
         "spread of the seeds."
     )
