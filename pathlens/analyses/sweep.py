@@ -127,11 +127,14 @@ def sweep(
 def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
     """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
     _check_images(network, images, batch)
-    targets = labels.to(network.device)
-    values: list[Tensor | None] = [None] * len(plans)
-    for index, logits in evaluate(network, plans, images):
-        values[index] = count_values(logits, targets)
-    found: list[list[float]] = torch.stack([value for value in values if value is not None]).tolist()
+
+    def count(part: tuple[Tensor, ...]) -> Tensor:
+        targets = part[1].to(network.device)
+        values = {index: count_values(logits, targets) for index, logits in evaluate(network, plans, part[0])}
+        return torch.stack([values[index] for index in range(len(plans))])
+
+    parts = network.each(count, network.parts(images, labels))
+    found: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
     ClassificationCounts.from_values(found[0]).require_finite("the intact network")
     return found
 

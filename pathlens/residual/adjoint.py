@@ -12,6 +12,7 @@ Both are linearised at the values of the model's own forward pass.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.grad import conv2d_input
 
+from pathlens.residual import engines
 from pathlens.residual import operations as ops
 from pathlens.residual.segments import Segment
 from pathlens.residual.trace import batch_norm_update
@@ -305,22 +307,24 @@ def input_gradient(
     if stride != (1, 1) or groups != 1 or min(turned) < 0:
         return lambda v, _stack: conv2d_input((v.shape[0], *shape), kernel, v, stride, padding, dilation, groups)
     back = kernel.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
-    packed = _onednn(back, turned, dilation)
-    if packed is not None:
-        return lambda v, _stack: packed(v)
+    if engines.packs(kernel.device, kernel.dtype):
+        return _packed(back, turned, dilation)
+    if engines.widens(kernel.device, kernel.dtype):
+        return lambda v, _stack: engines.in_float32(torch.conv2d, v, back, None, 1, turned, dilation)
     return lambda v, _stack: torch.conv2d(v, back, None, 1, turned, dilation)
 
 
-def _onednn(kernel: Tensor, padding: tuple[int, ...], dilation: tuple[int, int]) -> Callable[[Tensor], Tensor] | None:
-    """The same convolution with weights packed for oneDNN, on CPUs in the types it is fast in."""
-    if kernel.device.type != "cpu" or kernel.dtype not in (torch.float32, torch.bfloat16) or not ops.has_onednn():
-        return None
-    pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    weight = pack(kernel.to_mkldnn(), list(padding), [1, 1], list(dilation), 1)
+def _packed(kernel: Tensor, padding: tuple[int, ...], dilation: tuple[int, int]) -> Step:
+    """The same convolution with weights packed for oneDNN, for the size of stack that it first sees."""
     run = torch.ops.mkldnn._convolution_pointwise.default
+    given = (list(padding), [1, 1], list(dilation), 1)
 
-    def convolve(v: Tensor) -> Tensor:
-        return run(v, weight, None, list(padding), [1, 1], list(dilation), 1, "none", [], "")
+    @functools.cache
+    def weight(shape: torch.Size) -> Tensor:
+        return engines.pack(kernel, *given, shape)
+
+    def convolve(v: Tensor, _stack: int) -> Tensor:
+        return run(v, weight(v.shape), None, *given, "none", [], "")
 
     return convolve
 

@@ -7,22 +7,28 @@ call with weights packed in advance. Results differ from the model's own by floa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from pathlens.errors import ModelError
+from pathlens.residual import engines
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
+from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 
 aten = torch.ops.aten
 Call = Callable[[Tensor], Tensor]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 _CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
 
@@ -34,8 +40,8 @@ class Inference:
         view: the network's view; its model is put into eval mode only while it is read, and never moved.
         device: where to compute.
         dtype: floating-point type to compute in.
-        fast: prepare the pieces as the module says. If False they are the model's own operations, which is slower
-            and rounds exactly as the model does.
+        engine: how to prepare the pieces (default: as :func:`engines.default` says). In the form ``plain`` they are
+            the model's own operations, which is slower and rounds exactly as the model does.
 
     A piece keeps its own copy of the weights that the model has when the piece is first asked for.
 
@@ -48,12 +54,12 @@ class Inference:
         view: ResidualView,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        fast: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         self.view = view
         self.device = torch.device(device)
         self.dtype = dtype
-        self.fast = fast
+        self.engine = engine or engines.default(self.device, dtype, None)
         with in_mode(view.model):
             self._chain: Chain = view.chain()
         trace = self._chain.trace
@@ -68,7 +74,11 @@ class Inference:
         self._moved = {self._own: dtype, source.device: self.device}
         self._pieces: dict[tuple[str, int], Call] = {}
         self._shared: dict[str, Tensor] = {}
-        self._image_layout = fast and any(node.target in ops.CONVOLUTIONS for node in trace.graph.nodes)
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._image_layout = self.engine.form != "plain" and any(
+            node.target in ops.CONVOLUTIONS for node in trace.graph.nodes
+        )
 
     def __len__(self) -> int:
         return len(self._chain.links)
@@ -96,14 +106,51 @@ class Inference:
             index: the block.
         """
         key = (what, index)
-        call = self._pieces.get(key)
-        if call is None:
-            call = self._pieces[key] = self._build(what, index)
+        with self._lock:
+            call = self._pieces.get(key)
+            if call is None:
+                call = self._pieces[key] = self._build(what, index)
         return call
+
+    def parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Batches cut into the parts that the engine computes at a time.
+
+        Args:
+            *tensors: each of shape (N, ...) with the same N.
+        """
+        size = self.engine.images or max(1, len(tensors[0]))
+        return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+
+    def each(self, function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """A function of every item, as many at the same time as the engine has lanes; results in the items' order."""
+        if self.engine.lanes == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        if self._pool is None:
+            share = max(1, torch.get_num_threads() // self.engine.lanes)
+            self._pool = ThreadPoolExecutor(self.engine.lanes, initializer=torch.set_num_threads, initargs=(share,))
+        inference = torch.is_inference_mode_enabled()
+
+        def call(item: _T) -> _R:
+            # the mode is each thread's own
+            with torch.inference_mode(inference):
+                return function(item)
+
+        return list(self._pool.map(call, items))
+
+    def __enter__(self) -> Inference:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the lanes' threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            # what a lane was given is also what new threads would take
+            torch.set_num_threads(torch.get_num_threads())
 
     def _build(self, what: str, index: int) -> Call:
         segment = self._chain.piece(what, index, index + 1 if what == "run" else 0)
-        module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.fast)
+        module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.engine)
 
         def call(x: Tensor) -> Tensor:
             return module.forward(x)[0]
@@ -129,9 +176,10 @@ def _lower(
     own: torch.dtype,
     device: torch.device,
     dtype: torch.dtype,
-    fast: bool,
+    engine: Engine,
 ) -> fx.GraphModule:
     """Bind a segment to constants, and rewrite it for speed."""
+    fast = engine.form != "plain"
     root = nn.Module()
     graph = fx.Graph()
     (start, *tensors) = [node for node in segment.graph_module.graph.nodes if node.op == "placeholder"]
@@ -197,8 +245,10 @@ def _lower(
             copied.args = fx.node.map_aggregate(copied.args, here)
             copied.kwargs = fx.node.map_aggregate({**copied.kwargs, **typed}, here)
     module = fx.GraphModule(root, graph, class_name="Piece")
-    if fast and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        fuse_onednn(module)
+    if engine.form == "packed":
+        fuse_onednn(module, engine.images)
+    elif fast and engines.widens(device, dtype):
+        _widen(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     _drop_unused(module)
@@ -306,10 +356,16 @@ class _Fusion:
         return self.relu or self.add or self.conv
 
 
-def fuse_onednn(module: fx.GraphModule) -> None:
-    """Turn convolution (+ addition) (+ ReLU) into one oneDNN call with packed weights, where torch has that call."""
-    if not ops.has_onednn():
-        return
+def _widen(graph: fx.Graph) -> None:
+    """Compute products in float32 on a CPU without units for half types, where they would take 20 times as long."""
+    for node in graph.nodes:
+        if node.target in ops.WEIGHTED and isinstance(node.args[0], fx.Node) and not node.kwargs:
+            node.args = (node.target, *node.args)
+            node.target = engines.in_float32
+
+
+def fuse_onednn(module: fx.GraphModule, images: int | None) -> None:
+    """Turn convolution (+ addition) (+ ReLU) into one oneDNN call with weights packed for a number of images."""
     graph = module.graph
     order = {node: position for position, node in enumerate(graph.nodes)}
     taken: set[fx.Node] = set()
@@ -319,7 +375,7 @@ def fuse_onednn(module: fx.GraphModule) -> None:
         fusion = _fusion(conv, order, taken)
         if fusion.add is not None:
             taken.add(fusion.add)
-        _emit(module, fusion)
+        _emit(module, fusion, images)
     graph.lint()
 
 
@@ -356,13 +412,13 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _emit(module: fx.GraphModule, fusion: _Fusion) -> None:
+def _emit(module: fx.GraphModule, fusion: _Fusion, images: int | None) -> None:
     x, weight, bias, stride, padding, dilation, groups = _conv_args(fusion.conv)
     packed = f"{weight.target}_packed_{fusion.conv.name}"
     plain = getattr(module, weight.target)
     pair = [list(_pair(item)) for item in (padding, stride, dilation)]
-    pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    module.register_buffer(packed, pack(plain.to_mkldnn(), *pair, groups), persistent=False)
+    size = _size(x, images)
+    module.register_buffer(packed, engines.pack(plain, *pair, groups, size), persistent=False)
     relu = "relu" if fusion.relu is not None else "none"
     with module.graph.inserting_before(fusion.last):
         attribute = module.graph.get_attr(packed)
@@ -382,6 +438,14 @@ def _emit(module: fx.GraphModule, fusion: _Fusion) -> None:
     for node in (fusion.relu, fusion.add, fusion.conv):
         if node is not None:
             module.graph.erase_node(node)
+
+
+def _size(x: fx.Node, images: int | None) -> tuple[int, ...] | None:
+    """Shape of a convolution's input for a number of images; None where more than the batch is not known."""
+    value = x.meta.get("val")
+    if images is None or not isinstance(value, Tensor) or not all(str(size).isdigit() for size in value.shape[1:]):
+        return None
+    return (images, *map(int, value.shape[1:]))
 
 
 def _pair(item: Any) -> tuple[int, int]:

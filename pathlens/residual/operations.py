@@ -125,8 +125,3 @@ def short_name(node: fx.Node) -> str:
     target = node.target
     name = getattr(target, "__name__", str(target))
     return name.split(".")[0].lstrip("_").removeprefix("native_").removesuffix("_update")
-
-
-def has_onednn() -> bool:
-    """Whether this torch has oneDNN's fused convolution."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")

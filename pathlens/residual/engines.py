@@ -1,0 +1,169 @@
+"""How a network is prepared and run, by a name that is kept with the results: with it they come out to the bit again.
+
+Which engine is fastest depends on the processor, the network and the batch, so it is measured
+(:mod:`pathlens.analyses.tuning`) and not looked up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from pathlens.errors import UsageError
+
+FORMS = ("plain", "folded", "packed")
+_NAME = re.compile(r"(plain|folded|packed)(?:-([1-9]\d{0,5})(?:x([1-9]\d{0,2}))?)?")
+
+#: images at a time where nothing was measured; activations of CIFAR networks then stay in the cache
+_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to compute a network.
+
+    Attributes:
+        form: ``plain``, the model's own operations; ``folded``, batch norms folded into convolutions and activations
+            channels-last; ``packed``, also convolution, addition and ReLU in one oneDNN call with packed weights.
+        images: that run at a time, or None for the whole batch.
+        lanes: so many at the same time, each with its share of the threads.
+    """
+
+    form: str = "plain"
+    images: int | None = None
+    lanes: int = 1
+
+    @property
+    def name(self) -> str:
+        """``packed-32x2`` for two times 32 images side by side in packed form; :func:`named` reads it."""
+        if self.images is None:
+            return self.form
+        return f"{self.form}-{self.images}" + (f"x{self.lanes}" if self.lanes > 1 else "")
+
+
+def named(name: str, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The engine of a name.
+
+    Args:
+        name: ``plain``, ``folded`` or ``packed``, then images at a time and how many times side by side, as in
+            ``folded-64`` or ``packed-32x2``.
+        device: where to compute.
+        dtype: what to compute with.
+
+    Raises:
+        UsageError: no such name, or an engine that this machine does not have.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"engine {name[:40]!r} is unknown; give auto, {', '.join(FORMS)}, or one of these with images at a time and "
+            "how many times side by side, such as folded-64 or packed-32x2"
+        )
+    form, images, lanes = match[1], match[2], match[3]
+    if form == "packed" and not packs(device, dtype):
+        raise UsageError(f"engine {name!r}: {missing(device, dtype)}; give folded, plain or auto")
+    return Engine(form, None if images is None else int(images), int(lanes or 1))
+
+
+def default(device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Engine:
+    """The engine where measuring would take longer than it saves.
+
+    Args:
+        device: where to compute.
+        dtype: what to compute with.
+        batch_size: images in a batch, or None where the caller made the batches.
+    """
+    form = "packed" if packs(device, dtype) else "folded"
+    return Engine(form, None if device.type != "cpu" else min(_IMAGES, batch_size or _IMAGES))
+
+
+def candidates(device: torch.device, dtype: torch.dtype, batch_size: int) -> Sequence[Engine]:
+    """The engines worth measuring, the default one first.
+
+    Args:
+        device: where to compute.
+        dtype: what to compute with.
+        batch_size: images in a batch, which bounds the images that are computed at the same time.
+    """
+    first = default(device, dtype, batch_size)
+    if device.type != "cpu":
+        return (first,)
+    forms = ("packed", "folded") if packs(device, dtype) else ("folded",)
+    ways: list[tuple[int, int]] = [(min(_IMAGES, batch_size), 1)]
+    lanes = min(torch.get_num_threads(), batch_size)
+    if lanes > 1:
+        ways.append((min(_IMAGES // 2, batch_size // lanes), lanes))
+    return (*(Engine(form, *way) for way in ways for form in forms), Engine("plain"))
+
+
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused convolution with packed weights can be had for a type on a device."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and _onednn_convolves(dtype)
+
+
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions of a half type are computed in float32 and rounded, because the CPU has none of its own."""
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _onednn_convolves(dtype)
+
+
+def missing(device: torch.device, dtype: torch.dtype) -> str:
+    """Why there is no packed form, for people."""
+    what = str(dtype).removeprefix("torch.")
+    return f"there are no packed convolutions in {what} on this {'CPU' if device.type == 'cpu' else 'device'}"
+
+
+@cache
+def _onednn_convolves(dtype: torch.dtype) -> bool:
+    """Asked by doing: builds without oneDNN, and CPUs that a type cannot be packed on, fail here and nowhere else."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        # where a type is not supported, some versions compute it by a slow reference instead of failing
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            return False
+        with torch.inference_mode():
+            x = torch.ones(2, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            packed = pack(torch.ones(8, 8, 3, 3, dtype=dtype), (1, 1), (1, 1), (1, 1), 1, tuple(x.shape))
+            made = torch.ops.mkldnn._convolution_pointwise.default(
+                x, packed, None, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""
+            )
+        return bool(made[0, 0, 1, 1] == 72)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def pack(
+    weight: torch.Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shape: Sequence[int] | None,
+) -> torch.Tensor:
+    """Weights of a two-dimensional convolution in the layout that oneDNN wants.
+
+    Args:
+        weight: shape (out channels, in channels / groups, height, width), dense.
+        padding: of the convolution, as are the next three.
+        stride: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
+        shape: of the input (N, C, H, W), as far as it is known: packed for another size, weights are packed anew at
+            every call, which can take longer than the convolution.
+    """
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    size = None if shape is None else list(shape)
+    return reorder(weight.to_mkldnn(), list(padding), list(stride), list(dilation), groups, size)
+
+
+def in_float32(target: Callable[..., torch.Tensor], x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """An operation on half-precision tensors, computed in float32 and rounded, as units for such types do it."""
+    wide = [item.float() if isinstance(item, torch.Tensor) and item.dtype == x.dtype else item for item in rest]
+    return target(x.float(), *wide).to(x.dtype)
