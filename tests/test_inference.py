@@ -17,7 +17,10 @@ from pathlens.analyses import view_of
 from pathlens.errors import ModelError
 from pathlens.models import load_model
 from pathlens.residual import ResidualView
+from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+
+PLAIN = Engine("plain")
 
 
 def plain_network() -> nn.Module:
@@ -87,7 +90,7 @@ def test_unprepared_pieces_are_the_model_to_the_last_bit(name: str, monkeypatch:
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
     with torch.no_grad():
         wanted = model(images)
-    assert torch.equal(composed(Inference(view, fast=False), images), wanted)
+    assert torch.equal(composed(Inference(view, engine=PLAIN), images), wanted)
 
 
 @pytest.mark.parametrize("name", ["padded shortcut", "broadcast sums", "casts", "plain", "vit"])
@@ -117,7 +120,7 @@ def test_a_published_network(file: str, shared_models: Path) -> None:
     with torch.no_grad():
         wanted = model(images)
         exact = copy.deepcopy(model).double()(images.double())
-    assert torch.equal(composed(Inference(view, fast=False), images), wanted)
+    assert torch.equal(composed(Inference(view, engine=PLAIN), images), wanted)
     assert distance(composed(Inference(view), images), exact) < 1e-5
     assert distance(composed(Inference(view, dtype=torch.float64), images), exact) < 1e-12
     assert distance(composed(Inference(view, dtype=torch.bfloat16), images), exact) < 0.1
@@ -145,7 +148,7 @@ def test_the_model_is_left_alone(training: bool) -> None:
     modes = [module.training for module in model.modules()]
     kept = {name: value.data_ptr() for name, value in model.state_dict(keep_vars=True).items()}
     view = view_of(model, images)
-    found = [composed(Inference(view, dtype=torch.bfloat16, fast=fast), images) for fast in (True, False)]
+    found = [composed(Inference(view, dtype=torch.bfloat16, engine=each), images) for each in (None, PLAIN)]
     assert [module.training for module in model.modules()] == modes
     assert {name: value.data_ptr() for name, value in model.state_dict(keep_vars=True).items()} == kept
     for name, value in model.state_dict().items():
@@ -163,7 +166,7 @@ def test_later_changes_of_the_model_do_not_get_in(name: str) -> None:
     model = drawn(ODD[name])
     images = random_images(3, 3, 8, 8)
     view = view_of(model, images)
-    networks = [Inference(view), Inference(view, fast=False)]
+    networks = [Inference(view), Inference(view, engine=PLAIN)]
     before = [composed(network, images) for network in networks]
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):

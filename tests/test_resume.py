@@ -169,6 +169,7 @@ def test_another_network_starts_anew(
     [
         {"dtype": "float64"},
         {"fast": False},
+        {"engine": "folded"},
         {"batch_size": 4},
         {"blocks": [1, 2]},
         {"mean": (0.4, 0.5, 0.5)},

@@ -15,7 +15,7 @@ from torch import nn
 
 from pathlens import measure, plans
 from pathlens.analyses import journal as journals
-from pathlens.analyses import rows
+from pathlens.analyses import rows, tuning
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
 from pathlens.data import ImageData
@@ -24,14 +24,19 @@ from pathlens.machine import processes
 from pathlens.machine.memory import memory_named
 from pathlens.machine.precision import precision
 from pathlens.plans import Plan
-from pathlens.residual import ResidualView, view_of
+from pathlens.residual import ResidualView, engines, view_of
+from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.modes import in_mode
 from pathlens.tables import Table
 
 Data = ImageData | Iterable[Any]
 
 #: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
 BATCH_SIZE = 128
+
+AUTO = "auto"
+_ENGINE = -1  #: where the journal keeps the engine; batches are numbered from 0
 
 
 def delete_blocks(
@@ -51,8 +56,8 @@ def delete_blocks(
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size.
-        **options: ``batch_size``, ``device``, ``dtype``, ``seed``, ``mean``, ``std``, ``fast``, ``journal``,
-            ``progress``, ``facts``; see :func:`run_plans`.
+        **options: ``batch_size``, ``device``, ``dtype``, ``seed``, ``mean``, ``std``, ``engine``, ``fast``,
+            ``journal``, ``progress``, ``facts``; see :func:`run_plans`.
 
     Returns:
         One row for each lesioned network, with a 95 % Wilson interval; where sets were sampled also a row for each
@@ -184,6 +189,7 @@ def run_plans(
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    engine: str = "auto",
     fast: bool = True,
     journal: str | Path | None = None,
     progress: Progress | None = None,
@@ -196,13 +202,16 @@ def run_plans(
         view: the network.
         tried: plans; the first one should be the intact network.
         data: an opened data set, or batches of (images, labels).
-        batch_size: images at a time; memory is bounded by it, however large the data set is.
+        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
         device: where to compute (default: where the model is).
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
-        fast: prepare the network as :class:`Inference` says; False runs the model's own operations.
+        engine: how to run the network, such as ``packed-32x2`` (:mod:`pathlens.residual.engines`). ``auto`` measures
+            which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
+            goes on with it. Another engine rounds otherwise.
+        fast: False is short for the engine ``plain``, the model's own operations.
         journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
         progress: called with (batches done, batches in all).
         facts: what provenance should also say, such as where the weights are from.
@@ -219,14 +228,17 @@ def run_plans(
     began = time.monotonic()
     group = processes.current()
     kept = None
+    asked = engine if fast else "plain"
     with precision(dtype) as kind, contextlib.ExitStack() as stack:
         with group.agreed(), memory_named(batch_size):
             where = processes.device_of(view.model, device)
-            network = Inference(view, where, kind, fast)
+            given = None if asked == AUTO else engines.named(asked, where, kind)
             source = make_source(data, batch_size, mean, std, where)
             if journal is not None and source.fingerprint:
-                key = _key(verb, network, tried, source, dtype, facts)
+                key = _key(verb, view, where, tried, source, dtype, asked, facts)
                 kept = stack.enter_context(contextlib.closing(journals.Journal(Path(journal), key, group.rank)))
+        chosen, choice = _engine(given, view, where, kind, tried, source, group, kept)
+        network = stack.enter_context(Inference(view, where, kind, chosen))
         result = sweep(network, tried, source, group, kept, progress)
     if kept and group.leads:
         kept.clear()
@@ -239,14 +251,48 @@ def run_plans(
         "seed": seed,
         "dtype": dtype,
         "device": processes.device_name(where),
+        **choice,
         "processes": group.world,
         "networks_evaluated": len(tried),
         "largest_relative_logit_difference": _finite(result.largest_logit_difference),
         "resumed_batches": result.resumed_batches,
         "seconds": round(time.monotonic() - began, 3),
-        "notes": list(view.notes) + list((facts or {}).get("notes", ())),
+        "notes": [*view.notes, *(facts or {}).get("notes", ()), *_engine_notes(chosen, where, kind)],
     }
     return result, found
+
+
+def _engine(
+    given: Engine | None,
+    view: ResidualView,
+    device: torch.device,
+    dtype: torch.dtype,
+    tried: Sequence[Plan],
+    source: Source,
+    group: processes.Processes,
+    kept: journals.Journal | None,
+) -> tuple[Engine, dict[str, Any]]:
+    """The engine of a sweep, and what provenance says of it: the one given, that of the journal, or the fastest."""
+    if given is not None:
+        return given, {"engine": given.name, "engine_chosen": "given"}
+    before = [name for name in group.gather(kept.done.pop(_ENGINE, None) if kept else None) if name]
+    if before:
+        return engines.named(before[0], device, dtype), {"engine": before[0], "engine_chosen": "resumed"}
+    with group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
+        chosen, choice = (
+            tuning.choose(view, device, dtype, source, len(tried)) if group.leads else (None, None)
+        )  # one process measures for all
+        if kept and chosen:
+            kept.add(_ENGINE, chosen.name)
+            del kept.done[_ENGINE]
+    answer: tuple[Engine, dict[str, Any]] = group.gather((chosen, choice))[0]
+    return answer
+
+
+def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> list[str]:
+    if engine.form == "plain" or not engines.widens(device, dtype):
+        return []
+    return [f"{engines.missing(device, dtype)}: products are computed in float32 and rounded"]
 
 
 def _view_of(
@@ -263,16 +309,19 @@ def _view_of(
 
 def _key(
     verb: str,
-    network: Inference,
+    view: ResidualView,
+    device: torch.device,
     tried: Sequence[Plan],
     source: Source,
     dtype: str,
+    engine: str,
     facts: dict[str, Any] | None,
 ) -> str:
     from pathlens.models import state_sha256
 
     # the traced operations and every tensor in them, because a user's own code may change while its weights do not
-    trace = network.chain.trace
+    with in_mode(view.model):
+        trace = view.chain().trace
     names = tuple(trace.tensors)
     return journals.key_of(
         {
@@ -281,12 +330,12 @@ def _key(
             "torch": torch.__version__,
             "operations": str(trace.graph),
             "tensors": state_sha256(dict(zip(names, trace.fetch(names), strict=True))),
-            "blocks": [repr(block) for block in network.view],
+            "blocks": [repr(block) for block in view],
             "data": source.fingerprint,
             "plans": [repr(plan) for plan in tried],
             "dtype": dtype,
-            "device": processes.device_name(network.device),
-            "fast": network.fast,
+            "device": processes.device_name(device),
+            "engine": engine,
             "spec": (facts or {}).get("model"),
         }
     )

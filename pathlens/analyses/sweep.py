@@ -14,21 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathlens.analyses.agreement import check_agreement, check_images
 from pathlens.analyses.journal import Journal
 from pathlens.analyses.sources import Source
-from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
-from pathlens.machine.memory import memory_named, ran_out
+from pathlens.errors import UsageError
+from pathlens.machine.memory import memory_named
 from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference
-from pathlens.residual.modes import in_mode
 
 Step = tuple[str, int]
 Progress = Callable[[int, int], None]
-
-_CHECKED_IMAGES = 16
-_LARGEST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def sweep(
 
 def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
     """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
-    _check_images(network, images, batch)
+    check_images(network, images, batch)
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
@@ -139,18 +136,6 @@ def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor
     return found
 
 
-def _check_images(network: Inference, images: Tensor, batch: int) -> None:
-    wanted, found = network.view.input_shape, tuple(images.shape[1:])
-    if found != wanted:
-        raise DataError(
-            f"batch {batch} has images of shape {found} and the network was traced with {wanted}; "
-            "give images of one shape"
-        )
-    # asked here, because a ReLU that is fused into a convolution turns NaN into 0
-    if images.is_floating_point() and not images.isfinite().all():
-        raise DataError(f"batch {batch} has pixels that are NaN or infinite; check how the images are normalised")
-
-
 def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
     """Sums over the batches in their order, so that the rounding does not depend on who did what."""
     counts = [ClassificationCounts()] * plans
@@ -159,58 +144,3 @@ def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
             total + ClassificationCounts.from_values(values) for total, values in zip(counts, done[batch], strict=True)
         ]
     return counts
-
-
-def check_agreement(network: Inference, images: Tensor) -> float:
-    """Largest difference between a logit of the prepared network and of the model itself, over the largest logit.
-
-    Raises:
-        NumericsError: more than rounding in float32 or float64, or the model gives NaN.
-    """
-    model = network.view.model
-    _check_images(network, images, 0)
-    images = images[:_CHECKED_IMAGES]
-    own = next((parameter for parameter in model.parameters()), images)
-    chain = network.chain
-    # a copy, because a model may work on its input in place
-    reference_input = images.to(own.device, copy=True)
-    if reference_input.is_floating_point():
-        reference_input = reference_input.to(own.dtype)
-    try:
-        with in_mode(model):
-            output = model(reference_input)
-    except Exception as error:  # foreign code may raise anything
-        if isinstance(error, PathlensError) or ran_out(error):
-            raise
-        raise ModelError(
-            f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
-            f"{_one_line(error)}; run it alone to see where"
-        ) from error
-    flat = torch.utils._pytree.tree_leaves(output)
-    position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
-    reference = flat[position].double().cpu()
-    if not reference.isfinite().all():
-        broken = int((~reference.isfinite()).reshape(len(reference), -1).any(1).sum())
-        raise NumericsError(
-            f"the intact network gives NaN or infinity for {broken} of the first {len(reference)} images; "
-            "check the weights and the normalisation of the data"
-        )
-    (_, logits), *_ = evaluate(network, [Deletion()], images)
-    difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
-    relative = float(difference)
-    limit = _LARGEST_DIFFERENCE.get(network.dtype)
-    if (
-        limit is not None
-        and own.dtype in _LARGEST_DIFFERENCE
-        and not torch.backends.cuda.matmul.allow_tf32
-        and relative > limit
-    ):
-        raise NumericsError(
-            f"the prepared network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest "
-            "logit; use fast=False (--plain-forward) and report the network"
-        )
-    return relative if relative == relative else float("inf")  # noqa: PLR0124
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

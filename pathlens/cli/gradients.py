@@ -93,7 +93,7 @@ def path_gradients(
     Norms are of the gradient of an example's own loss, averaged over examples. Work that was killed goes on when the
     same command is given again.
     """
-    plain_forward = False
+    engine, plain_forward = "auto", False
     given = locals()
     common = Common(**{name: given[name] for name in Common.__dataclass_fields__})
     asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
@@ -109,7 +109,7 @@ def path_gradients(
         from pathlens.machine.memory import memory_named
 
         shared = current.options(None)
-        del shared["fast"], shared["progress"]
+        del shared["engine"], shared["fast"], shared["progress"]
         shared["mode"] = mode.value
         more: dict[str, Table] = {}
         notes = (

@@ -46,6 +46,7 @@ def delete_blocks(
     out: o.Out = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    engine: o.EngineOption = "auto",
     plain_forward: o.PlainForward = False,
 ) -> None:
     """Error and loss with each residual block deleted, or random sets of blocks (Veit et al. 2016, 4.1 and 4.2).
@@ -77,6 +78,7 @@ def delete_skips(
     out: o.Out = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    engine: o.EngineOption = "auto",
     plain_forward: o.PlainForward = False,
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
@@ -104,6 +106,7 @@ def reorder_blocks(
     out: o.Out = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    engine: o.EngineOption = "auto",
     plain_forward: o.PlainForward = False,
 ) -> None:
     """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""

@@ -92,9 +92,18 @@ Out = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.", rich_help_panel=_RUN)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.", rich_help_panel=_RUN)]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="auto measures which is fastest; a name from a table's provenance makes it again to the bit.",
+        rich_help_panel=_RUN,
+    ),
+]
 PlainForward = Annotated[
     bool,
-    typer.Option("--plain-forward", help="Run the model's own operations, unfused and slower.", rich_help_panel=_RUN),
+    typer.Option("--plain-forward", help="Run the model's own operations: --engine plain.", rich_help_panel=_RUN),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Random draws of each size.")]
 

@@ -49,6 +49,7 @@ class Common:
     out: Path | None
     json: bool
     quiet: bool
+    engine: str
     plain_forward: bool
 
     def spoken(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class Setting:
             "seed": self.common.seed,
             "mean": self.mean,
             "std": self.std,
+            "engine": self.common.engine,
             "fast": not self.common.plain_forward,
             "journal": self.journal,
             "progress": progress,
