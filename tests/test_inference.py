@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pathlens.analyses import view_of
 from pathlens.errors import ModelError
 from pathlens.models import load_model
-from pathlens.residual import ResidualView
+from pathlens.residual import ResidualView, engines
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 
@@ -128,7 +128,7 @@ def test_a_published_network(file: str, shared_models: Path) -> None:
 
 def test_batch_norms_are_folded_and_sums_are_fused_where_torch_can() -> None:
     """What makes it fast is there: otherwise the comparisons above would show nothing."""
-    if not torch.backends.mkldnn.is_available():
+    if not engines.packs(torch.device("cpu"), torch.float32):
         pytest.skip("this torch has no oneDNN")
     _, view, _ = opened("padded shortcut")
     call = Inference(view).piece("run", 1)

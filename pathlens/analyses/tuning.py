@@ -83,13 +83,11 @@ def _seconds(network: Inference, inputs: dict[int, Tensor], counts: dict[int, in
     total = 0.0
     with network:
         for block, x in inputs.items():
-            call = network.piece("run", block)
-            x = network.prepare(x.contiguous())
-            parts = network.parts(x)
+            parts = [part for (part,) in network.parts(network.prepare(x.contiguous()))]
             times = []
             for _ in range(1 + _REPEATS):
                 began = time.perf_counter()
-                network.each(lambda part: call(part[0]), parts)
+                network.each(network.piece("run", block), parts)
                 times.append(time.perf_counter() - began)
             # the first call sets up what the others find
             total += counts[block] * min(times[1:])

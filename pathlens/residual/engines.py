@@ -61,8 +61,8 @@ def named(name: str, device: torch.device, dtype: torch.dtype) -> Engine:
     match = _NAME.fullmatch(name)
     if match is None:
         raise UsageError(
-            f"engine {name[:40]!r} is unknown; give auto, {', '.join(FORMS)}, or one of these with images at a time and "
-            "how many times side by side, such as folded-64 or packed-32x2"
+            f"engine {name[:40]!r} is unknown; give auto, {', '.join(FORMS)}, or one of these with images at a time "
+            "and how many times side by side, such as folded-64 or packed-32x2"
         )
     form, images, lanes = match[1], match[2], match[3]
     if form == "packed" and not packs(device, dtype):
