@@ -53,6 +53,8 @@ def test_the_whole_benchmark_at_small_size(sweep, tmp_path, monkeypatch, capsys)
     assert loop["networks_evaluated"] == own["networks_evaluated"] == 10  # 9 blocks and the intact network
     assert loop["images"] == own["images"] == 6
     assert loop["speedup"] == 1
+    assert rows["sweep", "prefix sharing", "float32"]["engine"] == "plain"
+    assert own["engine"]
     assert own["speedup"] == pytest.approx(loop["seconds"] / own["seconds"])
     finding = rows["sweep", "finding the blocks", None]["seconds"]
     assert own["speedup_with_finding"] == pytest.approx(loop["seconds"] / (own["seconds"] + finding))
@@ -75,7 +77,7 @@ def test_the_gpu_benchmark_on_the_cpu(sweep):
     loaded = pathlens.load_model("preresnet20", "random")
     batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)]
     timings = sweep.compare("sweep on a GPU", loaded, batches, ("float32", "tf32"), repeats=1)
-    assert [t.method for t in timings] == ["finding the blocks", *2 * ["obvious loop"], *2 * ["pathlens"]]
+    assert [t.method for t in timings] == ["finding the blocks", *2 * ["obvious loop"], "prefix sharing", *2 * ["pathlens"]]
     assert {t.networks_evaluated for t in timings} == {None, 10}
     assert {t.images for t in timings} == {8}
 

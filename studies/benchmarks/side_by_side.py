@@ -70,8 +70,9 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
 def cpu_abilities() -> str:
     """The instructions that decide how fast each type is."""
     information = Path("/proc/cpuinfo")
-    amx = information.is_file() and "amx_bf16" in information.read_text()
-    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if amx else "")
+    flags = set(information.read_text().split()) if information.is_file() else set()
+    named = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{torch.backends.cpu.get_cpu_capability()}; flags: {' '.join(named) or 'none of those that matter'}"
 
 
 def number(value: Any) -> str:

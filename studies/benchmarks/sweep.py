@@ -8,8 +8,9 @@ Same network, same batches in memory, same process, the methods in turn in every
 
 * ``sweep``: error of the intact network and of each network with one block deleted. The obvious loop puts a forward
   hook that returns zeros on the last module of the branch and runs the whole network over the whole test set, once a
-  block, in inference mode. pathlens is timed from a network whose blocks are found, with all its preparation;
-  finding the blocks is a row of its own.
+  block, in inference mode. pathlens is timed from a network whose blocks are found, with all its preparation and its
+  choice of an engine; finding the blocks is a row of its own. ``prefix sharing`` is pathlens with the model's own
+  operations (``engine="plain"``), which shows what the engine adds.
 * ``forward``: the intact network over the test set, plainly and as pathlens prepares it (preparation not counted).
 * ``start-up``: wall time of ``pathlens --help``, beside that of starting Python and of importing torch.
 * ``sweep on a GPU``: the first one on a GPU, where there is one, with 54 blocks and 10,000 images.
@@ -57,6 +58,7 @@ from pathlens.report import provenance
 from pathlens.tables import Column, Table
 
 LOOP, FORWARD, PATHLENS, FINDING = "obvious loop", "plain forward", "pathlens", "finding the blocks"
+SHARING = "prefix sharing"
 ROUNDING = 1e-4  # of the largest logit
 
 
@@ -75,6 +77,7 @@ class Timing:
     seconds: float
     largest_error_change: float | None = None
     undecided_images: int | None = None
+    engine: str | None = None
 
 
 @dataclass
@@ -141,12 +144,15 @@ def plain_forward(model: nn.Module, batches: Batches) -> float:
     return obvious_loop(model, [], batches)[0]
 
 
-def pathlens_sweep(view: ResidualView, batches: Batches, dtype: str) -> tuple[float, list[int]]:
-    """Seconds of ``delete_blocks``, and the images classified wrongly by each network."""
+def pathlens_sweep(
+    view: ResidualView, batches: Batches, dtype: str, engine: str = "auto"
+) -> tuple[float, list[int], str]:
+    """Seconds of ``delete_blocks``, the images classified wrongly by each network, and the engine that ran."""
     began = time.perf_counter()
-    table = delete_blocks(view, batches, dtype=dtype)
+    table = delete_blocks(view, batches, dtype=dtype, engine=engine)
     seconds = time.perf_counter() - began
-    return seconds, [round(float(row["error"] or 0) * int(row["n"] or 0)) for row in table.rows]
+    wrong = [round(float(row["error"] or 0) * int(row["n"] or 0)) for row in table.rows]
+    return seconds, wrong, table.provenance["engine"]
 
 
 def pathlens_forward(view: ResidualView, batches: Batches, dtype: str) -> float:
@@ -197,12 +203,12 @@ def compare(
             truth = truth or found  # the first type is float32
             add(LOOP, dtype, repeat, seconds, change(found.wrong, truth.wrong, count))
         assert truth is not None
-        for dtype in dtypes:
-            seconds, wrong = pathlens_sweep(view, batches, dtype)
+        for method, dtype, engine in ((SHARING, "float32", "plain"), *((PATHLENS, dtype, "auto") for dtype in dtypes)):
+            seconds, wrong, ran = pathlens_sweep(view, batches, dtype, engine)
             if dtype == "float32":
                 require_equal(wrong, truth)
             undecided = sum(truth.undecided) if dtype == "float32" else None
-            add(PATHLENS, dtype, repeat, seconds, change(wrong, truth.wrong, count), undecided)
+            add(method, dtype, repeat, seconds, change(wrong, truth.wrong, count), undecided, ran)
     return timings
 
 
@@ -283,6 +289,7 @@ def summary(timings: list[Timing], facts: dict[str, Any]) -> Table:
                 "largest_error_change": max(
                     (t.largest_error_change for t in mine if t.largest_error_change is not None), default=None
                 ),
+                "engine": ", ".join(sorted({t.engine for t in mine if t.engine})) or None,
             }
         )
     return Table(tuple(Column(name, *ABOUT.get(name, ("", ""))) for name in rows[0]), tuple(rows), facts)
@@ -299,6 +306,7 @@ ABOUT = {
     "speedup_max": ("", "largest of these ratios"),
     "speedup_with_finding": ("", "the same with the time to find the blocks added to the sweep"),
     "largest_error_change": ("fraction", "largest change of any network's error against the loop in float32"),
+    "engine": ("", "how the network was run, as pathlens chose it in each repeat"),
     "undecided_images": ("images", "whose two highest logits differ by rounding alone, over all networks"),
 }
 
@@ -317,15 +325,15 @@ def markdown(table: Table) -> str:
         "Seconds and speedups are medians over the repeats, with the smallest and largest in brackets. Speedups are "
         "against the plain way in float32, in the same repeat.",
     ]
-    heads = ("method", "dtype", "images", "networks", "seconds", "speedup", "with finding", "largest error change")
+    heads = ("method", "dtype", "images", "networks", "seconds", "speedup", "with finding", "largest error change", "engine")
     for benchmark in dict.fromkeys(table.values("benchmark")):
-        lines += ["", f"## {benchmark}", "", f"| {' | '.join(heads)} |", "|---|---" + "|---:" * 6 + "|"]
+        lines += ["", f"## {benchmark}", "", f"| {' | '.join(heads)} |", "|---|---" + "|---:" * 6 + "|---|"]
         for row in table.rows:
             if row["benchmark"] == benchmark:
                 cells = [
                     row["method"], row["dtype"], row["images"], row["networks_evaluated"],
                     ranged(row, "seconds"), ranged(row, "speedup"),
-                    number(row["speedup_with_finding"]), number(row["largest_error_change"]),
+                    number(row["speedup_with_finding"]), number(row["largest_error_change"]), row["engine"],
                 ]  # fmt: skip
                 lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"
