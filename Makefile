@@ -7,6 +7,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 SCALE ?= smoke
 GPU_DATA ?= $(PATHLENS_DATA)
+GPU_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -71,7 +72,7 @@ studies: $(VENV)/.installed-test
 READY := import sys; sys.path.insert(0, "."); import torch, pathlens.cli, pathlens.figures; sys.exit(not torch.cuda.is_available())
 gpu:
 	@python=$(PYTHON); $$python -c '$(READY)' 2>/dev/null || { $(MAKE) --no-print-directory setup && python=$(BIN)/python; } && \
-	    $$python studies/gpu/run.py --out results/gpu --data "$(GPU_DATA)"
+	    $$python studies/gpu/run.py --out results/gpu --data "$(GPU_DATA)" $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
