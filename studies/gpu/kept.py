@@ -93,7 +93,8 @@ class Study:
         self.cuda = setting.device == "cuda"
         self.card = torch.cuda.get_device_name() if self.cuda else "cpu"
         #: the paper's network first, then the one with a ReLU after each sum; ``tiny`` is another study's
-        self.networks: list[str] = setting.pick(["tiny"], None, ["preresnet110", "resnet110"])
+        small = "tiny" if folder is None else "preresnet20"
+        self.networks: list[str] = setting.pick([small], None, ["preresnet110", "resnet110"])
         self.timings, self.runs = self._read("timings", TIMINGS), self._read("trainings", RUNS)
 
     def left(self) -> float:
