@@ -139,15 +139,25 @@ def _train_here(command: Sequence[str], folder: Path) -> tuple[int, str]:
         return main(list(command)), said.getvalue()
 
 
-def keep_checkpoint(run: Path, out: Path, name: str, file: str = "weights.safetensors") -> Path:
-    """Copy weights that other studies need beside the tables, without the places of the machine they were made on."""
+def keep_checkpoint(
+    run: Path, out: Path, name: str, file: str = "weights.safetensors", dtype: torch.dtype | None = None
+) -> Path:
+    """Copy weights that other studies need beside the tables, without the places of the machine they were made on.
+
+    Args:
+        run: folder of the training.
+        out: folder of the tables.
+        name: of the copy, in ``weights/`` there.
+        file: which weights of the run.
+        dtype: of the copy; None leaves the type.
+    """
     metadata = read_metadata(run / file)
     training = json.loads(metadata["training"])
     training.pop("command", None)
     loaded = load_model(training["model"], run / file)
     path = out / "weights" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, loaded.model, {**metadata, "training": json.dumps(training, sort_keys=True)})
+    save_weights(path, loaded.model.to(dtype), {**metadata, "training": json.dumps(training, sort_keys=True)})
     return path
 
 

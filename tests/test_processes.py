@@ -167,6 +167,20 @@ def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])
+def test_nccl_where_each_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, backend: str) -> None:
+    joined: list[str] = []
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: joined.append(name))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with processes.joined():
+        assert joined == [backend]
+
+
 def test_one_process_alone() -> None:
     with processes.joined() as group:
         assert (group.rank, group.world, group.leads) == (0, 1, True)

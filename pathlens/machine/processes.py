@@ -115,8 +115,7 @@ def joined() -> Iterator[Processes]:
     mine = False
     try:
         if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not dist.is_initialized():
-            # results are Python objects of a few kilobytes, which gloo carries on every machine
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+            dist.init_process_group(_backend(), timeout=_PATIENCE)
             mine = True
     except (ValueError, RuntimeError) as error:
         raise RunError(
@@ -127,6 +126,16 @@ def joined() -> Iterator[Processes]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _backend() -> str:
+    """What carries results, Python objects of a few kilobytes: gloo on every machine; and gradients: nccl between GPUs.
+
+    nccl wants a GPU for each process; where processes share one, gloo carries gradients too.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+    enough = dist.is_nccl_available() and torch.cuda.is_available() and torch.cuda.device_count() >= here
+    return "cpu:gloo,cuda:nccl" if enough else "gloo"
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -64,8 +64,9 @@ class Pictures(Dataset):
     """Decoded images as PIL pictures, transformed one by one."""
 
     def __init__(self, data: ImageData) -> None:
-        self._pixels = data.batch(0, data.n, mean=(0.0,) * 3, std=(1.0,) * 3).images.mul(255).round().byte()
-        self._pixels = self._pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        zeros, ones = (0.0,) * data.channels, (1.0,) * data.channels
+        pixels = data.batch(0, data.n, mean=zeros, std=ones).images.mul(255).round().byte()
+        self._pixels = pixels.permute(0, 2, 3, 1).squeeze(3).contiguous().numpy()
         self._labels = data.labels.tolist()
         self._transform = transforms.Compose(
             [

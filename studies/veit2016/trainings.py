@@ -39,6 +39,7 @@ class Training:
 SHARE = 23 / 54
 
 DIGITS_KEPT = "0,1,2,5,10,20,30,40,50,60"
+CIFAR_KEPT = "0,1,2,5,10,20,40,80,100,120,150,160,200"
 
 
 def trainings(study: Setting) -> list[Training]:
@@ -59,7 +60,7 @@ def trainings(study: Setting) -> list[Training]:
         if spec is None:
             raise SystemExit("the paper scale needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
         long = ("--data", spec, "--dtype", "bfloat16", "--compile")
-        kept = ("--keep-epochs", "0,1,2,5,10,20,40,80,100,120,150,160,200")
+        kept = ("--keep-epochs", CIFAR_KEPT)
         found += _three("preresnet110", "cifar10-jpeg", 23, range(3), (*long, *kept))
         found += [_other("vgg15", "plain", "cifar10-jpeg", long), _other("highway58", "highway", "cifar10-jpeg", long)]
     return found
