@@ -154,6 +154,8 @@ def test_seed_out_of_range(seed: int) -> None:
 def test_reference_names_are_those_promised_and_need_no_torch() -> None:
     assert set(reference_names()) == {
         *(f"resnet{d}" for d in (20, 32, 44, 56, 110, 1202)),
+        *(f"resnet{d}b" for d in (20, 32, 44, 56, 110, 1202)),
+        *(f"plain{d}" for d in (20, 32, 44, 56, 110)),
         *(f"preresnet{d}" for d in (20, 32, 44, 56, 110, 164)),
         *(f"highway{d}" for d in (19, 31, 58)),
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.cli.options import Device, Dtype, parse_channels
-from pathlens.cli.progress import waiting
+from pathlens.cli.progress import say, waiting
 from pathlens.errors import DataError, PathlensError, UsageError
 
 if TYPE_CHECKING:
@@ -310,4 +310,4 @@ def finish(
         where = (
             f"wrote {len(written)} files to {common.out}" if written else "give --out DIR for CSV, Parquet and figures"
         )
-        print(f"pathlens: {where}", file=sys.stderr)
+        say(where)
