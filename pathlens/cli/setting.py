@@ -167,6 +167,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
 def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
     from pathlens.data import open_data
+    from pathlens.machine.memory import check_input_fits
     from pathlens.models import load_model
 
     def opened(image_size: int | None) -> ImageData:
@@ -193,6 +194,9 @@ def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
     spec = data_spec(common.data, common.model)
     if size is None and spec.startswith("imagefolder:") and loaded.input_shape is not None:
         size = loaded.input_shape[-1]
+    if size is not None:
+        channels = loaded.input_shape[0] if loaded.input_shape is not None else 3
+        check_input_fits((channels, size, size), common.batch_size, "give a smaller --image-size or --batch-size")
     return loaded, opened(size)
 
 

@@ -127,7 +127,7 @@ def zeros(shape: tuple[int, ...]) -> torch.Tensor:
 
     from pathlens.machine.memory import check_input_fits
 
-    check_input_fits(shape, batch=2)
+    check_input_fits(shape, 2, "give a smaller --input-shape")
     return torch.zeros(2, *shape)
 
 

@@ -30,7 +30,7 @@ def total_memory() -> int:
     return min((size for size in found if size > 0), default=UNKNOWN_MEMORY)
 
 
-def check_input_fits(shape: tuple[int, ...], batch: int) -> None:
+def check_input_fits(shape: tuple[int, ...], batch: int, remedy: str) -> None:
     """Refuse a shape of which a batch would fill the memory, before anything of the kind is made.
 
     A network takes many times the memory of its input, so an input may take an eighth.
@@ -38,6 +38,7 @@ def check_input_fits(shape: tuple[int, ...], batch: int) -> None:
     Args:
         shape: of one example, (C, H, W) or any other, in float32.
         batch: examples.
+        remedy: what to give instead, for the message.
 
     Raises:
         ResourceError: naming the shape.
@@ -46,7 +47,7 @@ def check_input_fits(shape: tuple[int, ...], batch: int) -> None:
     if size > total_memory() // 8:
         raise ResourceError(
             f"input of shape {','.join(map(str, shape))}: {batch} examples take {size / 2**30:.3g} GiB of the "
-            f"{total_memory() / 2**30:.3g} GiB of memory; give a smaller --input-shape"
+            f"{total_memory() / 2**30:.3g} GiB of memory; {remedy}"
         )
 
 

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from pathlens.errors import ModelError
 from pathlens.models.shortcut import ZeroPadShortcut
 
-
 Shortcut = Literal["padding", "projection", "none"]
 
 

@@ -120,18 +120,19 @@ class _Source:
         """Return a whole storage; tensors that share one in the file share it in memory."""
         if storage.key not in self.read:
             first, held = self.place(storage.key)
-            if held != storage.nbytes:
-                raise ValueError(f"{storage.nbytes} bytes are stated for it and the file holds {held}")
             self.unread -= held
             if self.unread < 0:
                 raise ValueError("it shares its bytes in the file with others")
-            content = bytearray(storage.nbytes)
+            content = bytearray(held)
             with self.path.open("rb") as file:
                 file.seek(first)
-                if file.readinto(content) != storage.nbytes:
+                if file.readinto(content) != held:
                     raise ValueError("the file ends before it")
-            self.read[storage.key] = torch.frombuffer(content, dtype=torch.uint8)
-        return self.read[storage.key]
+            self.read[storage.key] = torch.frombuffer(content, dtype=torch.uint8) if held else torch.empty(0)
+        found = self.read[storage.key]
+        if found.numel() != storage.nbytes:
+            raise ValueError(f"{storage.nbytes} bytes are stated for it and the file holds {found.numel()}")
+        return found
 
 
 class _Table(dict[Any, Any]):
