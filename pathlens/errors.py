@@ -6,11 +6,45 @@ and ends with the exit code of its class; the codes are part of the interface (`
 
 from __future__ import annotations
 
+LONGEST = 2000  # characters of a message
+
+
+def printable(text: object, longest: int | None = None) -> str:
+    r"""Escape what is no visible character, so that a terminal prints a text and does nothing else.
+
+    Names of tensors, classes and files, and what metadata states, are chosen by whoever made a file. Control characters
+    in them would clear the screen, retitle the window or forge a line, and marks of direction would turn a line round.
+    A text that is printable already stays as it is, so that escaping twice does no harm.
+
+    Args:
+        text: anything; its ``str`` counts.
+        longest: characters, of a longer text the middle is left out; None keeps all.
+
+    Returns:
+        One line.
+
+    Examples:
+        >>> print(printable("conv1\x1b[2J\nforged"))
+        conv1\x1b[2J\nforged
+    """
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if longest is None or len(line) <= longest:
+        return line
+    return f"{line[: longest * 2 // 3]} ... {line[-longest // 4 :]}"
+
 
 class PathlensError(Exception):
-    """Base of everything that pathlens raises on purpose. Exit code 1."""
+    """Base of everything that pathlens raises on purpose. Exit code 1.
+
+    Its text is printable, whatever the file holds that it speaks of (:func:`printable`).
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), LONGEST)
 
 
 class UsageError(PathlensError):

@@ -67,15 +67,19 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return torch.cat([zeros, x, zeros], 1)
 
 
-def v1_forward(state: dict[str, Tensor], x: Tensor, n: int) -> Tensor:
-    """Apply the equations of the first paper to a state dict, with no module."""
+def v1_forward(state: dict[str, Tensor], x: Tensor, n: int, shortcuts: bool = True) -> Tensor:
+    """Apply the equations of the first paper to a state dict, with no module; option B where it has the weights."""
     x = F.relu(batch_norm(F.conv2d(x, state["conv1.weight"], padding=1), state, "bn1"))
     for stage in (1, 2, 3):
         for i in range(n):
             name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
             out = F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1)
             out = F.conv2d(F.relu(batch_norm(out, state, f"{name}.bn1")), state[f"{name}.conv2.weight"], padding=1)
-            x = F.relu(_pad(x, 8 * 2**stage) + batch_norm(out, state, f"{name}.bn2"))
+            side = _pad(x, 8 * 2**stage)
+            if f"{name}.shortcut.0.weight" in state:
+                side = F.conv2d(x, state[f"{name}.shortcut.0.weight"], stride=2)
+                side = batch_norm(side, state, f"{name}.shortcut.1")
+            x = F.relu(side * shortcuts + batch_norm(out, state, f"{name}.bn2"))
     return x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
 
 

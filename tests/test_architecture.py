@@ -18,7 +18,7 @@ PACKAGE = "pathlens"
 # Room (module or folder of the package) -> the rooms that it may import, beside `errors`, which all may.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "models": set(),
+    "models": {"machine"},
     "data": set(),
     "paths": set(),
     "tables": set(),

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     # weights
     "weights missing": (["-m", "resnet20", "-w", "{folder}/none.pt", *CIFAR], WEIGHTS, ["none.pt", "no such file"]),
     "no checkpoint": (["-m", "resnet20", "-w", "{folder}/text.pt", *CIFAR], WEIGHTS, ["text.pt", "not a checkpoint"]),
-    "no safetensors": (["-m", "resnet20", "-w", "{folder}/noise.safetensors", *CIFAR], WEIGHTS, ["not safetensors"]),
+    "no safetensors": (["-m", "resnet20", "-w", "{folder}/noise.safetensors", *CIFAR], WEIGHTS, ["neither"]),
     "truncated": (["-m", "resnet20", "-w", "{folder}/cut.pt", *CIFAR], WEIGHTS, ["cut.pt", "truncated"]),
     "runs code": (["-m", "resnet20", "-w", "{folder}/runs.pt", *CIFAR], WEIGHTS, ["would run code", "mkdir"]),
     "runs code, bare pickle": (["-m", "resnet20", "-w", "{folder}/runs.pth", *CIFAR], WEIGHTS, ["runs.pth"]),

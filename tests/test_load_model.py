@@ -12,6 +12,7 @@ import pytest
 import torch
 from model_helpers import assert_ready, one_line, preact_forward, v1_forward
 
+from pathlens.data import open_data
 from pathlens.errors import CheckpointError, ModelError, NumericsError, UsageError
 from pathlens.models import (
     load_model,
@@ -50,6 +51,29 @@ def test_published_files_load_as_they_are(shared_models: Path, file: str, spec: 
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     state = {k.removeprefix("module."): v for k, v in raw["state_dict"].items()}
     torch.testing.assert_close(loaded.model(x), v1_forward(state, x, n), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("file", "spec"), [("resnet56.t7", "resnet56b"), ("resnet56_noshort.t7", "plain56")])
+@torch.inference_mode()
+def test_published_twins_with_and_without_shortcuts(
+    shared_models: Path, shared_data: Path, file: str, spec: str
+) -> None:
+    """No suffix that says what the files are, no counters of batch norm, and shortcuts of another kind."""
+    path = shared_models / "loss_landscape" / file
+    loaded = load_model(spec, path)
+    raw = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    own = {k: v for k, v in loaded.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert set(own) == set(raw)
+    assert all(torch.equal(value, raw[name]) for name, value in own.items())
+    assert loaded.notes == ("unwrapped state_dict (left aside: acc, epoch)",)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = v1_forward(raw, x, 9, shortcuts=spec == "resnet56b")
+    torch.testing.assert_close(loaded.model(x), expected, rtol=1e-4, atol=1e-4)
+    data = open_data(f"parquet:{shared_data / 'cifar10-jpeg' / 'test.parquet'}", limit=300)
+    mean, std = (tuple(v / 255 for v in values) for values in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)))
+    batch = data.batch(0, 300, mean=mean, std=std)
+    right = (loaded.model(batch.images).argmax(1) == batch.labels).float().mean()
+    assert right > 0.6  # JPEG costs some ten points of the 94 and 87 % on the original images
 
 
 def test_published_file_in_the_wrong_network(shared_models: Path) -> None:
@@ -154,6 +178,8 @@ def test_seed_out_of_range(seed: int) -> None:
 def test_reference_names_are_those_promised_and_need_no_torch() -> None:
     assert set(reference_names()) == {
         *(f"resnet{d}" for d in (20, 32, 44, 56, 110, 1202)),
+        *(f"resnet{d}b" for d in (20, 32, 44, 56, 110, 1202)),
+        *(f"plain{d}" for d in (20, 32, 44, 56, 110)),
         *(f"preresnet{d}" for d in (20, 32, 44, 56, 110, 164)),
         *(f"highway{d}" for d in (19, 31, 58)),
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),

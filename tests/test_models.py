@@ -21,6 +21,7 @@ from pathlens.models import (
     resnet,
     vgg15,
 )
+from pathlens.models.registry import REFERENCES
 from pathlens.models.shortcut import ZeroPadShortcut
 
 # --- reference networks ----------------------------------------------------------------------------------------------
@@ -40,6 +41,16 @@ def test_v1_parameters_are_those_of_the_paper(depth: int) -> None:
     assert parameters(model) == v1_parameters(n)
     digits = 2 if PAPER[depth] < 1 else 1
     assert round(parameters(model) / 1e6, digits) == PAPER[depth]
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110])
+def test_projections_and_the_plain_twin_differ_by_their_shortcuts_alone(depth: int) -> None:
+    with torch.device("meta"):
+        padded, projected, plain = (REFERENCES[name.format(depth)].build() for name in ("resnet{}", "resnet{}b", "plain{}"))
+    own = {f"layer{stage}.0.shortcut.{part}" for stage in (2, 3) for part in ("0.weight", "1.weight", "1.bias")}
+    assert {k for k, _ in projected.named_parameters()} - {k for k, _ in padded.named_parameters()} == own
+    assert parameters(projected) == parameters(padded) + 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    assert list(plain.state_dict()) == list(padded.state_dict())
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
@@ -90,7 +101,7 @@ def test_no_branch_starts_at_zero(build: Callable[[], nn.Module]) -> None:
     assert all(bool((m.weight == 1).all()) for m in norms)
 
 
-@pytest.mark.parametrize("name", [n for n in reference_names() if not n.endswith(("1202", "110"))])
+@pytest.mark.parametrize("name", [n for n in reference_names() if not n.rstrip("b").endswith(("1202", "110"))])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_every_reference_takes_small_grey_and_cifar_images(name: str, shape: tuple[int, int, int]) -> None:
     loaded = load_model(name, "random", num_classes=7, in_channels=shape[0])
@@ -136,6 +147,11 @@ def test_forward_is_the_papers_equations() -> None:
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     v1 = _random_statistics(resnet(20))
     torch.testing.assert_close(v1(x), v1_forward(dict(v1.state_dict()), x, 3), rtol=1e-10, atol=1e-10)
+    projected = _random_statistics(resnet(20, shortcut="projection"))
+    plain = _random_statistics(resnet(20, shortcut="none"))
+    torch.testing.assert_close(projected(x), v1_forward(dict(projected.state_dict()), x, 3), rtol=1e-10, atol=1e-10)
+    expected = v1_forward(dict(plain.state_dict()), x, 3, shortcuts=False)
+    torch.testing.assert_close(plain(x), expected, rtol=1e-10, atol=1e-10)
     pre = _random_statistics(preresnet(20))
     torch.testing.assert_close(pre(x), preact_forward(dict(pre.state_dict()), x, 3, 16), rtol=1e-10, atol=1e-10)
 

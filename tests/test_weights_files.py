@@ -162,7 +162,7 @@ def test_whole_pickled_model_is_refused_with_remedy(tmp_path: Path) -> None:
         load_state_dict_file(tmp_path / "w.pt")
 
 
-def test_allowing_namespaces_is_not_left_behind(tmp_path: Path) -> None:
+def test_nothing_is_allowed_to_torch_meanwhile(tmp_path: Path) -> None:
     before = torch.serialization.get_safe_globals()
     torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(x=1)}, tmp_path / "w.pt")
     load_state_dict_file(tmp_path / "w.pt")
@@ -199,10 +199,10 @@ def test_files_of_something_else(tmp_path: Path, name: str, content: bytes) -> N
     assert ("empty" in str(caught.value)) == (content == b"")
 
 
-def test_missing_file_directory_and_suffix(tmp_path: Path) -> None:
+def test_missing_file_directory_and_text(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "w.txt").write_text("x")
-    for name, words in (("none.pt", "no such file"), ("folder.pt", "a directory"), ("w.txt", ".safetensors, .pt")):
+    for name, words in (("none.pt", "no such file"), ("folder.pt", "a directory"), ("w.txt", "by its content")):
         with pytest.raises(CheckpointError, match=words) as caught:
             load_state_dict_file(tmp_path / name)
         one_line(caught)
@@ -264,7 +264,7 @@ def test_zip_bomb_is_refused(tmp_path: Path) -> None:
             bomb.writestr(entry.filename, honest.read(entry))
         bomb.writestr("w/data/99", bytes(2**25))
     assert (tmp_path / "bomb.pt").stat().st_size < 2**20
-    with pytest.raises(CheckpointError, match="would unpack to 335"):
+    with pytest.raises(CheckpointError, match="it is compressed"):
         load_state_dict_file(tmp_path / "bomb.pt")
 
 

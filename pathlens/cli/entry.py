@@ -11,7 +11,7 @@ import typer
 
 from pathlens import __version__
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
-from pathlens.errors import PathlensError, ResourceError
+from pathlens.errors import LONGEST, PathlensError, ResourceError, printable
 
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    line = " ".join(str(error).split())
+    line = printable(" ".join(str(error).split()), LONGEST)
     # of many processes all end with the same error, and the first one says it
     if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
         print(f"pathlens: error: {line}", file=sys.stderr, flush=True)

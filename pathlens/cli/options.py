@@ -51,7 +51,7 @@ Weights = Annotated[
         "--weights",
         "-w",
         metavar="FILE",
-        help="A .safetensors, .pt, .pth or .th file, or 'random' (seeded, untrained), or 'pretrained' (downloads).",
+        help="A file of safetensors or torch.save, or 'random' (seeded, untrained), or 'pretrained' (downloads).",
         rich_help_panel=_NETWORK,
     ),
 ]

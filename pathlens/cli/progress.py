@@ -8,11 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pathlens.errors import LONGEST, printable
 
 Report = Callable[[int, int], None]
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """Print one line on stderr, in which nothing that a file chose can do anything to the terminal."""
+    print(f"pathlens: {printable(text, LONGEST)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -31,7 +39,7 @@ def progress_bar(what: str, shown: bool, notes: Sequence[str] = ()) -> Iterator[
         def report(done: int, total: int) -> None:
             if not begun:
                 for note in notes:
-                    print(f"pathlens: {note}", file=sys.stderr, flush=True)
+                    say(note)
                 begun.append(stack.enter_context(_bar(what, console) if console.is_terminal else _lines(what)))
             begun[0](done, total)
 
@@ -42,7 +50,8 @@ def progress_bar(what: str, shown: bool, notes: Sequence[str] = ()) -> Iterator[
 def waiting(what: str, shown: bool) -> Iterator[None]:
     """Say on a terminal what is waited for, and take it away afterwards."""
     console = Console(stderr=True)
-    with console.status(f"pathlens: {what}") if shown and console.is_terminal else contextlib.nullcontext():
+    line = escape(f"pathlens: {printable(what)}")
+    with console.status(line) if shown and console.is_terminal else contextlib.nullcontext():
         yield
 
 
@@ -77,11 +86,11 @@ def _lines(what: str) -> Iterator[Report]:
         if now - said >= _SECONDS_BETWEEN_LINES and first < done < total:
             said = now
             left = (now - began) / (done - first) * (total - done)
-            print(f"pathlens: {what}: {done} of {total}, {_clock(left)} left", file=sys.stderr, flush=True)
+            say(f"{what}: {done} of {total}, {_clock(left)} left")
 
     yield report
     took = _clock(time.monotonic() - began)
-    print(f"pathlens: {what}: {last[0]} of {last[1]} in {took}", file=sys.stderr, flush=True)
+    say(f"{what}: {last[0]} of {last[1]} in {took}")
 
 
 def _clock(seconds: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pathlens.cli import options as o
-from pathlens.cli.progress import waiting
+from pathlens.cli.progress import say, waiting
 
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Run folders: what verbs wrote with --out.", show_default=False)
@@ -30,4 +29,4 @@ def report(runs: Runs, out: Page = Path("report.html"), title: Title = None, qui
         page = report_page(runs, out, title)
     if not quiet:
         size = page.stat().st_size / 1e6
-        print(f"pathlens: wrote {page} ({size:.1f} MB); open it in a browser", file=sys.stderr)
+        say(f"wrote {page} ({size:.1f} MB); open it in a browser")

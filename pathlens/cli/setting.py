@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.cli.options import Device, Dtype, parse_channels
-from pathlens.cli.progress import waiting
+from pathlens.cli.progress import say, waiting
 from pathlens.errors import DataError, PathlensError, UsageError
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
 def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
     from pathlens.data import open_data
+    from pathlens.machine.memory import check_input_fits
     from pathlens.models import load_model
 
     def opened(image_size: int | None) -> ImageData:
@@ -195,6 +196,9 @@ def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
     spec = data_spec(common.data, common.model)
     if size is None and spec.startswith("imagefolder:") and loaded.input_shape is not None:
         size = loaded.input_shape[-1]
+    if size is not None:
+        channels = loaded.input_shape[0] if loaded.input_shape is not None else 3
+        check_input_fits((channels, size, size), common.batch_size, "give a smaller --image-size or --batch-size")
     return loaded, opened(size)
 
 
@@ -312,4 +316,4 @@ def finish(
         where = (
             f"wrote {len(written)} files to {common.out}" if written else "give --out DIR for CSV, Parquet and figures"
         )
-        print(f"pathlens: {where}", file=sys.stderr)
+        say(where)

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from pathlens.errors import printable
 from pathlens.tables import Table
 
 _BAR = 28
@@ -35,7 +36,7 @@ class Shown:
 
     Attributes:
         title: its heading.
-        cells: its texts, one for each row.
+        cells: its texts, one for each row, which are made printable.
         left: aligned to the left, as text is; numbers are aligned to the right.
         folds: goes on in a second line where the terminal is narrow.
         gives_way: left out where the terminal is narrow; columns of higher numbers first.
@@ -46,6 +47,9 @@ class Shown:
     left: bool = False
     folds: bool = False
     gives_way: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", [printable(cell) for cell in self.cells])
 
     @property
     def width(self) -> int:
@@ -129,9 +133,9 @@ def print_dim(line: str) -> None:
     """A line that matters less than the table; it is wrapped on terminals and whole elsewhere."""
     console = make_console()
     if console.is_terminal:
-        console.print(line, style="dim", markup=False)
+        console.print(printable(line), style="dim", markup=False)
     else:
-        _print(line)
+        _print(printable(line))
 
 
 def _print(line: str) -> None:

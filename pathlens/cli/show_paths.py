@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pathlens.cli.show import Shown, make_console, print_columns, summary
+from pathlens.cli.show import Shown, print_columns, print_dim, summary
 from pathlens.tables import Table
 
 _NUMBERS = (
@@ -37,10 +37,8 @@ def show_paths(table: Table) -> None:
         print_columns(columns, [row[share] for row in rows])
     else:
         print_columns(columns, [0.0 for _ in rows])
-    console = make_console()
-    for line in _facts(table.provenance):
-        console.print(line, style="dim" if console.is_terminal else "", markup=False)
-    console.print(summary(table.provenance), style="dim" if console.is_terminal else "", markup=False)
+    for line in (*_facts(table.provenance), summary(table.provenance)):
+        print_dim(line)
 
 
 def _number(value: float | None) -> str:

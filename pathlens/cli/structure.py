@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pathlens.cli import options as o
-from pathlens.cli.progress import waiting
+from pathlens.cli.progress import say, waiting
 from pathlens.cli.setting import foreign_output
 from pathlens.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from pathlens.tables import Table
 
 DEFAULT_INPUT = (3, 224, 224)
@@ -45,8 +46,6 @@ def blocks(
     shape = parse_shape(input_shape)
     if picture is not None and picture.suffix not in (".png", ".pdf"):
         raise UsageError(f"--picture {picture}: the ending is {picture.suffix or 'none'}; give a .png or .pdf file")
-    import torch
-
     from pathlens.analyses import view_of
     from pathlens.models import load_model
     from pathlens.report import provenance
@@ -55,7 +54,7 @@ def blocks(
     loaded = load_model(model, weights if weights or known else "random", seed=seed)
     example = loaded.example
     if example is None or shape is not None:
-        example = torch.zeros(2, *(shape or loaded.input_shape or DEFAULT_INPUT))
+        example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
         view = view_of(loaded.model, example)
     facts = provenance(
@@ -70,7 +69,7 @@ def blocks(
     _write(table, picture, out)
     if not quiet:
         for note in (*loaded.notes, *view.notes):
-            print(f"pathlens: {note}", file=sys.stderr)
+            say(note)
     if json:
         print(jsonlib.dumps(table.to_json_object(), allow_nan=False))
     else:
@@ -116,6 +115,20 @@ def _print(table: Table) -> None:
             for name in _SHOWN
         ]
     )
+
+
+def zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """An input of two examples, for tracing.
+
+    Raises:
+        ResourceError: it is too large for the machine.
+    """
+    import torch
+
+    from pathlens.machine.memory import check_input_fits
+
+    check_input_fits(shape, 2, "give a smaller --input-shape")
+    return torch.zeros(2, *shape)
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

@@ -6,7 +6,6 @@ import contextlib
 import json as jsonlib
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -17,7 +16,7 @@ import typer
 
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_channels, parse_range
-from pathlens.cli.progress import progress_bar, waiting
+from pathlens.cli.progress import progress_bar, say, waiting
 from pathlens.cli.setting import (
     DEFAULT_MODEL,
     check_channels,
@@ -219,7 +218,7 @@ def train(
                 if board is not None:
                     board(row)
                 if shown:
-                    print(f"pathlens: {_line(row, recipe)}", file=sys.stderr, flush=True)
+                    say(_line(row, recipe))
 
             trained = run_training(
                 loaded.model,
@@ -379,4 +378,4 @@ def _show(trained: Trained, json: bool, folder: Path, quiet: bool) -> None:
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         print(f"{row['split']:12}{row['n']:>8}{100 * float(row['error'] or 0):>10.2f}{interval:>18}{loss:>10}")
     if not quiet:
-        print(f"pathlens: wrote {trained.weights} and the run's tables beside it", file=sys.stderr)
+        say(f"wrote {trained.weights} and the run's tables beside it")

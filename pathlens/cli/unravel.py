@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pathlens.cli import options as o
-from pathlens.cli.progress import waiting
+from pathlens.cli.progress import say, waiting
 from pathlens.cli.setting import foreign_output
-from pathlens.cli.structure import DEFAULT_INPUT, InputShape, parse_shape
-from pathlens.errors import RunError, UsageError
+from pathlens.cli.structure import DEFAULT_INPUT, InputShape, parse_shape, zeros
+from pathlens.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -134,8 +134,6 @@ def unravel(
     if window is not None and kind == Kind.dag:
         raise UsageError("--blocks is a window of a tree, lattice or equation; a dag shows the whole network")
     norms = None if gradients is None else _norms(gradients)
-    import torch
-
     from pathlens.models import load_model
 
     known = model is None or ".py:" in model
@@ -144,19 +142,22 @@ def unravel(
         _check_network(norms, loaded, gradients)
     example = loaded.example
     if example is None or shape is not None:
-        example = torch.zeros(2, *(shape or loaded.input_shape or DEFAULT_INPUT))
+        example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
     data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, not quiet)
     if not quiet:
         for note in loaded.notes:
-            print(f"pathlens: {note}", file=sys.stderr)
+            say(note)
     if out is None:
-        sys.stdout.write(data.decode())
+        text = data.decode()
+        if wanted in _OF_EQUATIONS:
+            text = "\n".join(map(printable, text.split("\n")))
+        sys.stdout.write(text)
         return
     from pathlens.tables import atomic_write_bytes
 
     atomic_write_bytes(out, data)
     if not quiet:
-        print(f"pathlens: wrote {out}", file=sys.stderr)
+        say(f"wrote {out}")
 
 
 def _made(

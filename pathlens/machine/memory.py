@@ -3,11 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
 
 import torch
 
 from pathlens.errors import ResourceError
+
+UNKNOWN_MEMORY = 16 * 2**30  # bytes that are taken for granted where a system does not say how many it has
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers
+
+
+def total_memory() -> int:
+    """Return the bytes of memory of this machine or, where it is less, of the container.
+
+    :data:`UNKNOWN_MEMORY` where the system does not say.
+    """
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        found = [UNKNOWN_MEMORY]
+    for place in _LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(place) as file:
+            found.append(int(file.read()))
+    return min((size for size in found if size > 0), default=UNKNOWN_MEMORY)
+
+
+def check_input_fits(shape: tuple[int, ...], batch: int, remedy: str) -> None:
+    """Refuse a shape of which a batch would fill the memory, before anything of the kind is made.
+
+    A network takes many times the memory of its input, so an input may take an eighth.
+
+    Args:
+        shape: of one example, (C, H, W) or any other, in float32.
+        batch: examples.
+        remedy: what to give instead, for the message.
+
+    Raises:
+        ResourceError: naming the shape.
+    """
+    size = 4 * batch * math.prod(shape)
+    if size > total_memory() // 8:
+        raise ResourceError(
+            f"input of shape {','.join(map(str, shape))}: {batch} examples take {size / 2**30:.3g} GiB of the "
+            f"{total_memory() / 2**30:.3g} GiB of memory; {remedy}"
+        )
 
 
 def ran_out(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,18 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.errors import CheckpointError, NumericsError, ResourceError
-from pathlens.models.reading import DEFAULT_MAX_BYTES, read_weights_file
+from pathlens.models.reading import DEFAULT_MAX_BYTES, no_memory, read_weights_file
+from pathlens.models.torchfile import StoredTensor
 
 # Wrappers of state dicts, those of averaged weights first: where a file holds both, the averaged ones are what its
 # author evaluated.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
-_SHOWN = 3
+_SHOWN = 3  # names in a message
+_LONGEST = 120  # characters of each
 
 
 def load_state_dict_file(
     path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Read a state dict from a ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file.
+    """Read a state dict from a file of safetensors or of ``torch.save``, whatever its name.
 
     Wrappers (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``, ``net``, in any nesting; averaged weights
     first) and prefixes (``module.`` where all names have it, ``_orig_mod.`` anywhere) are removed; entries that are no
@@ -39,7 +42,7 @@ def load_state_dict_file(
 
     Args:
         path: the file.
-        max_bytes: largest size of the file, and of what an archive declares to unpack to.
+        max_bytes: largest size of the file. No more is allocated for tensors than the file holds.
 
     Returns:
         The tensors by name, on the CPU, and one note for each thing that was unwrapped or left aside.
@@ -52,6 +55,19 @@ def load_state_dict_file(
     content = read_weights_file(path, max_bytes)
     notes: list[str] = []
     return _tensors_of(_unwrap(content, path, notes), path, notes), tuple(notes)
+
+
+def _read(value: Tensor | StoredTensor, name: str, path: Path) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return value.read()
+    except (ValueError, LookupError, RuntimeError, OSError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or damaged, tensor {_some([name])}: {error}: copy or download the weights again"
+        ) from error
+    except MemoryError as error:
+        raise no_memory(path) from error
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
@@ -184,9 +200,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:
     for _ in range(16):  # no honest file nests deeper, and a file can hold a dict that contains itself
         if not isinstance(content, Mapping):
-            raise CheckpointError(
-                f"{path}: holds a {type(content).__name__}, not a state dict: save model.state_dict()"
-            )
+            kind = "Tensor" if isinstance(content, StoredTensor) else type(content).__name__.lstrip("_")
+            raise CheckpointError(f"{path}: holds a {kind}, not a state dict: save model.state_dict()")
         key = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
         if key is None:
             return content
@@ -197,15 +212,15 @@ def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:
 
 
 def _tensors_of(content: Mapping[Any, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor | StoredTensor)}
     others = [str(k) for k in content if k not in tensors]
     if not tensors:
         raise CheckpointError(
             f"{path}: no tensors among its entries ({_some(others, 6) or 'there are none'}): save model.state_dict()"
         )
-    odd = next((k for k, v in tensors.items() if v.is_meta or v.layout != torch.strided or v.is_quantized), None)
+    odd = next(((k, v.without) for k, v in tensors.items() if isinstance(v, StoredTensor) and v.without), None)
     if odd is not None:
-        raise CheckpointError(f"{path}: {odd} is a tensor without plain values (meta, sparse or quantised): densify it")
+        raise CheckpointError(f"{path}: {_some([odd[0]])} is a tensor without plain values ({odd[1]}): densify it")
     if others:
         notes.append(f"left aside what is no tensor: {_some(others, 6)}")
     # Averaged copies (torch.optim.swa_utils) count their updates in an entry of their own.
@@ -218,15 +233,15 @@ def _tensors_of(content: Mapping[Any, Any], path: Path, notes: list[str]) -> dic
     for prefix in ("module.", "_orig_mod."):
         if any(_count(old, prefix) > _count(new, prefix) for old, new in zip(tensors, plain, strict=True)):
             notes.append(f"stripped prefix {prefix}")
-    return dict(zip(plain, (v.detach() for v in tensors.values()), strict=True))
+    return {name: _read(value, name, path) for name, value in zip(plain, tensors.values(), strict=True)}
 
 
 def _plain_names(names: Iterable[str]) -> list[str]:
     """Strip ``_orig_mod.`` anywhere, and ``module.`` as often as all names begin with it."""
     plain = [".".join(part for part in name.split(".") if part != "_orig_mod") for name in names]
-    while plain and all(name.startswith("module.") for name in plain):
-        plain = [name.removeprefix("module.") for name in plain]
-    return plain
+    # all at once: one after the other takes time by the square of their number
+    shared = min((len(found[0]) for name in plain if (found := re.match(r"(?:module\.)*", name))), default=0)
+    return [name[shared:] for name in plain]
 
 
 def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -264,7 +279,7 @@ def _with_sorted_metadata(data: bytes) -> bytes:
 
 
 def _some(items: list[str], shown: int = _SHOWN) -> str:
-    names = (item if item.isprintable() else repr(item) for item in items[:shown])
+    names = (item if len(item) <= _LONGEST else f"{item[:_LONGEST]}..." for item in items[:shown])
     return ", ".join(names) + (f" and {len(items) - shown} more" if len(items) > shown else "")
 
 

@@ -26,6 +26,7 @@ from pathlens.models.userfile import is_user_spec, load_user_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LONGEST_SIDE = 100_000  # of an input that metadata may state; whether the memory holds it is seen when it is made
 RANDOM = "random"
 PRETRAINED = "pretrained"
 _GRAMMAR = "a reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE"
@@ -250,15 +251,15 @@ def _with_file(loaded: LoadedModel, path: Path) -> LoadedModel:
             values = json.loads(metadata[key])
             if isinstance(values, list) and values and all(type(v) in (int, float) and valid(v) for v in values):
                 return tuple(values)
-        except (ValueError, RecursionError):
+        except (ValueError, ArithmeticError, RecursionError):
             pass
         notes.append(f"metadata {key!r} is not understood: left aside")
         return None
 
     mean, std = numbers("mean", math.isfinite), numbers("std", lambda v: math.isfinite(v) and v > 0)
-    shape = numbers("input_shape", lambda v: isinstance(v, int) and v > 0)
+    shape = numbers("input_shape", lambda v: isinstance(v, int) and 0 < v <= _LONGEST_SIDE)
     if "test_error" in metadata:
-        notes.append(f"test error stated by the file: {metadata['test_error']}")
+        notes.append(f"test error stated by the file: {metadata['test_error'][:40]}")
     loaded = replace(loaded, weights=path.name, trained=True, notes=tuple(notes))
     if mean is not None and std is not None and len(mean) == len(std):
         loaded = replace(

@@ -50,6 +50,14 @@ class Reference:
 
 REFERENCES: Mapping[str, Reference] = {
     **{f"resnet{d}": Reference("resnet_cifar", "resnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 1202)},
+    **{
+        f"resnet{d}b": Reference("resnet_cifar", "resnet", {"depth": d, "shortcut": "projection"})
+        for d in (20, 32, 44, 56, 110, 1202)
+    },
+    **{
+        f"plain{d}": Reference("resnet_cifar", "resnet", {"depth": d, "shortcut": "none"})
+        for d in (20, 32, 44, 56, 110)
+    },
     **{f"preresnet{d}": Reference("preresnet_cifar", "preresnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 164)},
     **{f"highway{d}": Reference("highway_cifar", "highway", {"depth": d}) for d in (19, 31, 58)},
     **{
