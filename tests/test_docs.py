@@ -163,6 +163,7 @@ def linked(files: Path, workplace: Path) -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 def test_python_of_the_readme(workplace, capsys):
     names: dict[str, object] = {"__name__": "readme"}
     ran = 0

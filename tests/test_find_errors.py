@@ -188,7 +188,7 @@ def test_the_view_is_read_only_and_repeatable():
     assert repr(view) == "ResidualView(CifarResNet: 5 blocks in 2 stages)"
 
 
-# the networks that are named in the project's brief: classes and blocks as they are, and stages shorter where that shows
+# the networks that are named in the project's brief: classes and blocks as they are, stages shorter where that shows
 # the same
 
 

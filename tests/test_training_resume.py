@@ -115,6 +115,7 @@ def folder(broken_off: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "optimizer"), [(StochasticDepth("linear", 0.5, "sample"), "adamw"), (PathLengths(1, 2), "sgd")]
 )
