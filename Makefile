@@ -45,7 +45,8 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-# One process for each core, a test file at a time, so that what a file prepares is prepared once.
+# One process for each core, a test file at a time, so that what a file prepares is prepared once; tests/conftest.py puts
+# the longest files first. Without the tests that take more than a few seconds: .venv/bin/pytest -n auto --dist loadfile -m "not slow"
 pytest: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
 

@@ -26,6 +26,42 @@ settings.register_profile("pathlens", deadline=None)
 settings.load_profile("pathlens")
 
 
+# Test files that take longest, longest first: side by side (pytest -n) with each file in one process, a long file that
+# comes last would be waited for by all others. Files that are not named come after these, in their usual order.
+_LONGEST = (
+    "test_studies_veit2016.py",
+    "test_docs.py",
+    "test_sweep.py",
+    "test_training_resume.py",
+    "test_tutorial.py",
+    "test_training_network.py",
+    "test_find_errors.py",
+    "test_training_processes.py",
+    "test_studies_depth.py",
+    "test_cli.py",
+    "test_processes.py",
+    "test_studies_critics.py",
+    "test_studies_wider.py",
+    "test_gradients.py",
+    "test_path_gradients.py",
+    "test_pages_browser.py",
+    "test_plain.py",
+    "test_training_cli.py",
+    "test_training_loop.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would start with the files of most tests, which are not those that take longest
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def _folder_named_by(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:

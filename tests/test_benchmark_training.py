@@ -11,6 +11,7 @@ from study_modules import study
 from pathlens.tables import read_table
 
 
+@pytest.mark.slow
 def test_it_measures_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return found
 
 
+@pytest.mark.slow
 def test_the_default_is_the_paper_s_first_figure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = as_json(capsys, "delete-blocks", "--out", str(tmp_path / "out"))
     rows, facts = found["table"], found["provenance"]
@@ -175,6 +176,7 @@ def test_reorder_and_skips(small: list[str], capsys: pytest.CaptureFixture[str],
     assert (tmp_path / "s" / "delete-skips.pdf").exists()
 
 
+@pytest.mark.slow
 def test_a_plain_network(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """``vgg15`` on images of CIFAR's shape, untrained and said to be so."""
     command = ["delete-blocks", "-m", "vgg15", "-w", "random", "-d", files["cifar"], "--seed", "3"]

@@ -418,6 +418,7 @@ def test_save_faults(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_the_users_matplotlib_is_left_alone(tmp_path):
     code = """
 import sys

@@ -58,6 +58,7 @@ def test_every_kind_of_figure_is_in_the_gallery(maker):
     assert used == drawing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", ["deletion.png", "unraveled-tree.png"])
 def test_examples_make_their_pictures(maker, picture, tmp_path, monkeypatch, names):
     monkeypatch.chdir(tmp_path)

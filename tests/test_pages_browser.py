@@ -248,6 +248,7 @@ def test_without_scripts_the_numbers_are_there(browser, pages):
         assert page.locator("noscript p").is_visible()
 
 
+@pytest.mark.slow
 def test_a_lattice_of_600_blocks_opens_fast(browser, tmp_path):
     path = pathlens.report_page(write_paths(tmp_path / "run", 600), tmp_path / "page.html")
     with opened(browser, path) as page:

@@ -57,6 +57,7 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
     bad = images(tmp_path / "bad", row12=9)
@@ -119,6 +120,7 @@ def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
     assert not (tmp_path / "journal").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_torchrun(spec: str, user: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [

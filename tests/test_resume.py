@@ -255,6 +255,7 @@ def test_buffers_that_are_no_part_of_the_state_dict_count(data: ImageData, tmp_p
     assert again(views[1], data, tmp_path).provenance["resumed_batches"] == 0
 
 
+@pytest.mark.slow
 def test_killed_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A process is killed for good; this one takes its work up."""
     user = tmp_path / "net.py"

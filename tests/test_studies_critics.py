@@ -52,6 +52,7 @@ def network():
     return pathlens.find_blocks(loaded.model, data.batch(0, 2).images), data
 
 
+@pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert "Its numbers mean nothing" in page
@@ -74,6 +75,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert "nets.py" not in file.read_text(), file  # where the study lies is nobody's business
 
 
+@pytest.mark.slow
 def test_lesions_and_exact_totals_are_those_of_the_package(done, network):
     view, data = network
     rows = read_table(done / "out" / "shortcuts-preresnet20.csv").rows
@@ -96,6 +98,7 @@ def test_lesions_and_exact_totals_are_those_of_the_package(done, network):
     assert (own["first"], own["last"]) == (effective["first"], effective["last"])
 
 
+@pytest.mark.slow
 def test_responses_are_those_of_hooks(done, network):
     view, data = network
     seen = {}
@@ -122,6 +125,7 @@ def test_responses_are_those_of_hooks(done, network):
     assert one["rho_low"] <= rho <= one["rho_high"]
 
 
+@pytest.mark.slow
 def test_trained_networks_are_no_resnets_and_were_read_back(done):
     runs = {row["network"]: row for row in read_table(done / "out" / "beyond-runs.csv").rows}
     assert {name: row["blocks"] for name, row in runs.items()} == {"preresnet20": 9, "vit": 4, "convnext": 4}

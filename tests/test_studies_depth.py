@@ -51,6 +51,7 @@ def own():
         yield importlib.import_module
 
 
+@pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert str(done) not in page
@@ -64,6 +65,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert f"]({stem}.png)" in page
 
 
+@pytest.mark.slow
 def test_path_lengths_are_those_of_the_checkpoint(done, own):
     rows = read_table(done / "out" / "ranges.parquet").rows
     assert {(row["seed"], row["epoch"]) for row in rows} == {(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}
@@ -219,6 +221,7 @@ def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words, o
     assert words in own("answers")._decay([without, with_it], 0.1)
 
 
+@pytest.mark.slow
 def test_larger_scales_train_in_processes_of_their_own(own, tmp_path):
     common, checkpoints = own("common"), own("checkpoints")
     study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", "--jobs", "1"])

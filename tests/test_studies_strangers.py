@@ -25,6 +25,7 @@ def done(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "README.md").read_text()
     assert "Its numbers mean nothing" in page
@@ -38,6 +39,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert (done / f"{stem}.png").read_bytes().startswith(b"\x89PNG"), stem
 
 
+@pytest.mark.slow
 def test_its_numbers_are_those_of_the_package(done):
     network = pathlens.load_model("resnet20", "random", in_channels=1, num_classes=10, seed=0).model
     data = pathlens.open_data("digits", limit=16)

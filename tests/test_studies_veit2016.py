@@ -26,6 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_section_has_its_table_and_figure(page: Path) -> None:
     text = (page / "out" / "README.md").read_text()
     for stem in ("lesions-preresnet20", "lesions-vgg15", "lesions-highway19", "reordering", "path-gradients"):
@@ -37,6 +38,7 @@ def test_every_section_has_its_table_and_figure(page: Path) -> None:
     assert str(page) not in text
 
 
+@pytest.mark.slow
 def test_lesions_are_those_of_the_trained_network(page: Path) -> None:
     table = read_table(page / "out" / "lesions-preresnet20.csv")
     loaded = pathlens.load_model("preresnet20", page / "runs" / "preresnet20-full-seed0" / "weights.safetensors")
@@ -47,6 +49,7 @@ def test_lesions_are_those_of_the_trained_network(page: Path) -> None:
     assert found["loss"] == pytest.approx(again.rows[1]["loss"])
 
 
+@pytest.mark.slow
 def test_retraining_is_read_from_the_runs(page: Path) -> None:
     runs = read_table(page / "out" / "runs.csv")
     assert {row["rule"] for row in runs.rows} == {
@@ -65,6 +68,7 @@ def test_retraining_is_read_from_the_runs(page: Path) -> None:
     assert {row["rule"] for row in summary.rows} == {row["rule"] for row in runs.rows}
 
 
+@pytest.mark.slow
 def test_facts_stand_beside_those_of_the_paper(page: Path) -> None:
     facts = read_table(page / "out" / "facts.csv")
     assert {row["agrees"] for row in facts.rows} <= {"yes", "no"}

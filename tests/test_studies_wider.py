@@ -38,6 +38,7 @@ def own():
         yield importlib.import_module
 
 
+@pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert str(done) not in page
@@ -53,6 +54,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert str(done) not in file.read_text()
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_runs(done, own):
     rows = {row["run"]: row for row in read_table(done / "out" / "runs.parquet").rows}
     assert set(rows) == {"deep9-L1-seed0", "deep9-Lall-seed0", "wide3_small-Lall-seed0"}
@@ -72,6 +74,7 @@ def test_numbers_are_those_of_the_runs(done, own):
     assert cut["error_difference"] == pytest.approx(test["error"] - whole["test_error"])
 
 
+@pytest.mark.slow
 def test_wide_networks_cost_what_the_deep_one_costs(done, own):
     for row in read_table(done / "out" / "networks.parquet").rows:
         first, *_, last = map(int, row["widths"].split(","))

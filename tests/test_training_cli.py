@@ -190,6 +190,7 @@ def command(files: dict[str, str], *more: str) -> list[str]:
     return ["train", *(part.format(**files) for part in NET), *more]
 
 
+@pytest.mark.slow
 def test_what_a_run_writes_and_prints(files: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     more = ["--blocks-per-batch", "2", "--keep-epochs", "0:1", "--out", str(out), "--seed", "2"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 from collections.abc import Callable
 
 import nets
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from lesion_oracle import small_net
+from odd_nets import Net, PaddedShortcut
 from test_restricted import assert_equal, batch, gradients, make, paths_oracle
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -280,15 +283,28 @@ def test_compiled_pieces_do_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch)
     assert shallow == deep
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_compute_the_same() -> None:
-    net, x = double(lambda: preresnet(14, in_channels=3, widths=(4, 4, 4))), images()
-    twin, view = copy.deepcopy(net), find_blocks(net, x)
-    partial, plain = Partial(view, compiled=True), Partial(find_blocks(twin, x))
-    for kept in (None, torch.tensor([True, False, True, True, False, True])):
+def compiled_is_plain(net: nn.Module, masks: list[list[bool]]) -> None:
+    twin, x = copy.deepcopy(net), images()
+    partial, plain = Partial(find_blocks(net, x), compiled=True), Partial(find_blocks(twin, x))
+    for kept in (None, *map(torch.tensor, masks)):
         logits = step(net, lambda kept=kept: partial(x, kept))
         wanted = step(twin, lambda kept=kept: plain(x, kept))
         torch.testing.assert_close(logits, wanted, rtol=1e-9, atol=1e-9)
         assert_equal(gradients(net), gradients(twin), 1e-9)
         same_buffers(net, twin)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_compute_the_same() -> None:
+    """Compiling takes seconds for each structure: one kind of block, with its branch and without it."""
+    net = double(lambda: Net(PaddedShortcut(8, 8), PaddedShortcut(8, 8), out=8))
+    with torch._inductor.config.patch(compile_threads=1):
+        compiled_is_plain(net, [[True, False]])
+
+
+def test_compiled_pieces_serve_blocks_of_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling up to the machine code: what is captured, for which shapes it holds, what it mutates."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    net = double(lambda: preresnet(14, in_channels=3, widths=(4, 4, 4)))
+    compiled_is_plain(net, [[True, False, True, True, False, True]])

@@ -63,6 +63,7 @@ def close(one: Any, two: Any, tolerance: float = 1e-9) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_the_curve_of_one_process(name: str, found: list[dict[str, Any]]) -> None:
     alone = trained(RULES[name], stranger=name == "per sample")
@@ -77,6 +78,7 @@ def test_the_curve_of_one_process(name: str, found: list[dict[str, Any]]) -> Non
         close(first["weights"][key], value)
 
 
+@pytest.mark.slow
 def test_sub_networks_are_the_same_everywhere(found: list[dict[str, Any]]) -> None:
     for name in ("blocks", "per batch"):
         first, second = (part[name]["drawn"] for part in found)
@@ -86,6 +88,7 @@ def test_sub_networks_are_the_same_everywhere(found: list[dict[str, Any]]) -> No
     assert all(draw.count("1") == 2 for draw in found[0]["blocks"]["drawn"])
 
 
+@pytest.mark.slow
 def test_batch_norms_over_all_processes(found: list[dict[str, Any]]) -> None:
     first, second = (part["norms"] for part in found)
     wanted = normed(slice(None))
@@ -98,6 +101,7 @@ def test_batch_norms_over_all_processes(found: list[dict[str, Any]]) -> None:
         close(second["buffers"][name], value, 1e-12)
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_do(found: list[dict[str, Any]]) -> None:
     for part in found:
         kind, message = part["path lengths"]
@@ -116,5 +120,6 @@ def test_what_several_processes_cannot_do(found: list[dict[str, Any]]) -> None:
     assert first["digest"] == second["digest"]
 
 
+@pytest.mark.slow
 def test_a_run_of_several_processes_is_taken_up(found: list[dict[str, Any]]) -> None:
     assert {digest for part in found for digest in part["resumed"]} == {found[0]["resumed"][0]}

@@ -80,6 +80,7 @@ def test_stored_outputs_are_small_and_name_no_machine():
     assert not re.search(r"/(home|root|tmp|work|Users|mnt|opt|usr|var)/|0x[0-9a-f]{6}", text)
 
 
+@pytest.mark.slow
 def test_stored_words_are_those_of_a_run(ran):
     _, printed, _ = ran
     for cell, now in zip(cells("code"), printed, strict=True):
@@ -90,6 +91,7 @@ def test_stored_words_are_those_of_a_run(ran):
     assert f"{2**54:,} paths" in printed[1]
 
 
+@pytest.mark.slow
 def test_lesions_are_those_of_the_function_and_of_the_model_itself(ran):
     names, printed, _ = ran
     deletions, view, test = names["deletions"], names["view"], names["test"]
@@ -107,6 +109,7 @@ def test_lesions_are_those_of_the_function_and_of_the_model_itself(ran):
     assert names["intact"] < 0.03 < 0.2 < counts.error
 
 
+@pytest.mark.slow
 def test_the_effective_range_is_that_of_the_gradient_and_of_its_sums(ran):
     names, printed, _ = ran
     totals = [float(value) for value in names["gradients"].values("total_norm")]
@@ -124,6 +127,7 @@ def test_the_effective_range_is_that_of_the_gradient_and_of_its_sums(ran):
     assert kept == pytest.approx(totals[: last + 1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_is_of_the_effective_paths_and_tested_as_it_says(ran):
     names, _, _ = ran
     assert names["rule"] == PathLengths(names["first"], names["last"])
@@ -140,6 +144,7 @@ def test_training_is_of_the_effective_paths_and_tested_as_it_says(ran):
     assert whole != effective
 
 
+@pytest.mark.slow
 def test_results_are_on_disk(ran):
     names, _, folder = ran
     assert read_table(folder / "results" / "delete-blocks.csv").rows == names["deletions"].rows
@@ -148,6 +153,7 @@ def test_results_are_on_disk(ran):
     assert (folder / "results" / "delete-blocks.png").read_bytes() == figures.files(names["figure"], "x")["x.png"]
 
 
+@pytest.mark.slow
 def test_figures_show_themselves_in_notebooks(ran):
     names, _, _ = ran
     data = names["figure"]._repr_png_()
