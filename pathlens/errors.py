@@ -8,9 +8,18 @@ from __future__ import annotations
 
 
 class PathlensError(Exception):
-    """Base of everything that pathlens raises on purpose. Exit code 1."""
+    r"""Base of everything that pathlens raises on purpose. Exit code 1.
+
+    Args:
+        message: one line. What cannot be printed in it (a line break or a terminal's control codes in the name of a
+            file, say) is written as an escape such as ``\n``, so that it stays one line whatever a file is called.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+        super().__init__("".join(shown))
 
 
 class UsageError(PathlensError):
