@@ -211,9 +211,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FACTS = [
-    "model", "network", "blocks", "weights", "model_sha256", "data", "images", "split", "seed", "dtype", "device", "date",
-    "notes", "arguments", "command", "versions", "effective", "gradient_norm", "block_names", "recipe", "seconds", "at",
-    "relative_difference_to_autograd", "wall_time_seconds", "files", "verb", "images_in_split", "train_images",
+    "model", "network", "blocks", "weights", "model_sha256", "data", "images", "split", "seed", "dtype", "device",
+    "date", "notes", "arguments", "command", "versions", "effective", "gradient_norm", "block_names", "recipe", "seconds",
+    "at", "relative_difference_to_autograd", "wall_time_seconds", "files", "verb", "images_in_split", "train_images",
 ]  # fmt: skip
 
 
