@@ -212,8 +212,9 @@ JSON = st.recursive(
 )
 FACTS = [
     "model", "network", "blocks", "weights", "model_sha256", "data", "images", "split", "seed", "dtype", "device",
-    "date", "notes", "arguments", "command", "versions", "effective", "gradient_norm", "block_names", "recipe", "seconds",
-    "at", "relative_difference_to_autograd", "wall_time_seconds", "files", "verb", "images_in_split", "train_images",
+    "date", "notes", "arguments", "command", "versions", "effective", "gradient_norm", "block_names", "recipe", "at",
+    "seconds", "relative_difference_to_autograd", "wall_time_seconds", "files", "verb", "images_in_split",
+    "train_images",
 ]  # fmt: skip
 
 
