@@ -322,6 +322,9 @@ def _find_columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
     if label is None:
         raise DataError(f"{file} has no label column ({', '.join(LABEL_COLUMNS)}); columns: {columns}")
     name = (usual or images)[0]
+    twice = next((used for used in (name, label) if schema.names.count(used) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file} has two columns called '{twice}'; rename one; columns: {columns}")
     return f"{name}.bytes" if pa.types.is_struct(schema.types[schema.names.index(name)]) else name, label
 
 
