@@ -153,7 +153,8 @@ def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             f"the network gives {logits.dtype} of shape {tuple(logits.shape)}, not logits [batch, classes]; "
             "give a network that classifies"
         )
-    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.shape != logits.shape[:1] or not whole:
         raise DataError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {logits.shape[0]} images; "
             "give one class index per image"

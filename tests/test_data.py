@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def test_a_kept_set_is_copied_to_the_device_once():
         (lambda d: d.batch(0, 8, mean=(0.5, 0.5, 0.5)), "mean has 3 numbers"),
         (lambda d: d.batch(0, 8, std=(0.0,)), "positive"),
         (lambda d: d.batch(0, 8, mean=(float("nan"),)), "finite"),
+        (lambda d: d.batch(0, 8, mean=(1e39,)), "finite"),
+        (lambda d: d.batch(0, 8, std=(1e-300,)), "positive"),
         (lambda d: check_labels(d, 9), "the model has 9 classes"),
     ],
 )
@@ -199,6 +202,73 @@ def test_bad_image_folders(tmp_path):
     refused(f"imagefolder:{tmp_path / 'split'}", "split 'test'", "only for train")
 
 
+def test_links_to_folders_are_followed_for_classes_alone(tmp_path):
+    zoo = tmp_path / "zoo"
+    spec = image_folder(zoo, {"ape": 1, "bat": 1})
+    image_folder(tmp_path / "far", {"cow": 3})
+    wanted = open_data(spec, image_size=8).fingerprint
+    (zoo / "ape" / "self").symlink_to(zoo / "ape")
+    (zoo / "ape" / "up").symlink_to("..")
+    (zoo / "bat" / "far").symlink_to(tmp_path / "far")
+    assert open_data(spec, image_size=8).fingerprint == wanted  # torchvision makes 82 images of these 2
+    (zoo / "cow").symlink_to(tmp_path / "far" / "cow")
+    (zoo / "bat" / "more.png").symlink_to(tmp_path / "far" / "cow" / "0.png")
+    assert torch.bincount(open_data(spec, image_size=8).labels).tolist() == [1, 2, 3]
+    (zoo / "dog").mkdir()
+    (zoo / "dog" / "far").symlink_to(tmp_path / "far")
+    refused(spec, "no images in 1 of its 4 class folders ('dog')", "links to folders inside a class are not followed")
+    (zoo / "dog" / "far").unlink()
+    (zoo / "dog").rmdir()
+    (zoo / "dog").symlink_to(".")
+    refused(spec, f"{zoo / 'dog'} is a link to a folder that it lies in")
+    (zoo / "dog").unlink()
+    (zoo / "dog").symlink_to("dog")
+    refused(spec, "dog cannot be read", "Too many levels of symbolic links")
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "No such file"),
+    ],
+)
+def test_what_is_no_image_file_does_not_hang(tmp_path, make, part):
+    spec = image_folder(tmp_path / "zoo", {"ape": 2})
+    make(tmp_path / "zoo" / "ape" / "odd.png")
+    refused(spec, "odd.png", part, image_size=8)
+
+
+def test_names_of_files_do_not_break_the_line(tmp_path):
+    spec = image_folder(tmp_path / "zoo", {"ape": 2})
+    name = "two\nlines\x1b[31m\udcff.png"
+    (tmp_path / "zoo" / "ape" / name).write_bytes(b"no image")
+    refused(spec, "two\\nlines\\x1b[31m\\udcff.png: not an image", image_size=8)
+
+
+def test_names_that_are_no_unicode_are_hashed(tmp_path, monkeypatch):
+    spec = image_folder(tmp_path / "zoo", {"ape": 2})
+    monkeypatch.setattr(images, "KEEP_BYTES", 0)
+    before = open_data(spec, image_size=8).fingerprint
+    (tmp_path / "zoo" / "ape" / "0.png").rename(tmp_path / "zoo" / "ape" / "\udcff.png")
+    assert open_data(spec, image_size=8).fingerprint != before
+
+
+def test_unusual_images_are_what_torchvision_makes_of_them(tmp_path):
+    picture = Image.fromarray(noise(1, 16, 16, 3)[0])
+    (tmp_path / "zoo" / "ape").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "zoo" / "ape" / "turned.jpg", exif=exif)
+    picture.convert("CMYK").save(tmp_path / "zoo" / "ape" / "cmyk.jpg")
+    picture.save(tmp_path / "zoo" / "ape" / "moving.webp", save_all=True, append_images=[picture.rotate(90)])
+    oracle = datasets.ImageFolder(str(tmp_path / "zoo"), Compose([Resize(9), CenterCrop(8), ToTensor()]))
+    batch = open_data(f"imagefolder:{tmp_path / 'zoo'}", image_size=8).batch(0, 3, mean=[0] * 3, std=[1] * 3)
+    order = np.random.RandomState(0).permutation(3)
+    assert torch.equal(batch.images, torch.stack([oracle[row][0] for row in order]))
+
+
 # CIFAR by torchvision
 
 
@@ -265,6 +335,10 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
         ("digits", {"image_size": 0}, "image_size 0"),
         ("digits", {"image_size": 32}, "not resized"),
         ("digits", {"split": "tset"}, "split 'tset'"),
+        (None, {}, "found a NoneType"),
+        ("x" * 5000, {}, "there are digits"),
+        ("parquet:" + "x" * 5000, {}, "File name too long"),
+        ("imagefolder:a\0b", {}, "a\\x00b does not exist"),
     ],
 )
 def test_bad_specs(spec, options, part):

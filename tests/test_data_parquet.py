@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from data_files import noise, png, raw, refused, write
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from pathlens.data import images, open_data
+from pathlens.data import images, open_data, parquet
 from pathlens.data.decode import image_warnings, to_pixels
 from pathlens.errors import DataError
 
@@ -228,6 +230,97 @@ def test_a_damaged_parquet_body_is_named(tmp_path):
     refused(spec, "test.parquet", "cannot be read")
 
 
+def test_files_that_are_none(tmp_path):
+    for name in ("test.parquet", "test-0.parquet"):
+        place = tmp_path / name.split(".")[0]
+        place.mkdir()
+        os.mkfifo(place / name)
+    refused(f"parquet:{tmp_path / 'test' / 'test.parquet'}", "is no regular file")
+    refused(f"parquet:{tmp_path / 'test-0'}", "is no regular file")
+    (tmp_path / "shards").mkdir()
+    write(tmp_path / "shards" / "test-0-of-9999999999.parquet", [png(noise(1, 4, 4, 3)[0])])
+    refused(f"parquet:{tmp_path / 'shards'}", "1 of the 9999999999 shards")
+    write(tmp_path / "digits" / "test-1\N{SUPERSCRIPT TWO}2.parquet", [png(noise(1, 4, 4, 3)[0])])
+    assert open_data(f"parquet:{tmp_path / 'digits'}").n == 1
+
+
+@pytest.mark.parametrize("label", [2**24, 2**62, 2**64 - 1])
+def test_labels_that_no_network_has(tmp_path, label):
+    items = [png(p) for p in noise(2, 4, 4, 3)]
+    kind = pa.uint64() if label > 2**63 else pa.int64()
+    table = pa.table({"image": items, "label": pa.array([0, label], kind)})
+    pq.write_table(table, tmp_path / "test.parquet")
+    refused(f"parquet:{tmp_path}", "row 1", "is outside the classes of any network (at most 16,777,216)")
+
+
+def structs(items: list[bytes], **more: pa.Array) -> pa.Table:
+    fields = {"bytes": pa.array(items, pa.binary()), **more}
+    struct = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
+    return pa.table({"img": struct, "label": [0] * len(items)})
+
+
+def test_two_columns_of_one_name(tmp_path):
+    items, more = pa.array([png(noise(1, 4, 4, 3)[0])], pa.binary()), pa.array([0])
+    for names in (["img", "img", "label"], ["label", "img", "label"]):
+        arrays = [items if name == "img" else more for name in names]
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "test.parquet")
+        refused(f"parquet:{tmp_path}", f"two columns called '{names[0]}'")
+
+
+def test_nothing_beside_the_bytes_is_unpacked(tmp_path):
+    """A list of a million zeros in each row is a few bytes on the disk."""
+    rows, long = 20, 500_000
+    edges = pa.array(np.arange(rows + 1, dtype=np.int32) * long)
+    zeros = pa.ListArray.from_arrays(edges, pa.array(np.zeros(rows * long, np.int8)))
+    pq.write_table(structs([png(noise(1, 4, 4, 3)[0])] * rows, zeros=zeros), tmp_path / "test.parquet")
+    assert (tmp_path / "test.parquet").stat().st_size < 10_000
+    held = peak_of(lambda: open_data(f"parquet:{tmp_path}"))
+    assert held < rows * long / 4
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The most that Arrow held at once, in bytes."""
+    pool = pa.system_memory_pool()
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        call()
+        return pool.max_memory()
+    finally:
+        pa.set_memory_pool(before)
+
+
+def test_rows_that_a_dictionary_repeats_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch):
+    image = png(noise(1, 4, 4, 3)[0]) + bytes(100_000)
+    pq.write_table(structs([image] * 200), tmp_path / "test.parquet")
+    assert (tmp_path / "test.parquet").stat().st_size < 20_000
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 400_000)
+    monkeypatch.setattr(parquet, "_LARGEST_RATIO", 10**6)
+    data = []
+    assert peak_of(lambda: data.append(open_data(f"parquet:{tmp_path}"))) < 2_000_000
+    assert data[0].n == 200
+    monkeypatch.setattr(parquet, "_LARGEST_FETCH", 10_000_000)
+    refused(f"parquet:{tmp_path}", "row 0", "more than 10,000,000 bytes", "smaller batch size")
+
+
+def test_more_rows_than_bytes_are_refused(tmp_path):
+    table = pa.table({"img": pa.nulls(200_000, pa.binary()), "label": np.zeros(200_000, np.int8)})
+    pq.write_table(table, tmp_path / "test.parquet")
+    refused(f"parquet:{tmp_path}", "states 200,000 rows in row group 0", "bytes")
+
+
+def test_images_that_shrink_too_far_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 2**20)
+    pq.write_table(structs([bytes(2**21 + row) for row in range(2)]), tmp_path / "test.parquet", compression="zstd")
+    refused(f"parquet:{tmp_path}", "bytes of images in row group 0", "check where it is from")
+
+
+def test_class_names_that_are_nested_too_deeply_are_none(tmp_path):
+    table = structs([png(p) for p in noise(2, 4, 4, 3)]).replace_schema_metadata({"huggingface": "[" * 100_000})
+    pq.write_table(table, tmp_path / "test.parquet")
+    assert open_data(f"parquet:{tmp_path}").class_names is None
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_randomly_damaged_images_end_in_one_line(kind):
     good = png(noise(1, 16, 16, 3)[0], kind)
@@ -281,6 +374,7 @@ def test_image_bombs_are_refused(tmp_path, width, height):
     refused(write(tmp_path / "test.parquet", [good, bomb(width, height)]), "row 1", "pixels")
     thin = write(tmp_path / "thin" / "test.parquet", [png(np.zeros((1, 5000, 3), np.uint8))])
     refused(thin, "1x5000", "too narrow", image_size=224)
+    refused(thin, "image_size 100000000", "give a smaller size", image_size=10**8)
 
 
 def test_the_warning_filters_are_as_before():

@@ -21,7 +21,7 @@ from path_oracle import (
 )
 from torch import Tensor
 
-from pathlens.errors import NumericsError, UsageError
+from pathlens.errors import DataError, NumericsError, UsageError
 from pathlens.residual import find_blocks
 from pathlens.residual.gradients import Linearisation, boundary_of, cross_entropy
 
@@ -82,6 +82,65 @@ def test_integers_have_no_gradient_at_the_input():
     case = CASES["gpt"]
     view = find_blocks(case.model(), case.input())
     refused(UsageError, "integers.*--at stem", lambda: Linearisation(view, case.input(), LABELS))
+
+
+class Cutting(Net):
+    """Integers are made of the input, or of the output of block 0."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__([Minus(4), Minus(4)])
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.cut(x) if self.where == "input" else x)
+        for block in self.blocks:
+            x = block(x)
+            x = self.cut(x) if self.where == "block" else x
+        return self.last(x.mean((2, 3)))
+
+    def cut(self, x: Tensor) -> Tensor:
+        return (x * 100).long().to(x.dtype)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_networks_that_make_integers_on_the_way_have_no_gradient_there(stacked):
+    x = images()
+    view = find_blocks(drawn(Cutting("input")), x)
+    refused(UsageError, "Cutting makes .* at the input; give --at stem", lambda: Linearisation(view, x, LABELS))
+    assert Linearisation(view, x, LABELS, at="stem", stacked=stacked).exact().norms().all()
+    middle = find_blocks(drawn(Cutting("block")), x)
+    for at in ("input", "stem", 1):
+        refused(
+            UsageError,
+            r"no gradient goes through block 1 \(blocks.1\).*--at a later",
+            lambda at=at: Linearisation(middle, x, LABELS, at=at, stacked=stacked),
+        )
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 3], "1 of 2 labels are outside the 3 classes"),
+        ([-1, -100], "2 of 2 labels are outside"),
+        ([0, 2**62], "1 of 2 labels are outside"),
+        ([[0], [1]], r"labels are torch.int64 of shape \(2, 1\)"),
+        ([0, 1, 2], r"of shape \(3,\) for logits of shape \(2, 3\)"),
+        ([0.0, 1.0], "labels are torch.float32"),
+        ([True, False], "labels are torch.bool"),
+    ],
+)
+def test_labels_that_name_no_class(labels, words):
+    x = images()
+    view = find_blocks(drawn(NETS["projection"]()), x)
+    refused(DataError, words, lambda: Linearisation(view, x, torch.tensor(labels)))
+
+
+def test_labels_of_small_types_and_probabilities_have_a_loss():
+    logits = torch.randn(2, 3)
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0]), reduction="none")
+    for kind in (torch.int32, torch.uint8, torch.uint64):
+        assert torch.equal(cross_entropy(logits, torch.tensor([2, 0]).to(kind)), wanted)
+    torch.testing.assert_close(cross_entropy(logits, torch.eye(3)[[2, 0]]), wanted)
 
 
 @pytest.mark.parametrize("at", ["block:4", "block:", "block:-1", "block", -1, 4, "4.0", "Input", "block:²", ""])

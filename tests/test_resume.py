@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -226,6 +227,118 @@ def test_a_full_disk(
     table = again(view, data, tmp_path)
     assert table.provenance["resumed_batches"] >= 3
     assert table.rows == whole.rows
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of journals that nobody asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = journals.default_folder()
+    assert folder is not None
+    return folder
+
+
+@pytest.mark.parametrize("writes", [0, 3])
+def test_a_full_disk_of_the_cache_ends_nothing(
+    writes: int,
+    view: ResidualView,
+    data: ImageData,
+    whole: Table,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    calls = 0
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journals.os, "fsync", full)
+        assert again(view, data, cache).rows == whole.rows
+    (said,) = capfd.readouterr().err.splitlines()
+    assert str(cache) in said
+    assert "No space left on device" in said
+    assert "--out" in said
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_made_ends_nothing(
+    view: ResidualView, data: ImageData, whole: Table, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache.parent.parent.mkdir()
+    cache.parent.symlink_to("nowhere")
+    assert again(view, data, cache).rows == whole.rows
+    assert pathlens.path_gradients(view, data, method="all", draws=1, max_samples=2, journal=cache, **RGB).rows
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_old_journals_of_the_cache_are_removed(
+    view: ResidualView, data: ImageData, cache: Path, tmp_path: Path
+) -> None:
+    stopped(view, data, cache, after=3)
+    (mine,) = cache.iterdir()
+    names = ("old.0.jsonl", "young.0.jsonl", "locked.0.jsonl", "other.txt")
+    for name in names:
+        (cache / name).write_text("{}\n")
+    (tmp_path / "target").write_text("mine")
+    (cache / "link.0.jsonl").symlink_to(tmp_path / "target")
+    os.mkfifo(cache / "pipe.0.jsonl")
+    then = time.time() - (journals.KEEP_DAYS + 1) * 24 * 3600
+    for path in [*cache.iterdir(), tmp_path / "target"]:
+        if path.name != "young.0.jsonl":
+            os.utime(path, (then, then), follow_symlinks=False)
+    with (cache / "locked.0.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # what is old and taken up again is not lost
+        assert again(view, data, cache).provenance["resumed_batches"] == 3
+    assert not mine.exists()
+    assert {path.name for path in cache.iterdir()} == {*names[1:], "link.0.jsonl", "pipe.0.jsonl"}
+    assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_old_journals_of_a_run_folder_are_kept(
+    view: ResidualView, data: ImageData, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old.0.jsonl").write_text("{}\n")
+    os.utime(tmp_path / "run" / "old.0.jsonl", (0, 0))
+    again(view, data, tmp_path / "run")
+    assert (tmp_path / "run" / "old.0.jsonl").exists()
+
+
+def test_a_number_that_changed_on_the_disk(view: ResidualView, data: ImageData, whole: Table, tmp_path: Path) -> None:
+    stopped(view, data, tmp_path, after=3)
+    (journal,) = tmp_path.iterdir()
+    lines = journal.read_text().splitlines()
+    assert "[5.0, " in lines[1]
+    lines[1] = lines[1].replace("[5.0, ", "[4.0, ", 1)
+    journal.write_text("\n".join([*lines, json.dumps({**json.loads(lines[2]), "batch": 7}), "[" * 100_000]) + "\n")
+    table = again(view, data, tmp_path)
+    assert table.provenance["resumed_batches"] == 2
+    assert table.rows == whole.rows
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_journal_that_is_no_file(
+    kind: str, part: int, view: ResidualView, data: ImageData, whole: Table, tmp_path: Path
+) -> None:
+    stopped(view, data, tmp_path / "run", after=3)
+    (journal,) = (tmp_path / "run").iterdir()
+    (tmp_path / "target").write_text("mine\n")
+    odd = journal.with_name(journal.name.replace(".0.", f".{part}."))
+    odd.unlink(missing_ok=True)
+    os.mkfifo(odd) if kind == "pipe" else odd.symlink_to(tmp_path / "target")
+    if part == 0:  # the one that would be written to
+        with pytest.raises(RunError, match=r"symbolic link|no regular file"):
+            again(view, data, tmp_path / "run")
+    else:
+        assert again(view, data, tmp_path / "run").rows == whole.rows
+    assert (tmp_path / "target").read_text() == "mine\n"
 
 
 def test_a_folder_that_cannot_be_written(view: ResidualView, data: ImageData, tmp_path: Path) -> None:

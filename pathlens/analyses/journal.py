@@ -1,22 +1,32 @@
 """Finished batches of a sweep on disk, so that a killed sweep takes up where it stopped.
 
-One line of JSON a batch, appended and flushed to the disk. A line that was cut off by the kill is dropped on reading.
-The name of the file is a hash of all that the numbers depend on, so another command never reads it.
+One line of JSON a batch, appended and flushed to the disk. A line that was cut off by the kill, or that does not have
+the checksum it states, is dropped on reading. The name of the file is a hash of all that the numbers depend on, so
+another command never reads it.
+
+In the default folder a journal is a convenience that nobody asked for: where it cannot be written, the work goes on
+without it, and what nobody has taken up for KEEP_DAYS is removed when the next one is opened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pathlens.errors import RunError
-from pathlens.tables import disk_error
+from pathlens.tables import disk_error, open_regular
+
+KEEP_DAYS = 30
+"""Journals of the default folder that were not written to for so long are removed."""
 
 Values = Any
 
@@ -61,25 +71,35 @@ class Journal:
     Raises:
         RunError: the folder cannot be written, or another process is running the same sweep there.
         ResourceError: the disk is full.
+        In the default folder, neither for what cannot be written: that is said on stderr, and nothing is kept.
     """
 
     def __init__(self, folder: Path, key: str, rank: int = 0) -> None:
         self._folder = folder
         self._key = key
-        path = folder / f"{key}.{rank}.jsonl"
+        self._rank = rank
+        self._optional = folder == default_folder()
+        self._path = folder / f"{key}.{rank}.jsonl"
+        self._file: IO[bytes] | None = None
+        self.done: dict[int, Values] = {}
+        if self._optional:
+            _remove_old(folder, kept=key)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab")  # noqa: SIM115 - held open for the whole sweep
+            self._file = os.fdopen(open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
         except OSError as error:
-            raise disk_error(error, path) from error
-        self._path = path
-        _lock(self._file.fileno(), path)
+            self._failed(error)
+            return
+        if not _locked(self._file.fileno()):
+            self._file.close()
+            raise RunError(
+                f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
+            )
         if self._file.tell():
             # so that a line which the kill cut off does not take the next one with it
             self._write(b"\n")
-        self.done: dict[int, Values] = {}
         for part in sorted(folder.glob(f"{key}.*.jsonl")):
-            self.done.update(_read(part))
+            self.done.update(_read(part, key))
 
     @property
     def key(self) -> str:
@@ -93,19 +113,32 @@ class Journal:
             ResourceError: the disk is full; what was finished before is kept.
         """
         self.done[batch] = values
-        self._write(json.dumps({"batch": batch, "values": values}).encode() + b"\n")
+        record = {"batch": batch, "values": values, "check": _check(self._key, batch, values)}
+        self._write(json.dumps(record).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
+        if self._file is None:
+            return
         try:
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        if not self._optional:
             raise disk_error(error, self._path) from error
+        self.close()
+        self._file = None
+        if self._rank == 0:
+            _say_once(
+                f"{self._folder} cannot be written ({error.strerror or error}): if this is killed, it starts anew"
+            )
 
     def close(self) -> None:
         """Release the journal and keep what it holds; one that holds nothing is removed, with its folder."""
-        if self._file.closed:
+        if self._file is None or self._file.closed:
             return
         with contextlib.suppress(OSError):
             if not os.fstat(self._file.fileno()).st_size:
@@ -119,38 +152,73 @@ class Journal:
     def finish(self) -> None:
         """Remove this process's part, because the table is made."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
     def clear(self) -> None:
         """Remove all parts, also those of earlier runs with more processes."""
         self.finish()
         for part in self._folder.glob(f"{self._key}.*.jsonl"):
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
 
-def _lock(handle: int, path: Path) -> None:
+@functools.cache
+def _say_once(note: str) -> None:
+    """The journals of one analysis fail together."""
+    print(f"pathlens: {note}; see --out", file=sys.stderr, flush=True)
+
+
+def _remove_old(folder: Path, kept: str) -> None:
+    """Remove the journals that nobody has written to for KEEP_DAYS, except of one key and those that are in use."""
+    oldest = time.time() - KEEP_DAYS * 24 * 3600
+    for path in folder.glob("*.jsonl"):
+        if path.name.startswith(f"{kept}."):
+            continue
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime >= oldest:
+                continue
+            handle = open_regular(path, os.O_WRONLY)
+            try:
+                if _locked(handle, sure=True):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _locked(handle: int, sure: bool = False) -> bool:
+    """Whether a file is locked by this process now; unless ``sure``, also where there is no way to lock files."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system: the same sweep twice at once does the work twice
-        return
+        return not sure
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return  # a file system without locks: likewise
-        raise RunError(
-            f"the same sweep is running already (journal {path}); wait for it or give another --out"
-        ) from error
+        # another error is that of a file system without locks: likewise
+        return not sure and error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
-def _read(path: Path) -> Iterable[tuple[int, Values]]:
+def _check(key: str, batch: int, values: Values) -> str:
+    return hashlib.sha256(json.dumps([key, batch, values]).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, key: str) -> Iterable[tuple[int, Values]]:
     found = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-            found.append((int(record["batch"]), record["values"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by the kill
+    try:
+        stream = os.fdopen(open_regular(path, os.O_RDONLY), "rb")
+    except OSError:  # a link or a pipe is no journal
+        return found
+    with stream:
+        for line in stream:
+            try:
+                record = json.loads(line)
+                batch, values = record["batch"], record["values"]
+                if type(batch) is int and record["check"] == _check(key, batch, values):
+                    found.append((batch, values))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # cut off by the kill
     return found

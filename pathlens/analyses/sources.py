@@ -57,7 +57,7 @@ class Source:
                         f"batch {index} is no pair (images, labels) of tensors; found {_kind(item)}; "
                         "give batches as a DataLoader makes them"
                     )
-                yield index, item[0], _labels(item[1], index)
+                yield index, _images(item[0], index), _labels(item[1], index)
 
     def first(self) -> Tensor:
         """The first batch of images.
@@ -115,10 +115,19 @@ def make_source(
     return Source(data, None, None, None, device, length, facts, "")
 
 
+def _images(given: Tensor, batch: int) -> Tensor:
+    if given.layout != torch.strided or given.is_meta:
+        kind = "without values" if given.is_meta else f"of layout {given.layout}"
+        raise DataError(f"the images of batch {batch} are a tensor {kind}; give dense ones")
+    if not given.dim() or not len(given):
+        raise DataError(f"batch {batch} has no images (shape {tuple(given.shape)}); leave empty batches out")
+    return given
+
+
 def _labels(given: object, batch: int) -> Tensor:
     try:
         return torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(
             f"the labels of batch {batch} are {_kind(given)}, which is no tensor of class indices; "
             "give one integer per image"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -49,6 +50,8 @@ def open_image(item: Item, where: str) -> Image.Image:
         DataError: The item is no image, or has more pixels than Pillow's limit for images from strangers.
     """
     with _damage_named(where):
+        if isinstance(item, Path) and not stat.S_ISREG(os.stat(item).st_mode):  # a pipe would never end
+            raise DataError(f"{where}: not a regular file; remove it")
         if isinstance(item, np.ndarray):
             return Image.fromarray(item)
         return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS)
@@ -61,11 +64,13 @@ def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
     with ``resize_size=256``.
 
     Raises:
-        DataError: The image is so narrow that the resized one would be absurdly large.
+        DataError: The resized image would be absurdly large, because the size is or because the image is so narrow.
     """
     short = max(1, image_size * 256 // 224)
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and short * short > limit:
+        raise DataError(f"image_size {image_size}: an image would have more than {limit:,} pixels; give a smaller size")
     if limit is not None and short * short * max(width, height) > limit * min(width, height):
         raise DataError(f"{where}: an image of {height}x{width} is too narrow to resize; remove it or crop it")
     return functional.center_crop(functional.resize(image, [short]), [image_size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,25 +27,23 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     ``image_size`` (default 224) is kept. The files, sorted by path, are put in the order of
     ``numpy.random.RandomState(0).permutation``, so that a prefix is roughly class-balanced.
 
+    A class folder and a file may be symbolic links; links to folders inside a class folder are not followed. Of an
+    animation the first frame is taken, and an orientation in EXIF data is left alone, as torchvision does.
+
     Raises:
         MissingSplitError: The folder has folders for splits, and none for this one.
-        DataError: The folder is missing, or has no class folders, or a class folder has no images.
+        DataError: The folder is missing, or has no class folders, or a class folder has no images or leads back to it.
     """
-    from torchvision.datasets import ImageFolder
-
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"imagefolder:{folder} {what}; give a folder with one subfolder for each class")
     place, split = _place(folder, split)
-    try:
-        files = ImageFolder(str(place))
-    except FileNotFoundError as error:
-        raise DataError(_lacking(place)) from error
+    classes = _files_by_class(place)
+    files = [(path, label) for label, members in enumerate(classes.values()) for path in members]
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
-    order = np.random.RandomState(0).permutation(len(files.samples))
-    samples = [files.samples[row] for row in order]
-    paths = [Path(path) for path, _ in samples]
-    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    order = np.random.RandomState(0).permutation(len(files))
+    paths = [files[row][0] for row in order]
+    labels = torch.tensor([files[row][1] for row in order], dtype=torch.int64)
     n = len(labels) if limit is None else min(limit, len(labels))
 
     def identity(start: int, stop: int) -> Iterator[bytes]:
@@ -53,15 +52,15 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
                 size = path.stat().st_size
             except OSError as error:
                 raise DataError(f"{path} is gone ({error.strerror}); leave the folder alone during a run") from error
-            yield f"{path.relative_to(place).as_posix()}\n{size}".encode()
+            yield os.fsencode(f"{path.relative_to(place).as_posix()}\n{size}")
 
     return ImageData(
         name=folder_name(place),
         split=split,
         n=n,
         total=len(labels),
-        num_classes=len(files.classes),
-        class_names=tuple(files.classes),
+        num_classes=len(classes),
+        class_names=tuple(classes),
         labels=labels[:n],
         _source=EncodedSource(
             fetch=lambda start, stop: paths[start:stop],
@@ -91,14 +90,30 @@ def _place(folder: Path, split: str) -> tuple[Path, str]:
     return found[split], split
 
 
-def _lacking(place: Path) -> str:
-    classes = sorted(p.name for p in place.iterdir() if p.is_dir())
-    if not classes:
-        return f"{place} has no class folders; put the images of each class into a subfolder"
+def _files_by_class(place: Path) -> dict[str, list[Path]]:
+    """Class names in sorted order, each with its image files sorted by folder and name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    empty = [c for c in classes if not any(p.suffix.lower() in IMG_EXTENSIONS for p in (place / c).rglob("*"))]
-    return (
-        f"{place} has no images in {len(empty)} of its {len(classes)} class folders ('{empty[0]}'); "
-        f"fill or remove them (file types {', '.join(IMG_EXTENSIONS)})"
-    )
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    found: dict[str, list[Path]] = {}
+    for name in sorted(entry.name for entry in os.scandir(place) if entry.is_dir()):
+        if place.resolve().is_relative_to((place / name).resolve()):
+            raise DataError(f"{place / name} is a link to a folder that it lies in; remove it")
+        found[name] = [
+            Path(folder, file)
+            # A link to a folder above, followed, would give the same images again and again.
+            for folder, _, files in sorted(os.walk(place / name, onerror=unreadable, followlinks=False))
+            for file in sorted(files)
+            if file.lower().endswith(IMG_EXTENSIONS)
+        ]
+    if not found:
+        raise DataError(f"{place} has no class folders; put the images of each class into a subfolder")
+    empty = [name for name, files in found.items() if not files]
+    if empty:
+        raise DataError(
+            f"{place} has no images in {len(empty)} of its {len(found)} class folders ('{empty[0]}'); fill or remove "
+            f"them (file types {', '.join(IMG_EXTENSIONS)}; links to folders inside a class are not followed)"
+        )
+    return found

@@ -281,7 +281,8 @@ class ImageData:
                 f"{what} has {len(numbers)} numbers and the images of {self.name} have {self.channels} channels; "
                 "give one number for each channel"
             )
-        if not all(map(math.isfinite, numbers)) or (what == "std" and min(numbers) <= 0):
+        held = torch.tensor(numbers, dtype=torch.float64).float()  # in which pixels are normalised
+        if not held.isfinite().all() or (what == "std" and held.min() <= 0):
             wanted = "positive finite" if what == "std" else "finite"
             raise DataError(f"{what} {numbers}: give {wanted} numbers")
         return numbers

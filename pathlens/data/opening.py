@@ -47,6 +47,8 @@ def open_data(
         MissingSplitError: The data set has no such split.
         DataError: The data set is unknown or missing, or has rows that cannot be used; the message says which.
     """
+    if not isinstance(spec, str):
+        raise DataError(f"data must be text, such as digits or parquet:PATH; found a {type(spec).__name__}")
     split = split_name(split)
     for what, value in (("limit", limit), ("image_size", image_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -59,7 +61,8 @@ def open_data(
             place = Path(os.path.expanduser(path))  # Path.expanduser raises where it knows no home
             return (open_parquet if kind == "parquet" else open_folder)(place, split, limit, image_size)
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+            at = error.filename or path
+            raise DataError(f"{at} cannot be read ({error.strerror}); check its name and permissions") from error
     if kind in ("digits", "cifar10", "cifar100") and colon:
         raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
     if kind == "digits":
@@ -76,7 +79,9 @@ def _unknown(spec: str, kind: str) -> str:
     if close:
         return f"data '{spec}' is unknown; did you mean {' or '.join(close)}? There are {', '.join(SPECS)}"
     place = Path(os.path.expanduser(spec))
-    if spec and place.exists():
-        likely = "parquet" if place.is_file() or any(place.glob("**/*.parquet")) else "imagefolder"
+    if spec and os.path.exists(place):
+        # no deeper: the path may be that of a whole disk
+        parquet = place.is_file() or any(next(place.glob(f"{level}*.parquet"), None) for level in ("", "*/"))
+        likely = "parquet" if parquet else "imagefolder"
         return f"data '{spec}' is a path; write {likely}:{spec}"
     return f"data '{spec}' is unknown; there are {', '.join(SPECS)}"

@@ -28,6 +28,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 # What pyarrow raises on damaged files: names of columns may be no UTF-8.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _ROWS_AT_ONCE = 256  # rows of encoded images in memory, however large a row group is
+_BYTES_AT_ONCE = 2**28  # and their bytes, as far as the file states them
+_LARGEST_FETCH = 2**32  # bytes of the encoded images of a batch
+_LARGEST_RATIO = 100  # of a column's bytes unpacked and packed, from _BYTES_AT_ONCE on; encoded images hardly shrink
+LARGEST_LABEL = 2**24
 _KNOWN = {"cifar10": (CIFAR10, 10), "cifar10-jpeg": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
 
 
@@ -90,8 +94,9 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
                 f"{path} is of the split '{stated}' and '{split}' is asked for; give that split's file"
             )
         return [path], stated or split
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give parquet: a parquet file, or a folder that holds them")
+    if not path.is_dir():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}; give parquet: a parquet file, or a folder that holds them")
     for folder in (path, path / "data"):
         for alias in SPLITS[split]:
             whole = folder / f"{alias}.parquet"
@@ -100,7 +105,8 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
             if files:
                 _check_shards(files)
                 return files, split
-    others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet"))
+    near = (file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern))
+    others = sorted(file.relative_to(path).as_posix() for file in near)
     held = f"only {', '.join(others[:4])}{' ...' if len(others) > 4 else ''}" if others else "no parquet file at all"
     raise MissingSplitError(
         f"{path} has no file of the split '{split}' ({split}.parquet), {held}; give one file by its path"
@@ -108,12 +114,13 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
 
 
 class _Group(NamedTuple):
-    """A row group: the rows from ``first`` on, in the order of the files."""
+    """A row group: the rows from ``first`` on, in the order of the files, of which so many may be unpacked at once."""
 
     first: int
     rows: int
     file: int
     number: int
+    at_once: int
 
 
 class ParquetRows:
@@ -131,8 +138,11 @@ class ParquetRows:
         self._parquet: list[pq.ParquetFile] = []
         self._columns: list[tuple[str, str]] = []
         self._groups: list[_Group] = []
+        self._first_row: list[int] = []  # of each file
         self.total = 0
         for number, file in enumerate(files):
+            if not file.is_file():  # a pipe would never end
+                raise DataError(f"{file} is no regular file; remove it or give one file by its path")
             try:
                 # With both the reader streams; otherwise it would hold a row group's whole column.
                 parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
@@ -141,11 +151,8 @@ class ParquetRows:
                 raise DataError(f"{file} is not a readable parquet file ({_reason(error)}); write it anew") from error
             self._parquet.append(parquet)
             self._columns.append(columns)
-            for index in range(parquet.num_row_groups):
-                size = parquet.metadata.row_group(index).num_rows
-                if size:
-                    self._groups.append(_Group(self.total, size, number, index))
-                    self.total += size
+            self._first_row.append(self.total)
+            self._add_groups(number, file)
         if not self.total:
             raise DataError(f"{files[0]} has no rows; give a file with images")
         self._starts = [group.first for group in self._groups]
@@ -154,6 +161,30 @@ class ParquetRows:
         self._chunk: pa.Array = pa.array([], pa.binary())
         self._chunk_first = 0
 
+    def _add_groups(self, number: int, file: Path) -> None:
+        """Note the row groups of a file, if what they state can be: a few bytes can stand for any number of rows."""
+        metadata, packed = self._parquet[number].metadata, file.stat().st_size
+        leaves = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+        leaf = leaves.index(self._columns[number][0])
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            column = group.column(leaf)
+            rows, size, stored = group.num_rows, column.total_uncompressed_size, column.total_compressed_size
+            if not 0 <= rows <= packed - self.total + self._first_row[number]:
+                raise DataError(
+                    f"{file} states {rows:,} rows in row group {index} and has {packed:,} bytes; write it anew"
+                )
+            if size > max(_BYTES_AT_ONCE, _LARGEST_RATIO * stored):
+                raise DataError(
+                    f"{file} states {size:,} bytes of images in row group {index}, packed into {stored:,}; "
+                    "images do not shrink so far: check where it is from"
+                )
+            if rows:
+                # Of a dictionary any number of rows may have the longest value, which is no longer than the whole.
+                at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, size)))
+                self._groups.append(_Group(self.total, rows, number, index, at_once))
+                self.total += rows
+
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Class names from the Hugging Face metadata of the schema, where present."""
@@ -161,7 +192,7 @@ class ParquetRows:
         try:
             features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
             names = features[self._columns[0][1]]["names"]
-        except (ValueError, KeyError, TypeError):  # absent or of another form: the names are a courtesy
+        except (ValueError, KeyError, TypeError, RecursionError):  # absent or of another form: they are a courtesy
             return None
         return tuple(map(str, names)) if isinstance(names, list) and names else None
 
@@ -173,22 +204,36 @@ class ParquetRows:
         """
         parts = []
         for file, parquet, (_, column) in zip(self._files, self._parquet, self._columns, strict=True):
+            kind = parquet.schema_arrow.types[parquet.schema_arrow.names.index(column)]
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not pa.types.is_integer(kind):  # asked before they are read, because others may unpack to anything
+                raise DataError(f"{file}: column '{column}' is of type {kind}; write labels as whole numbers")
             try:
                 array = parquet.read(columns=[column]).column(0).combine_chunks()
                 if pa.types.is_dictionary(array.type):
                     array = array.dictionary_decode()
-                if not pa.types.is_integer(array.type):
-                    raise DataError(f"{file}: column '{column}' is of type {array.type}; write labels as whole numbers")
                 if array.null_count:
                     row = pc.index(array.is_null(), True).as_py()
                     raise DataError(f"{file}: row {row} has no label; remove the row or fill in '{column}'")
+                if pa.types.is_uint64(array.type):
+                    array = pc.min_element_wise(array, pa.scalar(2**63 - 1, pa.uint64()))  # which no class has either
                 parts.append(array.cast(pa.int64()).to_numpy(zero_copy_only=False))
             except _DAMAGE as error:
                 raise DataError(f"{file}: column '{column}' cannot be read ({_reason(error)})") from error
         labels = np.concatenate(parts)
+        if len(labels) != self.total:
+            raise DataError(
+                f"{self._files[0]} has {len(labels)} labels of {self.total} rows; it is damaged, write it anew"
+            )
         if labels.min() < 0:
             row = int((labels < 0).argmax())
             raise DataError(f"{self.where(row)}: label {labels[row]} is negative; give a split that has labels")
+        if labels.max() >= LARGEST_LABEL:
+            row = int((labels >= LARGEST_LABEL).argmax())
+            raise DataError(
+                f"{self.where(row)}: label {labels[row]} is outside the classes of any network (at most "
+                f"{LARGEST_LABEL:,}); number the classes from 0"
+            )
         return labels
 
     def encoded(self, start: int, stop: int) -> list[bytes]:
@@ -198,11 +243,18 @@ class ParquetRows:
             DataError: A row has no bytes, or the file is damaged.
         """
         items: list[bytes] = []
+        held = 0
         while start + len(items) < stop:
             row = start + len(items)
             self._read_to(row)
-            offset = row - self._chunk_first
-            items += self._chunk.slice(offset, stop - row).to_pylist()
+            part = self._chunk.slice(row - self._chunk_first, stop - row)
+            held += part.nbytes
+            if held > _LARGEST_FETCH:
+                raise DataError(
+                    f"{self.where(start)} and those up to row {row} hold more than {_LARGEST_FETCH:,} bytes; "
+                    "give a smaller batch size"
+                )
+            items += part.to_pylist()
         for number, item in enumerate(items):
             if item is None:
                 raise DataError(f"{self.where(start + number)}: the row holds no image bytes; write them into the file")
@@ -210,9 +262,8 @@ class ParquetRows:
 
     def where(self, row: int) -> str:
         """Name of a row in messages: its number in its own file."""
-        group = self._group(row)
-        first = next(other.first for other in self._groups if other.file == group.file)
-        return f"row {row - first} of {self._files[group.file]}"
+        file = self._group(row).file
+        return f"row {row - self._first_row[file]} of {self._files[file]}"
 
     def _group(self, row: int) -> _Group:
         return self._groups[bisect.bisect_right(self._starts, row) - 1]
@@ -225,7 +276,7 @@ class ParquetRows:
         try:
             if group != self._current or row < self._chunk_first:
                 self._batches = self._parquet[group.file].iter_batches(
-                    batch_size=_ROWS_AT_ONCE, row_groups=[group.number], columns=[column]
+                    batch_size=group.at_once, row_groups=[group.number], columns=[column]
                 )
                 self._current, self._chunk, self._chunk_first = group, self._chunk[:0], group.first
             while row >= self._chunk_first + len(self._chunk):
@@ -257,7 +308,7 @@ def _channels(rows: ParquetRows, n: int) -> int:
 
 
 def _find_columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
-    """Names of the image and the label column."""
+    """Names of the column that holds the images' bytes (of a struct that field alone) and of the labels."""
     images = [name for name, kind in zip(schema.names, schema.types, strict=True) if _holds_images(name, kind)]
     usual = [name for name in IMAGE_COLUMNS if name in images]
     columns = ", ".join(f"{name} ({kind})" for name, kind in zip(schema.names, schema.types, strict=True)) or "none"
@@ -270,7 +321,11 @@ def _find_columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if label is None:
         raise DataError(f"{file} has no label column ({', '.join(LABEL_COLUMNS)}); columns: {columns}")
-    return (usual or images)[0], label
+    name = (usual or images)[0]
+    twice = next((used for used in (name, label) if schema.names.count(used) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file} has two columns called '{twice}'; rename one; columns: {columns}")
+    return f"{name}.bytes" if pa.types.is_struct(schema.types[schema.names.index(name)]) else name, label
 
 
 def _holds_images(name: str, kind: pa.DataType) -> bool:
@@ -284,7 +339,7 @@ def _holds_images(name: str, kind: pa.DataType) -> bool:
 
 def _natural(files: list[Path]) -> list[Path]:
     """Sorted with numbers by value, so that shard 10 comes after shard 9."""
-    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+    return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", file.name)])
 
 
 def _check_shards(files: list[Path]) -> None:
@@ -293,7 +348,7 @@ def _check_shards(files: list[Path]) -> None:
     if not stated:
         return
     count = stated[0][1]
-    if len(stated) != len(files) or sorted(stated) != [(shard, count) for shard in range(count)]:
+    if not len(stated) == len(files) == count or sorted(stated) != [(shard, count) for shard in range(count)]:
         raise DataError(
             f"{files[0].parent} holds {len(files)} of the {count} shards that {files[0].name} speaks of; "
             "give a folder with each of them once"

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pathlens.errors import RunError, UsageError
-from pathlens.report import MANIFEST
-from pathlens.tables import Table, read_table
+from pathlens.report import LARGEST_MANIFEST, MANIFEST
+from pathlens.tables import LARGEST_TABLE, Table, read_regular, table_from
 
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}  # the first of them that a stem has is shown
 _LARGEST_SVG = 2_000_000
+_LARGEST_PICTURES = 2**26  # bytes of all figures of a run
+_DEEPEST = 50  # lists and mappings of a manifest inside each other
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,12 @@ def _read_run(folder: Path, label: str) -> Run:
     listed: dict[str, Any] = manifest["files"]
     warnings: list[str] = []
     tables = {}
-    for stem in dict.fromkeys(Path(name).stem for name in listed if name.endswith((".parquet", ".csv"))):
+    for stem in dict.fromkeys(name.rpartition(".")[0] for name in listed if name.endswith((".parquet", ".csv"))):
         name = next(name for name in (f"{stem}.parquet", f"{stem}.csv") if name in listed)
-        if not (folder / name).exists():
-            raise RunError(f"{folder / name} is missing, but the manifest lists it; run {manifest['verb']} again")
-        tables[stem] = read_table(folder / name)
-        if _changed(folder / name, listed[name]):
-            warnings.append(f"{name} is not the file that the manifest lists: it was changed after the run.")
+        tables[stem] = table_from(folder / name, lambda path: _listed(path, manifest, LARGEST_TABLE))
     if not tables:
         raise RunError(f"{folder} has a manifest of {manifest['verb']} but no tables; give a folder with results")
-    pictures = _read_pictures(folder, listed, warnings)
+    pictures = _read_pictures(folder, manifest, warnings)
     return Run(folder, label, manifest["verb"], manifest, tables, tuple(pictures), tuple(warnings))
 
 
@@ -106,7 +104,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged or not of pathlens ({reason}); run the verb again")
 
     try:
-        found = json.loads(path.read_bytes(), parse_constant=lambda name: damaged(f"it holds {name}"))
+        text = read_regular(path, LARGEST_MANIFEST)
+        found = json.loads(text, parse_constant=lambda name: damaged(f"it holds {name}"))
     except FileNotFoundError:
         missing = "does not exist" if not folder.exists() else f"is no run folder: it has no {MANIFEST}"
         raise RunError(f"{folder} {missing}; give a folder that a verb wrote with --out") from None
@@ -126,24 +125,54 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name in names:
         if Path(name).name != name or "\0" in name:
             damaged(f"it lists {name!r}, which is not a file of the folder")
+    if _depth_exceeds(found, _DEEPEST):
+        damaged("it is nested too deeply")
     return found
 
 
-def _read_pictures(folder: Path, listed: dict[str, Any], warnings: list[str]) -> list[Picture]:
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+    return bool(level)
+
+
+def _read_pictures(folder: Path, manifest: dict[str, Any], warnings: list[str]) -> list[Picture]:
     found: dict[str, Picture] = {}
+    room = _LARGEST_PICTURES
     for suffix, mime in _PICTURES.items():
-        for name in (name for name in listed if name.endswith(suffix)):
+        for name in (name for name in manifest["files"] if name.endswith(suffix)):
             stem = name.removesuffix(suffix)
             try:
-                data = (folder / name).read_bytes()
-            except OSError as error:
-                warnings.append(f"The figure {name} cannot be shown: {error.strerror}.")
+                data = _listed(folder / name, manifest, room)
+            except RunError as error:
+                warnings.append(f"The figure {name} is not shown: {error}.")
                 continue
             if stem not in found and (suffix != ".svg" or len(data) <= _LARGEST_SVG):
                 found[stem] = Picture(name, mime, data)
+                room -= len(data)
     return list(found.values())
 
 
-def _changed(path: Path, facts: object) -> bool:
+def _listed(path: Path, manifest: dict[str, Any], at_most: int) -> bytes:
+    """A file with the content that the manifest states: nothing else gets onto a page that is handed on.
+
+    Raises:
+        FileNotFoundError: the manifest does not list it.
+        RunError: it is not there, no regular file, too long, or was changed after the run.
+    """
+    if path.name not in manifest["files"]:
+        raise FileNotFoundError(path)
+    facts = manifest["files"][path.name]
     stated = facts.get("sha256") if isinstance(facts, dict) else None
-    return isinstance(stated, str) and hashlib.sha256(path.read_bytes()).hexdigest() != stated
+    try:
+        data = read_regular(path, at_most)
+        if hashlib.sha256(data).hexdigest() == stated:
+            return data
+        reason = "is not the file that the manifest lists: its SHA-256 is another"
+    except FileNotFoundError:
+        reason = "is missing, but the manifest lists it"
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    raise RunError(f"{path} {reason}; run {manifest['verb']} again")

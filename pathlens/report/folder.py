@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import RunError, UsageError
 from pathlens.report.facts import provenance
-from pathlens.tables import Table, lock_run, make_folder, plain_json, write_together
+from pathlens.tables import Table, lock_run, make_folder, plain_json, read_regular, write_together
 
 if TYPE_CHECKING:
     from pathlens.figures import Figure
 
 MANIFEST = "manifest.json"
 """Name of the file that describes a run folder."""
+
+LARGEST_MANIFEST = 2**24
+"""Bytes; a longer one is not read."""
+
+_LARGEST_STALE = 2**30
 
 
 def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] | None:
@@ -42,13 +47,13 @@ def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] |
         raise RunError(f"cannot write to {folder}: permission denied; choose a folder that can be written to")
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_regular(path, LARGEST_MANIFEST))
         other = found["verb"]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}; make it readable or choose another folder") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged or not of pathlens; move it away or choose another folder") from error
     if other != verb:
         raise RunError(f"{folder} holds results of {other}, not of {verb}; give {verb} its own folder")
@@ -107,8 +112,8 @@ def _remove_stale(folder: Path, listed: object, kept: set[str]) -> None:
     """Remove what an earlier manifest lists, is not written anew, and has the content that the manifest states."""
     for name, facts in listed.items() if isinstance(listed, dict) else ():
         path = folder / name
-        if name in kept or path.parent != folder or path.is_symlink() or not isinstance(facts, dict):
+        if name in kept or path.parent != folder or not isinstance(facts, dict):
             continue
-        with contextlib.suppress(OSError):
-            if hashlib.sha256(path.read_bytes()).hexdigest() == facts.get("sha256"):
+        with contextlib.suppress(OSError, ValueError):  # a null byte in the name
+            if hashlib.sha256(read_regular(path, _LARGEST_STALE)).hexdigest() == facts.get("sha256"):
                 path.unlink()

@@ -34,9 +34,11 @@ class Adjoint:
 
     Attributes:
         output: what the piece gave, shape (N, ...).
+        passes: whether there is a derivative at all; there is none where the piece makes integers of its input.
     """
 
     output: Tensor
+    passes: bool = True
 
     def __call__(self, cotangents: Tensor) -> Tensor:
         """J^T v for a stack of v.
@@ -69,10 +71,11 @@ class AutogradAdjoint(Adjoint):
             self._input = x.detach().requires_grad_()
             self._result = call(self._input)
         self.output = self._result.detach()
+        self.passes = _depends(self._result, self._input)
 
     def __call__(self, cotangents: Tensor) -> Tensor:
         """See :class:`Adjoint`."""
-        if not self._result.requires_grad:
+        if not self.passes:
             return cotangents.new_zeros(cotangents.shape[:1] + self._input.shape)
         back = torch.empty(cotangents.shape[:1] + self._input.shape, dtype=self._input.dtype, device=self._input.device)
         for index, cotangent in enumerate(cotangents):
@@ -81,6 +84,20 @@ class AutogradAdjoint(Adjoint):
             )
             back[index] = grad
         return back
+
+
+def _depends(result: Tensor, start: Tensor) -> bool:
+    """Whether autograd's graph leads from a result back to a leaf; parameters that learn are other leaves."""
+    waiting, seen = [result.grad_fn], {None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) is start:
+            return True
+        waiting += [before for before, _ in node.next_functions]
+    return result is start
 
 
 def linearise(segment: Segment, x: Tensor, stacked: bool = True) -> Adjoint:

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
+from pathlens.errors import DataError, ModelError, NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
 from pathlens.residual.view import ResidualView
 
@@ -34,7 +34,32 @@ _SMALL = 2.0**-30
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example in nats, shape (N,)."""
+    """Cross-entropy of each example in nats, shape (N,).
+
+    Args:
+        logits: shape (N, classes).
+        labels: class indices, shape (N,), or probabilities of the classes, shape (N, classes).
+
+    Raises:
+        DataError: labels of another type or shape, or outside the classes.
+        ModelError: logits of one dimension.
+    """
+    if logits.dim() < 2:
+        raise ModelError(f"the network gives shape {tuple(logits.shape)}, not logits [batch, classes]; wrap it")
+    if not (labels.is_floating_point() and labels.shape == logits.shape):
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if not whole or labels.shape != logits.shape[:1] + logits.shape[2:]:
+            raise DataError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}; "
+                "give one class index per image"
+            )
+        labels = labels.long()
+        outside = int(((labels < 0) | (labels >= logits.shape[1])).sum())  # asked here: on a GPU it would be fatal
+        if outside:
+            raise DataError(
+                f"{outside} of {labels.numel()} labels are outside the {logits.shape[1]} classes of the network; "
+                "take the data set that the network was trained for"
+            )
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
@@ -179,6 +204,11 @@ class Linearisation:
             with torch.no_grad():
                 x = stem(images)[0]
         self._start = images if self.boundary < 0 else x
+        if self.boundary < 0 and not self._stem.passes:
+            raise UsageError(
+                f"{type(view.model).__name__} makes integers of its input before block 0 or cuts the gradient, so "
+                "that there is none at the input; give --at stem"
+            )
         for index in range(len(view)):
             if index < self.boundary:
                 with torch.no_grad():
@@ -198,11 +228,19 @@ class Linearisation:
 
     def _linearise_block(self, index: int, x: Tensor) -> _BlockAdjoints:
         chain = self._chain
+        where = f"block {index} ({self.view[index].name})"
+        if not x.is_floating_point():
+            raise UsageError(f"the input of {where} is of integers and has no gradient; give --at a later block")
         transition = linearise(chain.piece("transition", index), x, self._stacked)
         fork = transition.output
         branch = linearise(chain.piece("branch", index), fork, self._stacked)
         shortcut = linearise(chain.piece("shortcut", index), fork, self._stacked)
         post = linearise(chain.piece("post", index), branch.output + shortcut.output, self._stacked)
+        if not (transition.passes and (branch.passes or shortcut.passes) and post.passes):
+            raise UsageError(
+                f"no gradient goes through {where}: integers are made of its input (or the gradient is cut); "
+                "give --at a later block"
+            )
         return _BlockAdjoints(transition, shortcut, branch, post)
 
     def _seed(self, x: Tensor) -> Tensor:

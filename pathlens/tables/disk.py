@@ -16,15 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import RunError, UsageError
+from pathlens.tables.files import read_regular
 from pathlens.tables.table import Column, Scalar, Table, fits_64_bits
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 1
 """Of the files of a table; files of a newer version are refused."""
 """Of the description; a reader refuses newer ones."""
 
+LARGEST_TABLE = 2**26
+"""Bytes of a table's file; a larger one is refused before it is read."""
+
+_LARGEST_UNPACKED = 2**29
+_MOST_CELLS = 10_000_000
+_MOST_COLUMNS = 1000
 _KEY = b"pathlens"
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE)
@@ -115,15 +123,28 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         NumericsError: a cell holds NaN or an infinity.
         RunError: the file is missing, damaged, no table, or of a newer schema version.
     """
-    path = Path(path)
+    return table_from(Path(path), lambda part: read_regular(part, LARGEST_TABLE, follow=True))
+
+
+def table_from(path: Path, read: Callable[[Path], bytes]) -> Table:
+    """As :func:`read_table`, with the caller's own way of reading a file.
+
+    Args:
+        path: a ``.parquet`` or ``.csv`` file.
+        read: gives the content of ``path``, and of the description beside a CSV file, or raises ``OSError``.
+
+    Raises:
+        NumericsError: a cell holds NaN or an infinity.
+        RunError: the file is missing, damaged, no table, too large, or of a newer schema version.
+    """
     if path.suffix not in (".csv", ".parquet"):
         raise RunError(f"{path} is not a table; give a .csv or .parquet file")
     try:
-        data = path.read_bytes()
+        data = read(path)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}; give a table that pathlens wrote") from error
     try:
-        return _from_parquet(data, path) if path.suffix == ".parquet" else _from_csv(data, path)
+        return _from_parquet(data, path) if path.suffix == ".parquet" else _from_csv(data, path, read)
     except UsageError as error:  # of Table: columns or cells that no table has
         raise RunError(f"{path} is not a pathlens table: {error}") from error
 
@@ -145,7 +166,7 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
         columns = [Column(c["name"], c["unit"], c["description"]) for c in found["columns"]]
         types = {c["name"]: str(c["type"]) for c in found["columns"]}
         return {"columns": columns, "types": types, "provenance": dict(found["provenance"])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"its description is damaged ({error})") from error
 
 
@@ -154,12 +175,15 @@ def _from_parquet(data: bytes, path: Path) -> Table:
     from pyarrow import parquet
 
     try:
-        content = parquet.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        described = (file.schema_arrow.metadata or {}).get(_KEY)
+        if described is None:
+            raise _damaged(path, "a Parquet file without the description of a table")
+        content = _unpacked(file, path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
-    described = (content.schema.metadata or {}).get(_KEY)
-    if described is None:
-        raise _damaged(path, "a Parquet file without the description of a table")
+    if len(set(content.column_names)) < len(content.column_names):
+        raise _damaged(path, "two columns of the same name")
     cells = {name: column.to_pylist() for name, column in zip(content.column_names, content.columns, strict=True)}
     for name, kind in _described(described, path)["types"].items():
         if kind == "int" and name in cells and content.schema.field(name).type == pa.string():
@@ -167,10 +191,42 @@ def _from_parquet(data: bytes, path: Path) -> Table:
     return _assemble(cells, _described(described, path), path)
 
 
-def _from_csv(data: bytes, path: Path) -> Table:
+def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """All rows, unless they take more memory than a table may: a few bytes of Parquet can stand for any number."""
+    import pyarrow as pa
+
+    schema, metadata = file.schema_arrow, file.metadata
+    nested = next((field for field in schema if pa.types.is_nested(field.type)), None)
+    if nested is not None:
+        raise _damaged(path, f"column {nested.name!r} is of type {nested.type}")
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    stated = max(sum(max(0, group.total_byte_size) for group in groups), 1)
+    if stated > LARGEST_TABLE:
+        raise RunError(f"{path} states {stated:,} bytes of cells, more than {LARGEST_TABLE:,}; check where it is from")
+    _check_size(metadata.num_rows, len(schema), path)
+    batches, held = [], 0
+    # no value is longer than all that is stated, so that a batch of so few rows is no larger than a table may be
+    for batch in file.iter_batches(batch_size=max(1, min(2**16, LARGEST_TABLE // stated))):
+        held += batch.nbytes
+        if held > _LARGEST_UNPACKED:
+            raise RunError(f"{path} unpacks to more than {_LARGEST_UNPACKED:,} bytes; check where it is from")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _check_size(rows: int, columns: int, path: Path) -> None:
+    if columns > _MOST_COLUMNS or rows * columns > _MOST_CELLS:
+        raise RunError(
+            f"{path} has {rows:,} rows of {columns:,} columns, and a table has {_MOST_COLUMNS:,} columns and "
+            f"{_MOST_CELLS:,} cells at most; check where it is from"
+        )
+
+
+def _from_csv(data: bytes, path: Path, read: Callable[[Path], bytes]) -> Table:
     import pyarrow as pa
     from pyarrow import csv
 
+    _check_size(0, data.partition(b"\n")[0].count(b",") + 1, path)
     try:
         parse = csv.ParseOptions(newlines_in_values=True)
         names = csv.open_csv(pa.BufferReader(data), parse_options=parse).schema.names
@@ -184,12 +240,13 @@ def _from_csv(data: bytes, path: Path) -> Table:
         content = csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=convert)
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
+    _check_size(content.num_rows, len(names), path)
     texts = dict(zip(names, (column.to_pylist() for column in content.columns), strict=True))
     if len(texts) < len(names):
         raise _damaged(path, "two columns of the same name")
     beside = path.with_suffix(".meta.json")
     try:
-        described = _described(beside.read_bytes(), beside)
+        described = _described(read(beside), beside)
     except FileNotFoundError:
         columns, types = [Column(name) for name in names], {name: _inferred(texts[name]) for name in names}
         described = {"columns": columns, "types": types, "provenance": {}}

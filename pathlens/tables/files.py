@@ -1,4 +1,4 @@
-"""The one place that writes files: beside the target, synced, renamed.
+"""The one place that writes files: beside the target, synced, renamed; and how files of a run folder are read back.
 
 A reader never sees half a file, and a set of files that belongs together appears only when all of it is on the disk.
 """
@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +34,54 @@ def disk_error(error: OSError, path: Path) -> PathlensError:
     if error.errno in _FULL:
         return ResourceError(f"cannot write {path}: {reason}; free some space or choose another folder")
     return RunError(f"cannot write {path}: {reason}; choose a folder that can be written to")
+
+
+def open_regular(path: str | os.PathLike[str], flags: int, *, follow: bool = False) -> int:
+    """Open a regular file that somebody else may have put there; a pipe does not make it wait.
+
+    Args:
+        path: the file.
+        flags: of ``os.open``.
+        follow: whether the name may be a symbolic link.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        OSError: as of ``os.open``; also where it is a pipe, a device or a folder, or a link that is not followed.
+    """
+    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags | more | (0 if follow else getattr(os, "O_NOFOLLOW", 0)), 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads
+            raise OSError(errno.EINVAL, "it is no regular file") from error
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "it is a symbolic link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
+
+
+def read_regular(path: str | os.PathLike[str], at_most: int, *, follow: bool = False) -> bytes:
+    """The content of a regular file that somebody else may have put there.
+
+    Args:
+        path: the file.
+        at_most: bytes; a longer file is refused before it is read.
+        follow: whether the name may be a symbolic link.
+
+    Raises:
+        OSError: as of :func:`open_regular`; also where the file is too long.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY, follow=follow), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        content = b"" if size > at_most else stream.read(at_most + 1)
+    if max(size, len(content)) > at_most:
+        raise OSError(errno.EFBIG, f"it is longer than the {at_most:,} bytes that are read of such a file")
+    return content
 
 
 def _sync_folder(folder: Path) -> None:

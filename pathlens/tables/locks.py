@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pathlens.errors import RunError
-from pathlens.tables.files import disk_error
+from pathlens.tables.files import disk_error, open_regular
 
 _LOCK = ".lock"
 # Folders that a thread of this process holds: flock would refuse the holder itself a second time.
@@ -39,9 +39,9 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
         yield folder
         return
     try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = open_regular(folder / _LOCK, os.O_RDWR | os.O_CREAT)  # a link would have its target overwritten
     except OSError as error:
-        raise disk_error(error, folder) from error
+        raise disk_error(error, folder / _LOCK) from error
     try:
         _flock(handle, folder)
         _held.add(key)
