@@ -153,12 +153,7 @@ def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             f"the network gives {logits.dtype} of shape {tuple(logits.shape)}, not logits [batch, classes]; "
             "give a network that classifies"
         )
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.shape != logits.shape[:1] or not whole:
-        raise DataError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {logits.shape[0]} images; "
-            "give one class index per image"
-        )
+    require_labels(labels, logits.shape[0])
     with torch.no_grad():
         exact = logits.double()
         labels = labels.to(device=logits.device, dtype=torch.int64)
@@ -170,6 +165,26 @@ def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         correct = (exact.argmax(dim=1) == labels) & finite & ~outside
         count = exact.new_full((), logits.shape[0])
         return torch.stack([count, correct.sum(), losses.sum(), (~finite).sum(), outside.sum()])
+
+
+def require_labels(labels: torch.Tensor, images: int) -> None:
+    """Raise unless there is one class index for each image.
+
+    Args:
+        labels: what a batch has for labels.
+        images: how many images the batch has.
+
+    Raises:
+        DataError: labels of another shape or type.
+    """
+    import torch
+
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.shape != (images,) or not whole:
+        raise DataError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {images} images; "
+            "give one class index per image"
+        )
 
 
 def wilson_interval(failures: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

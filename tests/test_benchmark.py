@@ -77,7 +77,8 @@ def test_the_gpu_benchmark_on_the_cpu(sweep):
     loaded = pathlens.load_model("preresnet20", "random")
     batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)]
     timings = sweep.compare("sweep on a GPU", loaded, batches, ("float32", "tf32"), repeats=1)
-    assert [t.method for t in timings] == ["finding the blocks", *2 * ["obvious loop"], "prefix sharing", *2 * ["pathlens"]]
+    methods = ["finding the blocks", *2 * ["obvious loop"], "prefix sharing", *2 * ["pathlens"]]
+    assert [t.method for t in timings] == methods
     assert {t.networks_evaluated for t in timings} == {None, 10}
     assert {t.images for t in timings} == {8}
 

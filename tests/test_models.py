@@ -46,7 +46,8 @@ def test_v1_parameters_are_those_of_the_paper(depth: int) -> None:
 @pytest.mark.parametrize("depth", [20, 56, 110])
 def test_projections_and_the_plain_twin_differ_by_their_shortcuts_alone(depth: int) -> None:
     with torch.device("meta"):
-        padded, projected, plain = (REFERENCES[name.format(depth)].build() for name in ("resnet{}", "resnet{}b", "plain{}"))
+        names = (f"resnet{depth}", f"resnet{depth}b", f"plain{depth}")
+        padded, projected, plain = (REFERENCES[name].build() for name in names)
     own = {f"layer{stage}.0.shortcut.{part}" for stage in (2, 3) for part in ("0.weight", "1.weight", "1.bias")}
     assert {k for k, _ in projected.named_parameters()} - {k for k, _ in padded.named_parameters()} == own
     assert parameters(projected) == parameters(padded) + 16 * 32 + 32 * 64 + 2 * (32 + 64)

@@ -20,7 +20,7 @@ from pathlens.analyses.sources import Source
 from pathlens.errors import UsageError
 from pathlens.machine.memory import memory_named
 from pathlens.machine.processes import Processes
-from pathlens.measure import ClassificationCounts, count_values
+from pathlens.measure import ClassificationCounts, count_values, require_labels
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference
 
@@ -124,6 +124,7 @@ def sweep(
 def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
     """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
     check_images(network, images, batch)
+    require_labels(labels, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)

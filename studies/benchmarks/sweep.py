@@ -325,9 +325,9 @@ def markdown(table: Table) -> str:
         "Seconds and speedups are medians over the repeats, with the smallest and largest in brackets. Speedups are "
         "against the plain way in float32, in the same repeat.",
     ]
-    heads = ("method", "dtype", "images", "networks", "seconds", "speedup", "with finding", "largest error change", "engine")
+    heads = ("method", "dtype", "images", "networks", "seconds", "speedup", "with finding", "largest error change")
     for benchmark in dict.fromkeys(table.values("benchmark")):
-        lines += ["", f"## {benchmark}", "", f"| {' | '.join(heads)} |", "|---|---" + "|---:" * 6 + "|---|"]
+        lines += ["", f"## {benchmark}", "", f"| {' | '.join(heads)} | engine |", "|---|---" + "|---:" * 6 + "|---|"]
         for row in table.rows:
             if row["benchmark"] == benchmark:
                 cells = [
