@@ -212,6 +212,11 @@ class _Unpickler(pickle._Unpickler):
     The one in Python: the one in C allocates as much as an index in the file says.
     """
 
+    # of the base class, where they are not declared
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(self, file: io.BytesIO, storage: Callable[..., _Storage] | None = None) -> None:
         super().__init__(file, encoding="utf-8", errors="backslashreplace")
         self._storage = storage
