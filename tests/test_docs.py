@@ -169,8 +169,7 @@ def test_python_of_the_readme(workplace, capsys):
     ran = 0
     for line, code in fenced(ROOT / "README.md", "python"):
         if not re.match(r"# \w+\.py\n", code):
-            small = code.replace("64, 64", "32, 32")  # pixels
-            exec(compile("\n" * line + small, "README.md", "exec"), names)  # the lines are those of the page
+            exec(compile("\n" * line + code, "README.md", "exec"), names)  # the lines are those of the page
             ran += 1
     assert ran >= 4
     assert "layer4.1" in capsys.readouterr().out
