@@ -303,7 +303,8 @@ class _Intervened:
                 "restrict_backward is active on this model and on a part of it; give all allowed lengths in one with "
                 "block"
             )
-        plan = plans.restriction_on(restrictions[0], route)
+        (plan,) = restrictions
+        plans.check_restriction(plan, route)
         network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
         if plan.path is not None:
             return network.run(images, Choice(path=frozenset(plan.path)))

@@ -20,6 +20,7 @@ __all__ = [
     "Restriction",
     "SkipDeletion",
     "check",
+    "check_restriction",
     "delete",
     "delete_skips",
     "interchangeable",
@@ -29,7 +30,6 @@ __all__ = [
     "random_swaps",
     "reorder",
     "restrict",
-    "restriction_on",
     "route",
 ]
 
@@ -252,11 +252,12 @@ def route(active: Iterable[Plan], blocks: int) -> Route:
     return tuple((fate[block], block) for block in order)
 
 
-def restriction_on(plan: Restriction, route: Route) -> Restriction:
-    """A restriction as it applies to a lesioned network: lengths that no path has there are left out.
+def check_restriction(plan: Restriction, route: Route) -> None:
+    """Refuse a restriction that leaves a lesioned network no path.
 
     Raises:
-        UsageError: no path is left.
+        UsageError: no path has such a length, or the one path takes a branch that is deleted or leaves out a block that
+            has nothing but its branch.
     """
     free, forced = path_blocks(route)
     if plan.path is not None:
@@ -268,15 +269,13 @@ def restriction_on(plan: Restriction, route: Route) -> Restriction:
             raise UsageError(
                 f"the path leaves out block {missing[0]}, whose shortcut is deleted; every path takes its branch"
             )
-        return plan
+        return
     least, most = len(forced), len(forced) + len(free)
-    lengths = tuple(length for length in plan.lengths if least <= length <= most)
-    if not lengths:
+    if not any(least <= length <= most for length in plan.lengths):
         raise UsageError(
             f"no path of the lesioned network has a length of {_shortened(plan.lengths)}; its paths have lengths from "
             f"{least} to {most}"
         )
-    return Restriction(lengths=lengths)
 
 
 def lift(plan: Plan, places: Sequence[int], count: int, name: str) -> Plan:
