@@ -179,6 +179,8 @@ def active_plans(model: nn.Module, view: ResidualView) -> tuple[Plan, ...]:
     Raises:
         UsageError: a plan on a part of the model whose blocks are not blocks of the model.
     """
+    if not _intervened(model):
+        return ()
     return tuple(plan for _, plan in _collected(model, view, view.chain()))
 
 
@@ -355,27 +357,31 @@ def _find(model: nn.Module, images: Tensor) -> ResidualView:
 def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple[_Active, Plan]]:
     """The plans that are active here on a model and on its parts, each as it applies to the model's blocks."""
     found: list[tuple[_Active, Plan]] = []
-    for name, module in model.named_modules():
-        forward = module.__dict__.get("forward")
-        if not isinstance(forward, _Intervened) or forward.model is not module:
-            continue
-        active = forward.active()
-        places = _places(name, module, forward.known_view(), view, chain) if name and active else None
-        for entry in active:
+    for name, forward in _intervened(model):
+        places = _places(name, forward, view, chain) if name else None
+        for entry in forward.active():
             plan = entry.plan if places is None else plans.lift(entry.plan, places, len(view), name)
             found.append((entry, plans.check(plan, view)))
     return found
 
 
-def _places(
-    name: str, part: nn.Module, its_view: ResidualView | None, view: ResidualView, chain: Chain
-) -> tuple[int, ...]:
+def _intervened(model: nn.Module) -> list[tuple[str, _Intervened]]:
+    """What stands in for the forward of a model and of its parts, by their names, where plans are active here."""
+    forwards = ((name, module, module.__dict__.get("forward")) for name, module in model.named_modules())
+    return [
+        (name, forward)
+        for name, module, forward in forwards
+        if isinstance(forward, _Intervened) and forward.model is module and forward.active()
+    ]
+
+
+def _places(name: str, part: _Intervened, view: ResidualView, chain: Chain) -> tuple[int, ...]:
     """Which blocks of a network the blocks of a part of it are.
 
     Raises:
         UsageError: that cannot be told.
     """
-    path = tuple(name.split("."))
+    path, its_view = tuple(name.split(".")), part.known_view()
     places = tuple(i for i, link in enumerate(chain.links) if module_path(link.total)[: len(path)] == path)
     stacks = [node.meta.get("nn_module_stack") or {} for node in chain.discovery.dependent]
     # each call of a module has a key of its own
@@ -384,7 +390,7 @@ def _places(
     if not places or len(calls) != 1 or not same:
         raise UsageError(
             f"interventions are active on {type(view.model).__name__} and on its part {name} "
-            f"({type(part).__name__}), whose blocks are not blocks of the whole; end one of them first"
+            f"({type(part.model).__name__}), whose blocks are not blocks of the whole; end one of them first"
         )
     return places
 

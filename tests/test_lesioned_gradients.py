@@ -127,7 +127,9 @@ def test_all_lengths_equal_the_ordinary_backward_pass(name, lesion):
         backward(net, images())
     found, wanted = gradients_of(net), gradients_of(by_hand)
     for key, gradient in wanted.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-8, atol=1e-12, msg=lambda text, key=key: f"{key} {text}")
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-8, atol=1e-12, msg=lambda text, key=key: f"{key} {text}"
+        )
     assert all(not found[key].any() for key in found.keys() - wanted.keys())
 
 
@@ -235,9 +237,10 @@ def test_contexts_and_the_argument_add_up():
     data = [(images(), LABELS)]
     with pathlens.deleted(net, 0):
         both = pathlens.path_gradients(net, data, lesion=plans.delete_skips(-1), method="exact")
-    assert both.rows == pathlens.path_gradients(
-        view, data, lesion=[plans.delete(0), plans.delete_skips(3)], method="exact"
-    ).rows
+    assert (
+        both.rows
+        == pathlens.path_gradients(view, data, lesion=[plans.delete(0), plans.delete_skips(3)], method="exact").rows
+    )
     intact = pathlens.path_gradients(view, data, method="exact")
     assert [row["n_paths"] for row in intact.rows] == [1, 4, 6, 4, 1]
     assert "lesion" not in intact.provenance
