@@ -3,14 +3,20 @@
 Inside the block the model's ``forward`` is the traced network with the plan applied: the same parameters, buffers,
 gradients and train/eval mode, without the deleted branches. Hooks on the model itself run, hooks on its inner modules
 do not. The model's class is never touched, and afterwards the model is as it was, also when the body raises.
+
+Plans of nested blocks add up, those on a part of the model too. A plan holds in the thread (or asyncio task) that
+entered its block: the model's own forward runs in a thread without plans.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,11 +24,14 @@ from torch.utils import _pytree as pytree
 
 from pathlens import plans
 from pathlens.errors import NoResidualBlocksError, UsageError
-from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
+from pathlens.plans import Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
-from pathlens.residual.chain import Chain
+from pathlens.residual.chain import Chain, module_path
 from pathlens.residual.restricted import Choice, restricted
-from pathlens.residual.segments import Piece, Segment, splice, with_updates
+from pathlens.residual.routes import Route, intact, lesioned
+from pathlens.residual.turns import together
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -109,11 +118,9 @@ def restrict_backward(
         >>> with pathlens.restrict_backward(view, lengths=range(2, 6)):
         ...     model(images).sum().backward()
     """
-    with applied(model, plans.restrict(lengths, path)) as changed:
-        forward = changed.__dict__["forward"]
-        before = forward.calls
-        yield changed
-        if forward.calls == before:
+    with _entered(model, plans.restrict(lengths, path)) as own:
+        yield own.model
+        if not own.calls:
             raise UsageError("restrict_backward: no forward pass ran inside the with block; call the model inside it")
 
 
@@ -126,115 +133,218 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
         plan: what to do to it, from :mod:`pathlens.plans`.
 
     Raises:
-        UsageError: the plan does not fit the network.
+        UsageError: the plan does not fit the network, or is a second restriction of the backward pass.
     """
+    with _entered(model, plan) as own:
+        yield own.model
+
+
+@contextlib.contextmanager
+def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
     view = model if isinstance(model, ResidualView) else None
     if view is not None:
         plan = plans.check(plan, view)
     target = view.model if view is not None else model
     if not isinstance(target, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(target).__name__}")
-    current = target.__dict__.get("forward")
-    changed = current if isinstance(current, _Intervened) else _Intervened(target, current)
-    own = changed.push(plan, view)
+    with together():
+        current = target.__dict__.get("forward")
+        if not isinstance(current, _Intervened) or current.model is not target:
+            current = _Intervened(target, current)
+        own = current.push(plan, view)
     try:
-        yield target
+        yield own
     finally:
-        changed.pop(own)
+        with together():
+            current.pop(own)
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """The models' own forwards: no intervention acts in this thread meanwhile."""
+    before = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(before)
+
+
+def active_plans(model: nn.Module, view: ResidualView) -> tuple[Plan, ...]:
+    """The plans that are active here on a model and on its parts, as plans for the blocks of a view.
+
+    Args:
+        model: whose interventions count.
+        view: of this model, or of a copy of it.
+
+    Raises:
+        UsageError: a plan on a part of the model whose blocks are not blocks of the model.
+    """
+    if not _intervened(model):
+        return ()
+    return tuple(plan for _, plan in _collected(model, view, view.chain()))
+
+
+@dataclass(eq=False)
+class _Active:
+    """A plan that is active in one thread.
+
+    Attributes:
+        model: what it is for.
+        plan: as the user gave it; block indices may be negative where no view is known.
+        view: the user's view, if there is one.
+        key: what the thread's context knows it by.
+        thread: identifier of the thread.
+        calls: forward passes so far.
+    """
+
+    model: nn.Module
+    plan: Plan
+    view: ResidualView | None
+    key: object = field(default_factory=object)
+    thread: int = field(default_factory=threading.get_ident)
+    calls: int = 0
+
+
+#: keys of the plans that were entered here; keys only, because a context may outlive a model
+_keys: ContextVar[tuple[object, ...]] = ContextVar("pathlens_plans", default=())
+#: whether models' own forwards are wanted here
+_suspended: ContextVar[bool] = ContextVar("pathlens_suspended", default=False)
 
 
 class _Intervened:
-    """Stands in for ``model.forward``: the traced network with all active plans."""
+    """Stands in for ``model.forward``: the traced network with all active plans, or the model's own forward."""
 
     def __init__(self, model: nn.Module, original: Callable[..., Any] | None) -> None:
-        self._model = model
+        self.model = model
         self._original = original
-        self._plans: dict[object, Plan] = {}
+        self._entries: dict[object, _Active] = {}
         self._view: ResidualView | None = None
-        self._built: dict[tuple[int, tuple[Plan, ...]], tuple[Chain, Segment, list[str]]] = {}
-        #: forward passes so far
-        self.calls = 0
+        self._built: dict[tuple[int, Route, Callable[..., Any]], tuple[Chain, Any]] = {}
 
-    def push(self, plan: Plan, view: ResidualView | None) -> object:
-        """Add a plan; the result stands for it when it ends."""
-        if self._view is not None:
-            plan = plans.check(plan, self._view)
-        self._view = self._view or view
-        own = object()
-        self._plans[own] = plan
-        self._model.forward = self
+    def push(self, plan: Plan, view: ResidualView | None) -> _Active:
+        """Add a plan for this thread."""
+        before = self.active()
+        known = self.known_view() or view
+        if known is not None:
+            plan = plans.check(plan, known)
+        if isinstance(plan, Restriction) and any(isinstance(entry.plan, Restriction) for entry in before):
+            raise UsageError(
+                "restrict_backward is active on this model already; give all allowed lengths in one with block"
+            )
+        own = _Active(self.model, plan, view)
+        self._entries[own.key] = own
+        _keys.set((*_keys.get(), own.key))
+        self.model.forward = self
         return own
 
-    def pop(self, own: object) -> None:
+    def pop(self, own: _Active) -> None:
         """End a plan; with the last one the model's own forward is back. Plans may end in any order."""
-        del self._plans[own]
-        if not self._plans:
-            self._restore()
+        del self._entries[own.key]
+        _keys.set(tuple(key for key in _keys.get() if key is not own.key))
+        # whatever the user has put in its place meanwhile is the user's
+        if not self._entries and self.model.__dict__.get("forward") is self:
+            if self._original is None:
+                del self.model.forward
+            else:
+                self.model.forward = self._original
 
-    def _restore(self) -> None:
-        if self._original is None:
-            self._model.__dict__.pop("forward", None)
-        else:
-            self._model.forward = self._original
+    def active(self) -> list[_Active]:
+        """The plans that were entered in this thread, in that order."""
+        entries, keys = list(self._entries.values()), _keys.get()
+        own = [entry for entry in entries if entry.key in keys]
+        if own or not entries or not _is_of_autograd():
+            return own
+        if len({entry.thread for entry in entries}) > 1:
+            raise UsageError(
+                "several threads have interventions on this model and a backward pass calls it again (checkpointing) "
+                "on a thread of its own; intervene in one thread at a time"
+            )
+        return entries
+
+    def known_view(self) -> ResidualView | None:
+        """The view that the plans of this thread count blocks by, if there is one already."""
+        return next((entry.view for entry in self.active() if entry.view is not None), self._view)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _suspended.get() or not self.active():
+            with together():
+                return self._own(*args, **kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
             raise UsageError("inside an intervention the model takes exactly one tensor")
         images = args[0]
-        if self._view is None:
-            self._view = _find(self._model, images)
-        view = self._view
-        active = tuple(plans.check(plan, view) for plan in self._plans.values())
+        view = self.known_view()
+        if view is None:
+            view = self._view = _find(self.model, images)
         chain = view.chain(images)
-        self.calls += 1
-        restrictions = [plan for plan in active if isinstance(plan, Restriction)]
-        run = self._run_restricted if restrictions else self._run_changed
-        results, updates = run(chain, active, images)
-        with torch.no_grad():
+        found = _collected(self.model, view, chain)
+        for entry, _ in found:
+            entry.calls += 1
+        results, updates = self._run(chain, [plan for _, plan in found], images)
+        with together(), torch.no_grad():
             for name, value in updates.items():
-                self._model.get_buffer(name).copy_(value)
+                self.model.get_buffer(name).copy_(value)
         computed = iter(results)
         flat = [next(computed) if isinstance(item, fx.Node) else item for item in chain.trace.outputs]
         return pytree.tree_unflatten(flat, chain.trace.out_spec)
 
-    def _run_changed(
-        self, chain: Chain, active: tuple[Plan, ...], images: Tensor
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        key = (id(chain), active)
-        if key not in self._built:
-            self._built[key] = (chain, *_build(chain, active))
-        _, segment, buffers = self._built[key]
-        results = list(segment(images))
-        split = len(results) - len(buffers)
-        return results[:split], dict(zip(buffers, results[split:], strict=True))
+    @property
+    def _own(self) -> Callable[..., Any]:
+        """The model's own forward."""
+        return type(self.model).forward.__get__(self.model) if self._original is None else self._original
 
-    def _run_restricted(
-        self, chain: Chain, active: tuple[Plan, ...], images: Tensor
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        if len(active) > 1:
-            raise UsageError("restrict_backward cannot be combined with another intervention on the same model")
-        (plan,) = active
-        assert isinstance(plan, Restriction)
-        network = chain.once(restricted)
+    def _run(self, chain: Chain, active: list[Plan], images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        route = plans.route(active, len(chain.links))
+        restrictions = [plan for plan in active if isinstance(plan, Restriction)]
+        if not restrictions:
+            segment, buffers = self._once(chain, route, lesioned)
+            results = list(segment(images))
+            split = len(results) - len(buffers)
+            return results[:split], dict(zip(buffers, results[split:], strict=True))
+        if len(restrictions) > 1:
+            raise UsageError(
+                "restrict_backward is active on this model and on a part of it; give all allowed lengths in one with "
+                "block"
+            )
+        (plan,) = restrictions
+        plans.check_restriction(plan, route)
+        network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
         if plan.path is not None:
             return network.run(images, Choice(path=frozenset(plan.path)))
         return network.run(images, Choice(lengths=frozenset(plan.lengths)))
+
+    def _once(self, chain: Chain, route: Route, make: Callable[[Chain, Route], _T]) -> _T:
+        """What a function makes of a chain and a route, made once."""
+        key = (id(chain), route, make)
+        if key not in self._built:
+            self._built[key] = (chain, make(chain, route))
+        made: _T = self._built[key][1]
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """A copy of the model is a copy of the network itself: no ``with`` block would ever end its intervention."""
         if self._original is not None:
             return copy.deepcopy(self._original, memo)
-        twin = memo[id(self._model)]
+        twin = copy.deepcopy(self.model, memo)
         return type(twin).forward.__get__(twin)
 
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """A pickle of the model is one of the network itself as well."""
+        if self._original is not None:
+            return _unchanged, (self._original,)
+        return getattr, (self.model, "forward")
+
+    def suspended(self) -> contextlib.AbstractContextManager[None]:
         """The model's own forward, which tracing needs (:func:`pathlens.residual.trace.trace` calls this)."""
-        self._restore()
-        try:
-            yield
-        finally:
-            self._model.forward = self
+        return suspended()
+
+
+def _is_of_autograd() -> bool:
+    """Whether this is a thread of autograd's, on which checkpointing runs a part of a forward pass again."""
+    return torch._C._current_graph_task_id() != -1 and isinstance(threading.current_thread(), threading._DummyThread)
+
+
+def _unchanged(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return forward
 
 
 def _find(model: nn.Module, images: Tensor) -> ResidualView:
@@ -244,31 +354,47 @@ def _find(model: nn.Module, images: Tensor) -> ResidualView:
         return find_layers(model, images, otherwise=none_found)
 
 
-def _build(chain: Chain, active: tuple[Plan, ...]) -> tuple[Segment, list[str]]:
-    """The network with the plans applied, and the buffers that its extra results are for."""
-    trace = chain.trace
-    swap: dict[fx.Node, fx.Node] = {}
-    order = list(range(len(chain.links)))
-    for plan in active:
-        if isinstance(plan, (Deletion, SkipDeletion)):
-            for block in plan.blocks:
-                link = chain.links[block]
-                rest = link.bypass if isinstance(plan, Deletion) else link.branch
-                if swap.setdefault(link.total, rest) is not rest:
-                    raise UsageError(
-                        f"block {block} would lose both its branch and its shortcut, and nothing would be left"
-                    )
-        elif isinstance(plan, Reordering):
-            order = [order[block] for block in plan.order]
-    outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
-    pieces = [Piece(trace.source, outputs, swap)]
-    if order != sorted(order):
-        pieces = [
-            Piece(trace.source, (chain.boundaries[0],), swap),
-            *(Piece(chain.links[i].start, (chain.links[i].end,), swap) for i in order),
-            Piece(chain.boundaries[-1], outputs, swap),
-        ]
-    pieces, updated = with_updates(trace, chain.discovery.dependent, pieces)
-    buffers = [name for part in updated for name in part]
-    ends = [*outputs, *(trace.mutations[name] for name in buffers)]
-    return splice(trace, pieces, ends), buffers
+def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple[_Active, Plan]]:
+    """The plans that are active here on a model and on its parts, each as it applies to the model's blocks."""
+    found: list[tuple[_Active, Plan]] = []
+    for name, forward in _intervened(model):
+        places = _places(name, forward, view, chain) if name else None
+        for entry in forward.active():
+            plan = entry.plan if places is None else plans.lift(entry.plan, places, len(view), name)
+            found.append((entry, plans.check(plan, view)))
+    return found
+
+
+def _intervened(model: nn.Module) -> list[tuple[str, _Intervened]]:
+    """What stands in for the forward of a model and of its parts, by their names, where plans are active here."""
+    forwards = ((name, module, module.__dict__.get("forward")) for name, module in model.named_modules())
+    return [
+        (name, forward)
+        for name, module, forward in forwards
+        if isinstance(forward, _Intervened) and forward.model is module and forward.active()
+    ]
+
+
+def _places(name: str, part: _Intervened, view: ResidualView, chain: Chain) -> tuple[int, ...]:
+    """Which blocks of a network the blocks of a part of it are.
+
+    Raises:
+        UsageError: that cannot be told.
+    """
+    path, its_view = tuple(name.split(".")), part.known_view()
+    places = tuple(i for i, link in enumerate(chain.links) if module_path(link.total)[: len(path)] == path)
+    stacks = [node.meta.get("nn_module_stack") or {} for node in chain.discovery.dependent]
+    # each call of a module has a key of its own
+    calls = {key for stack in stacks for key, (where, _) in stack.items() if where == name}
+    same = its_view is None or [_looks(its_view, i) for i in range(len(its_view))] == [_looks(view, i) for i in places]
+    if not places or len(calls) != 1 or not same:
+        raise UsageError(
+            f"interventions are active on {type(view.model).__name__} and on its part {name} "
+            f"({type(part.model).__name__}), whose blocks are not blocks of the whole; end one of them first"
+        )
+    return places
+
+
+def _looks(view: ResidualView, index: int) -> tuple[object, ...]:
+    block = view[index]
+    return block.kind, block.parameters, block.shortcut_parameters

@@ -11,6 +11,7 @@ from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
 from pathlens.residual.describe import nodes_between
 from pathlens.residual.operations import WEIGHTED
+from pathlens.residual.routes import Route, path_blocks
 
 __all__ = [
     "Deletion",
@@ -19,14 +20,17 @@ __all__ = [
     "Restriction",
     "SkipDeletion",
     "check",
+    "check_restriction",
     "delete",
     "delete_skips",
     "interchangeable",
+    "lift",
     "random_deletion",
     "random_skip_deletion",
     "random_swaps",
     "reorder",
     "restrict",
+    "route",
 ]
 
 
@@ -217,6 +221,98 @@ def _check_order(plan: Reordering, view: ResidualView) -> None:
                 f"{position} ({view[position].name}, stage {view[position].stage}): only blocks of equal shapes inside "
                 "a stage can be exchanged"
             )
+
+
+def route(active: Iterable[Plan], blocks: int) -> Route:
+    """What runs at each position of the chain under several plans at once.
+
+    Deletions name blocks of the network as it was trained, wherever these run; of two reorderings the second permutes
+    the positions of the first. A restriction of the backward pass changes nothing here.
+
+    Args:
+        active: checked plans, in the order in which they were entered.
+        blocks: number of blocks.
+
+    Raises:
+        UsageError: a block would lose both its branch and its shortcut.
+    """
+    fate = ["run"] * blocks
+    order = list(range(blocks))
+    for plan in active:
+        if isinstance(plan, Reordering):
+            order = [order[block] for block in plan.order]
+        elif isinstance(plan, (Deletion, SkipDeletion)):
+            what = "bypass" if isinstance(plan, Deletion) else "no_skip"
+            for block in plan.blocks:
+                if fate[block] not in ("run", what):
+                    raise UsageError(
+                        f"block {block} would lose both its branch and its shortcut, and nothing would be left"
+                    )
+                fate[block] = what
+    return tuple((fate[block], block) for block in order)
+
+
+def check_restriction(plan: Restriction, route: Route) -> None:
+    """Refuse a restriction that leaves a lesioned network no path.
+
+    Raises:
+        UsageError: no path has such a length, or the one path takes a branch that is deleted or leaves out a block that
+            has nothing but its branch.
+    """
+    free, forced = path_blocks(route)
+    if plan.path is not None:
+        lost = sorted(set(plan.path) - {*free, *forced})
+        if lost:
+            raise UsageError(f"the path takes the branch of block {lost[0]}, which is deleted; leave the block out")
+        missing = sorted(set(forced) - set(plan.path))
+        if missing:
+            raise UsageError(
+                f"the path leaves out block {missing[0]}, whose shortcut is deleted; every path takes its branch"
+            )
+        return
+    least, most = len(forced), len(forced) + len(free)
+    if not any(least <= length <= most for length in plan.lengths):
+        raise UsageError(
+            f"no path of the lesioned network has a length of {_shortened(plan.lengths)}; its paths have lengths from "
+            f"{least} to {most}"
+        )
+
+
+def lift(plan: Plan, places: Sequence[int], count: int, name: str) -> Plan:
+    """A plan for a part of a network as a plan for the network.
+
+    Args:
+        plan: for the part; negative block indices count from its end.
+        places: which blocks of the network the part's blocks are.
+        count: number of blocks of the network.
+        name: of the part.
+
+    Raises:
+        UsageError: the part does not have such a block, or paths of given lengths through the part are no paths of
+            given lengths through the network, which has more blocks.
+    """
+    if isinstance(plan, Reordering):
+        if len(plan.order) != len(places):
+            raise UsageError(f"an order of {len(plan.order)} blocks does not fit {name} of {len(places)} blocks")
+        order = list(range(count))
+        for position, block in enumerate(plan.order):
+            order[places[position]] = places[block]
+        return Reordering(tuple(order))
+    if isinstance(plan, Restriction) and len(places) != count:
+        raise UsageError(
+            f"restrict_backward is active on {name}, which has {len(places)} of the {count} blocks of the network that "
+            "another intervention is on; restrict the backward pass of the whole network"
+        )
+    named = (plan.path or ()) if isinstance(plan, Restriction) else plan.blocks
+    for block in named:
+        if not -len(places) <= block < len(places):
+            raise UsageError(
+                f"block {block} does not exist: {name} has {len(places)} blocks, numbered 0 to {len(places) - 1}"
+            )
+    blocks = tuple(sorted(places[block] for block in named))
+    if isinstance(plan, Restriction):
+        return Restriction(plan.lengths, None if plan.path is None else blocks)
+    return type(plan)(blocks)
 
 
 def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import contextlib
+from collections.abc import Iterator
 
-from pathlens.errors import DataError, ModelError, NumericsError, PathlensError
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
+from pathlens.intervene import active_plans, suspended
 from pathlens.machine.memory import ran_out
+from pathlens.residual import ResidualView
+from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 
 _CHECKED_IMAGES = 16
+#: modules with hooks that a message names
+_NAMED = 5
 _LARGEST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
 
@@ -36,19 +44,63 @@ def check_agreement(network: Inference, images: Tensor) -> float:
 
     Raises:
         NumericsError: more than rounding in float32 or float64, or the model gives NaN.
+        UsageError: an intervention is active on the model.
     """
-    model = network.view.model
+    view = network.view
+    if active_plans(view.model, view):
+        raise UsageError(
+            f"an intervention is active on {type(view.model).__name__}, and this study makes its own of the network as "
+            "it is; call it outside the with block"
+        )
     check_images(network, images, 0)
     images = images[:_CHECKED_IMAGES]
+    with in_mode(view.model):
+        reference = _own_output(view.model, network.chain, images)
+    if not reference.isfinite().all():
+        broken = int((~reference.isfinite()).reshape(len(reference), -1).any(1).sum())
+        raise NumericsError(
+            f"the intact network gives NaN or infinity for {broken} of the first {len(reference)} images; "
+            "check the weights and the normalisation of the data"
+        )
+    advice = "use fast=False (--plain-forward) and report the network" if network.fast else "report the network"
+    return _compared("prepared", view.model, _logits(network, images), reference, network.dtype, advice)
+
+
+def check_traced(view: ResidualView, images: Tensor) -> float:
+    """The same for the traced network as it is, in the train/eval mode that the model is in.
+
+    Raises:
+        NumericsError: more than rounding in float32 or float64, or the model draws at random in this mode.
+    """
+    model = view.model
+    chain = view.chain(images)
+    if chain.trace.static_batch is None:
+        images = images[:_CHECKED_IMAGES]
+    with torch.no_grad(), _buffers_kept(model), suspended():
+        reference = _own_output(model, chain, images)
+        if not reference.isfinite().all():  # the loss is not finite either, which is said where it is asked for
+            return float("nan")
+        traced = view.head(view.run(view.stem(images)))
+        try:
+            return _compared("traced", model, traced, reference, images.dtype, "report the network")
+        except NumericsError:
+            if torch.equal(_own_output(model, chain, images), reference):
+                raise
+    raise NumericsError(
+        f"{type(model).__name__} draws at random in this mode (dropout), so no two of its passes have one gradient; "
+        "use mode='eval' (--mode eval)"
+    )
+
+
+def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
+    """What the model's own forward gives, in float64 on the CPU."""
     own = next((parameter for parameter in model.parameters()), images)
-    chain = network.chain
     # a copy, because a model may work on its input in place
-    reference_input = images.to(own.device, copy=True)
-    if reference_input.is_floating_point():
-        reference_input = reference_input.to(own.dtype)
+    images = images.to(own.device, copy=True)
+    if images.is_floating_point():
+        images = images.to(own.dtype)
     try:
-        with in_mode(model):
-            output = model(reference_input)
+        output = model(images)
     except Exception as error:  # foreign code may raise anything
         if isinstance(error, PathlensError) or ran_out(error):
             raise
@@ -58,28 +110,8 @@ def check_agreement(network: Inference, images: Tensor) -> float:
         ) from error
     flat = torch.utils._pytree.tree_leaves(output)
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
-    reference = flat[position].double().cpu()
-    if not reference.isfinite().all():
-        broken = int((~reference.isfinite()).reshape(len(reference), -1).any(1).sum())
-        raise NumericsError(
-            f"the intact network gives NaN or infinity for {broken} of the first {len(reference)} images; "
-            "check the weights and the normalisation of the data"
-        )
-    logits = _logits(network, images)
-    difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
-    relative = float(difference)
-    limit = _LARGEST_DIFFERENCE.get(network.dtype)
-    if (
-        limit is not None
-        and own.dtype in _LARGEST_DIFFERENCE
-        and not torch.backends.cuda.matmul.allow_tf32
-        and relative > limit
-    ):
-        raise NumericsError(
-            f"the prepared network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest "
-            "logit; use fast=False (--plain-forward) and report the network"
-        )
-    return relative if relative == relative else float("inf")  # noqa: PLR0124
+    found: Tensor = flat[position]
+    return found.double().cpu()
 
 
 def _logits(network: Inference, images: Tensor) -> Tensor:
@@ -87,6 +119,51 @@ def _logits(network: Inference, images: Tensor) -> Tensor:
     for block in range(len(network)):
         x = network.piece("run", block)(x)
     return network.piece("head")(x)
+
+
+def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dtype: torch.dtype, advice: str) -> float:
+    difference = (logits.double().cpu() - reference).abs().max() / reference.abs().max().clamp_min(1e-12)
+    relative = float(difference)
+    own = next((parameter.dtype for parameter in model.parameters()), dtype)
+    limit = _LARGEST_DIFFERENCE.get(dtype)
+    if (
+        limit is not None
+        and own in _LARGEST_DIFFERENCE
+        and not torch.backends.cuda.matmul.allow_tf32
+        and relative > limit
+    ):
+        hooked = _hooked(model)
+        if hooked:
+            advice = f"forward hooks do not run in it, and there are some on {hooked}; remove them"
+        raise NumericsError(
+            f"the {what} network differs from {type(model).__name__}'s own forward by {relative:.1e} of the largest "
+            f"logit; {advice}"
+        )
+    return relative if relative == relative else float("inf")  # noqa: PLR0124
+
+
+def _hooked(model: nn.Module) -> str:
+    """Names of the modules with forward hooks or pre-hooks of the user's."""
+    names = [
+        name or "the model itself"
+        for name, module in model.named_modules()
+        for call in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # those of torch's own weight and spectral norms are traced
+        if not type(call).__module__.startswith("torch.nn.utils")
+    ]
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A pass in train mode leaves its mark on the statistics of batch norms."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pathlens.analyses.sampling import Sampler
 from pathlens.paths import path_counts
+from pathlens.residual.routes import Route, path_blocks
 from pathlens.tables import Column
 
 _NORM = "loss per unit of input"
@@ -49,12 +50,13 @@ LATTICE_COLUMNS = (
 class Rows:
     """Collects what the methods found, length by length."""
 
-    def __init__(self, blocks: int, longest: int) -> None:
-        self._counts = path_counts(blocks)[: longest + 1]
+    def __init__(self, free: int, shortest: int, longest: int) -> None:
+        """Rows for paths that choose at ``free`` blocks and take ``shortest`` others in any case."""
+        self._counts = path_counts(free)[: longest - shortest + 1]
         names = [column.name for column in COLUMNS]
         self._rows: list[dict[str, Any]] = [dict.fromkeys(names) for _ in self._counts]
-        for length, (row, count) in enumerate(zip(self._rows, self._counts, strict=True)):
-            row["length"], row["n_paths"] = length, count
+        for chosen, (row, count) in enumerate(zip(self._rows, self._counts, strict=True)):
+            row["length"], row["n_paths"] = shortest + chosen, count
 
     def exact(self, results: list[dict[str, Any]]) -> None:
         """Norms of the sums over all paths of each length."""
@@ -74,27 +76,27 @@ class Rows:
         examples = sum(result["examples"] for result in results)
         # for each draw the mean over all examples; draws are independent of each other
         draws = np.sum([result["squares"] for result in results], axis=0) / examples
-        for length, (row, count) in enumerate(zip(self._rows, self._counts, strict=True)):
-            mean = float(draws[:, length].mean())
+        for index, (row, count) in enumerate(zip(self._rows, self._counts, strict=True)):
+            mean = float(draws[:, index].mean())
             row["path_norm_rms"] = math.sqrt(mean / count)
             if len(draws) > 1 and mean > 0:
-                error = float(draws[:, length].std(ddof=1)) / math.sqrt(len(draws))
+                error = float(draws[:, index].std(ddof=1)) / math.sqrt(len(draws))
                 row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
             elif mean == 0:
                 row["path_norm_rms_error"] = 0.0
 
     def sampled(self, sampler: Sampler) -> None:
-        """Norms of sampled single paths."""
-        for length, row in enumerate(self._rows):
-            norms = np.array(sampler.norms[length])
-            row["path_norm_mean"] = sampler.mean(length)
-            row["path_norm_low"], row["path_norm_high"] = sampler.intervals[length]
+        """Norms of sampled single paths; the sampler counts the blocks that a path chose."""
+        for chosen, row in enumerate(self._rows):
+            norms = np.array(sampler.norms[chosen])
+            row["path_norm_mean"] = sampler.mean(chosen)
+            row["path_norm_low"], row["path_norm_high"] = sampler.intervals[chosen]
             row["path_norm_q05"], row["path_norm_median"], row["path_norm_q95"] = (
                 float(value) for value in np.quantile(norms, (0.05, 0.5, 0.95))
             )
             row["contribution"] = float(row["n_paths"]) * row["path_norm_mean"]
-            row["samples"] = len(sampler.means[length])
-            row["stopped"] = sampler.stopped[length]
+            row["samples"] = len(sampler.means[chosen])
+            row["stopped"] = sampler.stopped[chosen]
         everything = math.fsum(row["contribution"] for row in self._rows)
         for row in self._rows:
             row["contribution_share"] = row["contribution"] / everything if everything else 0.0
@@ -118,20 +120,21 @@ class Rows:
         return {kind: values for kind, values in found.items() if any(values)}
 
 
-def lattice(sums: dict[tuple[int, int], float], examples: int, blocks: int) -> list[dict[str, Any]]:
+def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[dict[str, Any]]:
     """Rows of the lattice, from the loss down."""
     rows = []
     boundaries = sorted({boundary for boundary, _ in sums}, reverse=True)
     for boundary in boundaries:
         here = {length: total / examples for (place, length), total in sums.items() if place == boundary}
         everything = math.fsum(here.values())
-        counts = path_counts(blocks - max(0, boundary))
+        free, forced = path_blocks(route, max(0, boundary))
+        counts = path_counts(len(free))
         for length in sorted(here):
             rows.append(
                 {
                     "boundary": boundary,
                     "length": length,
-                    "n_paths": counts[length],
+                    "n_paths": counts[length - len(forced)],
                     "norm": here[length],
                     "share": here[length] / everything if everything else 0.0,
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +21,10 @@ from pathlens.analyses.sampling import Sampler
 from pathlens.analyses.units import Progress, Work
 from pathlens.errors import NumericsError, UsageError
 from pathlens.machine import processes
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import Loss, boundary_of, cross_entropy
+from pathlens.residual.routes import path_blocks
 from pathlens.tables import Table
 
 METHODS = ("exact", "sampled", "signed", "all")
@@ -54,6 +57,7 @@ def path_gradients(
     method: str = "all",
     at: str | int = "input",
     max_length: int | None = None,
+    lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
     rel_error: float = 0.1,
     max_samples: int = 64,
@@ -78,6 +82,9 @@ def path_gradients(
         at: where the gradient is taken: ``input``, ``stem``, or ``block:I`` for x_I, the input of block I; paths then
             run through blocks I and later.
         max_length: leave longer paths out.
+        lesion: measure the network with these deletions and reorderings of :mod:`pathlens.plans`, and with those of the
+            ``with`` blocks around. A block without its branch is no choice for a path; one without its shortcut is
+            taken by every path, which makes it longer by one.
         tolerance: leave lengths out whose gradient is at most this fraction of the largest, block by block.
         rel_error: sample paths of a length until half the 95 % bootstrap interval is this fraction of the mean.
         max_samples: paths of a length for each batch at most.
@@ -94,17 +101,18 @@ def path_gradients(
         lengths and autograd's gradient, and what was left out.
 
     Raises:
-        UsageError: lengths, places, numbers of samples or methods that do not exist.
-        NumericsError: a gradient that is not finite, or a sum over lengths that is not autograd's gradient.
+        UsageError: lengths, places, blocks, numbers of samples or methods that do not exist.
+        NumericsError: a gradient that is not finite, a sum over lengths that is not autograd's gradient, or a model
+            whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
     began = time.monotonic()
     request = _request(method, at, max_length, tolerance, rel_error, max_samples, draws, share, seed)
-    with opened(model, data, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
-        request, blocks = _fit(request, run.view)
+    with opened(model, data, lesion=lesion, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
+        free, forced = _fit(request, run)
         group = processes.current()
         work = Work(run.journal, run.facts_for_key("path-gradients", request), group, progress)
         try:
-            columns, found = _measure(run, request, blocks, loss, work)
+            columns, found = _measure(run, request, free, forced, loss, work)
         finally:
             work.close()
         work.clear()
@@ -113,7 +121,7 @@ def path_gradients(
             **run.facts,
             "at": request.at,
             "method": method,
-            "blocks_in_paths": blocks,
+            "blocks_in_paths": len(free) + len(forced),
             "seed": seed,
             "share": share,
             **found,
@@ -130,6 +138,7 @@ def lattice(
     *,
     at: str | int = "input",
     max_length: int | None = None,
+    lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
     loss: Loss = cross_entropy,
     progress: Progress | None = None,
@@ -145,8 +154,8 @@ def lattice(
     """
     began = time.monotonic()
     request = _request("exact", at, max_length, tolerance, 0.1, 1, 1, 0.95, 0)
-    with opened(model, data, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
-        request, _ = _fit(request, run.view)
+    with opened(model, data, lesion=lesion, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
+        _fit(request, run)
         work = Work(run.journal, run.facts_for_key("lattice", request), processes.current(), progress)
 
         def compute(unit: int) -> Any:
@@ -169,7 +178,7 @@ def lattice(
                 for offset, norm in enumerate(norms):
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
-        rows = path_rows.lattice(sums, examples, len(run.view))
+        rows = path_rows.lattice(sums, examples, run.route)
         facts = {
             "verb": "lattice",
             **run.facts,
@@ -206,51 +215,61 @@ def _request(
     return _Request(methods, str(at), max_length, tolerance, rel_error, max_samples, draws, share, seed)
 
 
-def _fit(request: _Request, view: ResidualView) -> tuple[_Request, int]:
-    """The request as it applies to a network, and the number of blocks that paths run through."""
-    boundary = boundary_of(request.at, len(view))
-    blocks = len(view) - max(0, boundary)
-    if request.max_length is not None and request.max_length > blocks:
+Blocks = tuple[int, ...]
+
+
+def _fit(request: _Request, run: Opened) -> tuple[Blocks, Blocks]:
+    """The blocks at which paths choose between branch and shortcut, and those whose branch every path takes."""
+    free, forced = path_blocks(run.route, max(0, boundary_of(request.at, len(run.view))))
+    least, most = len(forced), len(forced) + len(free)
+    if request.max_length is not None and not least <= request.max_length <= most:
         raise UsageError(
-            f"max-length {request.max_length} is outside 0..{blocks}: paths run through {blocks} blocks here"
+            f"max-length {request.max_length} is outside {least}..{most}: paths run through {most} blocks here"
+            + (f", {least} of which have no shortcut" if forced else "")
         )
-    return request, blocks
+    return free, forced
 
 
 def _measure(
-    run: Opened, request: _Request, blocks: int, loss: Loss, work: Work
+    run: Opened, request: _Request, free: Blocks, forced: Blocks, loss: Loss, work: Work
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    longest = blocks if request.max_length is None else request.max_length
-    table = path_rows.Rows(blocks, longest)
+    shortest = len(forced)
+    longest = shortest + len(free) if request.max_length is None else request.max_length
+    lengths = range(shortest, longest + 1)
+    table = path_rows.Rows(len(free), shortest, longest)
     found: dict[str, Any] = {"images_measured": run.images}
     if "exact" in request.methods:
-        results = work.run("exact", range(run.batches), lambda unit: _exact(run, request, longest, loss, unit))
+        results = work.run("exact", range(run.batches), lambda unit: _exact(run, request, lengths, loss, unit))
         found |= _take_exact(table, list(results.values()), run, request)
     if "signed" in request.methods:
         results = work.run("signed", range(run.batches), lambda unit: _signed(run, request, longest, loss, unit))
         table.signed(list(results.values()))
         found["draws"] = request.draws
     if "sampled" in request.methods:
-        sampler = Sampler(blocks, longest, request.rel_error, request.max_samples, request.seed)
-        first = max(0, boundary_of(request.at, len(run.view)))
+        sampler = Sampler(len(free), longest - shortest, request.rel_error, request.max_samples, request.seed)
         while sampler.open_lengths:
             step = sampler.next_round(run.batches)
-            results = work.run("sampled", step.units, partial(_sampled, run, request, step, first, loss))
+            results = work.run("sampled", step.units, partial(_sampled, run, request, step, free, forced, loss))
             sampler.take(step, results)
         table.sampled(sampler)
     rows = table.finished()
     found["effective"] = {
-        kind: vars(paths.effective_paths(values, request.share, blocks))
-        for kind, values in table.contributions().items()
+        kind: _effective(values, request.share, len(free), shortest) for kind, values in table.contributions().items()
     }
     return rows, found
 
 
-def _exact(run: Opened, request: _Request, longest: int, loss: Loss, unit: int) -> Any:
+def _effective(contributions: list[float], share: float, free: int, shortest: int) -> dict[str, Any]:
+    """The effective range; ``contributions`` begins at the shortest length, random blocks have a choice."""
+    effective = paths.effective_paths(contributions, share, free)
+    return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}
+
+
+def _exact(run: Opened, request: _Request, lengths: range, loss: Loss, unit: int) -> Any:
     linear, count = run.linearise(unit, request.at, loss)
-    profile = linear.exact(longest, request.tolerance)
-    norms = torch.zeros(longest + 1, count, dtype=torch.float64)
-    norms[profile.lengths.start : profile.lengths.stop] = profile.norms().cpu()
+    profile = linear.exact(lengths[-1], request.tolerance)
+    norms = torch.zeros(len(lengths), count, dtype=torch.float64)
+    norms[profile.lengths.start - lengths.start : profile.lengths.stop - lengths.start] = profile.norms().cpu()
     reference = linear.reference.double()
     missing = (profile.total().double() - reference).square().sum()
     per_example = torch.linalg.vector_norm(reference.flatten(1), dim=1)
@@ -297,11 +316,11 @@ def _signed(run: Opened, request: _Request, longest: int, loss: Loss, unit: int)
     return {"examples": count, "squares": squares}
 
 
-def _sampled(run: Opened, request: _Request, step: Any, first: int, loss: Loss, unit: int) -> Any:
-    """Norms of the drawn paths for the examples of one batch: length -> a list for each path."""
+def _sampled(run: Opened, request: _Request, step: Any, free: Blocks, forced: Blocks, loss: Loss, unit: int) -> Any:
+    """Norms of the drawn paths for the examples of one batch: blocks chosen -> a list for each path."""
     linear, _ = run.linearise(step.batch_of(unit), request.at, loss)
     drawn = step.paths_for(unit)
-    flat = [tuple(first + block for block in path) for length in drawn for path in drawn[length]]
+    flat = [(*forced, *(free[place] for place in path)) for length in drawn for path in drawn[length]]
     norms: list[list[float]] = []
     for start in range(0, len(flat), _PATHS_AT_ONCE):
         norms += linear.through(flat[start : start + _PATHS_AT_ONCE]).norms().tolist()

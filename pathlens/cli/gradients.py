@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pathlens.cli import options as o
+from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import Common, finish, foreign_output, setting
 
@@ -44,6 +45,12 @@ MethodOption = Annotated[
 ]
 At = Annotated[str, typer.Option(metavar="PLACE", help="Where the gradient is taken: input, stem or block:I.")]
 MaxLength = Annotated[int | None, typer.Option(min=0, metavar="L", help="Leave longer paths out.")]
+Delete = Annotated[
+    str | None, typer.Option(metavar="RANGE", help="Measure the network without these blocks' branches, such as 3,7.")
+]
+DeleteSkips = Annotated[
+    str | None, typer.Option(metavar="RANGE", help="Measure the network without these blocks' shortcuts.")
+]
 Tolerance = Annotated[
     float,
     typer.Option(metavar="X", help="Leave lengths out that are below this fraction of the largest, block by block."),
@@ -64,6 +71,8 @@ def path_gradients(
     method: MethodOption = Method.all,
     at: At = "input",
     max_length: MaxLength = None,
+    delete: Delete = None,
+    delete_skips: DeleteSkips = None,
     tolerance: Tolerance = 0.0,
     rel_error: RelError = 0.1,
     max_samples: MaxSamples = 64,
@@ -97,6 +106,7 @@ def path_gradients(
     given = locals()
     common = Common(**{name: given[name] for name in Common.__dataclass_fields__})
     asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
+    lesion = {"delete": parse_range(delete, "delete"), "delete_skips": parse_range(delete_skips, "delete-skips")}
     sampling: dict[str, Any] = {
         "method": method.value,
         "rel_error": rel_error,
@@ -105,12 +115,13 @@ def path_gradients(
         "share": share,
     }
     with setting("path-gradients", common) as current:
-        from pathlens import analyses, figures
+        from pathlens import analyses, figures, plans
         from pathlens.machine.memory import memory_named
 
         shared = current.options(None)
         del shared["engine"], shared["fast"], shared["progress"]
         shared["mode"] = mode.value
+        shared["lesion"] = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
         more: dict[str, Table] = {}
         notes = (
             *current.notes,
@@ -137,4 +148,4 @@ def path_gradients(
             "path-gradients": draw,
             **({"lattice": figures.lattice} if more else {}),
         }
-        finish(current, table, drawings, {**asked, **sampling, "lattice": lattice, "mode": mode.value}, more)
+        finish(current, table, drawings, {**asked, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)

@@ -51,6 +51,10 @@ def _count(value: int) -> str:
 
 def _facts(found: dict[str, Any]) -> list[str]:
     lines = []
+    lesion = found.get("lesion", {})
+    for what, blocks in (("branches", lesion.get("deleted_blocks")), ("shortcuts", lesion.get("deleted_shortcuts"))):
+        if blocks:
+            lines.append(f"without the {what} of blocks {', '.join(map(str, blocks))}")
     names = {"sampled": "sampled contribution", "exact": "exact sums", "signed": "root mean square contribution"}
     for kind, effective in found.get("effective", {}).items():
         lines.append(

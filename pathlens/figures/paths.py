@@ -120,8 +120,11 @@ def _log10(count: int) -> float:
 
 
 def _shares_of_paths(lengths: pd.Series, counts: list[int]) -> list[float]:
-    """Fractions of all paths, also where the table leaves long ones out: there are as many of length 1 as blocks."""
-    blocks = [count for length, count in zip(lengths, counts, strict=True) if length == 1]
+    """Fractions of all paths, also where the table leaves long ones out.
+
+    One path chooses no branch where it need not, and as many choose one as there are blocks with a choice.
+    """
+    blocks = [count for length, count in zip(lengths, counts, strict=True) if length == min(lengths) + 1]
     everything = 2 ** blocks[0] if blocks else sum(counts)
     return [count / everything for count in counts]
 

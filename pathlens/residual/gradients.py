@@ -6,7 +6,8 @@ Wilber, Belongie 2016, section 5.2). The sum over all paths of length k obeys
 
 .. math:: G^{(n)}_0 = g_n, \qquad G^{(i-1)}_k = A_i G^{(i)}_k + B_i G^{(i)}_{k-1},
 
-like the coefficients of a product of polynomials, so that all 2^n paths cost n(n+1)/2 products with B.
+like the coefficients of a product of polynomials, so that all 2^n paths cost n(n+1)/2 products with B. In a lesioned
+network a block without its branch is A_i alone, and one without its shortcut B_i alone, which makes every path longer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from pathlens.errors import DataError, ModelError, NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
+from pathlens.residual.routes import Route, intact, path_blocks
+from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,6 +72,14 @@ class _BlockAdjoints:
     shortcut: Adjoint
     branch: Adjoint
     post: Adjoint
+
+
+@dataclass(frozen=True)
+class _LesionAdjoint:
+    """A block with one side, from x_i to x_{i-1}, and how much longer it makes a path."""
+
+    post: Adjoint
+    longer: int
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,7 @@ class Linearisation:
         loss: (logits, labels) -> loss of each example, shape (N,), or their sum.
         at: ``input``, ``stem`` (x_0), or a boundary i for x_i; only blocks after it count for lengths.
         stacked: carry many cotangents through convolutional blocks at once; False asks autograd one by one.
+        route: what runs at each position (default: the network as it was trained); boundaries count positions.
 
     Raises:
         NoResidualBlocksError: a plain network.
@@ -178,6 +190,7 @@ class Linearisation:
         loss: Loss = cross_entropy,
         at: str | int = "input",
         stacked: bool = True,
+        route: Route | None = None,
     ) -> None:
         if view[0].kind.startswith("layer"):
             raise NoResidualBlocksError(
@@ -194,7 +207,8 @@ class Linearisation:
             raise UsageError("the input is of integers and has no gradient; give --at stem")
         self._images = images
         chain = self._chain = view.chain(images)
-        self._blocks: dict[int, _BlockAdjoints] = {}
+        self.route = intact(len(view)) if route is None else route
+        self._blocks: dict[int, _BlockAdjoints | _LesionAdjoint] = {}
         stem = chain.piece("stem")
         if self.boundary < 0:
             self._stem: Adjoint | None = linearise(stem, images, stacked)
@@ -212,7 +226,7 @@ class Linearisation:
         for index in range(len(view)):
             if index < self.boundary:
                 with torch.no_grad():
-                    x = chain.piece("run", index, index + 1)(x)[0]
+                    x = self._whole(index)(x)[0]
                 self._start = x
                 continue
             parts = self._linearise_block(index, x)
@@ -223,24 +237,35 @@ class Linearisation:
 
     @property
     def blocks(self) -> range:
-        """The blocks that count, which are those after the place where the gradient is taken."""
+        """The positions that count, which are those after the place where the gradient is taken."""
         return range(max(0, self.boundary), len(self.view))
 
-    def _linearise_block(self, index: int, x: Tensor) -> _BlockAdjoints:
+    def _whole(self, position: int) -> Segment:
+        what, block = self.route[position]
+        return self._chain.piece(what, block, block + 1 if what == "run" else 0)
+
+    def _linearise_block(self, position: int, x: Tensor) -> _BlockAdjoints | _LesionAdjoint:
         chain = self._chain
-        where = f"block {index} ({self.view[index].name})"
+        what, block = self.route[position]
+        where = f"block {block} ({self.view[block].name})"
         if not x.is_floating_point():
             raise UsageError(f"the input of {where} is of integers and has no gradient; give --at a later block")
-        transition = linearise(chain.piece("transition", index), x, self._stacked)
+        refused = UsageError(
+            f"no gradient goes through {where}: integers are made of its input (or the gradient is cut); "
+            "give --at a later block"
+        )
+        if what != "run":
+            whole = linearise(self._whole(position), x, self._stacked)
+            if not whole.passes:
+                raise refused
+            return _LesionAdjoint(whole, int(what == "no_skip"))
+        transition = linearise(chain.piece("transition", block), x, self._stacked)
         fork = transition.output
-        branch = linearise(chain.piece("branch", index), fork, self._stacked)
-        shortcut = linearise(chain.piece("shortcut", index), fork, self._stacked)
-        post = linearise(chain.piece("post", index), branch.output + shortcut.output, self._stacked)
+        branch = linearise(chain.piece("branch", block), fork, self._stacked)
+        shortcut = linearise(chain.piece("shortcut", block), fork, self._stacked)
+        post = linearise(chain.piece("post", block), branch.output + shortcut.output, self._stacked)
         if not (transition.passes and (branch.passes or shortcut.passes) and post.passes):
-            raise UsageError(
-                f"no gradient goes through {where}: integers are made of its input (or the gradient is cut); "
-                "give --at a later block"
-            )
+            raise refused
         return _BlockAdjoints(transition, shortcut, branch, post)
 
     def _seed(self, x: Tensor) -> Tensor:
@@ -269,8 +294,11 @@ class Linearisation:
             x = start
             if self.boundary < 0:
                 x = chain.piece("stem")(x)[0]
-            if len(self.blocks):
+            if self.route == intact(len(self.view)):
                 x = chain.piece("run", self.blocks.start, len(self.view))(x)[0]
+            else:
+                for position in self.blocks:
+                    x = self._whole(position)(x)[0]
             losses = self._loss(chain.piece("head")(x)[0], self._labels)
             (gradient,) = torch.autograd.grad(losses.sum(), start)
         return gradient
@@ -288,21 +316,25 @@ class Linearisation:
             signs: factors of each block's B and example, shape (blocks, N): random signs give the second moment.
 
         Raises:
-            UsageError: a negative length, or a tolerance outside [0, 1).
+            UsageError: a length below that of the shortest path, or a tolerance outside [0, 1).
             NumericsError: a gradient that is not finite, with the block at which it first appears.
         """
-        if max_length is not None and max_length < 0:
-            raise UsageError(f"no path has {max_length} blocks; give a longest length of 0 or more")
+        shortest = self._forced(self.blocks.start, len(self.view))
+        if max_length is not None and max_length < shortest:
+            raise UsageError(f"no path has {max_length} blocks; give a longest length of {shortest} or more")
         if not 0 <= tolerance < 1:
             raise UsageError(f"tolerance {tolerance} is outside [0, 1); give the fraction that may be left out")
         stack = self._raised(Scaled(self.seed.clone().unsqueeze(0), (0,)), len(self.view))
         first = 0
         yield Profile(len(self.view), stack, first)
         for index in reversed(self.blocks):
-            sign = None if signs is None else signs[index]
+            sign = None if signs is None else signs[self.route[index][1]]
             stack = self._back(index, stack, sign)
-            if max_length is not None and first + len(stack.exponents) > max_length + 1:
-                kept = max_length + 1 - first
+            parts = self._blocks[index]
+            first += parts.longer if isinstance(parts, _LesionAdjoint) else 0
+            # what is longer here already, or will be where no path has a choice
+            kept = None if max_length is None else max_length + 1 - first - self._forced(self.blocks.start, index)
+            if kept is not None and kept < len(stack.exponents):
                 stack = Scaled(stack.rows[:kept], stack.exponents[:kept])
             stack = self._raised(stack, index)
             if tolerance > 0:
@@ -310,6 +342,10 @@ class Linearisation:
             yield Profile(index, stack, first)
         if self.boundary < 0:
             yield Profile(-1, self._to_input(stack), first)
+
+    def _forced(self, start: int, stop: int) -> int:
+        """How many of the blocks at some positions every path takes."""
+        return len(path_blocks(self.route[start:stop])[1])
 
     def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
         """The last of :meth:`profiles`: the gradients at the place asked for."""
@@ -335,16 +371,19 @@ class Linearisation:
         """
         if not len(paths):
             raise UsageError("no path was given")
-        allowed = set(self.blocks)
+        free, forced = path_blocks(self.route, self.blocks.start)
         for path in paths:
-            if not allowed.issuperset(path) or len(set(path)) != len(path):
-                raise UsageError(
-                    f"path {tuple(path)} is no subset of the blocks {self.blocks.start} to {self.blocks.stop - 1}"
-                )
-        stack = Scaled(self.seed.unsqueeze(0).expand(len(paths), *self.seed.shape), (0,) * len(paths))
+            if not {*free, *forced}.issuperset(path) or len(set(path)) != len(path):
+                raise UsageError(f"path {tuple(path)} is no subset of the blocks {_named((*free, *forced))}")
+            if not set(forced).issubset(path):
+                raise UsageError(f"path {tuple(path)} must take the blocks without a shortcut, {_named(forced)}")
+        stack = Scaled(self.seed.unsqueeze(0).repeat(len(paths), *[1] * self.seed.dim()), (0,) * len(paths))
         for index in reversed(self.blocks):
             parts = self._blocks[index]
-            taken = torch.tensor([index in path for path in paths], device=self.seed.device)
+            if isinstance(parts, _LesionAdjoint):
+                stack = self._raised(Scaled(self._chunked(parts.post, stack.rows), stack.exponents), index)
+                continue
+            taken = torch.tensor([self.route[index][1] in path for path in paths], device=self.seed.device)
             through = self._chunked(parts.post, stack.rows)
             onward = self._new(len(paths), parts.transition)
             for chosen, adjoint in ((taken, parts.branch), (~taken, parts.shortcut)):
@@ -364,8 +403,10 @@ class Linearisation:
         return self._raised(Scaled(rows, stack.exponents), -1)
 
     def _back(self, index: int, stack: Scaled, sign: Tensor | None) -> Scaled:
-        """One step of the recurrence: from x_{i} to x_{i-1}; one length more."""
+        """One step of the recurrence: from x_{i} to x_{i-1}; one length more where paths may choose."""
         parts = self._blocks[index]
+        if isinstance(parts, _LesionAdjoint):
+            return Scaled(self._chunked(parts.post, stack.rows), stack.exponents)
         count = len(stack.exponents)
         # a row is the sum of two with exponents of their own; it takes the smaller, so that nothing overflows
         below = [stack.exponents[0], *stack.exponents]
@@ -420,10 +461,19 @@ class Linearisation:
             return stack.raised()
         except FloatingPointError:
             where = {-1: "in the stem", len(self.view): "at the output of the last block"}.get(index)
-            where = where or f"at block {index} ({self.view[index].name})"
+            if where is None:
+                block = self.view[self.route[index][1]]
+                where = f"at block {block.index} ({block.name})"
             raise NumericsError(
                 f"the gradient is NaN or infinite, first {where}; check the weights or use --dtype float64"
             ) from None
+
+
+def _named(blocks: Sequence[int]) -> str:
+    """``0 to 4``, or the blocks one by one."""
+    first, last = min(blocks, default=0), max(blocks, default=-1)
+    whole = len(blocks) == last - first + 1 > 1
+    return f"{first} to {last}" if whole else ", ".join(map(str, sorted(blocks))) or "none"
 
 
 def _shift(rows: Tensor, exponents: Sequence[int]) -> None:

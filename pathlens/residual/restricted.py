@@ -3,6 +3,9 @@
 The head's parameters come before any choice of path (in backward order) and get their ordinary gradient. A parameter of
 a branch gets the gradient that reaches its block through the blocks after it, its own block counted; one of a shortcut,
 post-activation or transition the same without its own block; those of the stem the whole choice.
+
+In a lesioned network a block without its branch is passed by its shortcut alone, and one without its shortcut by its
+branch alone, which makes every path longer by one.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from torch import Tensor, fx
 
 from pathlens.residual.adjoint import StackedAdjoint, is_stackable
 from pathlens.residual.chain import Chain
+from pathlens.residual.routes import Route, intact, remainder
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
+from pathlens.residual.turns import together
 
 #: up to so many cotangents autograd's graph, which is there anyway, is faster than preparing a branch for a stack
 _FEW = 2
@@ -49,6 +54,7 @@ class RestrictedNetwork:
     """A chain cut into the pieces that a restricted backward pass needs."""
 
     chain: Chain
+    route: Route
     stem: _Part
     blocks: tuple[tuple[_Part, _Part, _Part], ...]
     head: _Part
@@ -66,18 +72,25 @@ class RestrictedNetwork:
         return _call(self.head, x, values, updates), updates
 
 
-def restricted(chain: Chain) -> RestrictedNetwork:
+def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
     """Cut a chain for restricted backward passes.
+
+    Args:
+        chain: the network.
+        route: what runs at each position (default: the network as it was trained).
 
     Raises:
         ModelError: an output of the network depends on more than the last block.
     """
     trace = chain.trace
+    route = intact(len(chain.links)) if route is None else route
     outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
     pieces = [Piece(trace.source, (chain.boundaries[0],), {})]
-    for link in chain.links:
+    for what, block in route:
+        link = chain.links[block]
         pieces.append(Piece(link.start, (link.fork,), {}))
-        pieces.append(Piece(link.fork, (link.branch, link.shortcut), {}))
+        sides = (link.branch, link.shortcut) if what == "run" else (remainder(link, what),)
+        pieces.append(Piece(link.fork, sides, {}))
         pieces.append(Piece(link.total, (link.end,), {}))
     pieces.append(Piece(chain.boundaries[-1], outputs, {}))
     extended, buffers = with_updates(trace, chain.discovery.dependent, pieces)
@@ -87,7 +100,7 @@ def restricted(chain: Chain) -> RestrictedNetwork:
     names = tuple(dict.fromkeys(name for part in parts for name in part.segment.tensor_names))
     inner = parts[1:-1]
     blocks = tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3))
-    return RestrictedNetwork(chain, parts[0], blocks, parts[-1], names)
+    return RestrictedNetwork(chain, route, parts[0], blocks, parts[-1], names)
 
 
 def _part(chain: Chain, piece: Piece, results: int, buffers: list[str]) -> _Part:
@@ -107,16 +120,28 @@ def _call(part: _Part, x: Tensor, values: dict[str, Tensor], updates: dict[str, 
 
 @dataclass(eq=False)
 class _Record:
-    """What one block's forward left for its backward."""
+    """What one block's forward left for its backward; a side that the block lost is None."""
 
     x: Tensor
     fork_out: Tensor
     fork: Tensor
-    branch: Tensor
-    shortcut: Tensor
+    branch: Tensor | None
+    shortcut: Tensor | None
     total: Tensor
     end: Tensor
     parts: tuple[_Part, _Part, _Part]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Gradients of consecutive path lengths, one a row; ``first`` is the length of the first."""
+
+    rows: Tensor
+    first: int
+
+    def carried(self, result: Tensor, start: Tensor) -> _Stack:
+        """Through a recorded piece."""
+        return _Stack(_carry(result, start, self.rows), self.first)
 
 
 class _Tape:
@@ -143,14 +168,15 @@ class _Tape:
     def forward(self, x: Tensor) -> Tensor:
         """x_n from x_0; every block keeps a graph of its own."""
         with torch.enable_grad():
-            for parts in self._network.blocks:
+            for (what, _), parts in zip(self._network.route, self._network.blocks, strict=True):
                 before, both, after = parts
                 x = x.detach().requires_grad_()
                 (fork_out,) = _call(before, x, self._local, self._updates)
                 fork = fork_out.detach().requires_grad_()
-                branch, shortcut = _call(both, fork, self._local, self._updates)
-                total = (branch + shortcut).detach().requires_grad_()
+                sides = _call(both, fork, self._local, self._updates)
+                total = (sides[0] + sides[1] if what == "run" else sides[0]).detach().requires_grad_()
                 (end,) = _call(after, total, self._local, self._updates)
+                branch, shortcut = None if what == "bypass" else sides[0], None if what == "no_skip" else sides[-1]
                 self._records.append(_Record(x, fork_out, fork, branch, shortcut, total, end, parts))
                 x = end
         return x.detach()
@@ -158,53 +184,66 @@ class _Tape:
     def backward(self, seed: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Gradient at x_0 and of the blocks' parameters, through the allowed paths."""
         grads: dict[str, Tensor] = {}
-        stack = seed.unsqueeze(0)
-        for index in reversed(range(len(self._records))):
-            stack = self._back(index, stack, grads)
+        stack = _Stack(seed.unsqueeze(0), 0)
+        with together():
+            for position in reversed(range(len(self._records))):
+                stack = self._back(position, stack, grads)
         return self._allowed(stack), grads
 
-    def _back(self, index: int, stack: Tensor, grads: dict[str, Tensor]) -> Tensor:
-        record = self._records[index]
+    def _back(self, position: int, stack: _Stack, grads: dict[str, Tensor]) -> _Stack:
+        record = self._records[position]
         before, both, after = record.parts
         self._collect(record.end, after, self._allowed(stack), grads)
-        stack = _carry(record.end, record.total, stack)
-        path = self._choice.path
-        if path is not None:
-            taken, part = (record.branch, self._allowed(stack)) if index in path else (record.shortcut, stack[0])
-            self._collect(taken, both, part, grads)
-            stack = _carry(taken, record.fork, stack)
+        stack = stack.carried(record.end, record.total)
+        path, block = self._choice.path, self._network.route[position][1]
+        branch, shortcut = record.branch, record.shortcut
+        if path is not None and block in path:
+            shortcut = None
+        elif path is not None:
+            branch = None
+        if branch is not None:
+            self._collect(branch, both, self._allowed(stack, 1), grads)
+        if shortcut is not None:
+            self._collect(shortcut, both, self._allowed(stack), grads)
+        if branch is None:
+            assert shortcut is not None
+            stack = stack.carried(shortcut, record.fork)
+        elif shortcut is None:
+            stack = self._shortened(_Stack(stack.rows, stack.first + 1)).carried(branch, record.fork)
         else:
-            self._collect(record.branch, both, self._allowed(stack, 1), grads)
-            self._collect(record.shortcut, both, self._allowed(stack), grads)
-            stack = self._longer(index, record, stack)
+            stack = self._longer(block, record, stack)
         self._collect(record.fork_out, before, self._allowed(stack), grads)
-        return _carry(record.fork_out, record.x, stack)
+        return stack.carried(record.fork_out, record.x)
 
-    def _longer(self, index: int, record: _Record, stack: Tensor) -> Tensor:
-        """The recurrence for one block, without lengths that are too long for any allowed path."""
-        assert self._choice.lengths is not None
-        most = max(self._choice.lengths)
-        fed = stack[:most] if stack.shape[0] > most else stack
-        longer = torch.zeros(
-            (min(stack.shape[0], most) + 1, *record.fork.shape), dtype=stack.dtype, device=stack.device
-        )
-        kept = stack[: longer.shape[0]]
-        longer[: kept.shape[0]] += _carry(record.shortcut, record.fork, kept)
+    def _shortened(self, stack: _Stack) -> _Stack:
+        """Without lengths that are too long for any allowed path."""
+        if self._choice.lengths is None:
+            return stack
+        return _Stack(stack.rows[: max(self._choice.lengths) + 1 - stack.first], stack.first)
+
+    def _longer(self, block: int, record: _Record, stack: _Stack) -> _Stack:
+        """The recurrence for one block."""
+        assert record.branch is not None
+        assert record.shortcut is not None
+        fed = self._shortened(_Stack(stack.rows, stack.first + 1)).rows
+        count = max(stack.rows.shape[0], fed.shape[0] + 1)
+        longer = torch.zeros((count, *record.fork.shape), dtype=stack.rows.dtype, device=stack.rows.device)
+        longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.fork, stack.rows)
         if fed.shape[0]:
-            branch = self._network.chain.piece("branch", index)
+            branch = self._network.chain.piece("branch", block)
             if fed.shape[0] > _FEW and is_stackable(branch.graph_module.graph):
                 through = StackedAdjoint(branch, record.fork.detach())(fed)
             else:
                 through = _carry(record.branch, record.fork, fed)
             longer[1 : fed.shape[0] + 1] += through
-        return longer
+        return _Stack(longer, stack.first)
 
-    def _allowed(self, stack: Tensor, shift: int = 0) -> Tensor | None:
+    def _allowed(self, stack: _Stack, shift: int = 0) -> Tensor | None:
         """Sum of the gradients of allowed lengths, counted with ``shift`` more blocks; None where there are none."""
         if self._choice.lengths is None:
-            return stack[0]
-        rows = [row for row in range(stack.shape[0]) if row + shift in self._choice.lengths]
-        return stack[rows].sum(0) if rows else None
+            return stack.rows[0]
+        rows = [row for row in range(len(stack.rows)) if stack.first + row + shift in self._choice.lengths]
+        return stack.rows[rows].sum(0) if rows else None
 
     def _collect(self, result: Tensor, part: _Part, cotangent: Tensor | None, grads: dict[str, Tensor]) -> None:
         names = [name for name in part.parameters if name in self.trained]

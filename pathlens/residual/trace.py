@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError
 from pathlens.residual.simplify import batch_norm_update, simplify
+from pathlens.residual.turns import alone, together
 
 __all__ = ["Trace", "batch_norm_update", "trace"]
 
@@ -59,7 +60,8 @@ class Trace:
 
     def fetch(self, names: tuple[str, ...]) -> list[Tensor]:
         """The tensors behind placeholders, as the module holds them now."""
-        return [self._lookups[name]() for name in names]
+        with together():
+            return [self._lookups[name]() for name in names]
 
     def value(self, node: fx.Node) -> Any:
         """Shape-carrying stand-in that the exporter recorded for a node (a fake tensor, SymInt or tuple)."""
@@ -95,6 +97,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     name = type(model).__name__
     try:
         with (
+            alone(),
             _quiet(),
             _no_fused_attention_layers(),
             _own_forwards(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class ResidualView:
 
     The view never changes the model. It computes with the parameters, buffers, device and train/eval mode that the
     model has at the time of a call; in train mode batch norms use the statistics of the batch and their running
-    statistics stay as they are. Forward hooks on inner modules do not run.
+    statistics stay as they are. Forward hooks on inner modules do not run. A pickled or deep-copied view has a model of
+    its own, and is traced again when it is first used.
 
     Args:
         model: any module that takes one tensor.
@@ -48,7 +50,12 @@ class ResidualView:
         self._follows = example.dtype == self._parameter().dtype
         self._arrange = arrange
         self._chains: dict[Mode, Chain] = {}
+        self._blocks: tuple[Block, ...] = ()
         self._blocks = describe(self.chain(self._example))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy takes: all but the traces, which are made again when they are needed."""
+        return {**self.__dict__, "_chains": {}}
 
     @property
     def model(self) -> nn.Module:
@@ -119,7 +126,7 @@ class ResidualView:
         if found is None:
             traced = trace(self._model, like.detach().to(self._parameter().device).contiguous())
             found = self._arrange(traced, type(self._model).__name__)
-            if self._chains and len(found.links) != len(self._blocks):
+            if self._blocks and len(found.links) != len(self._blocks):
                 raise ModelError(
                     f"{type(self._model).__name__} shows {len(found.links)} blocks in this mode and "
                     f"{len(self._blocks)} in the mode it was first seen in; study the two as two networks"
@@ -302,7 +309,11 @@ def find_layers(model: nn.Module, example: Tensor, otherwise: NoResidualBlocksEr
     Source: Veit, Wilber, Belongie 2016, section 4.1 (the VGG comparison).
     """
     fallback = otherwise or NoResidualBlocksError(f"{type(model).__name__} is not a plain chain of layers")
-    return ResidualView(model, example, lambda traced, _name: build_layers(traced, fallback))
+    return ResidualView(model, example, partial(_as_layers, fallback))
+
+
+def _as_layers(otherwise: NoResidualBlocksError, traced: Trace, _name: str) -> Chain:
+    return build_layers(traced, otherwise)
 
 
 def view_of(model: nn.Module, example: Tensor) -> ResidualView:
