@@ -275,6 +275,15 @@ def test_two_cards_take_the_command_line(run: ModuleType, small: Any, monkeypatc
     assert row["seconds"] > 0
 
 
+def test_the_same_number_of_blocks_is_not_trained_twice(run: ModuleType, small: Any) -> None:
+    *_, some, own = run.trained.slices(small, 2)
+    assert (some.name, own.name) == ("tiny-m1", "tiny-own")
+    with pytest.raises(run.Late, match="waits for tiny-full"):
+        own.work("tiny-own-seed0")
+    small.record(slice="effective range", unit="tiny", network="tiny", blocks_per_batch=1)
+    assert (some.pending(), own.pending()) == (["tiny-m1-seed0"], [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [

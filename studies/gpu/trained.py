@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -42,12 +43,15 @@ def slices(study: Study, epochs: int) -> list[Slice]:
             seeds = study.setting.pick((0, 1) if tag == "full" else (0,), None, (0, 1, 2))
             runs = [Training(f"{network}-{tag}-seed{seed}", network, study.data_name, tag, seed, ()) for seed in seeds]
 
-            def left(runs: list[Training] = runs) -> list[str]:
+            def left(runs: list[Training] = runs, network: str = network, own: bool = tag == "own") -> list[str]:
+                if own and study.rows(slice=RANGE, network=network, blocks_per_batch=some):
+                    return []  # the same trainings as those before
                 done = {row["run"] for row in study.runs}
                 return [run.name for run in runs if run.name not in done]
 
             def work(_unit: str, runs: list[Training] = runs, rule: Any = rule, left: Any = left) -> None:
-                go_on(study, [run for run in runs if run.name in left()], rule(runs[0].network), epochs)
+                found = rule(runs[0].network)
+                go_on(study, [run for run in runs if run.name in left()], found, epochs)
 
             found.append(Slice(f"{network}-{tag}", f"training {network}, {words}", 150, left, work))
     return found
@@ -75,7 +79,7 @@ def effective(study: Study, network: str) -> int:
             batch_size=16,
             seconds=table.provenance["seconds"],
             blocks_per_batch=found["blocks_per_batch"],
-            note=f"95 % of the gradient is of lengths {found['first']} to {found['last']}",
+            note=f"95 % in lengths {found['first']} to {found['last']}: {found['blocks_per_batch']} blocks a batch",
         )
     return int(study.rows(slice=RANGE, network=network)[0]["blocks_per_batch"])
 
@@ -137,7 +141,7 @@ def train_until(spec: str, data: Any, folder: Path, deadline: float, options: di
 
     test = options["test"].fingerprint
     facts = {"model": spec, "weights_at_start": loaded.weights, "data": data.name, "test_sha256": test}
-    saving = {"out": folder, "resume": True, "checkpoint_seconds": 60}
+    saving: dict[str, Any] = {"out": folder, "resume": True, "checkpoint_seconds": 60}
     try:
         pathlens.train(loaded.model, data, progress=look, facts=provenance(**facts), **saving, **options)
     except Late:
@@ -157,16 +161,21 @@ def side_by_side(tasks: Sequence[tuple[Any, ...]]) -> None:
     # as bytes, since tensors would go by way of shared memory, of which containers have little
     arguments = [(pickle.dumps(task), os.getpid(), torch.get_num_threads()) for task in tasks]
     processes = [context.Process(target=_apart, args=given) for given in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:  # where this process was interrupted, they are ended, and else they have ended
+        for process in processes:
+            process.terminate()
     codes = [process.exitcode for process in processes]
     if any(codes):
         raise RunError(f"processes ended with the codes {codes}; the same command goes on, with --jobs 1 if need be")
 
 
 def _apart(task: bytes, parent: int, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
