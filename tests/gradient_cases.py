@@ -11,7 +11,8 @@ from path_oracle import NETS, Net, Path, drawn, enumerated, images
 from torch import Tensor, nn
 
 from pathlens.residual import ResidualView, find_blocks
-from pathlens.residual.gradients import Linearisation, cross_entropy
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.losses import cross_entropy
 
 LABELS = torch.tensor([0, 2])
 

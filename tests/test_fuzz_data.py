@@ -24,7 +24,7 @@ from pathlens.analyses.sources import make_source
 from pathlens.data import images, open_data
 from pathlens.errors import PathlensError
 from pathlens.measure import count_values
-from pathlens.residual.gradients import cross_entropy
+from pathlens.residual.losses import cross_entropy
 
 PIXELS = noise(1, 8, 8, 3)[0]
 GOOD = {kind: png(PIXELS, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")}

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from pathlens.models import load_model
 from pathlens.residual import find_blocks, gradients
 from pathlens.residual.adjoint import AutogradAdjoint, StackedAdjoint
-from pathlens.residual.gradients import Linearisation, cross_entropy
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.losses import cross_entropy
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pathlens.errors import DataError, NumericsError, UsageError
 from pathlens.residual import find_blocks
-from pathlens.residual.gradients import Linearisation, boundary_of, cross_entropy
+from pathlens.residual.gradients import Linearisation, boundary_of
+from pathlens.residual.losses import cross_entropy
 
 
 @pytest.mark.parametrize("name", ["post-activation", "norm first"])

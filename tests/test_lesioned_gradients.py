@@ -18,7 +18,8 @@ import pathlens
 from pathlens import plans
 from pathlens.errors import UsageError
 from pathlens.plans import Deletion, Reordering, SkipDeletion
-from pathlens.residual.gradients import Linearisation, cross_entropy
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.losses import cross_entropy
 
 LESIONS = [
     ("pre-activation", {"no_branch": [2]}),

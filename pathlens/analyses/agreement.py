@@ -62,7 +62,9 @@ def check_agreement(network: Inference, images: Tensor) -> float:
             f"the intact network gives NaN or infinity for {broken} of the first {len(reference)} images; "
             "check the weights and the normalisation of the data"
         )
-    advice = "use fast=False (--plain-forward) and report the network" if network.fast else "report the network"
+    advice = "report the network"
+    if network.engine.form != "plain":
+        advice = f"use fast=False (--plain-forward) and {advice}"
     return _compared("prepared", view.model, _logits(network, images), reference, network.dtype, advice)
 
 

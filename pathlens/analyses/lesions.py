@@ -278,15 +278,16 @@ def _engine(
     before = [name for name in group.gather(kept.done.pop(_ENGINE, None) if kept else None) if name]
     if before:
         return engines.named(before[0], device, dtype), {"engine": before[0], "engine_chosen": "resumed"}
+    found: tuple[Engine, dict[str, Any]] | None = None
     with group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
-        chosen, choice = (
-            tuning.choose(view, device, dtype, source, len(tried)) if group.leads else (None, None)
-        )  # one process measures for all
-        if kept and chosen:
-            kept.add(_ENGINE, chosen.name)
-            del kept.done[_ENGINE]
-    answer: tuple[Engine, dict[str, Any]] = group.gather((chosen, choice))[0]
-    return answer
+        if group.leads:  # one process measures for all
+            found = tuning.choose(view, device, dtype, source, len(tried))
+            if kept:
+                kept.add(_ENGINE, found[0].name)
+                del kept.done[_ENGINE]
+    (first, *_) = group.gather(found)
+    assert first is not None
+    return first
 
 
 def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> list[str]:

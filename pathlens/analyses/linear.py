@@ -24,7 +24,8 @@ from pathlens.machine.precision import precision
 from pathlens.models import state_sha256
 from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
 from pathlens.residual import ResidualView, view_of
-from pathlens.residual.gradients import Linearisation, Loss
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Route, intact
 

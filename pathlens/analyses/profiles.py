@@ -23,7 +23,8 @@ from pathlens.errors import NumericsError, UsageError
 from pathlens.machine import processes
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
-from pathlens.residual.gradients import Loss, boundary_of, cross_entropy
+from pathlens.residual.gradients import boundary_of
+from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import path_blocks
 from pathlens.tables import Table
 

@@ -88,10 +88,10 @@ class AutogradAdjoint(Adjoint):
 
 def _depends(result: Tensor, start: Tensor) -> bool:
     """Whether autograd's graph leads from a result back to a leaf; parameters that learn are other leaves."""
-    waiting, seen = [result.grad_fn], {None}
+    waiting, seen = [result.grad_fn], set()
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if getattr(node, "variable", None) is start:
@@ -334,14 +334,14 @@ def input_gradient(
 def _packed(kernel: Tensor, padding: tuple[int, ...], dilation: tuple[int, int]) -> Step:
     """The same convolution with weights packed for oneDNN, for the size of stack that it first sees."""
     run = torch.ops.mkldnn._convolution_pointwise.default
-    given = (list(padding), [1, 1], list(dilation), 1)
+    geometry = (list(padding), [1, 1], list(dilation))
 
     @functools.cache
     def weight(shape: torch.Size) -> Tensor:
-        return engines.pack(kernel, *given, shape)
+        return engines.pack(kernel, geometry, 1, shape)
 
     def convolve(v: Tensor, _stack: int) -> Tensor:
-        return run(v, weight(v.shape), None, *given, "none", [], "")
+        return run(v, weight(v.shape), None, *geometry, 1, "none", [], "")
 
     return convolve
 

@@ -130,7 +130,7 @@ def _onednn_convolves(dtype: torch.dtype) -> bool:
             return False
         with torch.inference_mode():
             x = torch.ones(2, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            packed = pack(torch.ones(8, 8, 3, 3, dtype=dtype), (1, 1), (1, 1), (1, 1), 1, tuple(x.shape))
+            packed = pack(torch.ones(8, 8, 3, 3, dtype=dtype), ((1, 1), (1, 1), (1, 1)), 1, x.shape)
             made = torch.ops.mkldnn._convolution_pointwise.default(
                 x, packed, None, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""
             )
@@ -141,9 +141,7 @@ def _onednn_convolves(dtype: torch.dtype) -> bool:
 
 def pack(
     weight: torch.Tensor,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
     groups: int,
     shape: Sequence[int] | None,
 ) -> torch.Tensor:
@@ -151,16 +149,15 @@ def pack(
 
     Args:
         weight: shape (out channels, in channels / groups, height, width), dense.
-        padding: of the convolution, as are the next three.
-        stride: of the convolution.
-        dilation: of the convolution.
+        geometry: padding, stride and dilation of the convolution.
         groups: of the convolution.
         shape: of the input (N, C, H, W), as far as it is known: packed for another size, weights are packed anew at
             every call, which can take longer than the convolution.
     """
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     size = None if shape is None else list(shape)
-    return reorder(weight.to_mkldnn(), list(padding), list(stride), list(dilation), groups, size)
+    packed: torch.Tensor = reorder(weight.to_mkldnn(), *map(list, geometry), groups, size)
+    return packed
 
 
 def in_float32(target: Callable[..., torch.Tensor], x: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -14,56 +14,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pathlens.errors import DataError, ModelError, NoResidualBlocksError, NumericsError, UsageError
+from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
+from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact, path_blocks
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
 _CHUNK = 2**23
 
 #: rows whose largest number is below this are scaled up
 _SMALL = 2.0**-30
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example in nats, shape (N,).
-
-    Args:
-        logits: shape (N, classes).
-        labels: class indices, shape (N,), or probabilities of the classes, shape (N, classes).
-
-    Raises:
-        DataError: labels of another type or shape, or outside the classes.
-        ModelError: logits of one dimension.
-    """
-    if logits.dim() < 2:
-        raise ModelError(f"the network gives shape {tuple(logits.shape)}, not logits [batch, classes]; wrap it")
-    if not (labels.is_floating_point() and labels.shape == logits.shape):
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        if not whole or labels.shape != logits.shape[:1] + logits.shape[2:]:
-            raise DataError(
-                f"labels are {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}; "
-                "give one class index per image"
-            )
-        labels = labels.long()
-        outside = int(((labels < 0) | (labels >= logits.shape[1])).sum())  # asked here: on a GPU it would be fatal
-        if outside:
-            raise DataError(
-                f"{outside} of {labels.numel()} labels are outside the {logits.shape[1]} classes of the network; "
-                "take the data set that the network was trained for"
-            )
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -218,7 +187,7 @@ class Linearisation:
             with torch.no_grad():
                 x = stem(images)[0]
         self._start = images if self.boundary < 0 else x
-        if self.boundary < 0 and not self._stem.passes:
+        if self._stem is not None and not self._stem.passes:
             raise UsageError(
                 f"{type(view.model).__name__} makes integers of its input before block 0 or cuts the gradient, so "
                 "that there is none at the input; give --at stem"

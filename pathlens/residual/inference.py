@@ -418,7 +418,7 @@ def _emit(module: fx.GraphModule, fusion: _Fusion, images: int | None) -> None:
     plain = getattr(module, weight.target)
     pair = [list(_pair(item)) for item in (padding, stride, dilation)]
     size = _size(x, images)
-    module.register_buffer(packed, engines.pack(plain, *pair, groups, size), persistent=False)
+    module.register_buffer(packed, engines.pack(plain, (pair[0], pair[1], pair[2]), groups, size), persistent=False)
     relu = "relu" if fusion.relu is not None else "none"
     with module.graph.inserting_before(fusion.last):
         attribute = module.graph.get_attr(packed)
