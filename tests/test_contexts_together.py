@@ -1,4 +1,4 @@
-"""Interventions that meet: on a model and its parts, in several threads, in pickles, and with what the user does inside."""
+"""Interventions that meet: on a model and its parts, in threads, in pickles, and with what the user does inside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Wrapped(nn.Module):
     def forward(self, x):
         x = x * 2 - 0.1
         for _ in range(self.times - 1):
-            self.net(x)
+            x = x * self.net(x).mean()
         return self.net(x).tanh()
 
 
@@ -153,7 +153,7 @@ def test_the_studies_know_of_the_interventions_around_them(wrapped):
     with deleted(inner, 1):
         found = pathlens.path_gradients(outer, data, method="exact", lesion=plans.delete(2), dtype="float64")
         assert found.rows == wanted
-        with pytest.raises(UsageError, match="an intervention is active on Wrapped.*outside the with block"):
+        with pytest.raises(UsageError, match=r"an intervention is active on Wrapped.*outside the with block"):
             pathlens.delete_blocks(view, data)
 
 
@@ -215,9 +215,12 @@ def test_threads_may_trace_while_others_compute():
 
 def test_a_forward_pass_of_another_thread_is_none_of_this_one(model):
     net, view = model
-    with pytest.raises(UsageError, match="no forward pass ran inside"), restrict_backward(view, 1):
-        with ThreadPoolExecutor(1) as pool:
-            close(pool.submit(net, images()).result(), net.head(run(net, images())))
+    with (
+        pytest.raises(UsageError, match="no forward pass ran inside"),
+        restrict_backward(view, 1),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        close(pool.submit(net, images()).result(), net.head(run(net, images())))
 
 
 def run(net, x):
