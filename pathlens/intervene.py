@@ -100,8 +100,9 @@ def restrict_backward(
     it whose number of branches, block i's own included, is allowed; parameters of shortcuts, post-activations and of
     the stem likewise without an own block. With all lengths allowed the gradients equal the ordinary ones.
 
-    Together with :func:`deleted`, :func:`skips_deleted` and :func:`reordered`, in any nesting order, the paths are those of
-    the lesioned network: a block without its branch is no choice, and one without its shortcut is taken by every path.
+    Together with :func:`deleted`, :func:`skips_deleted` and :func:`reordered`, in any nesting order, the paths are
+    those of the lesioned network: a block without its branch is no choice, and every path takes one without its
+    shortcut.
 
     Args:
         model: the model or its view; in a training loop the view, or every step traces the model.
@@ -132,8 +133,8 @@ def restrict_backward(
 def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
 
-    A plan on a part of the model adds to one on the model, where the part's blocks are blocks of the model. Plans act in
-    the thread that entered the block. Copies and pickles that are made inside are of the network itself, and a
+    A plan on a part of the model adds to one on the model, where the part's blocks are blocks of the model. Plans act
+    in the thread that entered the block. Copies and pickles that are made inside are of the network itself, and a
     ``forward`` that is assigned inside is kept.
 
     Args:
