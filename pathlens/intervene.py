@@ -100,6 +100,10 @@ def restrict_backward(
     it whose number of branches, block i's own included, is allowed; parameters of shortcuts, post-activations and of
     the stem likewise without an own block. With all lengths allowed the gradients equal the ordinary ones.
 
+    Together with :func:`deleted`, :func:`skips_deleted` and :func:`reordered`, in any nesting order, the paths are
+    those of the lesioned network: a block without its branch is no choice, and every path takes one without its
+    shortcut.
+
     Args:
         model: the model or its view; in a training loop the view, or every step traces the model.
         lengths: allowed path lengths, such as ``range(5, 18)``.
@@ -109,7 +113,8 @@ def restrict_backward(
         The model.
 
     Raises:
-        UsageError: lengths or blocks outside the network, none given, or no forward pass inside the block.
+        UsageError: lengths or blocks outside the network, none given, no path left in a lesioned network, a second
+            restriction, or no forward pass inside the block.
 
     Example:
         >>> import torch, torchvision, pathlens
@@ -127,6 +132,10 @@ def restrict_backward(
 @contextlib.contextmanager
 def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
     """Apply any plan to a model for the length of a ``with`` block. Blocks may be nested: the plans add up.
+
+    A plan on a part of the model adds to one on the model, where the part's blocks are blocks of the model. Plans act
+    in the thread that entered the block. Copies and pickles that are made inside are of the network itself, and a
+    ``forward`` that is assigned inside is kept.
 
     Args:
         model: the model or its view; in loops the view.
