@@ -92,7 +92,8 @@ LINKS = [".", "..", "../..", "0.png", "/dev/zero", "/dev/null", "nowhere", "a"]
 def make(path: Path, what: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(what, bytes):
-        path.write_bytes(what)
+        with path.open("xb") as stream:
+            stream.write(what)
     elif what == "folder":
         path.mkdir()
     elif what == "pipe":
@@ -112,14 +113,18 @@ def make(path: Path, what: str | bytes) -> None:
     st.booleans(),
     st.sampled_from(["test", "train"]),
 )
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_any_folder_opens_or_says_why(entries: list[tuple[list[str], Any]], kept: bool, split: str) -> None:
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made, "u", "v", "w")  # deep enough that no link leads out of what was made
+        folder = Path(made, "u", "v", "w").resolve()  # deep enough that no link leads out of what was made
         folder.mkdir(parents=True)
         for names, what in entries:
+            path = folder.joinpath(*names)
             with contextlib.suppress(OSError):  # two entries of one name, or one inside a file
-                make(folder.joinpath(*names), what)
+                if os.path.realpath(path.parent) == str(
+                    path.parent
+                ):  # never by way of a link: what is outside is not ours
+                    make(path, what)
         files = sum(path.is_file() for path in Path(made).rglob("*"))
 
         def call() -> None:
@@ -188,7 +193,7 @@ def tables(draw: st.DrawFn) -> pa.Table:
     st.booleans(),
     st.sampled_from([None, 1, 4]),
 )
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_any_parquet_file_opens_or_says_why(
     table: pa.Table, packed: str, group: int, damage: list[tuple[float, int]], kept: bool, limit: int | None
 ) -> None:
@@ -228,7 +233,7 @@ def labels(draw: st.DrawFn) -> Any:
 
 
 @given(labels())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_any_labels_are_counted_or_refused(given_labels: Any) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 5)
@@ -247,7 +252,7 @@ def test_any_labels_are_counted_or_refused(given_labels: Any) -> None:
         assert cross_entropy(logits, found).isfinite().all()
 
     counted, has_losses = opens_or_says_why(errors), opens_or_says_why(losses)
-    assert counted or not has_losses or given_labels.shape == logits.shape  # probabilities have a loss and no error
+    assert counted or not has_losses or np.shape(given_labels) == (4, 5)  # probabilities have a loss and no error
 
 
 X, Y = torch.zeros(4, 3, 2, 2), [0] * 4
@@ -260,7 +265,7 @@ BATCHES = st.sampled_from(
 
 
 @given(st.lists(BATCHES, max_size=3) | BATCHES)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_batches_are_read_or_refused(batches: Any) -> None:
     def call() -> None:
         source = make_source(batches, 4, None, None, torch.device("cpu"))
@@ -277,7 +282,7 @@ def test_any_batches_are_read_or_refused(batches: Any) -> None:
 @given(
     st.text(max_size=12) | st.sampled_from(["x" * 5000, "parquet:" + "x" * 5000, "imagefolder:\0", "parquet:~nobody/x"])
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_spec_opens_or_says_why(spec: str) -> None:
     opens_or_says_why(lambda: open_data(spec))
     opens_or_says_why(lambda: open_data(f"parquet:{spec}/nowhere"))

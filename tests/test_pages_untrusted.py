@@ -125,6 +125,12 @@ def test_a_manifest_that_is_no_plain_file(case: str, tmp_path: Path, monkeypatch
             call()
 
 
+def test_a_run_that_is_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(RunError, match="Too many levels of symbolic links"):
+        read_runs([tmp_path / "run"])
+
+
 def test_a_lock_that_is_a_link_does_not_cost_its_target(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("my own text")
     (tmp_path / "run").mkdir()

@@ -98,8 +98,10 @@ def _files_by_class(place: Path) -> dict[str, list[Path]]:
         raise error
 
     found: dict[str, list[Path]] = {}
-    for name in sorted(entry.name for entry in os.scandir(place) if entry.is_dir()):
-        if place.resolve().is_relative_to((place / name).resolve()):
+    with os.scandir(place) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    for name in names:
+        if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(place / name)):
             raise DataError(f"{place / name} is a link to a folder that it lies in; remove it")
         found[name] = [
             Path(folder, file)

@@ -66,14 +66,14 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
         RunError: a folder is missing, has no manifest or no tables, or one that is damaged or of a newer version.
         UsageError: no folders.
     """
-    paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    paths = list({os.path.realpath(folder): Path(folder) for folder in folders}.values())
     if not paths:
         raise UsageError("no run was given; give folders that a verb wrote with --out")
     return [_read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    parts = [path.resolve().parts[1:] or (str(path),) for path in paths]
+    parts = [Path(os.path.realpath(path)).parts[1:] or (str(path),) for path in paths]
     labels = []
     for own in parts:
         count = 1

@@ -56,7 +56,7 @@ def open_regular(path: str | os.PathLike[str], flags: int, *, follow: bool = Fal
     except OSError as error:
         if error.errno == errno.ENXIO:  # a pipe that nobody reads
             raise OSError(errno.EINVAL, "it is no regular file") from error
-        if error.errno == errno.ELOOP and not follow:
+        if error.errno == errno.ELOOP and not follow and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a symbolic link") from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
