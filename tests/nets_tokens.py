@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import nets
 import torch
@@ -215,6 +216,13 @@ class FoldedWindows(nn.Module):
         return self.points(x)[-1].reshape(x.shape[0], -1)
 
 
+class Answer(NamedTuple):
+    """Logits, and what they were made from."""
+
+    logits: Tensor
+    rest: dict[str, list[Tensor]]
+
+
 class TupleOut(Trunk):
     """Returns a tuple with features beside the logits."""
 
@@ -228,7 +236,7 @@ class TupleOut(Trunk):
 
     def head(self, x):
         features = x.mean((2, 3))
-        return self.out(features), {"features": [features, x]}
+        return Answer(self.out(features), {"features": [features, x]})
 
 
 class ScaledPair(nn.Module):

@@ -62,6 +62,7 @@ class Opened:
             "model": state_sha256(self.view.model),
             "network": [repr(block) for block in self.view],
             "route": self.route,
+            "output": self.view.output,
             "data": self.source.fingerprint,
             "mode": self.facts["mode"],
             "dtype": str(self.dtype),
@@ -124,7 +125,7 @@ def opened(
             module = copy.deepcopy(module).to(device=where, dtype=kind)
             view = None
         if view is None:
-            view = view_of(module, source.first())
+            view = view_of(module, source.first(), model.output if isinstance(model, ResidualView) else None)
         count = source.count if source.count is not None else sum(1 for _ in source.batches())
         images = source.facts.get("images") or sum(len(batch) for _, batch, _ in source.batches())
         with in_mode(module, training=mode == "train"), _frozen(module):
@@ -143,6 +144,7 @@ def opened(
                     "network": type(module).__name__,
                     "blocks": len(view),
                     "block_names": [block.name for block in view],
+                    "output": view.output,
                     **source.facts,
                     **(facts or {}),
                     **({"lesion": _spoken(route)} if route != intact(len(view)) else {}),

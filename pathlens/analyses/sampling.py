@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from pathlens.paths import all_paths, sample_paths
 
@@ -110,6 +109,9 @@ class Sampler:
         weights = np.array([count for _, count in self.means[length]], dtype=float)
         if len(values) < 2 or np.ptp(values) == 0:
             return self.mean(length), self.mean(length)
+
+        # scipy.stats takes seconds to import, and most analyses draw no paths
+        from scipy.stats import bootstrap
 
         def weighted(v: Any, w: Any, axis: int = -1) -> Any:
             return (v * w).sum(axis=axis) / w.sum(axis=axis)

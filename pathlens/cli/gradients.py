@@ -82,6 +82,7 @@ def path_gradients(
     mode: ModeOption = Mode.eval,
     model: o.Model = None,
     weights: o.Weights = None,
+    output: o.Output = None,
     data: o.Data = None,
     split: o.Split = "test",
     limit: Limit = _IMAGES,

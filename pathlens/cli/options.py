@@ -55,6 +55,16 @@ Weights = Annotated[
         rich_help_panel=_NETWORK,
     ),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="NAME",
+        help="Which tensor to study where the network returns several: a key, an attribute or a position, such as "
+        "logits or 0. Default: logits or out, or the only one.",
+        rich_help_panel=_NETWORK,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

@@ -35,6 +35,7 @@ class Common:
 
     model: str | None
     weights: str | None
+    output: str | None
     data: str | None
     split: str
     limit: int | None
@@ -142,7 +143,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             example = data.batch(0, min(2, data.n), mean=mean, std=std).images
             loaded.model.to(device)
             with foreign_output():
-                view = view_of(loaded.model, example.to(device))
+                view = view_of(loaded.model, example.to(device), common.output)
             if common.out is not None and group.leads:
                 stack.enter_context(run_folder(common.out, verb))
         yield Setting(

@@ -35,6 +35,7 @@ Picture = Annotated[
 def blocks(
     model: o.Model = None,
     weights: o.Weights = None,
+    output: o.Output = None,
     input_shape: InputShape = None,
     picture: Picture = None,
     seed: o.Seed = 0,
@@ -56,13 +57,14 @@ def blocks(
     if example is None or shape is not None:
         example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
-        view = view_of(loaded.model, example)
+        view = view_of(loaded.model, example, output)
     facts = provenance(
         verb="blocks",
         model=loaded.spec,
         weights=loaded.weights,
         model_sha256=loaded.sha256,
         input_shape=list(example.shape[1:]),
+        output=view.output,
         notes=[*loaded.notes, *view.notes],
     )
     table = make_table(view.rows(), facts)

@@ -119,6 +119,7 @@ def unravel(
     layout: ArrangeOption = Arrange.auto,
     model: o.Model = None,
     weights: o.Weights = None,
+    output: o.Output = None,
     input_shape: InputShape = None,
     seed: o.Seed = 0,
     quiet: o.Quiet = False,
@@ -143,7 +144,7 @@ def unravel(
     example = loaded.example
     if example is None or shape is not None:
         example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
-    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, not quiet)
+    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, output, not quiet)
     if not quiet:
         for note in loaded.notes:
             say(note)
@@ -169,13 +170,14 @@ def _made(
     norms: Table | None,
     detail: Detail,
     layout: Arrange,
+    output: str | None,
     shows: bool,
 ) -> bytes:
     """What is to be written."""
     from pathlens import graph as graphs
 
     with waiting(f"tracing {type(model).__name__}", shows), foreign_output():
-        view = graphs.as_view(model, example)
+        view = graphs.as_view(model, example, output)
     if kind == Kind.equation:
         return graphs.equation(view, "latex" if wanted == Format.latex else "text", window).encode()
     made = graphs.unravel(

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.transforms import functional
 
 from pathlens.errors import DataError
 
@@ -66,6 +65,9 @@ def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
     Raises:
         DataError: The resized image would be absurdly large, because the size is or because the image is so narrow.
     """
+    # torchvision takes seconds to import, which images of their own size are spared
+    from torchvision.transforms import functional
+
     short = max(1, image_size * 256 // 224)
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS

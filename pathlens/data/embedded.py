@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,16 +44,53 @@ def open_digits(split: str, limit: int | None) -> ImageData:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[torch.Tensor, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1), bunch.target.astype(np.int64)
+    """Pixels and labels from scikit-learn's own file; to import scikit-learn for it takes seconds."""
+    spec = find_spec("sklearn")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    (folder,) = spec.submodule_search_locations or ("",)
+    file = Path(folder, "datasets", "data", "digits.csv.gz")
+    with gzip.open(file, "rt") as text:
+        rows = np.loadtxt(text, delimiter=",")
+    pixels = rows[:, :-1].reshape(-1, 8, 8)
+    return torch.from_numpy(pixels.astype(np.uint8)).unsqueeze(1), rows[:, -1].astype(np.int64)
 
 
 def _rows(targets: np.ndarray) -> dict[str, np.ndarray]:
-    from sklearn.model_selection import train_test_split
-
-    everything = np.arange(len(targets))
-    rest, test = train_test_split(everything, test_size=_TEST, random_state=0, stratify=targets)
-    train, validation = train_test_split(rest, test_size=_VALIDATION, random_state=0, stratify=targets[rest])
+    rest, test = _stratified(np.arange(len(targets)), targets, _TEST)
+    train, validation = _stratified(rest, targets, _VALIDATION)
     return {"train": train, "validation": validation, "test": test}
+
+
+def _stratified(rows: np.ndarray, targets: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts with the classes in the same shares.
+
+    What scikit-learn's ``train_test_split(rows, test_size=held_out, random_state=0, stratify=targets[rows])`` gives.
+    """
+    rng = np.random.RandomState(0)
+    _, classes, counts = np.unique(targets[rows], return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    kept = _shares(counts, len(rows) - held_out, rng)
+    others = _shares(counts - kept, held_out, rng)
+    parts: tuple[list[int], list[int]] = ([], [])
+    for inside, first, second in zip(members, kept, others, strict=True):
+        mixed = inside[rng.permutation(len(inside))]
+        parts[0].extend(mixed[:first])
+        parts[1].extend(mixed[first : first + second])
+    first_part, second_part = (rng.permutation(part) for part in parts)
+    return rows[first_part], rows[second_part]
+
+
+def _shares(counts: np.ndarray, wanted: int, rng: np.random.RandomState) -> np.ndarray:
+    """How many to take of each class; what rounding leaves goes to the largest remainders, ties at random."""
+    exact = counts / counts.sum() * wanted
+    taken = np.floor(exact)
+    missing = int(wanted - taken.sum())
+    for remainder in np.unique(exact - taken)[::-1]:
+        if missing == 0:
+            break
+        (tied,) = np.where(exact - np.floor(exact) == remainder)
+        chosen = rng.choice(tied, size=min(len(tied), missing), replace=False)
+        taken[chosen] += 1
+        missing -= len(chosen)
+    return taken.astype(int)

@@ -88,12 +88,15 @@ def unravel(
     return make_lattice(view, first, last, gradients)
 
 
-def as_view(model: ResidualView | nn.Module, example: Tensor | None) -> ResidualView:
+def as_view(
+    model: ResidualView | nn.Module, example: Tensor | None, output: str | int | None = None
+) -> ResidualView:
     """The view of any network: of its residual blocks, of its layers where it is a plain chain, or of nothing.
 
     Args:
         model: a view, which is given back, or a network together with an example.
         example: an input of the network, shape (N, ...).
+        output: name or position of the output that the paths lead to, where the network returns several tensors.
 
     Raises:
         UsageError: neither, or no example.
@@ -105,7 +108,7 @@ def as_view(model: ResidualView | nn.Module, example: Tensor | None) -> Residual
         raise UsageError(f"a view or a torch.nn.Module is needed; found {type(model).__name__}")
     if example is None:
         raise UsageError(f"{type(model).__name__} is no view: give an example input with it, or find_blocks(...) of it")
-    return ResidualView(model, example, _chain_or_none)
+    return ResidualView(model, example, _chain_or_none, output)
 
 
 def _chain_or_none(trace: Trace, name: str) -> Chain:

@@ -6,18 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
+from pathlens.residual.costs import multiply_adds
 from pathlens.residual.trace import Trace
 
-_PROBE = 2
-_FLOPS_PER_MULTIPLY_ADD = 2
 #: how far into a module its blocks are told apart by their modules' names, before they are numbered
 _DEEPEST_PART = 3
 
@@ -129,7 +124,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
 
 def shape_of(trace: Trace, node: fx.Node) -> tuple[int, ...]:
     """Shape without the batch dimension."""
-    return tuple(int(size) for size in trace.value(node).shape[1:])
+    return trace.shape(node)[1:]
 
 
 def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
@@ -141,7 +136,7 @@ def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node,
         if node is not first and node not in found:
             found.add(node)
             stack += [operand for operand in node.all_input_nodes if operand in chain.discovery.dependent]
-    return tuple(node for node in chain.trace.graph.nodes if node in found)
+    return tuple(sorted(found))
 
 
 def count_parameters(chain: Chain, nodes: tuple[fx.Node, ...]) -> int:
@@ -158,35 +153,6 @@ def count_parameters(chain: Chain, nodes: tuple[fx.Node, ...]) -> int:
             names.add(node.name)
         stack += node.all_input_nodes
     return sum(tensor.numel() for tensor in chain.trace.fetch(tuple(sorted(names))))
-
-
-def multiply_adds(trace: Trace) -> dict[fx.Node, int]:
-    """Multiply-adds of each node for one example, counted on tensors without memory."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    counts: dict[fx.Node, int] = {}
-
-    class Counting(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            before = counter.get_total_flops()
-            result = super().run_node(n)
-            spent = counter.get_total_flops() - before
-            if spent:
-                counts[n] = spent // (_FLOPS_PER_MULTIPLY_ADD * batch)
-            return result
-
-    value = trace.value(trace.source)
-    batch = trace.static_batch or _PROBE
-    names = tuple(trace.tensors)
-    tensors = dict(zip(names, trace.fetch(names), strict=True))
-    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        example = torch.empty((batch, *trace.input_shape), dtype=value.dtype, device=value.device)
-        inputs = [
-            example if node is trace.source else fake.from_tensor(tensors[node.name])
-            for node in trace.graph.nodes
-            if node.op == "placeholder"
-        ]
-        Counting(fx.GraphModule(torch.nn.Module(), trace.graph)).run(*inputs)
-    return counts
 
 
 def _names(chain: Chain) -> list[str]:

@@ -23,6 +23,7 @@ from pathlens.residual.chain import Chain
 from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
 from pathlens.residual.segments import Segment
+from pathlens.residual.sizes import may_follow_batch
 from pathlens.residual.view import ResidualView
 
 aten = torch.ops.aten
@@ -64,9 +65,9 @@ class Inference:
             self._chain: Chain = view.chain()
         trace = self._chain.trace
         source = trace.value(trace.source)
-        if trace.static_batch is not None or str(source.shape[0]).isdigit():
+        if trace.fixed_batch is not None:
             raise ModelError(
-                f"the trace of {type(view.model).__name__} holds for batches of {source.shape[0]} images alone; "
+                f"the trace of {type(view.model).__name__} holds for batches of {trace.fixed_batch} images alone; "
                 "write its forward without loops over the batch and without sizes as plain numbers"
             )
         self._own = next((t.dtype for t in view.model.parameters() if t.is_floating_point()), source.dtype)
@@ -443,7 +444,9 @@ def _emit(module: fx.GraphModule, fusion: _Fusion, images: int | None) -> None:
 def _size(x: fx.Node, images: int | None) -> tuple[int, ...] | None:
     """Shape of a convolution's input for a number of images; None where more than the batch is not known."""
     value = x.meta.get("val")
-    if images is None or not isinstance(value, Tensor) or not all(str(size).isdigit() for size in value.shape[1:]):
+    if images is None or not isinstance(value, Tensor):
+        return None
+    if not all(str(size).isdigit() and not may_follow_batch(size) for size in value.shape[1:]):
         return None
     return (images, *map(int, value.shape[1:]))
 

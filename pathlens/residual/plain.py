@@ -6,7 +6,6 @@ output has another shape than its input, the input is subsampled and its channel
 
 from __future__ import annotations
 
-import networkx as nx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -59,7 +58,7 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
         discovery.off_trunk
         or discovery.nested
         or any(node not in spine for node in learned)
-        or not _is_chain(dependent, trace)
+        or not _is_chain(dependent)
     ):
         raise otherwise
     if len(learned) < 2:
@@ -83,9 +82,8 @@ def _has_weight(node: fx.Node, trace: Trace, dependent: set[fx.Node]) -> bool:
     return any(operand not in dependent for operand in node.all_input_nodes)
 
 
-def _is_chain(dependent: set[fx.Node], trace: Trace) -> bool:
-    flow = nx.DiGraph((a, b) for b in dependent for a in b.all_input_nodes if a in dependent)
-    return all(degree <= 1 for _, degree in flow.in_degree())
+def _is_chain(dependent: set[fx.Node]) -> bool:
+    return all(sum(operand in dependent for operand in node.all_input_nodes) <= 1 for node in dependent)
 
 
 def _link(trace: Trace, start: fx.Node, fork: fx.Node, end: fx.Node, nodes: tuple[fx.Node, ...]) -> Link:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 
 from pathlens.errors import ModelError
 from pathlens.residual.simplify import statistics_after_both
+from pathlens.residual.sizes import ratio
 from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
@@ -195,7 +195,7 @@ def _reach(trace: Trace, piece: Piece) -> _Reached:
         if node is trace.source:
             raise ModelError("this part of the network needs the input itself, not only the block before it")
         stack += node.all_input_nodes
-    nodes = [node for node in trace.graph.nodes if node in seen]
+    nodes = sorted(seen)
     return _Reached(
         inner=[node for node in nodes if node.op != "placeholder" and node not in sizes],
         tensors=[node for node in nodes if node.op == "placeholder"],
@@ -204,23 +204,22 @@ def _reach(trace: Trace, piece: Piece) -> _Reached:
 
 
 def _size_from(graph: fx.Graph, trace: Trace, size: fx.Node, start: fx.Node, here: fx.Node) -> Any:
-    """A symbolic size of the whole network, read off the tensor at the start of a piece."""
+    """A size of the whole network that follows the batch, read off the tensor at the start of a piece."""
     wanted = trace.value(size)
-    if not isinstance(wanted, torch.SymInt):
+    if not trace.follows_batch(wanted):
         return int(wanted)
-    expression = wanted.node.expr
     for dimension, have in enumerate(trace.value(start).shape):
-        if not isinstance(have, torch.SymInt):
+        if not trace.follows_batch(have):
             continue
-        factor = sympy.simplify(have.node.expr / expression)
-        if not (factor.is_Integer or (factor.is_Rational and factor.p == 1)):
+        factor = ratio(have, wanted)
+        if factor is None or 1 not in (factor.numerator, factor.denominator):
             continue
         read = _with_meta(graph.call_function(aten.sym_size.int, (here, dimension)), have)
         if factor == 1:
             return read
-        if factor.is_Integer:
-            return _with_meta(graph.call_function(operator.floordiv, (read, int(factor))), wanted)
-        return _with_meta(graph.call_function(operator.mul, (read, int(factor.q))), wanted)
+        if factor.denominator == 1:
+            return _with_meta(graph.call_function(operator.floordiv, (read, factor.numerator)), wanted)
+        return _with_meta(graph.call_function(operator.mul, (read, factor.denominator)), wanted)
     raise ModelError(f"the size {size.name} of the network's input cannot be read off the tensor before this block")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pathlens.residual.sizes import may_follow_batch
+
 aten = torch.ops.aten
 
 
@@ -199,7 +201,7 @@ def _pad_instead_of_parts(graph: fx.Graph, node: fx.Node) -> None:
         if start != position or step != 1 or not isinstance(end, int) or dim != along % len(size):
             return
         position = end
-    if dim != 0 and position >= size[dim]:
+    if dim != 0 and not may_follow_batch(size[dim]) and position >= size[dim]:
         _add_padded(graph, node, base, sums[0])
 
 
@@ -219,7 +221,7 @@ def _add_padded(graph: fx.Graph, node: fx.Node, base: fx.Node, total: fx.Node) -
     # the channels, not the batch, and nothing that broadcasts
     if not isinstance(x, fx.Node) or not _same_kind(read, x) or dim == 0 or step != 1 or set(total.users) != {node}:
         return
-    if not isinstance(end, int) or not isinstance(shape[dim], int) or start < 0 or end < 0:
+    if not isinstance(end, int) or may_follow_batch(shape[dim]) or start < 0 or end < 0:
         return
     widths = [0, 0] * (len(shape) - dim - 1) + [start, shape[dim] - min(end, shape[dim])]
     with graph.inserting_before(node):
@@ -264,4 +266,4 @@ def _is_whole(base: fx.Node, window: tuple[Any, ...]) -> bool:
     if end is None or (isinstance(end, int) and end == sys.maxsize):
         return True
     size = base.meta["val"].shape[dim]
-    return isinstance(end, int) and isinstance(size, int) and end >= size
+    return isinstance(end, int) and not may_follow_batch(size) and end >= size

@@ -1,30 +1,32 @@
 """One forward pass of any module as a functional graph of ATen operations.
 
-The graph comes from :func:`torch.export.export` with a symbolic batch size. It is functional: in-place additions
-and activations are ordinary nodes, and updates of buffers (batch-norm statistics) are extra outputs. It refers to
-parameters by name only, so it always computes with the tensors that the module holds at the time of the call.
+The graph is recorded (:mod:`pathlens.residual.recorded`) or, where that is not surely right, comes from
+:func:`torch.export.export` with a symbolic batch size. It is functional: in-place additions and activations are
+ordinary nodes, and updates of buffers (batch-norm statistics) are extra outputs. It refers to parameters by name only,
+so it always computes with the tensors that the module holds at the time of the call.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, export
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError
+from pathlens.residual.outputs import Output, choose_output
+from pathlens.residual.recorded import record
 from pathlens.residual.simplify import batch_norm_update, simplify
-from pathlens.residual.turns import alone, together
+from pathlens.residual.sizes import at_batch, may_follow_batch
+from pathlens.residual.turns import together
+from pathlens.residual.undisturbed import undisturbed
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 __all__ = ["Trace", "batch_norm_update", "trace"]
 
@@ -41,10 +43,12 @@ class Trace:
         tensors: placeholder name -> ``("parameter" | "buffer" | "constant", qualified name or tensor)``.
         outputs: output nodes (or constants) in the order of the flattened return value.
         out_spec: how to put the flat outputs back into what the module returns.
-        main: the output that the residual trunk leads to.
+        output: which of them the residual trunk leads to.
         mutations: buffer name -> node with its new value, in train mode.
         static_batch: the batch size when the module fixed it while tracing, else None.
         input_shape: shape of the input without the batch dimension.
+        batch: number of examples that it was traced with.
+        recorded: sizes that follow the batch are multiples of ``STAND_IN``; otherwise symbols of the exporter.
     """
 
     graph: fx.Graph
@@ -52,11 +56,26 @@ class Trace:
     tensors: dict[str, tuple[str, Any]]
     outputs: tuple[Any, ...]
     out_spec: pytree.TreeSpec
-    main: fx.Node
+    output: Output
     mutations: dict[str, fx.Node]
     static_batch: int | None
     input_shape: tuple[int, ...]
+    batch: int
+    recorded: bool
     _lookups: dict[str, Callable[[], Tensor]] = field(repr=False)
+
+    @property
+    def main(self) -> fx.Node:
+        """The output that the residual trunk leads to."""
+        return self.output.node
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the graph holds for alone, if there is one."""
+        first = self.value(self.source).shape[0]
+        # a symbol may have become a number when it was compared
+        dressed = not self.recorded and str(first).isdigit()
+        return int(first) if self.static_batch is None and dressed else self.static_batch
 
     def fetch(self, names: tuple[str, ...]) -> list[Tensor]:
         """The tensors behind placeholders, as the module holds them now."""
@@ -64,48 +83,93 @@ class Trace:
             return [self._lookups[name]() for name in names]
 
     def value(self, node: fx.Node) -> Any:
-        """Shape-carrying stand-in that the exporter recorded for a node (a fake tensor, SymInt or tuple)."""
+        """Shape-carrying stand-in for the value of a node (a fake tensor, a size or a tuple)."""
         return node.meta.get("val")
 
+    def follows_batch(self, size: object) -> bool:
+        """Whether a size of a value follows the batch."""
+        return may_follow_batch(size) if self.recorded else isinstance(size, torch.SymInt)
 
-def trace(model: nn.Module, example: Tensor) -> Trace:
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a value, for as many examples as it was traced with."""
+        sizes = self.value(node).shape
+        return tuple(at_batch(s, self.batch) if self.recorded and may_follow_batch(s) else int(s) for s in sizes)
+
+    def at_batch(self, value: Any, batch: int) -> Any:
+        """A size, or for a tensor one without memory of that shape, for a batch of so many examples."""
+        if isinstance(value, Tensor):
+            return torch.empty([self.at_batch(s, batch) for s in value.shape], dtype=value.dtype, device="meta")
+        return at_batch(value, batch) if self.follows_batch(value) else value
+
+
+def trace(model: nn.Module, example: Tensor, output: str | int | None = None) -> Trace:
     """Trace ``model`` in its present train/eval mode.
 
     Args:
         model: the module; its parameters, buffers, modes and hooks are left as they are.
         example: an input, shape (N, ...). A single example is doubled, because a batch of one would be taken for
             a constant.
+        output: name or position of the output to study, where the module returns several.
 
     Returns:
         The functional graph.
 
     Raises:
-        ModelError: the module cannot be traced, or does not take or return tensors.
+        ModelError: the module cannot be traced, does not take or return tensors, or returns several of which none is
+            known to be the one.
+        UsageError: an output that the module does not have.
     """
     if example.dim() < 1 or example.shape[0] < 1:
         raise ModelError(f"example input of shape {tuple(example.shape)} has no batch; give one of shape (N, ...)")
     single = example.shape[0] < _MAX_BATCH_PROBE
     probe = example.repeat(_MAX_BATCH_PROBE, *([1] * (example.dim() - 1))) if single else example
-    traced = _canonical(model, _export(model, probe))
+    recorded = _record(model, probe, output)
+    if recorded is not None:
+        return recorded
+    traced = _canonical(model, _export(model, probe), probe, output)
     if single and traced.static_batch is not None:
         # the module fixes the batch size whatever it is, so take the one that was asked for
-        traced = _canonical(model, _export(model, example))
+        traced = _canonical(model, _export(model, example), example, output)
     return traced
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    name = type(model).__name__
+def _record(model: nn.Module, example: Tensor, output: str | int | None) -> Trace | None:
+    """The short way; None where only the exporter can tell."""
     try:
-        with (
-            alone(),
-            _quiet(),
-            _no_fused_attention_layers(),
-            _own_forwards(model),
-            _attributes_kept(model),
-            _observers_off(model),
-            torch.enable_grad(),
-        ):
-            program = export(model, (example,), dynamic_shapes=_dynamic_batch(model), strict=False)
+        with undisturbed(model):
+            recording = record(model, example)
+    except Exception:
+        # whatever it is, the exporter says it, or does it
+        return None
+    graph = recording.graph
+    simplify(graph)
+    results = _results(graph)
+    count = len(recording.mutated)
+    return _made(
+        model,
+        graph,
+        recording.source,
+        recording.tensors,
+        mutations=dict(zip(recording.mutated, results[:count], strict=True)),
+        outputs=results[count:],
+        out_spec=recording.out_spec,
+        example=example,
+        output=output,
+        recorded=True,
+    )
+
+
+def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
+    from torch.export import Dim, export
+
+    name = type(model).__name__
+    # the first dimension of the first argument may vary
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    batch = {0: Dim.AUTO}
+    listed = first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL
+    try:
+        with undisturbed(model):
+            program = export(model, (example,), dynamic_shapes=((batch,),) if listed else (batch,), strict=False)
             return program.run_decompositions({})
     except PathlensError:
         raise
@@ -120,100 +184,9 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _dynamic_batch(model: nn.Module) -> tuple[Any, ...]:
-    """The first dimension of the first argument may vary."""
-    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
-    batch = {0: Dim.AUTO}
-    return ((batch,),) if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL else (batch,)
+def _canonical(model: nn.Module, program: ExportedProgram, example: Tensor, output: str | int | None) -> Trace:
+    from torch.export.graph_signature import InputKind, OutputKind
 
-
-@contextlib.contextmanager
-def _own_forwards(model: nn.Module) -> Iterator[None]:
-    """Without the interventions that are active on the model or a part of it, and as functions, as export needs."""
-    with contextlib.ExitStack() as stack:
-        for module in model.modules():
-            suspended = getattr(module.__dict__.get("forward"), "suspended", None)
-            if suspended is not None:
-                stack.enter_context(suspended())
-        own = model.__dict__.get("forward")
-        if own is not None and not hasattr(own, "__code__"):
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                return own(*args, **kwargs)
-
-            model.forward = forward
-            stack.callback(setattr, model, "forward", own)
-        yield
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass stores on its modules (features, counters): while tracing it holds no real tensors."""
-    saved: list[tuple[Any, Any]] = []
-    for module in model.modules():
-        attributes = dict(module.__dict__)
-        saved.append((module.__dict__, attributes))
-        saved += [(value, value.copy()) for value in attributes.values() if isinstance(value, (list, dict))]
-    try:
-        yield
-    finally:
-        for value, before in saved:
-            if isinstance(value, list):
-                value[:] = before
-            elif list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
-                value.clear()
-                value.update(before)
-
-
-@contextlib.contextmanager
-def _observers_off(model: nn.Module) -> Iterator[None]:
-    """Keep the user's forward hooks from tracing: they would be handed tensors without values.
-
-    Hooks of torch's own weight and spectral norms make the weights and stay.
-    """
-    hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
-    before = [dict(hook) for hook in hooks]
-    try:
-        for hook in hooks:
-            for key, call in list(hook.items()):
-                if not type(call).__module__.startswith("torch.nn.utils"):
-                    del hook[key]
-        yield
-    finally:
-        for hook, calls in zip(hooks, before, strict=True):
-            hook.clear()
-            hook.update(calls)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the exporter prints (advice, failed graphs) is about exporting; errors come out as one line instead."""
-    names = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _no_fused_attention_layers() -> Iterator[None]:
-    """The fast path of ``nn.TransformerEncoderLayer`` is one opaque operation that hides its two additions."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _canonical(model: nn.Module, program: torch.export.ExportedProgram) -> Trace:
     graph = program.graph_module.graph
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     tensors: dict[str, tuple[str, Any]] = {}
@@ -235,34 +208,65 @@ def _canonical(model: nn.Module, program: torch.export.ExportedProgram) -> Trace
                 f"{type(model).__name__} takes an input of kind {spec.kind.name}; wrap it in a module of one tensor"
             )
     simplify(graph)
-    (output,) = [node for node in graph.nodes if node.op == "output"]
-    flat = output.args[0]
     mutations: dict[str, fx.Node] = {}
     results: list[Any] = []
-    for value, out in zip(flat, program.graph_signature.output_specs, strict=True):
+    for value, out in zip(_results(graph), program.graph_signature.output_specs, strict=True):
         if out.kind == OutputKind.BUFFER_MUTATION:
             assert out.target is not None
             mutations[out.target] = value
         elif out.kind == OutputKind.USER_OUTPUT:
             results.append(value)
-    main = next(
-        (value for value in results if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)), None
+    return _made(
+        model,
+        graph,
+        source,
+        tensors,
+        mutations=mutations,
+        outputs=tuple(results),
+        out_spec=program.call_spec.out_spec,
+        example=example,
+        output=output,
+        recorded=False,
     )
-    if source is None or main is None:
-        raise ModelError(f"{type(model).__name__} does not turn its input tensor into an output tensor")
-    shape = source.meta["val"].shape
+
+
+def _results(graph: fx.Graph) -> tuple[Any, ...]:
+    (node,) = [node for node in graph.nodes if node.op == "output"]
+    results: Any = node.args[0]
+    return tuple(results)
+
+
+def _made(
+    model: nn.Module,
+    graph: fx.Graph,
+    source: fx.Node | None,
+    tensors: dict[str, tuple[str, Any]],
+    *,
+    mutations: dict[str, fx.Node],
+    outputs: tuple[Any, ...],
+    out_spec: pytree.TreeSpec,
+    example: Tensor,
+    output: str | int | None,
+    recorded: bool,
+) -> Trace:
+    name = type(model).__name__
+    if source is None:
+        raise ModelError(f"{name} does not turn its input tensor into an output tensor")
+    first = source.meta["val"].shape[0]
     # a size that was fixed while tracing may still be dressed as a symbol
-    static = shape[0].node.maybe_as_int() if isinstance(shape[0], torch.SymInt) else int(shape[0])
+    static = first.node.maybe_as_int() if isinstance(first, torch.SymInt) else int(first)
     return Trace(
         graph=graph,
         source=source,
         tensors=tensors,
-        outputs=tuple(results),
-        out_spec=program.call_spec.out_spec,
-        main=main,
+        outputs=outputs,
+        out_spec=out_spec,
+        output=choose_output(name, outputs, out_spec, output),
         mutations=mutations,
-        static_batch=static,
-        input_shape=tuple(int(size) for size in shape[1:]),
+        static_batch=None if recorded else static,
+        input_shape=tuple(example.shape[1:]),
+        batch=example.shape[0],
+        recorded=recorded,
         _lookups={name: _lookup(model, kind, target) for name, (kind, target) in tensors.items()},
     )
 

@@ -37,13 +37,21 @@ class ResidualView:
     Args:
         model: any module that takes one tensor.
         example: an input, shape (N, ...); only its shape and type matter.
+        output: name or position of the output to study, where the model returns several tensors.
         arrange: makes the chain of blocks from the trace; :func:`find_blocks` and :func:`find_layers` have theirs.
 
     Source: Veit, Wilber, Belongie 2016, section 3; He et al. 2016, equation 1.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, arrange: Callable[[Trace, str], Chain] = build_chain) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        arrange: Callable[[Trace, str], Chain] = build_chain,
+        output: str | int | None = None,
+    ) -> None:
         self._model = model
+        self._output = output
         example = _as_tensor(example)
         #: shape, type and device of an input; the values do not matter and are not kept
         self._example = torch.zeros((), dtype=example.dtype, device=example.device).expand(example.shape)
@@ -51,7 +59,9 @@ class ResidualView:
         self._arrange = arrange
         self._chains: dict[Mode, Chain] = {}
         self._blocks: tuple[Block, ...] = ()
-        self._blocks = describe(self.chain(self._example))
+        chain = self.chain(self._example)
+        self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
+        self._blocks = describe(chain)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy takes: all but the traces, which are made again when they are needed."""
@@ -79,10 +89,18 @@ class ResidualView:
         return tuple(self._example.shape[1:])
 
     @property
+    def output(self) -> str | None:
+        """Name of the output that is studied, where the model returns several tensors."""
+        return self._studied
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the block table should know: additions that were found but are not blocks of the trunk."""
-        found = self.chain().discovery
+        found, output = self.chain().discovery, self.chain().trace.output
         notes = []
+        if len(output.among) > 1:
+            returned = ", ".join(output.among)
+            notes.append(f"of the tensors that the network returns ({returned}), {output.name} is studied")
         if found.off_trunk:
             notes.append(
                 f"{len(found.off_trunk)} residual additions lie beside the trunk (the first: "
@@ -124,7 +142,7 @@ class ResidualView:
         key = self._mode(like, None)
         found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[:1].numel()))
         if found is None:
-            traced = trace(self._model, like.detach().to(self._parameter().device).contiguous())
+            traced = trace(self._model, like.detach().to(self._parameter().device).contiguous(), self._output)
             found = self._arrange(traced, type(self._model).__name__)
             if self._blocks and len(found.links) != len(self._blocks):
                 raise ModelError(
@@ -169,7 +187,7 @@ class ResidualView:
         return self.chain(images).piece("stem")(images)[0]
 
     def head(self, x: Tensor) -> Tensor:
-        """The network's (first) output from x_n.
+        """The network's output (the one that is studied) from x_n.
 
         Args:
             x: x_n, shape (N, ...).
@@ -264,21 +282,24 @@ class ResidualView:
             raise UsageError(f"{what} has shape (N, {', '.join(map(str, shape))}); found {tuple(x.shape)}")
 
 
-def find_blocks(model: nn.Module, example: Tensor) -> ResidualView:
+def find_blocks(model: nn.Module, example: Tensor, output: str | int | None = None) -> ResidualView:
     """Find the residual blocks of any model.
 
-    The model is traced once with ``torch.export``; nothing is registered, subclassed or changed.
+    The model runs on tensors without values; nothing is registered, subclassed or changed.
 
     Args:
         model: any module that takes one tensor.
         example: an input, shape (N, ...); only its shape and type matter.
+        output: name (key, attribute) or position of the output to study, where the model returns several tensors.
+            Default: ``logits``, ``out`` or ``last_hidden_state``, or the only one.
 
     Returns:
         The view of the blocks, in the order in which they are computed.
 
     Raises:
         NoResidualBlocksError: no addition on the way from input to output is residual.
-        ModelError: the model cannot be traced with this input.
+        ModelError: the model cannot be traced with this input, or returns several tensors of which none is named.
+        UsageError: it returns no such output.
 
     Example:
         >>> import torch, torchvision, pathlens
@@ -288,16 +309,22 @@ def find_blocks(model: nn.Module, example: Tensor) -> ResidualView:
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module; found {type(model).__name__}")
-    return ResidualView(model, example)
+    return ResidualView(model, example, output=output)
 
 
-def find_layers(model: nn.Module, example: Tensor, otherwise: NoResidualBlocksError | None = None) -> ResidualView:
+def find_layers(
+    model: nn.Module,
+    example: Tensor,
+    otherwise: NoResidualBlocksError | None = None,
+    output: str | int | None = None,
+) -> ResidualView:
     """The layers of a plain (VGG-style) network as a view, so that the same interventions apply to it.
 
     Args:
         model: any module that takes one tensor and runs its layers one after the other.
         example: an input, shape (N, ...).
         otherwise: what to raise when the network is not a chain of layers.
+        output: as for :func:`find_blocks`.
 
     Returns:
         A view whose blocks have kind ``layer``, or ``layer-resized`` where deletion must change the shape.
@@ -309,15 +336,20 @@ def find_layers(model: nn.Module, example: Tensor, otherwise: NoResidualBlocksEr
     Source: Veit, Wilber, Belongie 2016, section 4.1 (the VGG comparison).
     """
     fallback = otherwise or NoResidualBlocksError(f"{type(model).__name__} is not a plain chain of layers")
-    return ResidualView(model, example, partial(_as_layers, fallback))
+    return ResidualView(model, example, partial(_as_layers, fallback), output)
 
 
 def _as_layers(otherwise: NoResidualBlocksError, traced: Trace, _name: str) -> Chain:
     return build_layers(traced, otherwise)
 
 
-def view_of(model: nn.Module, example: Tensor) -> ResidualView:
+def view_of(model: nn.Module, example: Tensor, output: str | int | None = None) -> ResidualView:
     """The residual blocks of a network or, where it has none and is a plain chain, its layers.
+
+    Args:
+        model: any module that takes one tensor; it is traced in eval mode.
+        example: an input, shape (N, ...).
+        output: as for :func:`find_blocks`.
 
     Raises:
         NoResidualBlocksError: it is neither.
@@ -329,9 +361,9 @@ def view_of(model: nn.Module, example: Tensor) -> ResidualView:
         example = example.to(own.dtype)
     with in_mode(model):
         try:
-            return find_blocks(model, example)
+            return find_blocks(model, example, output)
         except NoResidualBlocksError as none_found:
-            return find_layers(model, example, otherwise=none_found)
+            return find_layers(model, example, otherwise=none_found, output=output)
 
 
 def _as_tensor(example: object) -> Tensor:

@@ -1,0 +1,116 @@
+"""Tracing a module without leaving a trace on it: what is put aside while it runs on tensors without values."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathlens.residual.turns import alone
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put aside what would get in the way of tracing a model, and put it back afterwards."""
+    with (
+        alone(),
+        _quiet(),
+        _no_fused_attention_layers(),
+        _own_forwards(model),
+        attributes_kept(model),
+        _observers_off(model),
+        torch.enable_grad(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _own_forwards(model: nn.Module) -> Iterator[None]:
+    """Without the interventions that are active on the model or a part of it, and as functions, as export needs."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            suspended = getattr(module.__dict__.get("forward"), "suspended", None)
+            if suspended is not None:
+                stack.enter_context(suspended())
+        own = model.__dict__.get("forward")
+        if own is not None and not hasattr(own, "__code__"):
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return own(*args, **kwargs)
+
+            model.forward = forward
+            stack.callback(setattr, model, "forward", own)
+        yield
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass stores on its modules (features, counters): while tracing it holds no real tensors."""
+    saved: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        attributes = dict(module.__dict__)
+        saved.append((module.__dict__, attributes))
+        saved += [(value, value.copy()) for value in attributes.values() if isinstance(value, (list, dict))]
+    try:
+        yield
+    finally:
+        for value, before in saved:
+            if isinstance(value, list):
+                value[:] = before
+            elif list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
+                value.clear()
+                value.update(before)
+
+
+@contextlib.contextmanager
+def _observers_off(model: nn.Module) -> Iterator[None]:
+    """Keep the user's forward hooks from tracing: they would be handed tensors without values.
+
+    Hooks of torch's own weight and spectral norms make the weights and stay.
+    """
+    hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+    before = [dict(hook) for hook in hooks]
+    try:
+        for hook in hooks:
+            for key, call in list(hook.items()):
+                if not type(call).__module__.startswith("torch.nn.utils"):
+                    del hook[key]
+        yield
+    finally:
+        for hook, calls in zip(hooks, before, strict=True):
+            hook.clear()
+            hook.update(calls)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the exporter prints (advice, failed graphs) is about exporting; errors come out as one line instead."""
+    names = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_fused_attention_layers() -> Iterator[None]:
+    """The fast path of ``nn.TransformerEncoderLayer`` is one opaque operation that hides its two additions."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
