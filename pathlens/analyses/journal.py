@@ -207,7 +207,7 @@ def _check(key: str, batch: int, values: Values) -> str:
 
 
 def _read(path: Path, key: str) -> Iterable[tuple[int, Values]]:
-    found = []
+    found: list[tuple[int, Values]] = []
     try:
         stream = os.fdopen(open_regular(path, os.O_RDONLY), "rb")
     except OSError:  # a link or a pipe is no journal

@@ -86,10 +86,10 @@ class AutogradAdjoint(Adjoint):
 
 def _depends(result: Tensor, start: Tensor) -> bool:
     """Whether autograd's graph leads from a result back to a leaf; parameters that learn are other leaves."""
-    waiting, seen = [result.grad_fn], {None}
+    waiting, seen = [result.grad_fn], set()
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if getattr(node, "variable", None) is start:

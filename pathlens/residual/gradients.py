@@ -204,7 +204,7 @@ class Linearisation:
             with torch.no_grad():
                 x = stem(images)[0]
         self._start = images if self.boundary < 0 else x
-        if self.boundary < 0 and not self._stem.passes:
+        if self._stem is not None and not self._stem.passes:
             raise UsageError(
                 f"{type(view.model).__name__} makes integers of its input before block 0 or cuts the gradient, so "
                 "that there is none at the input; give --at stem"
