@@ -10,6 +10,7 @@ from pathlens.analyses.path_rows import COLUMNS, LATTICE_COLUMNS
 from pathlens.analyses.path_rows import lattice as lattice_rows
 from pathlens.analyses.rows import LESION_COLUMNS
 from pathlens.report import write_run
+from pathlens.residual.routes import intact
 from pathlens.tables import Column, Table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -38,7 +39,7 @@ def lattice(blocks: int) -> Table:
         for boundary in range(-1, blocks + 1)
         for length in range(blocks - max(0, boundary) + 1)
     }
-    return Table(LATTICE_COLUMNS, tuple(lattice_rows(sums, 1, blocks)))
+    return Table(LATTICE_COLUMNS, tuple(lattice_rows(sums, 1, intact(blocks))))
 
 
 def profile(blocks: int) -> Table:

@@ -145,10 +145,10 @@ def _traced_once() -> Iterator[None]:
     found: dict[object, object] = {}
     find = analyses.view_of
 
-    def view_of(model: torch.nn.Module, example: torch.Tensor) -> object:
-        key = (state_sha256(model), tuple(example.shape))
+    def view_of(model: torch.nn.Module, example: torch.Tensor, output: str | None = None) -> object:
+        key = (state_sha256(model), tuple(example.shape), output)
         if key not in found:
-            found[key] = find(model, example)
+            found[key] = find(model, example, output)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -175,8 +175,13 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
         choice.append(Engine("plain", 5))
         return choice[-1], {"engine": "plain-5", "engine_chosen": "measured"}
 
-    def interrupted(*_: Any) -> Any:
-        raise KeyboardInterrupt
+    count, counted = sweep._count, []
+
+    def interrupted(*given: Any) -> Any:
+        if counted:
+            raise KeyboardInterrupt
+        counted.append(count(*given))
+        return counted[0]
 
     call: dict[str, Any] = {"batch_size": 8, "blocks": [1], "journal": tmp_path}
     monkeypatch.setattr(lesions.tuning, "choose", choose)
@@ -187,7 +192,7 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
     table = pathlens.delete_blocks(loaded.model, digits, **call)
     assert len(choice) == 1
     assert (table.provenance["engine"], table.provenance["engine_chosen"]) == ("plain-5", "resumed")
-    assert table.provenance["resumed_batches"] == 0
+    assert table.provenance["resumed_batches"] == 1
     assert not list(tmp_path.glob("*.jsonl"))
     again = pathlens.delete_blocks(loaded.model, digits, batch_size=8, blocks=[1], engine="plain-5")
     assert again.rows == table.rows

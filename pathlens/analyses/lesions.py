@@ -36,7 +36,6 @@ Data = ImageData | Iterable[Any]
 BATCH_SIZE = 128
 
 AUTO = "auto"
-_ENGINE = -1  #: where the journal keeps the engine; batches are numbered from 0
 
 
 def delete_blocks(
@@ -276,16 +275,13 @@ def _engine(
     """The engine of a sweep, and what provenance says of it: the one given, that of the journal, or the fastest."""
     if given is not None:
         return given, {"engine": given.name, "engine_chosen": "given"}
-    before = [name for name in group.gather(kept.done.pop(_ENGINE, None) if kept else None) if name]
+    before = [name for part in group.gather(list(kept.done.values()) if kept else []) for name, _ in part]
     if before:
         return engines.named(before[0], device, dtype), {"engine": before[0], "engine_chosen": "resumed"}
     found: tuple[Engine, dict[str, Any]] | None = None
     with group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
         if group.leads:  # one process measures for all
             found = tuning.choose(view, device, dtype, source, len(tried))
-            if kept:
-                kept.add(_ENGINE, found[0].name)
-                del kept.done[_ENGINE]
     (first, *_) = group.gather(found)
     assert first is not None
     return first

@@ -98,7 +98,7 @@ def sweep(
     """
     done: dict[int, Any] = {}
     for part in processes.gather(dict(journal.done) if journal else {}):
-        done.update(part)
+        done.update({batch: counts for batch, (_engine, counts) in part.items()})
     resumed = len(done)
     total = source.count
     mine = None if total is None else [b for b in range(total) if b not in done][processes.rank :: processes.world]
@@ -113,7 +113,7 @@ def sweep(
                 progress(resumed + len(found), resumed + len(found) + 1 if mine is None else resumed + len(mine))
             found[batch] = _count(network, plans, batch, images, labels)
             if journal:
-                journal.add(batch, found[batch])
+                journal.add(batch, [network.engine.name, found[batch]])
         if progress:
             progress(resumed + len(found), resumed + len(found))
     for part in processes.gather(found):

@@ -136,7 +136,7 @@ class Aliases:
         if step.kwargs:
             raise Unsure(f"a write through {target} with named arguments")
         made: tuple[Any, tuple[Any, ...]]
-        if target in (aten.alias.default, aten.detach.default):
+        if target is aten.alias.default:
             return new
         if target in _RESHAPING:
             made = aten.view.default, (new, list(shape))

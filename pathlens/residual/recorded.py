@@ -10,6 +10,7 @@ for two batch sizes, and a number in the graph that differs between them must be
 from __future__ import annotations
 
 import contextlib
+import io
 import operator
 import re
 from collections import Counter
@@ -38,8 +39,8 @@ _META = torch.device("meta")
 _BATCH_NORM = aten.batch_norm.default
 _UPDATING_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _VIEW_OF_A_COPY = aten._unsafe_view.default
-#: operations that do in a new tensor what others do in place, where the names do not tell
-_WITHOUT_WRITING = {aten.bernoulli_.float: aten.bernoulli.p}
+#: operations that do in a new tensor what others do in place, where the names do not tell, and what those leave out
+_WITHOUT_WRITING = {aten.bernoulli_.float: (aten.bernoulli.p, (0.5,))}
 _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 
 
@@ -95,11 +96,14 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     held += [_Held("buffer", name, tensor, _stand_in(tensor)) for name, tensor in model.named_buffers()]
     if any(item.tensor.device != example.device for item in held):
         raise Unsure("tensors on several devices")
-    passes = []
-    for batch in (example.shape[0], STAND_IN):
+
+    def recorded(batch: int) -> Recording:
         x = torch.empty((batch, *example.shape[1:]), dtype=example.dtype, device=_META)
-        passes.append(_Recorder(model, held, example.device).record(x))
-    small, large = passes
+        return _Recorder(model, held, example.device).record(x)
+
+    small = recorded(example.shape[0])
+    with contextlib.redirect_stdout(io.StringIO()):  # what the network says it has said
+        large = recorded(STAND_IN)
     generalise(small.graph, large.graph, example.shape[0])
     for one, other in zip(small.tensors.values(), large.tensors.values(), strict=True):
         if one[0] == "constant" and not _equal(one[1], other[1]):
@@ -205,6 +209,8 @@ class _Recorder(TorchDispatchMode):
             raise Unsure("a part without gradients")
         if func is aten.lift_fresh.default:
             return self._fresh(*args)
+        if func is aten.detach_.default and self._value(*args).node.target is aten.lift_fresh_copy.default:
+            return args[0]  # torch.tensor does that, to what has no gradient anyway
         if func.namespace != "aten" or any(tag in func.tags for tag in _NOT_RECORDED):
             raise Unsure(f"{func}")
         if func is not _BATCH_NORM and _hides_aliases(func):
@@ -252,7 +258,8 @@ class _Recorder(TorchDispatchMode):
         written = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         name = func._schema.name.partition("::")[2]
         same = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
-        whole = _WITHOUT_WRITING.get(func, same)
+        whole, left_out = _WITHOUT_WRITING.get(func, (same, ()))
+        args = (*args, *left_out[len(args) - 1 :])
         if whole is None or not name.endswith("_") or written != func._schema.arguments[:1] or whole._schema.is_mutable:
             raise Unsure(f"{func}")
         node_args, options = self._nodes((args, kwargs))

@@ -56,6 +56,9 @@ def simplify(graph: fx.Graph) -> None:
             _part_statistics(graph, node)
         elif node.target is aten.native_dropout.default:
             _collapse_first(graph, node, aten.dropout.default)
+        elif node.target is aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         elif node.target is aten.view.default:
             # a view fails on channels-last activations, where a reshape does what the author meant
             node.target = aten.reshape.default
