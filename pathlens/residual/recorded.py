@@ -188,8 +188,12 @@ class _Recorder(TorchDispatchMode):
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:
         """Know which module runs."""
+        entered: set[nn.Module] = set()
 
         def enter(module: nn.Module, _inputs: Any) -> None:
+            if module in entered and module._modules:
+                raise Unsure("a module of modules that runs twice, whose passes the exporter tells apart")
+            entered.add(module)
             self._running.append(self._paths.get(module, self._running[-1] if self._running else ""))
 
         def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
@@ -329,6 +333,7 @@ class _Recorder(TorchDispatchMode):
 
     def _placeholder(self, name: str, kind: str, target: Any, stand_in: Tensor) -> Value:
         node = self._graph.placeholder(name)
+        node.target = node.name  # arguments of one name are no function
         node.meta = {"val": stand_in}
         self._tensors[node.name] = (kind, target)
         return self._aliases.own(stand_in, node, kind)
