@@ -255,6 +255,10 @@ def route(active: Iterable[Plan], blocks: int) -> Route:
 def check_restriction(plan: Restriction, route: Route) -> None:
     """Refuse a restriction that leaves a lesioned network no path.
 
+    Args:
+        plan: checked against the network.
+        route: what runs at each position of it.
+
     Raises:
         UsageError: no path has such a length, or the one path takes a branch that is deleted or leaves out a block that
             has nothing but its branch.
