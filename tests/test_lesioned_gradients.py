@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 
 import pytest
@@ -13,9 +14,11 @@ from gradient_cases import LABELS, assert_lengths_equal, prepared
 from lesioned_oracle import lesioned_forward, lesioned_paths
 from lesions_by_hand import intervened
 from path_oracle import by_length, images
+from PIL import Image
 
 import pathlens
-from pathlens import plans
+from pathlens import figures, plans
+from pathlens.cli.entry import main
 from pathlens.errors import UsageError
 from pathlens.plans import Deletion, Reordering, SkipDeletion
 from pathlens.residual.gradients import Linearisation
@@ -272,3 +275,53 @@ def test_lesions_that_cannot_be_measured(options, words):
     with pytest.raises(UsageError, match=words) as caught:
         pathlens.path_gradients(view, [(images(), LABELS)], **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_figure_shows_shares_of_the_lesioned_networks_paths():
+    _, view = prepared("pre-activation")
+    data = [(images(), LABELS)]
+    for longest, shown in ((None, [12.5, 37.5, 37.5, 12.5]), (2, [12.5, 37.5])):
+        table = pathlens.path_gradients(view, data, lesion=plans.delete_skips(1), method="exact", max_length=longest)
+        (line,) = figures.path_gradients(table).axes[0].lines
+        assert line.get_xdata().tolist() == [1, 2, 3, 4][: len(shown)]
+        assert line.get_ydata().tolist() == shown
+
+
+def test_the_command_measures_a_lesioned_network(tmp_path, capsys):
+    spec = tmp_path / "net.py"
+    spec.write_text(
+        "from path_oracle import Net, Pre, drawn\n"
+        "import torch\n"
+        "def build():\n"
+        "    return drawn(Net([Pre(4, 4), Pre(4, 4), Pre(4, 4)]), dtype=torch.float32), torch.zeros(2, 3, 6, 6)\n"
+    )
+    rows = tmp_path / "images"
+    for label in range(3):
+        (rows / str(label)).mkdir(parents=True)
+        pixels = torch.full((6, 6, 3), 60 * label + 20, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(rows / str(label) / "0.png")
+    arguments = [
+        "path-gradients",
+        "--model",
+        f"{spec}:build",
+        "--data",
+        f"imagefolder:{rows}",
+        "--method",
+        "exact",
+        "-q",
+    ]
+    assert main([*arguments, "--delete", "-1", "--delete-skips", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["length"], row["n_paths"]) for row in found["table"]] == [(1, 1), (2, 1)]
+    assert found["provenance"]["lesion"] == {"deleted_blocks": [2], "deleted_shortcuts": [0], "order": None}
+    assert main([*arguments, "--delete", "1,2"]) == 0
+    assert "without the branches of blocks 1, 2" in capsys.readouterr().out
+    for given, words in (
+        (["--delete", "9"], "block 9 does not exist"),
+        (["--delete", "x"], "--delete 'x' is no range"),
+    ):
+        assert main([*arguments, *given]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.strip().splitlines()) == 1
+        assert words in captured.err
