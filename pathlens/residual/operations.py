@@ -49,6 +49,12 @@ _REARRANGING = _overloads(
     "zeros_like", "new_zeros", "im2col", "col2im",
 )  # fmt: skip
 
+#: make tensors that no gradient reaches
+FRESH = _overloads(
+    "zeros", "ones", "full", "empty", "arange", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
+    "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "lift_fresh_copy",
+)  # fmt: skip
+
 CONVOLUTIONS = _overloads("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
 _PRODUCTS = _overloads("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "embedding")
 

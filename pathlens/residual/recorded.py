@@ -41,6 +41,7 @@ _UPDATING_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _VIEW_OF_A_COPY = aten._unsafe_view.default
 #: operations that do in a new tensor what others do in place, where the names do not tell, and what those leave out
 _WITHOUT_WRITING = {aten.bernoulli_.float: (aten.bernoulli.p, (0.5,))}
+_DETACHING = (aten.detach.default, aten.detach_.default)
 _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 
 
@@ -213,8 +214,8 @@ class _Recorder(TorchDispatchMode):
             raise Unsure("a part without gradients")
         if func is aten.lift_fresh.default:
             return self._fresh(*args)
-        if func is aten.detach_.default and self._value(*args).node.target is aten.lift_fresh_copy.default:
-            return args[0]  # torch.tensor does that, to what has no gradient anyway
+        if func in _DETACHING and self._is_fresh(*args):
+            return args[0]  # torch itself does that to what it makes, and there is no gradient to stop
         if func.namespace != "aten" or any(tag in func.tags for tag in _NOT_RECORDED):
             raise Unsure(f"{func}")
         if func is not _BATCH_NORM and _hides_aliases(func):
@@ -243,6 +244,11 @@ class _Recorder(TorchDispatchMode):
                 step = Step(func, tuple(node_args[1:]), options, element, of.tensor, item)
                 self._aliases.view(item, taken, of, step)
         return out
+
+    def _is_fresh(self, tensor: Tensor) -> bool:
+        """Whether a tensor is as an operation without gradients made it."""
+        value = self._value(tensor)
+        return not value.steps and not value.base.version and value.node.target in ops.FRESH
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What an operation gives for tensors without memory."""
