@@ -88,9 +88,7 @@ def unravel(
     return make_lattice(view, first, last, gradients)
 
 
-def as_view(
-    model: ResidualView | nn.Module, example: Tensor | None, output: str | int | None = None
-) -> ResidualView:
+def as_view(model: ResidualView | nn.Module, example: Tensor | None, output: str | int | None = None) -> ResidualView:
     """The view of any network: of its residual blocks, of its layers where it is a plain chain, or of nothing.
 
     Args:

@@ -87,6 +87,3 @@ def _counted(target: Any, args: Any, kwargs: Any) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         target(*args, **kwargs)
     return counter.get_total_flops() // _FLOPS_PER_MULTIPLY_ADD
-
-
-
