@@ -26,10 +26,10 @@ from pathlens.figures.style import (
     label_stages,
     legend_outside,
     new_figure,
-    stage_runs,
     style,
     to_frame,
 )
+from pathlens.results.charts import stage_runs
 from pathlens.tables import Table
 
 NEEDED = ("block", "name", "stage", "kind", "out_shape", "parameters", "multiply_adds")
@@ -143,8 +143,9 @@ def _chain(axes: Axes, frame: pd.DataFrame, colours: list[str], width: float) ->
             axes.plot([], [], label=mark.words, **look)
     legend_outside(axes, width, below=True)
     axes.set_ylim(-0.1, 1.9)
+    stages = frame["stage"].astype(object).where(frame["stage"].notna(), None)
     shapes = {stage: _times(shape) for stage, shape in zip(frame["stage"], frame["out_shape"], strict=True)}
-    label_stages(axes, stage_runs(frame["stage"], block), 72 * (width - 0.7) / len(frame), shapes)
+    label_stages(axes, stage_runs(stages, block), 72 * (width - 0.7) / len(frame), shapes)
     axes.set_yticks([])
     axes.tick_params(bottom=False, labelbottom=False)
     for side in axes.spines.values():

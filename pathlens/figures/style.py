@@ -23,9 +23,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pathlens.errors import UsageError
+from pathlens.results.charts import StageRun
+from pathlens.results.text import power_of_ten
 from pathlens.tables import Table, check_stem, write_together
 
 SINGLE = 3.5
@@ -143,30 +145,16 @@ def to_frame(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> 
     return frame
 
 
-class Run(NamedTuple):
-    """Neighbouring blocks of one stage: the stage, and its first and last position."""
-
-    stage: object
-    first: int
-    last: int
-
-
-def stage_runs(stages: pd.Series, positions: pd.Series) -> list[Run]:
-    """Split blocks, in order, where the stage changes; blocks without a stage give no run."""
-    runs: list[Run] = []
-    for stage, position in zip(stages, positions, strict=True):
-        if pd.isna(stage):
-            continue
-        at = int(position)
-        if runs and runs[-1].stage == stage and runs[-1].last + 1 >= at:
-            runs[-1] = runs[-1]._replace(last=at)
-        else:
-            runs.append(Run(stage, at, at))
-    return runs
+def to_rows(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> list[dict[str, Any]]:
+    """As :func:`to_frame`, as rows in which None stands for a missing value."""
+    frame = to_frame(table, columns, what)
+    if isinstance(table, Table):
+        return list(table.rows)
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def label_stages(
-    axes: Axes, runs: Sequence[Run], points_per_block: float, details: Mapping[object, str] | None = None
+    axes: Axes, runs: Sequence[StageRun], points_per_block: float, details: Mapping[object, str] | None = None
 ) -> None:
     """Write the stages above the axes in the longest form that fits: "stage 2, 64×8×8", "stage 2", "2", or nothing.
 
@@ -201,9 +189,6 @@ def text_inches(text: str, size: float = _SMALL) -> float:
     return width / 72
 
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def count_words(number: int) -> str:
     """``1,024 paths``, or ``1.8×10¹⁶ paths`` for numbers that nobody reads."""
     if number < 10**7:
@@ -212,9 +197,13 @@ def count_words(number: int) -> str:
     return f"{digits[0]}.{digits[1]}×{power_of_ten(len(digits) - 1)} paths"
 
 
-def power_of_ten(power: float) -> str:
-    """``10⁻¹¹``, without a formula: the style draws none, so that names of modules are never taken for one."""
-    return f"10{str(round(power)).translate(_SUPERSCRIPT)}"
+def powers_of_ten(axes: Axes) -> None:
+    """Ticks of a logarithmic axis at some powers of ten."""
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if 0 < value < math.inf else "")
+    )
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def block_ticks() -> MaxNLocator:
