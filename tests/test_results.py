@@ -190,3 +190,10 @@ def test_stages_part_where_they_change_and_at_gaps():
     stages, blocks = [0, 0, None, 0, 1, 1, float("nan")], [0, 1, 2, 3, 4, 6, 7]
     assert stage_runs(stages, blocks) == [StageRun(0, 0, 1), StageRun(0, 3, 3), StageRun(1, 4, 4), StageRun(1, 6, 6)]
     assert stage_runs(stages, blocks, over_gaps=True) == [StageRun(0, 0, 3), StageRun(1, 4, 6)]
+
+
+def test_help_on_a_row_tells_its_columns():
+    assert (Temperatures.row.__doc__ or "").splitlines()[2:4] == [
+        "Attributes:",
+        "    place (int): which block",
+    ]

@@ -82,6 +82,11 @@ class Result:
     figure: str = ""
     what: ClassVar[str] = ""
 
+    def __init_subclass__(cls) -> None:
+        """Put the columns into the docstring of the row, where ``help`` and the reference read them."""
+        lines = (f"    {f.name} ({f.metadata['unit'] or f.type}): {f.metadata['meaning']}" for f in fields(cls.row))
+        cls.row.__doc__ = "\n".join((f"{cls.row.__doc__}\n\nAttributes:", *lines))
+
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns with unit and meaning, in order."""
