@@ -25,7 +25,6 @@ from pathlens.figures.style import (
     new_figure,
     powers_of_ten,
     style,
-    to_frame,
     to_rows,
 )
 from pathlens.results.charts import Series
@@ -182,41 +181,41 @@ def lattice(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
     Raises:
         UsageError: columns are missing, or no norm is above zero.
     """
-    frame = to_frame(table, LATTICE, "lattice")
-    grid = frame.astype({"norm": float}).pivot_table("norm", "length", "boundary", dropna=False)
-    grid = grid.where(grid > 0)
-    if grid.isna().all(axis=None):
+    rows = to_rows(table, LATTICE, "lattice")
+    norms = {(row["length"], row["boundary"]): row["norm"] for row in rows if row["norm"] and row["norm"] > 0}
+    if not norms:
         raise UsageError("every norm of the lattice is zero; give one with gradients")
-    top, least = float(grid.max(axis=None)), float(grid.min(axis=None))
+    top, least = max(norms.values()), min(norms.values())
     floor = max(least, top * 10.0**-_DECADES)
-    longest = int(grid.index[grid.ge(floor).any(axis=1)].max())
-    places, lengths = range(int(min(grid)), int(max(grid)) + 1), range(longest + 1)
-    grid = grid.reindex(index=lengths, columns=places)
+    longest = max(length for (length, _), norm in norms.items() if norm >= floor)
+    places = [row["boundary"] for row in rows]
+    first, last = min(places), max(places)
+    grid = np.full((longest + 1, last - first + 1), np.nan)
+    for (length, place), norm in norms.items():
+        if length <= longest:
+            grid[length, place - first] = norm
     with style():
         figure = new_figure(width or SINGLE, 3.0)
         axes = figure.add_subplot()
         mesh = axes.pcolormesh(
-            np.arange(places.start, places.stop + 1) - 0.5,
-            np.arange(len(lengths) + 1) - 0.5,
-            grid.clip(lower=floor).to_numpy(),
+            np.arange(first, last + 2) - 0.5,
+            np.arange(longest + 2) - 0.5,
+            grid.clip(floor),
             norm=LogNorm(min(floor, top / 10), top),
             cmap="viridis",
             rasterized=True,  # as vectors, viewers show seams between the cells
         )
-        ridge = grid.dropna(axis=1, how="all").idxmax()
-        axes.plot(ridge.index, ridge, color="white", lw=1.6, solid_capstyle="round")
-        axes.plot(ridge.index, ridge, color=INK, lw=0.8, label="largest at its place", **_line(len(places)))
+        there = np.flatnonzero(~np.isnan(grid).all(axis=0))
+        ridge = (first + there, np.nanargmax(grid[:, there], axis=0))
+        axes.plot(*ridge, color="white", lw=1.6, solid_capstyle="round")
+        axes.plot(*ridge, color=INK, lw=0.8, label="largest at its place", **_line(last - first + 1))
         bar = figure.colorbar(mesh, ax=axes, aspect=25, extend="min" if least < floor else "neither", pad=0.02)
         bar.set_label("gradient norm (loss per unit of xᵢ)")
         powers_of_ten(bar.ax)
-        axes.set_xlabel(_places(places))
+        input_too = "\n(−1: input of the network)" if first < 0 else ""
+        axes.set_xlabel(f"place i: gradient at xᵢ, the input of block i{input_too}")
         axes.set_ylabel("path length (blocks after the place)")
         axes.xaxis.set_major_locator(block_ticks())
         axes.yaxis.set_major_locator(block_ticks())
         legend_outside(axes, width or SINGLE)
     return figure
-
-
-def _places(places: range) -> str:
-    input_too = "\n(−1: input of the network)" if places.start < 0 else ""
-    return f"place i: gradient at xᵢ, the input of block i{input_too}"

@@ -27,6 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pathlens.errors import UsageError
 from pathlens.results.charts import StageRun
+from pathlens.results.result import Row, Rows
 from pathlens.results.text import power_of_ten
 from pathlens.tables import Table, check_stem, write_together
 
@@ -130,27 +131,21 @@ def new_page(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def to_frame(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """The table as a frame that has the columns the figure needs.
+def to_rows(table: Table | pd.DataFrame | Rows, columns: Sequence[str], what: str) -> list[Row]:
+    """The rows of a table that has the columns the figure needs; None stands for a missing value.
 
     Raises:
         UsageError: a column is missing, or there are no rows.
     """
-    frame = table.to_frame() if isinstance(table, Table) else table.reset_index(drop=True)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise UsageError(f"the {what} figure needs column {missing[0]!r}; the table has {', '.join(map(str, frame))}")
-    if frame.empty:
+    if isinstance(table, pd.DataFrame):
+        table = table.astype(object).where(table.notna(), None).to_dict("records")
+    rows = table.rows if isinstance(table, Table) else table
+    if not rows:
         raise UsageError(f"the {what} figure got a table without rows; give one with results")
-    return frame
-
-
-def to_rows(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> list[dict[str, Any]]:
-    """As :func:`to_frame`, as rows in which None stands for a missing value."""
-    frame = to_frame(table, columns, what)
-    if isinstance(table, Table):
-        return list(table.rows)
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+    missing = [name for name in columns if name not in rows[0]]
+    if missing:
+        raise UsageError(f"the {what} figure needs column {missing[0]!r}; the table has {', '.join(map(str, rows[0]))}")
+    return list(rows)
 
 
 def label_stages(
