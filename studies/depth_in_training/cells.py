@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Setting, say
-from gains import gains
 
 import pathlens
 from pathlens import ResidualView
 from pathlens.report import provenance
 from pathlens.results.path_profile import contributions
 from pathlens.tables import Table, atomic_write_bytes
+from studies.common import Setting, say
+from studies.depth_in_training.gains import gains
 
 #: lengths that carry less than this share are left out of the curves
 _VISIBLE = 1e-3
