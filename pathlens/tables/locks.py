@@ -26,7 +26,7 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
     Args:
         out: the run folder.
 
-    Returns:
+    Yields:
         The folder.
 
     Raises:
