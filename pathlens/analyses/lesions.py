@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from pathlens import measure, plans
-from pathlens.analyses import journal as journals
 from pathlens.analyses import rows, tuning
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
@@ -28,6 +27,7 @@ from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
+from pathlens.storage import journal as journals
 from pathlens.tables import Table
 
 Data = ImageData | Iterable[Any]

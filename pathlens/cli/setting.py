@@ -77,7 +77,7 @@ class Setting:
     @property
     def journal(self) -> Path | None:
         """Where finished batches are kept; None where there is no place for them."""
-        from pathlens.analyses.journal import default_folder
+        from pathlens.storage.journal import default_folder
 
         return self.common.out / ".journal" if self.common.out else default_folder()
 
@@ -245,7 +245,8 @@ def check_channels(loaded: LoadedModel, data: ImageData) -> None:
 @contextlib.contextmanager
 def run_folder(out: Path, verb: str) -> Iterator[None]:
     """Hold the run folder; one that was made for nothing is taken away again."""
-    from pathlens.report import check_run_folder, lock_run
+    from pathlens.report import check_run_folder
+    from pathlens.storage import lock_run
 
     new = not os.path.exists(out)
     with lock_run(out):

@@ -94,7 +94,7 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
 
     drawn = figures.structure(table, str(table.provenance["model"]))
     if picture is not None:
-        from pathlens.tables import atomic_write_bytes
+        from pathlens.storage import atomic_write_bytes
 
         atomic_write_bytes(picture, figures.files(drawn, "blocks")[f"blocks{picture.suffix}"])
     if out is not None:

@@ -154,7 +154,7 @@ def unravel(
             text = "\n".join(map(printable, text.split("\n")))
         sys.stdout.write(text)
         return
-    from pathlens.tables import atomic_write_bytes
+    from pathlens.storage import atomic_write_bytes
 
     atomic_write_bytes(out, data)
     if not quiet:

@@ -26,7 +26,8 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from pathlens.errors import UsageError
-from pathlens.tables import Table, check_stem, write_together
+from pathlens.storage import write_together
+from pathlens.tables import Table, check_stem
 
 SINGLE = 3.5
 """Width of one column of a journal page, in inches."""

@@ -15,7 +15,8 @@ from pathlens.pages.compare import differences, overlays, shared_numbers, subjec
 from pathlens.pages.encode import encode, is_lattice
 from pathlens.pages.runs import Run, read_runs
 from pathlens.pages.shell import checked_target, rendered
-from pathlens.tables import Scalar, atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Scalar
 
 _SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import RunError, UsageError
-from pathlens.tables.files import read_regular
+from pathlens.storage import read_regular
 from pathlens.tables.table import Column, Scalar, Table, fits_64_bits
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import NumericsError, UsageError
-from pathlens.tables.files import write_together
+from pathlens.storage import write_together
 
 if TYPE_CHECKING:
     import pandas

@@ -20,7 +20,8 @@ from gains import gains
 import pathlens
 from pathlens import ResidualView
 from pathlens.report import provenance
-from pathlens.tables import Table, atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Table
 
 #: what a length contributes, by the method that measures it
 CONTRIBUTIONS = {

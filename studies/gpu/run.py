@@ -32,7 +32,7 @@ from common import ROOT, Setting, one_thread
 from kept import Late, Slice, Study
 
 from pathlens.errors import DataError, PathlensError, UsageError
-from pathlens.tables import lock_run
+from pathlens.storage import lock_run
 
 
 def work_through(study: Study, chosen: Sequence[Slice], end: float) -> int:
