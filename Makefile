@@ -72,6 +72,7 @@ gallery: $(VENV)/.installed
 	cd docs/images && sed -n '/^```python$$/,/^```$$/{/^```/!p}' ../gallery.md | $(abspath $(BIN))/python - && rm gallery/*.pdf
 
 bench: $(VENV)/.installed
+	$(BIN)/python studies/benchmarks/first_table.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/paths.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/training.py --out results/benchmarks
