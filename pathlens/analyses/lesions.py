@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathlens import measure, plans
+from pathlens import measure, plans, results
 from pathlens.analyses import rows, tuning
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
@@ -27,6 +27,7 @@ from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
+from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.storage import journal as journals
 from pathlens.tables import Table
 
@@ -126,7 +127,7 @@ def reorder_blocks(
         rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1
     ]
     facts |= {"swaps": list(sizes), "samples": samples}
-    return Table(rows.REORDERING_COLUMNS, tuple(made), facts)
+    return REORDER_BLOCKS.table(made, facts)
 
 
 def _lesions(
@@ -173,7 +174,7 @@ def _lesions(
                 rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None])
                 for size in sizes
             ]
-    return Table(rows.LESION_COLUMNS, tuple(made), facts)
+    return results.named(verb).table(made, facts)
 
 
 def run_plans(

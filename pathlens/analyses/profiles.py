@@ -26,6 +26,8 @@ from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import path_blocks
+from pathlens.results.lattice import LATTICE
+from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import Table
 
 METHODS = ("exact", "sampled", "signed", "all")
@@ -130,7 +132,7 @@ def path_gradients(
             "processes": group.world,
             "seconds": round(time.monotonic() - began, 3),
         }
-    return Table(path_rows.COLUMNS, tuple(columns), facts)
+    return PATH_GRADIENTS.table(columns, facts)
 
 
 def lattice(
@@ -187,7 +189,7 @@ def lattice(
             "examples": examples,
             "seconds": round(time.monotonic() - began, 3),
         }
-    return Table(path_rows.LATTICE_COLUMNS, tuple(rows), facts)
+    return LATTICE.table(rows, facts)
 
 
 def _request(

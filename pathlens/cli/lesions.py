@@ -14,7 +14,6 @@ from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import finish, foreign_output, setting
 
 if TYPE_CHECKING:
-    from pathlens.figures import Figure
     from pathlens.tables import Table
 
 Blocks = Annotated[
@@ -52,7 +51,7 @@ def delete_blocks(
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-blocks", common, arguments, "deletion", blocks)
+    _run("delete-blocks", common, arguments, blocks)
 
 
 @o.takes_objects
@@ -65,7 +64,7 @@ def delete_skips(
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-skips", common, arguments, "skips", blocks)
+    _run("delete-skips", common, arguments, blocks)
 
 
 @o.takes_objects
@@ -76,10 +75,10 @@ def reorder_blocks(
     common: Common,
 ) -> None:
     """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""
-    _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples}, "reordering")
+    _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
-def _run(verb: str, common: Common, arguments: dict[str, Any], figure: str, blocks: str | None = None) -> None:
+def _run(verb: str, common: Common, arguments: dict[str, Any], blocks: str | None = None) -> None:
     with setting(verb, common) as current:
         o.check_last(blocks, len(current.view))
         from pathlens import analyses
@@ -87,11 +86,4 @@ def _run(verb: str, common: Common, arguments: dict[str, Any], figure: str, bloc
         call: Callable[..., Table] = getattr(analyses, verb.replace("-", "_"))
         with progress_bar(verb, current.shows_progress, current.notes) as progress, foreign_output():
             table = call(current.view, current.data, **arguments, **current.options(progress))
-
-        def draw(made: Table) -> Figure:
-            from pathlens import figures
-
-            drawn: Figure = getattr(figures, figure)(made)
-            return drawn
-
-        finish(current, table, {verb: draw}, arguments)
+        finish(current, table, arguments)

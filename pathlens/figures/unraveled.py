@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pathlens.errors import UsageError
 from pathlens.figures.network import draw_network
@@ -28,9 +28,11 @@ from pathlens.figures.style import (
     count_words,
     new_figure,
     new_page,
-    power_of_ten,
+    powers_of_ten,
     style,
 )
+from pathlens.results.charts import stage_runs
+from pathlens.results.text import power_of_ten
 
 _DRAWN_OUT = 8  # blocks up to which a lattice is drawn as nodes and edges
 _DECADES = 12  # of gradient norms; smaller ones look like the smallest
@@ -227,7 +229,7 @@ def _coloured_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
         bar = figure.colorbar(mesh, ax=axes, aspect=25, pad=0.02, extend="min" if cut else "neither")
         bar.set_label(words)
         if by_norm:
-            _powers_of_ten(bar.ax)
+            powers_of_ten(bar.ax)
         else:
             bar.ax.yaxis.set_major_locator(MaxNLocator(7, integer=True))
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: power_of_ten(power)))
@@ -241,22 +243,15 @@ def _coloured_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
     return figure
 
 
-def _powers_of_ten(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(LogLocator(numticks=7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if value > 0 else ""))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _stage_lines(axes: Axes, facts: dict[str, Any]) -> None:
     """Where stages part, with their numbers above."""
-    stages = facts["stages"]
-    starts = [at for at, stage in enumerate(stages) if at == 0 or stages[at - 1] != stage]
-    for start, stop in zip(starts, [*starts[1:], len(stages)], strict=True):
-        if start:
-            axes.axvline(facts["first"] + start - 0.5, color=MUTED, lw=0.4, ls=":")
-        if stop - start > 0.06 * len(stages):
-            place = (facts["first"] + (start + stop - 1) / 2, 1)
-            axes.annotate(f"stage {stages[start]}", place, (0, 2), xycoords=axes.get_xaxis_transform(), ha="center",
+    stages, first = facts["stages"], facts["first"]
+    for run in stage_runs(stages, range(len(stages))):
+        if run.first:
+            axes.axvline(first + run.first - 0.5, color=MUTED, lw=0.4, ls=":")
+        if run.last + 1 - run.first > 0.06 * len(stages):
+            place = (first + (run.first + run.last) / 2, 1)
+            axes.annotate(f"stage {run.stage}", place, (0, 2), xycoords=axes.get_xaxis_transform(), ha="center",
                           textcoords="offset points", size=6, color=MUTED)  # fmt: skip
 
 
@@ -289,7 +284,7 @@ def _drawn_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
         bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, aspect=25, pad=0.02, shrink=0.9)
         bar.set_label(words)
         if by_norm:
-            _powers_of_ten(bar.ax)
+            powers_of_ten(bar.ax)
         else:
             bar.set_ticks([math.log10(2**power) for power in range(n + 1)], labels=[str(2**p) for p in range(n + 1)])
         axes.legend(loc="upper right", borderaxespad=0.2)
