@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from pathlens import measure, plans, results
-from pathlens.analyses import journal as journals
 from pathlens.analyses import rows, tuning
 from pathlens.analyses.sources import Source, make_source
 from pathlens.analyses.sweep import Progress, SweepResult, sweep
@@ -29,6 +28,7 @@ from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 from pathlens.results.reordering import REORDER_BLOCKS
+from pathlens.storage import journal as journals
 from pathlens.tables import Table
 
 Data = ImageData | Iterable[Any]
@@ -57,7 +57,7 @@ def delete_blocks(
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size.
         **options: ``batch_size``, ``device``, ``dtype``, ``seed``, ``mean``, ``std``, ``engine``, ``fast``,
-            ``journal``, ``progress``, ``facts``; see :func:`run_plans`.
+            ``journal``, ``progress``, ``facts``; see :func:`.run_plans`.
 
     Returns:
         One row for each lesioned network, with a 95 % Wilson interval; where sets were sampled also a row for each
@@ -66,7 +66,7 @@ def delete_blocks(
     Raises:
         UsageError: a block or a size that the network does not have.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
-        DataError, NumericsError, ResourceError: see :func:`run_plans`.
+        DataError, NumericsError, ResourceError: see :func:`.run_plans`.
     """
     return _lesions("delete-blocks", model, data, blocks, count, samples, options)
 
@@ -103,7 +103,7 @@ def reorder_blocks(
         data: an opened data set, or batches of (images, labels).
         swaps: how many random pairs of interchangeable blocks to exchange.
         samples: orders for each number of swaps.
-        **options: see :func:`run_plans`.
+        **options: see :func:`.run_plans`.
 
     Returns:
         A row for each order with Kendall's tau against the trained one, and a row for each number of swaps with the
@@ -208,7 +208,7 @@ def run_plans(
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
-        engine: how to run the network, such as ``packed-32x2`` (:mod:`pathlens.residual.engines`). ``auto`` measures
+        engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
             which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
             goes on with it. Another engine rounds otherwise.
         fast: False is short for the engine ``plain``, the model's own operations.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_traced
-from pathlens.analyses.journal import code_version
 from pathlens.analyses.lesions import Data
 from pathlens.analyses.sources import Source, make_source
 from pathlens.errors import UsageError
@@ -28,6 +27,7 @@ from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Route, intact
+from pathlens.storage.journal import code_version
 
 
 @dataclass

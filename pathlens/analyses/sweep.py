@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
-from pathlens.analyses.journal import Journal
 from pathlens.analyses.sources import Source
 from pathlens.errors import UsageError
 from pathlens.machine.memory import memory_named
@@ -23,6 +22,7 @@ from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values, require_labels
 from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
 from pathlens.residual.inference import Inference
+from pathlens.storage.journal import Journal
 
 Step = tuple[str, int]
 Progress = Callable[[int, int], None]

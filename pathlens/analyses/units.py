@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pathlens.analyses.journal import Journal, key_of
 from pathlens.machine.processes import Processes
+from pathlens.storage.journal import Journal, key_of
 
 Progress = Callable[[int, int], None]
 
