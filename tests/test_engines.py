@@ -21,6 +21,7 @@ from pathlens.errors import DataError, UsageError
 from pathlens.residual import ResidualView, engines, find_blocks
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 CPU = torch.device("cpu")
 EVERY = ["plain", "plain-3", "plain-3x2", "folded", "folded-4", "folded-3x2", "packed", "packed-4", "packed-3x2"]
@@ -106,9 +107,9 @@ def test_half_types_are_computed_in_float32_and_rounded_after_every_product() ->
     view = find_blocks(drawn(ODD["padded shortcut"]), images)
     network = Inference(view, dtype=torch.bfloat16)
     with torch.inference_mode():
-        x = network.piece("stem")(network.prepare(images))
-        fast = network.piece("run", 0)(x)
-        slow = Inference(view, dtype=torch.bfloat16, engine=Engine("plain")).piece("run", 0)(x)
+        x = network.stem(network.prepare(images))
+        fast = network.step(Part.BLOCK, 0)(x)
+        slow = Inference(view, dtype=torch.bfloat16, engine=Engine("plain")).step(Part.BLOCK, 0)(x)
     assert fast.dtype == torch.bfloat16
     assert (fast.double() - slow.double()).abs().max() < 0.03 * slow.double().abs().max()
 

@@ -139,7 +139,7 @@ def _lesions(
     options: dict[str, Any],
 ) -> Table:
     view, options = _view_of(model, data, options)
-    if verb == "delete-skips" and all(block.kind.startswith("layer") for block in view):
+    if verb == "delete-skips" and view.is_plain:
         raise UsageError(
             f"{type(view.model).__name__} is a plain network without shortcuts; use delete-blocks, which deletes layers"
         )
@@ -150,7 +150,7 @@ def _lesions(
     sizes: tuple[int, ...] = ()
     if count is None:
         chosen = range(len(view)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
-        tried += sorted({plans.check(make([block]), view) for block in chosen}, key=lambda plan: plan.blocks)
+        tried += sorted({make([block]).check(view) for block in chosen}, key=lambda plan: plan.blocks)
         labels += [None] * (len(tried) - 1)
     else:
         if blocks is not None:
@@ -159,7 +159,7 @@ def _lesions(
         sizes = _sizes(count, "count")
         rng = _generator(options)
         for size in sizes:
-            tried += [plans.check(draw(view, size, rng), view) for _ in range(samples)]
+            tried += [draw(view, size, rng).check(view) for _ in range(samples)]
             labels += list(range(samples))
     result, facts = run_plans(verb, view, tried, data, **options)
     made = [

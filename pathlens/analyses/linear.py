@@ -22,12 +22,12 @@ from pathlens.intervene import active_plans
 from pathlens.machine import processes
 from pathlens.machine.precision import precision
 from pathlens.models import state_sha256
-from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
-from pathlens.residual.routes import Route, intact
+from pathlens.residual.routes import Part, Route, intact
 
 
 @dataclass
@@ -164,23 +164,22 @@ def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _checked(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, ...]:
-    kinds = (Deletion, SkipDeletion, Reordering)
-    given = (lesion,) if isinstance(lesion, (*kinds, plans.Restriction)) else tuple(lesion)
+    given = (lesion,) if isinstance(lesion, Plan) else tuple(lesion)
     for plan in given:
-        if not isinstance(plan, kinds):
+        if not (isinstance(plan, Plan) and plan.changes_forward):
             raise UsageError(
                 "a lesion must be made of plans to delete blocks, to delete shortcuts or to reorder blocks "
                 f"(pathlens.plans); found {type(plan).__name__}"
             )
-    return tuple(plans.check(plan, view) for plan in given)
+    return tuple(plan.check(view) for plan in given)
 
 
 def _spoken(route: Route) -> dict[str, Any]:
     """The lesion for provenance."""
     order = [block for _, block in route]
     return {
-        "deleted_blocks": sorted(block for what, block in route if what == "bypass"),
-        "deleted_shortcuts": sorted(block for what, block in route if what == "no_skip"),
+        "deleted_blocks": sorted(block for part, block in route if part is Part.SHORTCUT),
+        "deleted_shortcuts": sorted(block for part, block in route if part is Part.BRANCH),
         "order": order if order != sorted(order) else None,
     }
 

@@ -14,6 +14,7 @@ from pathlens.analyses.sources import Source
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 #: the choice may cost this share of the sweep
 _SHARE = 0.03
@@ -49,11 +50,11 @@ def choose(
     with Inference(view, device, dtype, offered[0]) as network:
         images = source.first()[:probe]
         check_agreement(network, images)
-        x = network.piece("stem")(network.prepare(images))
+        x = network.stem(network.prepare(images))
         for block in range(max(blocks) + 1):
             if block in blocks:
                 inputs[block] = x
-            x = network.piece("run", block)(x)
+            x = network.step(Part.BLOCK, block)(x)
     if any(len(x) != probe for x in inputs.values()):
         # what runs between the blocks are no images, such as windows, and cannot be cut into parts
         return _default(offered)
@@ -87,7 +88,7 @@ def _seconds(network: Inference, inputs: dict[int, Tensor], counts: dict[int, in
             times = []
             for _ in range(1 + _REPEATS):
                 began = time.perf_counter()
-                network.each(network.piece("run", block), parts)
+                network.each(network.step(Part.BLOCK, block), parts)
                 times.append(time.perf_counter() - began)
             # the first call sets up what the others find
             total += counts[block] * min(times[1:])

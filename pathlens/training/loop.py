@@ -30,7 +30,7 @@ from pathlens.training.fold import fold
 from pathlens.training.history import epoch_row
 from pathlens.training.network import Partial, Restricted, Whole
 from pathlens.training.recipe import Recipe
-from pathlens.training.rules import PathLengths, Rule
+from pathlens.training.rules import Rule
 from pathlens.training.synced import SyncedBatchNorm
 
 #: steps between two looks at the loss, on devices where looking means waiting
@@ -158,9 +158,9 @@ class Run:
 
     def _network(self) -> nn.Module:
         network: nn.Module
-        if isinstance(self.rule, PathLengths):
+        if self.rule.lengths is not None:
             assert self.view is not None
-            network = Restricted(self.view, self.rule.first, self.rule.last)
+            network = Restricted(self.view, *self.rule.lengths)
         elif self.rule.draws or self.compiled:
             assert self.view is not None
             network = Partial(self.view, self.compiled)
@@ -181,7 +181,7 @@ class Run:
                     network,
                     device_ids=[self.device] if self.device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=self.rule.draws or isinstance(self.rule, PathLengths),
+                    find_unused_parameters=self.rule.draws or self.rule.lengths is not None,
                 )
         return network
 
@@ -230,8 +230,8 @@ class Run:
         """The step's sub-network for this process, as ``Partial`` takes it, and how many blocks run for an image."""
         if not self.rule.draws:
             return None, None, None, 0.0 if self.view is None else len(self.view)
-        assert self.view is not None and not isinstance(self.rule, PathLengths)  # noqa: PT018
-        drawn = self.rule.draw(len(self.view), images, generator(self.seed, BLOCKS, step))  # type: ignore[union-attr]
+        assert self.view is not None
+        drawn = self.rule.draw(len(self.view), images, generator(self.seed, BLOCKS, step))
         blocks = float(drawn.mean(axis=1).sum() if drawn.ndim == 2 else drawn.sum())
         mine = drawn[:, self.group.rank :: self.group.world] if drawn.ndim == 2 else drawn
         survival = np.array(self.rule.survival(len(self.view)))

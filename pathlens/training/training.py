@@ -27,7 +27,7 @@ from pathlens.training.fold import fold, last_layers
 from pathlens.training.history import history_table, result_table
 from pathlens.training.loop import Run
 from pathlens.training.recipe import Recipe, recipe_for
-from pathlens.training.rules import RESCALES, Full, PathLengths, Rule
+from pathlens.training.rules import RESCALES, Full, Rule
 
 WEIGHTS = "weights.safetensors"
 _LOWER = {"bfloat16": torch.bfloat16}
@@ -289,7 +289,7 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
     try:
         view = view_of(model, example)
     except ModelError:
-        if compiled or not isinstance(rule, Full):
+        if compiled or rule.draws or rule.lengths is not None:
             raise
         return None  # ordinary training needs no blocks
     rule.check(len(view))
@@ -297,9 +297,9 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
 
 
 def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced: bool) -> None:
-    if view is None or not isinstance(rule, PathLengths):
+    if view is None or rule.lengths is None:
         return
-    if view[0].kind.startswith("layer"):
+    if view.is_plain:
         raise UsageError(f"{rule}: a plain network has one path alone; give a residual network, or train it in full")
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if synced and norms:
