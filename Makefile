@@ -58,6 +58,7 @@ test: $(VENV)/.installed-test
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 bench: $(VENV)/.installed
+	$(BIN)/python studies/benchmarks/first_table.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/paths.py --out results/benchmarks
 	$(BIN)/python studies/benchmarks/training.py --out results/benchmarks

@@ -201,13 +201,17 @@ def wilson_interval(failures: int, n: int, confidence: float = 0.95) -> tuple[fl
     Raises:
         UsageError: ``n`` below 1, ``failures`` outside ``0 .. n``, or a confidence outside (0, 1).
     """
-    from scipy.stats import binomtest
+    # scipy.stats takes as long to import as a short sweep to run
+    from scipy.special import ndtri
 
     _check_confidence(confidence)
     if n < 1 or not 0 <= failures <= n:
         raise UsageError(f"{failures} failures among {n} images is no rate; give 0 <= failures <= n and n >= 1")
-    interval = binomtest(int(failures), int(n)).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    p, z = failures / n, float(ndtri(0.5 + 0.5 * confidence))
+    spread = 2 * (n + z**2)
+    center = (2 * n * p + z**2) / spread
+    half = z / spread * math.sqrt(4 * n * p * (1 - p) + z**2)
+    return (center - half if failures else 0.0), (center + half if failures < n else 1.0)
 
 
 def sample_interval(
@@ -227,7 +231,8 @@ def sample_interval(
         NumericsError: a sample that is not finite.
         UsageError: no samples, or a confidence outside (0, 1).
     """
-    from scipy import stats
+    import numpy as np
+    from scipy.special import stdtrit
 
     _check_confidence(confidence)
     if not len(values):
@@ -237,7 +242,8 @@ def sample_interval(
     if len(values) == 1:
         return None, None
     mean = math.fsum(values) / len(values)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
+    standard_error = np.std(values, ddof=1) / np.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * standard_error)
     return max(bounds[0], mean - half), min(bounds[1], mean + half)
 
 

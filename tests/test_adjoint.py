@@ -251,7 +251,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_pieces_are_refused_and_go_through_autograd(name):
     module, x = seeded(OTHERS[name]().double()), batch()
-    assert not is_stackable(segment_of(module, x).graph_module.graph)
+    assert not is_stackable(segment_of(module, x).graph)
     compare(module, x, kind=AutogradAdjoint)
 
 
@@ -267,7 +267,7 @@ def test_other_pieces_are_refused_and_go_through_autograd(name):
 )
 def test_pieces_that_draw_numbers_are_refused(make):
     module, x = make().double().train(), batch()
-    assert not is_stackable(segment_of(module, x).graph_module.graph)
+    assert not is_stackable(segment_of(module, x).graph)
 
 
 @pytest.mark.parametrize("name", ["bn", "bn without affine", "bn relu", "conv bn", "post-activation", "pre-activation"])

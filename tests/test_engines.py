@@ -136,18 +136,33 @@ def test_the_fastest_is_chosen_where_measuring_pays(view: ResidualView, monkeypa
     for winner in offered:
         monkeypatch.setattr(tuning, "_seconds", lambda network, *_, w=winner: 1.0 if network.engine == w else 2.0)
         with torch.inference_mode():
-            chosen, said = tuning.choose(view, CPU, torch.float32, source, 10_000)
-        assert chosen == winner
+            network, said = tuning.choose(view, CPU, torch.float32, source, 10_000)
+            default, small = tuning.choose(view, CPU, torch.float32, source, 2)
+        assert network.engine == winner
         assert said["engine_chosen"] == "measured"
         assert said["engine_speeds"][winner.name] == (1 if winner == offered[0] else 2)
-        assert tuning.choose(view, CPU, torch.float32, source, 2) == (
-            offered[0],
-            {"engine": offered[0].name, "engine_chosen": "default"},
-        )
+        assert (default.engine, small) == (offered[0], {"engine": offered[0].name, "engine_chosen": "default"})
     # a difference that may be noise changes nothing
     monkeypatch.setattr(tuning, "_seconds", lambda network, *_: 0.98 if network.engine == offered[-1] else 1.0)
     with torch.inference_mode():
-        assert tuning.choose(view, CPU, torch.float32, source, 10_000)[0] == offered[0]
+        assert tuning.choose(view, CPU, torch.float32, source, 10_000)[0].engine == offered[0]
+
+
+def test_measuring_stops_where_setting_up_an_engine_is_what_takes_time(
+    view: ResidualView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
+    measured: list[Engine] = []
+
+    def quick(network: Inference, *_: Any) -> float:
+        measured.append(network.engine)
+        return 0.0
+
+    monkeypatch.setattr(tuning, "_seconds", quick)
+    with torch.inference_mode():
+        network, said = tuning.choose(view, CPU, torch.float32, source, 10_000)
+    assert said == {"engine": network.engine.name, "engine_chosen": "default"}
+    assert measured == [network.engine]
 
 
 def test_measuring_runs_every_engine_that_is_offered(view: ResidualView, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +187,10 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
     digits = pathlens.open_data("digits", limit=24)
     choice: list[Any] = []
 
-    def choose(*_: Any) -> tuple[Engine, dict[str, Any]]:
-        choice.append(Engine("plain", 5))
+    def choose(
+        view: ResidualView, device: torch.device, dtype: torch.dtype, *_: Any
+    ) -> tuple[Inference, dict[str, Any]]:
+        choice.append(Inference(view, device, dtype, Engine("plain", 5)))
         return choice[-1], {"engine": "plain-5", "engine_chosen": "measured"}
 
     count, counted = sweep._count, []

@@ -236,8 +236,8 @@ def run_plans(
             if journal is not None and source.fingerprint:
                 key = _key(verb, view, where, tried, source, dtype, asked, facts)
                 kept = stack.enter_context(contextlib.closing(journals.Journal(Path(journal), key, group.rank)))
-        chosen, choice = _engine(given, view, where, kind, tried, source, group, kept)
-        network = stack.enter_context(Inference(view, where, kind, chosen))
+        network, choice = _prepared(given, view, where, kind, tried, source, group, kept)
+        stack.enter_context(network)
         result = sweep(network, tried, source, group, kept, progress)
     if kept and group.leads:
         kept.clear()
@@ -257,12 +257,12 @@ def run_plans(
         "largest_relative_logit_difference": _finite(result.largest_logit_difference),
         "resumed_batches": result.resumed_batches,
         "seconds": round(time.monotonic() - began, 3),
-        "notes": [*view.notes, *(facts or {}).get("notes", ()), *_engine_notes(chosen, where, kind)],
+        "notes": [*view.notes, *(facts or {}).get("notes", ()), *_engine_notes(network.engine, where, kind)],
     }
     return result, found
 
 
-def _engine(
+def _prepared(
     given: Engine | None,
     view: ResidualView,
     device: torch.device,
@@ -271,20 +271,22 @@ def _engine(
     source: Source,
     group: processes.Processes,
     kept: journals.Journal | None,
-) -> tuple[Engine, dict[str, Any]]:
-    """The engine of a sweep, and what provenance says of it: the one given, that of the journal, or the fastest."""
-    if given is not None:
-        return given, {"engine": given.name, "engine_chosen": "given"}
+) -> tuple[Inference, dict[str, Any]]:
+    """The network in the form given, that of the journal, or the fastest, and what provenance says of the choice."""
+    network: Inference | None = None
+    choice: dict[str, Any] | None = None
     before = [name for part in group.gather(list(kept.done.values()) if kept else []) for name, _ in part]
-    if before:
-        return engines.named(before[0], device, dtype), {"engine": before[0], "engine_chosen": "resumed"}
-    found: tuple[Engine, dict[str, Any]] | None = None
-    with group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
-        if group.leads:  # one process measures for all
-            found = tuning.choose(view, device, dtype, source, len(tried))
-    (first, *_) = group.gather(found)
-    assert first is not None
-    return first
+    if given is not None:
+        choice = {"engine": given.name, "engine_chosen": "given"}
+    elif before:
+        choice = {"engine": before[0], "engine_chosen": "resumed"}
+    else:
+        with group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
+            if group.leads:  # one process measures for all
+                network, choice = tuning.choose(view, device, dtype, source, len(tried))
+        (choice, *_) = group.gather(choice)
+    assert choice is not None
+    return network or Inference(view, device, dtype, engines.named(choice["engine"], device, dtype)), choice
 
 
 def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> list[str]:

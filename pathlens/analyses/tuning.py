@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathlens.analyses.agreement import check_agreement
+from pathlens.analyses.agreement import check_images
 from pathlens.analyses.sources import Source
 from pathlens.residual import ResidualView, engines
-from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
 
@@ -27,8 +26,8 @@ _GAIN = 1.05
 
 def choose(
     view: ResidualView, device: torch.device, dtype: torch.dtype, source: Source, plans: int
-) -> tuple[Engine, dict[str, Any]]:
-    """The fastest engine for a sweep, and what provenance says about the choice.
+) -> tuple[Inference, dict[str, Any]]:
+    """The network in the fastest form for a sweep, and what provenance says about the choice.
 
     Args:
         view: the network.
@@ -40,33 +39,43 @@ def choose(
     size = source.batch_size or len(source.first())
     total = source.facts.get("images") or size * (source.count or 1)
     offered = engines.candidates(device, dtype, min(size, total))
+    network = Inference(view, device, dtype, offered[0])
+    default = network, {"engine": network.engine.name, "engine_chosen": "default"}
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
     # in images that go through the whole network; plans that share their beginnings take about half
-    cost = probe * (1 + len(offered) * (1 + _REPEATS) * len(blocks) / len(view))
-    if len(offered) == 1 or cost > _SHARE * total * plans / 2:
-        return _default(offered)
-    inputs: dict[int, Tensor] = {}
-    with Inference(view, device, dtype, offered[0]) as network:
-        images = source.first()[:probe]
-        check_agreement(network, images)
-        x = network.stem(network.prepare(images))
-        for block in range(max(blocks) + 1):
-            if block in blocks:
-                inputs[block] = x
-            x = network.step(Part.BLOCK, block)(x)
+    sweep = total * plans / 2
+    if len(offered) == 1 or probe * (1 + (1 + _REPEATS) * len(blocks) / len(view)) > _SHARE * sweep:
+        return default
+    inputs = _inputs(network, source.first()[:probe], blocks)
     if any(len(x) != probe for x in inputs.values()):
         # what runs between the blocks are no images, such as windows, and cannot be cut into parts
-        return _default(offered)
-    seconds = {engine: _seconds(Inference(view, device, dtype, engine), inputs, blocks) for engine in offered}
+        return default
+    began = time.perf_counter()
+    seconds = {network.engine: _seconds(Inference(view, device, dtype, network.engine), inputs, blocks)}
+    others = (time.perf_counter() - began) * (len(offered) - 1)
+    # measured, because in a small sweep it is the setting up of the others that takes longest
+    if others > _SHARE * seconds[network.engine] / probe * sweep:
+        return default
+    for engine in offered[1:]:
+        seconds[engine] = _seconds(Inference(view, device, dtype, engine), inputs, blocks)
     fastest = min(offered, key=seconds.__getitem__)
-    chosen = fastest if seconds[fastest] * _GAIN < seconds[offered[0]] else offered[0]
-    speeds = {engine.name: round(seconds[offered[0]] / seconds[engine], 2) for engine in offered}
-    return chosen, {"engine": chosen.name, "engine_chosen": "measured", "engine_speeds": speeds}
+    speeds = {engine.name: round(seconds[network.engine] / seconds[engine], 2) for engine in offered}
+    if seconds[fastest] * _GAIN < seconds[network.engine]:
+        network = Inference(view, device, dtype, fastest)
+    return network, {"engine": network.engine.name, "engine_chosen": "measured", "engine_speeds": speeds}
 
 
-def _default(offered: Sequence[Engine]) -> tuple[Engine, dict[str, Any]]:
-    return offered[0], {"engine": offered[0].name, "engine_chosen": "default"}
+def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
+    """What some blocks are given when the intact network runs."""
+    check_images(network, images, 0)
+    inputs: dict[int, Tensor] = {}
+    x = network.stem(network.prepare(images))
+    for block in range(max(blocks) + 1):
+        if block in blocks:
+            inputs[block] = x
+        x = network.step(Part.BLOCK, block)(x)
+    return inputs
 
 
 def _kinds(view: ResidualView) -> dict[int, int]:

@@ -108,7 +108,7 @@ def linearise(segment: Segment, x: Tensor, stacked: bool = True) -> Adjoint:
         x: where to linearise, shape (N, ...).
         stacked: use :class:`StackedAdjoint` where the piece allows it.
     """
-    graph = segment.graph_module.graph
+    graph = segment.graph
     if not any(node.op == "call_function" for node in graph.nodes):
         return Identity(x)
     if stacked and is_stackable(graph):
@@ -168,7 +168,7 @@ class StackedAdjoint(Adjoint):
     """All cotangents at once, as one large batch of images."""
 
     def __init__(self, segment: Segment, x: Tensor) -> None:
-        graph = segment.graph_module.graph
+        graph = segment.graph
         self._start, *tensors = [node for node in graph.nodes if node.op == "placeholder"]
         values: dict[fx.Node, Any] = {self._start: x}
         values.update(zip(tensors, (t.detach() for t in segment.trace.fetch(segment.tensor_names)), strict=True))

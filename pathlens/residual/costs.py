@@ -48,6 +48,8 @@ def _may_multiply(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload) or ops.is_norm(node) or ops.is_rearranging(node):
         return False
+    if node.target is aten.sym_size.int:
+        return False
     composite = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     return (composite and node.target not in ops.ACTIVATIONS) or _is_registered(node.target)
 

@@ -183,7 +183,7 @@ def _lower(
     fast = engine.form != "plain"
     root = nn.Module()
     graph = fx.Graph()
-    (start, *tensors) = [node for node in segment.graph_module.graph.nodes if node.op == "placeholder"]
+    (start, *tensors) = [node for node in segment.graph.nodes if node.op == "placeholder"]
     known: dict[fx.Node, Any] = {}
     # what does not depend on the input is computed in the wider one of the model's type and the engine's
     wide = torch.promote_types(own, dtype) if own.is_floating_point else own
@@ -191,8 +191,8 @@ def _lower(
         node: tensor.detach().to(wide) if tensor.dtype == own else tensor.detach()
         for node, tensor in zip(tensors, segment.trace.fetch(segment.tensor_names), strict=True)
     }
-    fixed = _fixed(segment.graph_module.graph, set(tensors))
-    folded = _foldable(segment.graph_module.graph, fixed) if fast else {}
+    fixed = _fixed(segment.graph, set(tensors))
+    folded = _foldable(segment.graph, fixed) if fast else {}
     norms = set(folded.values())
     env: dict[fx.Node, fx.Node] = {start: graph.placeholder(start.name)}
     env[start].meta = dict(start.meta)
@@ -215,7 +215,7 @@ def _lower(
     def there(item: Any) -> Any:
         return wide if isinstance(item, torch.dtype) and item == own else item
 
-    for node in segment.graph_module.graph.nodes:
+    for node in segment.graph.nodes:
         if node.op == "output":
             graph.output(fx.node.map_arg(node.args[0], new))
         elif node.op != "call_function" or node in norms:
@@ -245,15 +245,13 @@ def _lower(
             typed = {"dtype": node.meta["val"].dtype} if _names_no_type(node) else {}
             copied.args = fx.node.map_aggregate(copied.args, here)
             copied.kwargs = fx.node.map_aggregate({**copied.kwargs, **typed}, here)
-    module = fx.GraphModule(root, graph, class_name="Piece")
     if engine.form == "packed":
-        fuse_onednn(module, engine.images)
+        fuse_onednn(root, graph, engine.images)
     elif fast and engines.widens(device, dtype):
-        _widen(module.graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    _drop_unused(module)
-    return module
+        _widen(graph)
+    graph.eliminate_dead_code()
+    # takes over the tensors that are used, and not the weights that were packed, which would take the memory twice
+    return fx.GraphModule(root, graph, class_name="Piece")
 
 
 def _fixed(graph: fx.Graph, tensors: set[fx.Node]) -> set[fx.Node]:
@@ -278,13 +276,6 @@ def _names_no_type(node: fx.Node) -> bool:
     takes = schema is not None and any(argument.name == "dtype" for argument in schema.arguments)
     from_tensors = any(isinstance(i.meta.get("val"), Tensor) for i in node.all_input_nodes)
     return takes and not from_tensors and node.kwargs.get("dtype") is None and "val" in node.meta
-
-
-def _drop_unused(module: fx.GraphModule) -> None:
-    """Let go of the weights that were packed, which would take the memory twice."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in module.named_buffers() if name not in used]:
-        delattr(module, name)
 
 
 class _Binder:
@@ -365,9 +356,8 @@ def _widen(graph: fx.Graph) -> None:
             node.target = engines.in_float32
 
 
-def fuse_onednn(module: fx.GraphModule, images: int | None) -> None:
+def fuse_onednn(root: nn.Module, graph: fx.Graph, images: int | None) -> None:
     """Turn convolution (+ addition) (+ ReLU) into one oneDNN call with weights packed for a number of images."""
-    graph = module.graph
     order = {node: position for position, node in enumerate(graph.nodes)}
     taken: set[fx.Node] = set()
     for conv in list(graph.nodes):
@@ -376,7 +366,7 @@ def fuse_onednn(module: fx.GraphModule, images: int | None) -> None:
         fusion = _fusion(conv, order, taken)
         if fusion.add is not None:
             taken.add(fusion.add)
-        _emit(module, fusion, images)
+        _emit(root, graph, fusion, images)
     graph.lint()
 
 
@@ -413,24 +403,24 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _emit(module: fx.GraphModule, fusion: _Fusion, images: int | None) -> None:
+def _emit(root: nn.Module, graph: fx.Graph, fusion: _Fusion, images: int | None) -> None:
     x, weight, bias, stride, padding, dilation, groups = _conv_args(fusion.conv)
     packed = f"{weight.target}_packed_{fusion.conv.name}"
-    plain = getattr(module, weight.target)
+    plain = getattr(root, weight.target)
     pair = [list(_pair(item)) for item in (padding, stride, dilation)]
     size = _size(x, images)
-    module.register_buffer(packed, engines.pack(plain, (pair[0], pair[1], pair[2]), groups, size), persistent=False)
+    root.register_buffer(packed, engines.pack(plain, (pair[0], pair[1], pair[2]), groups, size), persistent=False)
     relu = "relu" if fusion.relu is not None else "none"
-    with module.graph.inserting_before(fusion.last):
-        attribute = module.graph.get_attr(packed)
+    with graph.inserting_before(fusion.last):
+        attribute = graph.get_attr(packed)
         if fusion.add is None:
-            made = module.graph.call_function(
+            made = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.default,
                 (x, attribute, bias, *pair, groups, relu, [], ""),
             )
         else:
             other = fusion.add.args[1] if fusion.add.args[0] is fusion.conv else fusion.add.args[0]
-            made = module.graph.call_function(
+            made = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.binary,
                 (x, other, attribute, bias, *pair, groups, "add", 1.0, relu if fusion.relu else None, [], None),
             )
@@ -438,7 +428,7 @@ def _emit(module: fx.GraphModule, fusion: _Fusion, images: int | None) -> None:
     fusion.last.replace_all_uses_with(made)
     for node in (fusion.relu, fusion.add, fusion.conv):
         if node is not None:
-            module.graph.erase_node(node)
+            graph.erase_node(node)
 
 
 def _size(x: fx.Node, images: int | None) -> tuple[int, ...] | None:

@@ -232,7 +232,7 @@ class _Tape:
         longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.fork, stack.rows)
         if fed.shape[0]:
             branch = self._network.chain.branch(block)
-            if fed.shape[0] > _FEW and is_stackable(branch.graph_module.graph):
+            if fed.shape[0] > _FEW and is_stackable(branch.graph):
                 through = StackedAdjoint(branch, record.fork.detach())(fed)
             else:
                 through = _carry(record.branch, record.fork, fed)

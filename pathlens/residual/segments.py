@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,9 +27,14 @@ class Segment:
     parameters that the model holds at that moment.
     """
 
-    graph_module: fx.GraphModule
+    graph: fx.Graph
     tensor_names: tuple[str, ...]
     trace: Trace
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph as a module; made when asked for, since a piece that is rewritten for speed never runs as it is."""
+        return fx.GraphModule(torch.nn.Module(), self.graph, class_name="Segment")
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the piece on the tensors at its start."""
@@ -82,7 +88,7 @@ def splice(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> Se
         ModelError: a piece depends on the input other than through its start.
     """
     graph, names = extract(trace, pieces, ends)
-    return Segment(fx.GraphModule(torch.nn.Module(), graph, class_name="Segment"), names, trace)
+    return Segment(graph, names, trace)
 
 
 def extract(trace: Trace, pieces: Sequence[Piece], ends: Sequence[fx.Node]) -> tuple[fx.Graph, tuple[str, ...]]:

@@ -163,7 +163,7 @@ class Partial(nn.Module):
     def _callable(self, segment: Segment) -> Any:
         if self._compiled is None:
             return segment.graph_module.forward
-        structure = _structure(segment.graph_module.graph)
+        structure = _structure(segment.graph)
         if structure not in self._compiled:
             self._compiled[structure] = torch.compile(segment.graph_module)
         return self._compiled[structure]
