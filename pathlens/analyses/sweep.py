@@ -6,7 +6,7 @@ Deleting each of n blocks in turn so costs about half of n evaluations, and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
-from pathlens.analyses.journal import Journal
-from pathlens.analyses.sources import Source
+from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
 from pathlens.machine.memory import memory_named
-from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values, require_labels
 from pathlens.plans import Plan, route
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Route
 
-Progress = Callable[[int, int], None]
+PHASE = "sweep"
+"""Name of the counts in the journal."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class SweepResult:
 
     counts: list[ClassificationCounts]
     largest_logit_difference: float
-    resumed_batches: int
 
 
 def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
@@ -74,23 +72,13 @@ def _walk(network: Inference, routes: list[tuple[Route, int]], depth: int, x: Te
         yield index, logits
 
 
-def sweep(
-    network: Inference,
-    plans: Sequence[Plan],
-    source: Source,
-    processes: Processes,
-    journal: Journal | None = None,
-    progress: Progress | None = None,
-) -> SweepResult:
+def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepResult:
     """Counts of every plan over all images.
 
     Args:
         network: the prepared network.
         plans: what to evaluate; the first one is the intact network.
-        source: the images.
-        processes: this process takes every world-th batch; results are the same for any number of processes.
-        journal: finished batches are read from it and added to it.
-        progress: called with (batches done, batches in all) of this process.
+        runner: of the batches; beside each its journal keeps the name of the engine.
 
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
@@ -98,30 +86,17 @@ def sweep(
         DataError: labels outside the classes, or images that do not fit the network.
         RunError: another process has ended.
     """
-    done: dict[int, Any] = {}
-    for part in processes.gather(dict(journal.done) if journal else {}):
-        done.update({batch: counts for batch, (_engine, counts) in part.items()})
-    resumed = len(done)
-    routes = routes_of(plans, len(network))
-    total = source.count
-    mine = None if total is None else [b for b in range(total) if b not in done][processes.rank :: processes.world]
-    found: dict[int, Any] = {}
-    with processes.agreed() as look, torch.inference_mode(), memory_named(source.batch_size):
+    source = runner.source
+    with runner.group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
+        routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
-        for batch, images, labels in source.batches(mine):
-            if mine is None and batch % processes.world != processes.rank:
-                continue
-            look()
-            if progress:
-                progress(resumed + len(found), resumed + len(found) + 1 if mine is None else resumed + len(mine))
-            found[batch] = _count(network, routes, batch, images, labels)
-            if journal:
-                journal.add(batch, [network.engine.name, found[batch]])
-        if progress:
-            progress(resumed + len(found), resumed + len(found))
-    for part in processes.gather(found):
-        done.update(part)
-    return SweepResult(_add_up(done, len(plans)), difference, resumed)
+
+    def count(batch: int, images: Tensor, labels: Tensor) -> list[Any]:
+        return [network.engine.name, _count(network, routes, batch, images, labels)]
+
+    with torch.inference_mode():
+        found = runner.run(PHASE, count)
+    return SweepResult(_add_up([counts for _, counts in found.values()], len(plans)), difference)
 
 
 def _count(
@@ -142,11 +117,9 @@ def _count(
     return found
 
 
-def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
+def _add_up(batches: Sequence[Sequence[Sequence[float]]], plans: int) -> list[ClassificationCounts]:
     """Sums over the batches in their order, so that the rounding does not depend on who did what."""
     counts = [ClassificationCounts()] * plans
-    for batch in sorted(done):
-        counts = [
-            total + ClassificationCounts.from_values(values) for total, values in zip(counts, done[batch], strict=True)
-        ]
+    for batch in batches:
+        counts = [total + ClassificationCounts.from_values(values) for total, values in zip(counts, batch, strict=True)]
     return counts

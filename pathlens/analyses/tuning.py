@@ -6,11 +6,11 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_images
-from pathlens.analyses.sources import Source
+from pathlens.analyses.provenance import EngineFacts
+from pathlens.analyses.runner import Runner
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
@@ -24,23 +24,20 @@ _REPEATS = 2
 _GAIN = 1.05
 
 
-def choose(
-    view: ResidualView, device: torch.device, dtype: torch.dtype, source: Source, plans: int
-) -> tuple[Inference, dict[str, Any]]:
+def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, EngineFacts]:
     """The network in the fastest form for a sweep, and what provenance says about the choice.
 
     Args:
         view: the network.
-        device: where to compute.
-        dtype: what to compute with.
-        source: the images.
-        plans: how many networks are evaluated on them.
+        runner: of the sweep.
+        plans: how many networks are evaluated.
     """
+    source, device, dtype = runner.source, runner.device, runner.dtype
     size = source.batch_size or len(source.first())
-    total = source.facts.get("images") or size * (source.count or 1)
+    total = source.facts.images or size * (source.count or 1)
     offered = engines.candidates(device, dtype, min(size, total))
     network = Inference(view, device, dtype, offered[0])
-    default = network, {"engine": network.engine.name, "engine_chosen": "default"}
+    default = network, EngineFacts(engine=network.engine.name, engine_chosen="default")
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
     # in images that go through the whole network; plans that share their beginnings take about half
@@ -63,7 +60,7 @@ def choose(
     speeds = {engine.name: round(seconds[network.engine] / seconds[engine], 2) for engine in offered}
     if seconds[fastest] * _GAIN < seconds[network.engine]:
         network = Inference(view, device, dtype, fastest)
-    return network, {"engine": network.engine.name, "engine_chosen": "measured", "engine_speeds": speeds}
+    return network, EngineFacts(engine=network.engine.name, engine_chosen="measured", engine_speeds=speeds)
 
 
 def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
