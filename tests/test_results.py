@@ -106,6 +106,7 @@ def test_a_table_that_only_has_the_name_is_shown_as_it_is(warm, tmp_path):
         Table((Column("place"), Column("warmth")), ({"place": 1, "warmth": "hot"},)),
         Table((Column("place"), Column("warmth")), ({"place": None, "warmth": 1.0},)),
         Table((Column("place"),), ({"place": 1},)),
+        Table((Column("place"), Column("warmth")), ({"place": 1, "warmth": 10**400},)),
         Table(warm.columns, ()),
     )
     for number, table in enumerate(odd):
