@@ -27,8 +27,9 @@ from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.plans import Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain, module_path
-from pathlens.residual.restricted import Choice, restricted
-from pathlens.residual.routes import Route, intact, lesioned
+from pathlens.residual.restricted import restricted
+from pathlens.residual.routes import Part, Route, intact
+from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
 
 _T = TypeVar("_T")
@@ -152,7 +153,7 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
 def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
     view = model if isinstance(model, ResidualView) else None
     if view is not None:
-        plan = plans.check(plan, view)
+        plan = plan.check(view)
     target = view.model if view is not None else model
     if not isinstance(target, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(target).__name__}")
@@ -235,8 +236,8 @@ class _Intervened:
         before = self.active()
         known = self.known_view() or view
         if known is not None:
-            plan = plans.check(plan, known)
-        if isinstance(plan, Restriction) and any(isinstance(entry.plan, Restriction) for entry in before):
+            plan = plan.check(known)
+        if not plan.changes_forward and not all(entry.plan.changes_forward for entry in before):
             raise UsageError(
                 "restrict_backward is active on this model already; give all allowed lengths in one with block"
             )
@@ -305,7 +306,7 @@ class _Intervened:
         route = plans.route(active, len(chain.links))
         restrictions = [plan for plan in active if isinstance(plan, Restriction)]
         if not restrictions:
-            segment, buffers = self._once(chain, route, lesioned)
+            segment, buffers = self._once(chain, route, _lesioned)
             results = list(segment(images))
             split = len(results) - len(buffers)
             return results[:split], dict(zip(buffers, results[split:], strict=True))
@@ -315,11 +316,9 @@ class _Intervened:
                 "block"
             )
         (plan,) = restrictions
-        plans.check_restriction(plan, route)
+        plan.check_paths(route)
         network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
-        if plan.path is not None:
-            return network.run(images, Choice(path=frozenset(plan.path)))
-        return network.run(images, Choice(lengths=frozenset(plan.lengths)))
+        return network.run(images, plan.choice)
 
     def _once(self, chain: Chain, route: Route, make: Callable[[Chain, Route], _T]) -> _T:
         """What a function makes of a chain and a route, made once."""
@@ -356,6 +355,25 @@ def _unchanged(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _lesioned(chain: Chain, route: Route) -> tuple[Segment, list[str]]:
+    """The network on a route, and the buffers that its further results are for."""
+    trace = chain.trace
+    outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
+    links = [(part, chain.links[block]) for part, block in route]
+    swap = {link.total: link.remainder(part) for part, link in links if part is not Part.BLOCK}
+    pieces = [Piece(trace.source, outputs, swap)]
+    if any(block != position for position, (_, block) in enumerate(route)):
+        pieces = [
+            Piece(trace.source, (chain.boundaries[0],), swap),
+            *(Piece(link.start, (link.end,), swap) for _, link in links),
+            Piece(chain.boundaries[-1], outputs, swap),
+        ]
+    pieces, updated = with_updates(trace, chain.discovery.dependent, pieces)
+    buffers = [name for names in updated for name in names]
+    ends = [*outputs, *(trace.mutations[name] for name in buffers)]
+    return splice(trace, pieces, ends), buffers
+
+
 def _find(model: nn.Module, images: Tensor) -> ResidualView:
     try:
         return find_blocks(model, images)
@@ -369,8 +387,8 @@ def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple
     for name, forward in _intervened(model):
         places = _places(name, forward, view, chain) if name else None
         for entry in forward.active():
-            plan = entry.plan if places is None else plans.lift(entry.plan, places, len(view), name)
-            found.append((entry, plans.check(plan, view)))
+            plan = entry.plan if places is None else entry.plan.lift(places, len(view), name)
+            found.append((entry, plan.check(view)))
     return found
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -11,7 +14,8 @@ from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
 from pathlens.residual.describe import nodes_between
 from pathlens.residual.operations import WEIGHTED
-from pathlens.residual.routes import Route, path_blocks
+from pathlens.residual.restricted import Choice
+from pathlens.residual.routes import Part, Route, intact, path_blocks
 
 __all__ = [
     "Deletion",
@@ -19,12 +23,9 @@ __all__ = [
     "Reordering",
     "Restriction",
     "SkipDeletion",
-    "check",
-    "check_restriction",
     "delete",
     "delete_skips",
     "interchangeable",
-    "lift",
     "random_deletion",
     "random_skip_deletion",
     "random_swaps",
@@ -34,31 +35,119 @@ __all__ = [
 ]
 
 
+class Plan(ABC):
+    """What can be done to a network.
+
+    Attributes:
+        changes_forward: whether the network computes something else under this plan.
+    """
+
+    changes_forward: ClassVar[bool] = True
+
+    @abstractmethod
+    def check(self, view: ResidualView) -> Self:
+        """The plan as it applies to a network, with negative indices resolved.
+
+        Args:
+            view: the network's blocks.
+
+        Raises:
+            UsageError: an index outside the network, a deleted skip of a block that has none, or an order that moves a
+                block between stages or past a change of shape.
+        """
+
+    @abstractmethod
+    def apply(self, route: Route) -> Route:
+        """What runs at each position of the chain under this plan, after others.
+
+        Args:
+            route: what runs without it.
+
+        Raises:
+            UsageError: a block would lose both its branch and its shortcut.
+        """
+
+    @abstractmethod
+    def lift(self, places: Sequence[int], count: int, name: str) -> Self:
+        """The plan, which is for a part of a network, as a plan for the network.
+
+        Args:
+            places: which blocks of the network the part's blocks are.
+            count: number of blocks of the network.
+            name: of the part.
+
+        Raises:
+            UsageError: the part does not have such a block, or paths of given lengths through the part are no paths of
+                given lengths through the network, which has more blocks.
+        """
+
+
 @dataclass(frozen=True)
-class Deletion:
+class _PartDeletion(Plan):
+    """Delete the branches or the shortcuts of some blocks, wherever these run."""
+
+    blocks: tuple[int, ...] = ()
+    remaining: ClassVar[Part]
+
+    def check(self, view: ResidualView) -> Self:
+        """See :meth:`Plan.check`."""
+        blocks = _resolved(self.blocks, len(view))
+        if len(blocks) != len(self.blocks):
+            raise UsageError(f"a block is named twice in {_shortened(self.blocks)}")
+        return type(self)(blocks)
+
+    def apply(self, route: Route) -> Route:
+        """See :meth:`Plan.apply`."""
+        parts = {block: part for part, block in route}
+        blocks = _resolved(self.blocks, len(route))
+        for block in blocks:
+            if parts[block] not in (Part.BLOCK, self.remaining):
+                raise UsageError(
+                    f"block {block} would lose both its branch and its shortcut, and nothing would be left"
+                )
+            parts[block] = self.remaining
+        return tuple((parts[block], block) for _, block in route)
+
+    def lift(self, places: Sequence[int], count: int, name: str) -> Self:
+        """See :meth:`Plan.lift`."""
+        return type(self)(_lifted(self.blocks, places, name))
+
+
+@dataclass(frozen=True)
+class Deletion(_PartDeletion):
     """Delete the branches of some blocks: block i becomes s_i(S_i(x)) (Veit et al. 2016, section 4.1).
 
     Attributes:
         blocks: sorted indices, from 0.
     """
 
-    blocks: tuple[int, ...] = ()
+    remaining: ClassVar[Part] = Part.SHORTCUT
 
 
 @dataclass(frozen=True)
-class SkipDeletion:
+class SkipDeletion(_PartDeletion):
     """Delete the shortcuts of some blocks: block i becomes s_i(F_i(x)), the control experiment.
 
     Attributes:
         blocks: sorted indices, from 0.
     """
 
-    blocks: tuple[int, ...] = ()
+    remaining: ClassVar[Part] = Part.BRANCH
+
+    def check(self, view: ResidualView) -> Self:
+        """See :meth:`Plan.check`."""
+        plan = super().check(view)
+        for block in plan.blocks:
+            if view[block].is_layer:
+                raise UsageError(f"block {block} ({view[block].name}) is a plain layer and has no shortcut to delete")
+        return plan
 
 
 @dataclass(frozen=True)
-class Reordering:
+class Reordering(Plan):
     """Run the blocks in another order (Veit et al. 2016, section 4.3).
+
+    Of two reorderings the second permutes the positions of the first.
 
     Attributes:
         order: ``order[p]`` is the block that runs at position p.
@@ -66,9 +155,36 @@ class Reordering:
 
     order: tuple[int, ...]
 
+    def check(self, view: ResidualView) -> Self:
+        """See :meth:`Plan.check`."""
+        if len(self.order) != len(view):
+            raise UsageError(f"an order of {len(self.order)} blocks does not fit this network of {len(view)} blocks")
+        movable = [set(group) for group in interchangeable(view)]
+        for position, block in enumerate(self.order):
+            if position != block and not any(position in group and block in group for group in movable):
+                raise UsageError(
+                    f"block {block} ({view[block].name}, stage {view[block].stage}) cannot run in the place of block "
+                    f"{position} ({view[position].name}, stage {view[position].stage}): only blocks of equal shapes "
+                    "inside a stage can be exchanged"
+                )
+        return self
+
+    def apply(self, route: Route) -> Route:
+        """See :meth:`Plan.apply`."""
+        return tuple(route[position] for position in self.order)
+
+    def lift(self, places: Sequence[int], count: int, name: str) -> Self:
+        """See :meth:`Plan.lift`."""
+        if len(self.order) != len(places):
+            raise UsageError(f"an order of {len(self.order)} blocks does not fit {name} of {len(places)} blocks")
+        order = list(range(count))
+        for position, block in enumerate(self.order):
+            order[places[position]] = places[block]
+        return type(self)(tuple(order))
+
 
 @dataclass(frozen=True)
-class Restriction:
+class Restriction(Plan):
     """Let the gradient go back through some paths alone; the forward pass stays whole.
 
     Attributes:
@@ -78,10 +194,65 @@ class Restriction:
 
     lengths: tuple[int, ...] = ()
     path: tuple[int, ...] | None = None
+    changes_forward: ClassVar[bool] = False
 
+    @property
+    def choice(self) -> Choice:
+        """The allowed paths, for a backward pass."""
+        if self.path is not None:
+            return Choice(path=frozenset(self.path))
+        return Choice(lengths=frozenset(self.lengths))
 
-Plan = Deletion | SkipDeletion | Reordering | Restriction
-"""What can be done to a network."""
+    def check(self, view: ResidualView) -> Self:
+        """See :meth:`Plan.check`."""
+        if view.is_plain:
+            raise UsageError("this is a plain network: it has a single path, so nothing to restrict")
+        if self.lengths and self.lengths[-1] > len(view):
+            raise UsageError(
+                f"path length {self.lengths[-1]} is outside 0..{len(view)}: the network has {len(view)} blocks"
+            )
+        return type(self)(self.lengths, None if self.path is None else _resolved(self.path, len(view)))
+
+    def check_paths(self, route: Route) -> None:
+        """Refuse a restriction that leaves a lesioned network no path.
+
+        Args:
+            route: what runs at each position of the lesioned network.
+
+        Raises:
+            UsageError: no path has such a length, or the one path takes a branch that is deleted or leaves out a block
+                that has nothing but its branch.
+        """
+        free, forced = path_blocks(route)
+        if self.path is not None:
+            lost = sorted(set(self.path) - {*free, *forced})
+            if lost:
+                raise UsageError(f"the path takes the branch of block {lost[0]}, which is deleted; leave the block out")
+            missing = sorted(set(forced) - set(self.path))
+            if missing:
+                raise UsageError(
+                    f"the path leaves out block {missing[0]}, whose shortcut is deleted; every path takes its branch"
+                )
+            return
+        least, most = len(forced), len(forced) + len(free)
+        if not any(least <= length <= most for length in self.lengths):
+            raise UsageError(
+                f"no path of the lesioned network has a length of {_shortened(self.lengths)}; its paths have lengths "
+                f"from {least} to {most}"
+            )
+
+    def apply(self, route: Route) -> Route:
+        """See :meth:`Plan.apply`."""
+        return route
+
+    def lift(self, places: Sequence[int], count: int, name: str) -> Self:
+        """See :meth:`Plan.lift`."""
+        if len(places) != count:
+            raise UsageError(
+                f"restrict_backward is active on {name}, which has {len(places)} of the {count} blocks of the network "
+                "that another intervention is on; restrict the backward pass of the whole network"
+            )
+        return type(self)(self.lengths, None if self.path is None else _lifted(self.path, places, name))
 
 
 def delete(blocks: int | Iterable[int]) -> Deletion:
@@ -168,155 +339,35 @@ def _shortened(items: Sequence[int], most: int = 12) -> str:
     return f"({text}, ...)" if len(items) > most else f"({text})"
 
 
-def check(plan: Plan, view: ResidualView) -> Plan:
-    """A plan as it applies to a network, with negative indices resolved.
-
-    Args:
-        plan: of any kind.
-        view: the network's blocks.
-
-    Raises:
-        UsageError: an index outside the network, a deleted skip of a block that has none, or an order that moves a
-            block between stages or past a change of shape.
-    """
-    count = len(view)
-    if isinstance(plan, Reordering):
-        _check_order(plan, view)
-        return plan
-    if isinstance(plan, Restriction):
-        if view[0].kind.startswith("layer"):
-            raise UsageError("this is a plain network: it has a single path, so nothing to restrict")
-        return _checked_restriction(plan, count)
-    for block in plan.blocks:
+def _resolved(blocks: Iterable[int], count: int) -> tuple[int, ...]:
+    """Sorted indices from 0 of blocks of a network."""
+    for block in blocks:
         if not -count <= block < count:
             raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
-    blocks = tuple(sorted({block % count for block in plan.blocks}))
-    if len(blocks) != len(plan.blocks):
-        raise UsageError(f"a block is named twice in {_shortened(plan.blocks)}")
-    if isinstance(plan, SkipDeletion):
-        for block in blocks:
-            if view[block].kind.startswith("layer"):
-                raise UsageError(f"block {block} ({view[block].name}) is a plain layer and has no shortcut to delete")
-        return SkipDeletion(blocks)
-    return Deletion(blocks)
+    return tuple(sorted({block % count for block in blocks}))
 
 
-def _checked_restriction(plan: Restriction, count: int) -> Restriction:
-    if plan.lengths and plan.lengths[-1] > count:
-        raise UsageError(f"path length {plan.lengths[-1]} is outside 0..{count}: the network has {count} blocks")
-    for block in plan.path or ():
-        if not -count <= block < count:
-            raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
-    return Restriction(plan.lengths, None if plan.path is None else tuple(sorted({b % count for b in plan.path})))
-
-
-def _check_order(plan: Reordering, view: ResidualView) -> None:
-    if len(plan.order) != len(view):
-        raise UsageError(f"an order of {len(plan.order)} blocks does not fit this network of {len(view)} blocks")
-    movable = [set(group) for group in interchangeable(view)]
-    for position, block in enumerate(plan.order):
-        if position != block and not any(position in group and block in group for group in movable):
+def _lifted(blocks: Iterable[int], places: Sequence[int], name: str) -> tuple[int, ...]:
+    """Sorted indices in the network of blocks of a part."""
+    for block in blocks:
+        if not -len(places) <= block < len(places):
             raise UsageError(
-                f"block {block} ({view[block].name}, stage {view[block].stage}) cannot run in the place of block "
-                f"{position} ({view[position].name}, stage {view[position].stage}): only blocks of equal shapes inside "
-                "a stage can be exchanged"
+                f"block {block} does not exist: {name} has {len(places)} blocks, numbered 0 to {len(places) - 1}"
             )
+    return tuple(sorted(places[block] for block in blocks))
 
 
 def route(active: Iterable[Plan], blocks: int) -> Route:
     """What runs at each position of the chain under several plans at once.
 
-    Deletions name blocks of the network as it was trained, wherever these run; of two reorderings the second permutes
-    the positions of the first. A restriction of the backward pass changes nothing here.
-
     Args:
-        active: checked plans, in the order in which they were entered.
+        active: plans, in the order in which they were entered.
         blocks: number of blocks.
 
     Raises:
         UsageError: a block would lose both its branch and its shortcut.
     """
-    fate = ["run"] * blocks
-    order = list(range(blocks))
-    for plan in active:
-        if isinstance(plan, Reordering):
-            order = [order[block] for block in plan.order]
-        elif isinstance(plan, (Deletion, SkipDeletion)):
-            what = "bypass" if isinstance(plan, Deletion) else "no_skip"
-            for block in plan.blocks:
-                if fate[block] not in ("run", what):
-                    raise UsageError(
-                        f"block {block} would lose both its branch and its shortcut, and nothing would be left"
-                    )
-                fate[block] = what
-    return tuple((fate[block], block) for block in order)
-
-
-def check_restriction(plan: Restriction, route: Route) -> None:
-    """Refuse a restriction that leaves a lesioned network no path.
-
-    Args:
-        plan: which path lengths, or which path.
-        route: what runs at each position of the lesioned network.
-
-    Raises:
-        UsageError: no path has such a length, or the one path takes a branch that is deleted or leaves out a block that
-            has nothing but its branch.
-    """
-    free, forced = path_blocks(route)
-    if plan.path is not None:
-        lost = sorted(set(plan.path) - {*free, *forced})
-        if lost:
-            raise UsageError(f"the path takes the branch of block {lost[0]}, which is deleted; leave the block out")
-        missing = sorted(set(forced) - set(plan.path))
-        if missing:
-            raise UsageError(
-                f"the path leaves out block {missing[0]}, whose shortcut is deleted; every path takes its branch"
-            )
-        return
-    least, most = len(forced), len(forced) + len(free)
-    if not any(least <= length <= most for length in plan.lengths):
-        raise UsageError(
-            f"no path of the lesioned network has a length of {_shortened(plan.lengths)}; its paths have lengths from "
-            f"{least} to {most}"
-        )
-
-
-def lift(plan: Plan, places: Sequence[int], count: int, name: str) -> Plan:
-    """A plan for a part of a network as a plan for the network.
-
-    Args:
-        plan: for the part; negative block indices count from its end.
-        places: which blocks of the network the part's blocks are.
-        count: number of blocks of the network.
-        name: of the part.
-
-    Raises:
-        UsageError: the part does not have such a block, or paths of given lengths through the part are no paths of
-            given lengths through the network, which has more blocks.
-    """
-    if isinstance(plan, Reordering):
-        if len(plan.order) != len(places):
-            raise UsageError(f"an order of {len(plan.order)} blocks does not fit {name} of {len(places)} blocks")
-        order = list(range(count))
-        for position, block in enumerate(plan.order):
-            order[places[position]] = places[block]
-        return Reordering(tuple(order))
-    if isinstance(plan, Restriction) and len(places) != count:
-        raise UsageError(
-            f"restrict_backward is active on {name}, which has {len(places)} of the {count} blocks of the network that "
-            "another intervention is on; restrict the backward pass of the whole network"
-        )
-    named = (plan.path or ()) if isinstance(plan, Restriction) else plan.blocks
-    for block in named:
-        if not -len(places) <= block < len(places):
-            raise UsageError(
-                f"block {block} does not exist: {name} has {len(places)} blocks, numbered 0 to {len(places) - 1}"
-            )
-    blocks = tuple(sorted(places[block] for block in named))
-    if isinstance(plan, Restriction):
-        return Restriction(plan.lengths, None if plan.path is None else blocks)
-    return type(plan)(blocks)
+    return reduce(lambda found, plan: plan.apply(found), active, intact(blocks))
 
 
 def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:

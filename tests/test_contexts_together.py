@@ -142,7 +142,7 @@ def test_parts_that_are_not_of_the_trunk_are_refused(make):
         outer(images())
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="block 4 does not exist: net has 4 blocks"):
-        plans.lift(plans.delete(4), range(1, 5), 6, "net")
+        plans.delete(4).lift(range(1, 5), 6, "net")
 
 
 def test_the_studies_know_of_the_interventions_around_them(wrapped):

@@ -16,11 +16,14 @@ from odd_nets import ODD, drawn, random_images
 
 import pathlens
 from pathlens.analyses import lesions, sweep, tuning
+from pathlens.analyses.provenance import EngineFacts
+from pathlens.analyses.runner import Runner
 from pathlens.analyses.sources import make_source
 from pathlens.errors import DataError, UsageError
 from pathlens.residual import ResidualView, engines, find_blocks
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 CPU = torch.device("cpu")
 EVERY = ["plain", "plain-3", "plain-3x2", "folded", "folded-4", "folded-3x2", "packed", "packed-4", "packed-3x2"]
@@ -106,9 +109,9 @@ def test_half_types_are_computed_in_float32_and_rounded_after_every_product() ->
     view = find_blocks(drawn(ODD["padded shortcut"]), images)
     network = Inference(view, dtype=torch.bfloat16)
     with torch.inference_mode():
-        x = network.piece("stem")(network.prepare(images))
-        fast = network.piece("run", 0)(x)
-        slow = Inference(view, dtype=torch.bfloat16, engine=Engine("plain")).piece("run", 0)(x)
+        x = network.stem(network.prepare(images))
+        fast = network.step(Part.BLOCK, 0)(x)
+        slow = Inference(view, dtype=torch.bfloat16, engine=Engine("plain")).step(Part.BLOCK, 0)(x)
     assert fast.dtype == torch.bfloat16
     assert (fast.double() - slow.double()).abs().max() < 0.03 * slow.double().abs().max()
 
@@ -131,26 +134,28 @@ def test_with_the_capabilities_taken_away(tmp_path: Path) -> None:
 
 def test_the_fastest_is_chosen_where_measuring_pays(view: ResidualView, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
+    runner = Runner(source, CPU, torch.float32)
     offered = engines.candidates(CPU, torch.float32, 64)
     for winner in offered:
         monkeypatch.setattr(tuning, "_seconds", lambda network, *_, w=winner: 1.0 if network.engine == w else 2.0)
         with torch.inference_mode():
-            network, said = tuning.choose(view, CPU, torch.float32, source, 10_000)
-            default, small = tuning.choose(view, CPU, torch.float32, source, 2)
+            network, said = tuning.choose(view, runner, 10_000)
+            default, small = tuning.choose(view, runner, 2)
         assert network.engine == winner
-        assert said["engine_chosen"] == "measured"
-        assert said["engine_speeds"][winner.name] == (1 if winner == offered[0] else 2)
-        assert (default.engine, small) == (offered[0], {"engine": offered[0].name, "engine_chosen": "default"})
+        assert said.engine_chosen == "measured"
+        assert said.engine_speeds[winner.name] == (1 if winner == offered[0] else 2)
+        assert (default.engine, small) == (offered[0], EngineFacts(engine=offered[0].name, engine_chosen="default"))
     # a difference that may be noise changes nothing
     monkeypatch.setattr(tuning, "_seconds", lambda network, *_: 0.98 if network.engine == offered[-1] else 1.0)
     with torch.inference_mode():
-        assert tuning.choose(view, CPU, torch.float32, source, 10_000)[0].engine == offered[0]
+        assert tuning.choose(view, runner, 10_000)[0].engine == offered[0]
 
 
 def test_measuring_stops_where_setting_up_an_engine_is_what_takes_time(
     view: ResidualView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
+    runner = Runner(source, CPU, torch.float32)
     measured: list[Engine] = []
 
     def quick(network: Inference, *_: Any) -> float:
@@ -159,8 +164,8 @@ def test_measuring_stops_where_setting_up_an_engine_is_what_takes_time(
 
     monkeypatch.setattr(tuning, "_seconds", quick)
     with torch.inference_mode():
-        network, said = tuning.choose(view, CPU, torch.float32, source, 10_000)
-    assert said == {"engine": network.engine.name, "engine_chosen": "default"}
+        network, said = tuning.choose(view, runner, 10_000)
+    assert said == EngineFacts(engine=network.engine.name, engine_chosen="default")
     assert measured == [network.engine]
 
 
@@ -186,11 +191,9 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
     digits = pathlens.open_data("digits", limit=24)
     choice: list[Any] = []
 
-    def choose(
-        view: ResidualView, device: torch.device, dtype: torch.dtype, *_: Any
-    ) -> tuple[Inference, dict[str, Any]]:
-        choice.append(Inference(view, device, dtype, Engine("plain", 5)))
-        return choice[-1], {"engine": "plain-5", "engine_chosen": "measured"}
+    def choose(view: ResidualView, runner: Runner, _networks: int) -> tuple[Inference, EngineFacts]:
+        choice.append(Inference(view, runner.device, runner.dtype, Engine("plain", 5)))
+        return choice[-1], EngineFacts(engine="plain-5", engine_chosen="measured")
 
     count, counted = sweep._count, []
 

@@ -19,6 +19,7 @@ from pathlens.models import load_model
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 PLAIN = Engine("plain")
 
@@ -56,10 +57,10 @@ def opened(name: str) -> tuple[nn.Module, ResidualView, Tensor]:
 
 def composed(network: Inference, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        x = network.piece("stem")(network.prepare(images))
+        x = network.stem(network.prepare(images))
         for block in range(len(network)):
-            x = network.piece("run", block)(x)
-        return network.piece("head")(x)
+            x = network.step(Part.BLOCK, block)(x)
+        return network.head(x)
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -101,15 +102,15 @@ def test_each_piece_is_the_model_s_own(name: str) -> None:
     network = Inference(exact, dtype=torch.float64)
     with torch.no_grad():
         x = exact.stem(images.double())
-        assert distance(network.piece("stem")(images.double()), x) < 1e-10
+        assert distance(network.stem(images.double()), x) < 1e-10
         for block in range(len(exact)):
             after = exact.run(x, block, block + 1)
-            assert distance(network.piece("run", block)(x), after) < 1e-10
-            assert distance(network.piece("bypass", block)(x), exact.without_branch(block, x)) < 1e-10
-            if not exact[block].kind.startswith("layer"):
-                assert distance(network.piece("no_skip", block)(x), exact.without_shortcut(block, x)) < 1e-10
+            assert distance(network.step(Part.BLOCK, block)(x), after) < 1e-10
+            assert distance(network.step(Part.SHORTCUT, block)(x), exact.without_branch(block, x)) < 1e-10
+            if not exact[block].is_layer:
+                assert distance(network.step(Part.BRANCH, block)(x), exact.without_shortcut(block, x)) < 1e-10
             x = after
-        assert distance(network.piece("head")(x), exact.head(x)) < 1e-10
+        assert distance(network.head(x), exact.head(x)) < 1e-10
 
 
 @pytest.mark.parametrize("file", ["resnet20-12fca82f.th"])
@@ -131,7 +132,7 @@ def test_batch_norms_are_folded_and_sums_are_fused_where_torch_can() -> None:
     if not engines.packs(torch.device("cpu"), torch.float32):
         pytest.skip("this torch has no oneDNN")
     _, view, _ = opened("padded shortcut")
-    call = Inference(view).piece("run", 1)
+    call = Inference(view).step(Part.BLOCK, 1)
     module = next(cell.cell_contents for cell in call.__closure__ if isinstance(cell.cell_contents, nn.Module))
     targets = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     assert targets == ["mkldnn._convolution_pointwise.default", "mkldnn._convolution_pointwise.binary"]
@@ -179,11 +180,11 @@ def test_pieces_do_not_write_into_their_input() -> None:
     _, view, images = opened("padded shortcut")
     network = Inference(view)
     with torch.inference_mode():
-        x = network.piece("stem")(network.prepare(images))
+        x = network.stem(network.prepare(images))
         kept = x.clone()
-        for what in ("run", "bypass", "no_skip"):
+        for part in Part:
             for _ in range(2):
-                network.piece(what, 0)(x)
+                network.step(part, 0)(x)
             assert torch.equal(x, kept)
 
 

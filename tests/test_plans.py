@@ -81,23 +81,23 @@ def test_indices_count_from_both_ends(data, name):
     n = len(view)
     wanted = data.draw(st.sets(st.integers(0, n - 1)))
     written = [block - n if data.draw(st.booleans()) else block for block in wanted]
-    assert plans.check(plans.delete(written), view) == Deletion(tuple(sorted(wanted)))
-    assert plans.check(plans.delete_skips(written), view) == SkipDeletion(tuple(sorted(wanted)))
+    assert plans.delete(written).check(view) == Deletion(tuple(sorted(wanted)))
+    assert plans.delete_skips(written).check(view) == SkipDeletion(tuple(sorted(wanted)))
     outside = data.draw(st.integers(n, n + 9) | st.integers(-n - 9, -n - 1))
     with pytest.raises(UsageError, match=f"block {outside} does not exist: the network has {n} blocks"):
-        plans.check(plans.delete([*written, outside]), view)
+        plans.delete([*written, outside]).check(view)
 
 
 def test_one_block_named_from_both_ends_is_named_twice():
     with pytest.raises(UsageError, match="named twice"):
-        plans.check(plans.delete([4, -1]), found("cifar")[1])
+        plans.delete([4, -1]).check(found("cifar")[1])
 
 
 def test_skips_of_plain_layers_are_refused():
     view = find_layers(ODD["plain"].model(), ODD["plain"].input())
     with pytest.raises(UsageError, match="is a plain layer and has no shortcut to delete"):
-        plans.check(plans.delete_skips(0), view)
-    assert plans.check(plans.delete(0), view) == Deletion((0,))
+        plans.delete_skips(0).check(view)
+    assert plans.delete(0).check(view) == Deletion((0,))
 
 
 WANTED_GROUPS = {
@@ -130,16 +130,16 @@ def test_orders_are_accepted_inside_groups_alone(data, name):
     for group in plans.interchangeable(view):
         for place, block in zip(group, data.draw(st.permutations(group)), strict=True):
             order[place] = block
-    assert plans.check(plans.reorder(order), view).order == tuple(order)
+    assert plans.reorder(order).check(view).order == tuple(order)
     a, b = data.draw(st.integers(0, len(view) - 1)), data.draw(st.integers(0, len(view) - 1))
     together = any(a in group and b in group for group in plans.interchangeable(view))
     swapped = list(range(len(view)))
     swapped[a], swapped[b] = swapped[b], swapped[a]
     if a == b or together:
-        plans.check(plans.reorder(swapped), view)
+        plans.reorder(swapped).check(view)
     else:
         with pytest.raises(UsageError, match="only blocks of equal shapes inside a stage"):
-            plans.check(plans.reorder(swapped), view)
+            plans.reorder(swapped).check(view)
 
 
 # random plans
@@ -153,7 +153,7 @@ def test_orders_are_accepted_inside_groups_alone(data, name):
 def test_random_swaps_are_orders_that_fit(name, swaps, seed):
     view = found(name)[1]
     plan = plans.random_swaps(view, swaps, generator(seed))
-    assert plans.check(plan, view) == plan
+    assert plan.check(view) == plan
     assert plan == plans.random_swaps(view, swaps, generator(seed))
     assert sorted(plan.order) == list(range(len(view)))
     for stage in view.stages:
@@ -193,7 +193,7 @@ def test_random_deletions_are_sets_of_the_asked_size(data, name, seed):
         plan = draw(view, count, generator(seed))
         assert type(plan) is kind
         assert len(set(plan.blocks)) == len(plan.blocks) == count
-        assert plans.check(plan, view) == plan == draw(view, count, generator(seed))
+        assert plan.check(view) == plan == draw(view, count, generator(seed))
 
 
 @pytest.mark.parametrize("draw", [plans.random_deletion, plans.random_skip_deletion])

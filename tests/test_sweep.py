@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pathlens
 from pathlens import plans
-from pathlens.analyses.sweep import evaluate, steps_of
+from pathlens.analyses.sweep import evaluate, routes_of
 from pathlens.data import open_data
 from pathlens.errors import DataError, ModelError, NumericsError, ResourceError, UsageError
 from pathlens.residual import ResidualView, find_blocks
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 RGB = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -172,10 +173,21 @@ class Watched:
     def prepare(self, images: Tensor) -> Tensor:
         return self.network.prepare(images)
 
-    def piece(self, what: str, index: int = 0) -> Callable[[Tensor], Tensor]:
+    @property
+    def stem(self) -> Callable[[Tensor], Tensor]:
+        return self._watched(("stem", 0), self.network.stem)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        return self._watched(("head", 0), self.network.head)
+
+    def step(self, part: Part, index: int) -> Callable[[Tensor], Tensor]:
+        return self._watched((part, index), self.network.step(part, index))
+
+    def _watched(self, name: tuple[str, int], piece: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def call(x: Tensor) -> Tensor:
-            self.calls.append((what, index))
-            result = self.network.piece(what, index)(x)
+            self.calls.append(name)
+            result = piece(x)
             self.alive = [*(ref for ref in self.alive if ref() is not None), weakref.ref(result)]
             self.most = max(self.most, len(self.alive))
             return result
@@ -190,14 +202,14 @@ def test_single_deletions_cost_half_of_the_obvious_loop(view: ResidualView) -> N
     gc.disable()
     try:
         with torch.inference_mode():
-            indices_seen = [index for index, _ in evaluate(watched, tried, small_batches()[0][0])]  # type: ignore[arg-type]
+            indices_seen = [index for index, _ in evaluate(watched, routes_of(tried, n), small_batches()[0][0])]  # type: ignore[arg-type]
     finally:
         gc.enable()
     assert sorted(indices_seen) == list(range(n + 1))
     # block i runs intact once for all later lesions and the intact network, and once for each earlier lesion
-    assert [watched.calls.count(("run", block)) for block in range(n)] == [1 + block for block in range(n)]
-    assert [watched.calls.count(("bypass", block)) for block in range(n)] == [1] * n
-    assert sum(what == "run" for what, _ in watched.calls) == n * (n - 1) // 2 + n
+    assert [watched.calls.count((Part.BLOCK, block)) for block in range(n)] == [1 + block for block in range(n)]
+    assert [watched.calls.count((Part.SHORTCUT, block)) for block in range(n)] == [1] * n
+    assert sum(what is Part.BLOCK for what, _ in watched.calls) == n * (n - 1) // 2 + n
     assert watched.calls.count(("stem", 0)) == 1
     assert watched.calls.count(("head", 0)) == n + 1
     # the state before the lesion, the one going into a block, the one coming out of it, and logits
@@ -215,12 +227,13 @@ def test_any_plans_share_what_they_have_in_common_and_few_states_are_alive(view:
     gc.disable()
     try:
         with torch.inference_mode():
-            for index, logits in evaluate(watched, tried, images):  # type: ignore[arg-type]
+            for index, logits in evaluate(watched, routes_of(tried, n), images):  # type: ignore[arg-type]
                 found[index] = logits
     finally:
         gc.enable()
-    prefixes = {steps_of(plan, n)[: depth + 1] for plan in tried for depth in range(n)}
-    assert len(watched.calls) == len(prefixes) + 1 + len({steps_of(plan, n) for plan in tried})
+    routes = set(routes_of(tried, n))
+    prefixes = {route[: depth + 1] for route in routes for depth in range(n)}
+    assert len(watched.calls) == len(prefixes) + 1 + len(routes)
     heads = len({id(logits) for logits in found.values()})
     assert watched.most - heads <= 4 + math.log2(len(tried))
     assert sorted(found) == list(range(len(tried)))

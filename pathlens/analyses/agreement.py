@@ -15,6 +15,7 @@ from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
+from pathlens.residual.routes import Part
 
 _CHECKED_IMAGES = 16
 #: modules with hooks that a message names
@@ -117,10 +118,10 @@ def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
 
 
 def _logits(network: Inference, images: Tensor) -> Tensor:
-    x = network.piece("stem")(network.prepare(images))
+    x = network.stem(network.prepare(images))
     for block in range(len(network)):
-        x = network.piece("run", block)(x)
-    return network.piece("head")(x)
+        x = network.step(Part.BLOCK, block)(x)
+    return network.head(x)
 
 
 def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dtype: torch.dtype, advice: str) -> float:

@@ -4,72 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_traced
-from pathlens.analyses.journal import code_version
-from pathlens.analyses.lesions import Data
-from pathlens.analyses.sources import Source, make_source
+from pathlens.analyses.provenance import GradientProvenance, Json, Stated
+from pathlens.analyses.runner import Progress, Runner, running
+from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
 from pathlens.machine import processes
-from pathlens.machine.precision import precision
-from pathlens.models import state_sha256
-from pathlens.plans import Deletion, Plan, Reordering, SkipDeletion
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
-from pathlens.residual.routes import Route, intact
+from pathlens.residual.routes import Part, Route, intact
+
+#: examples at a time where nothing is given
+BATCH_SIZE = 32
 
 
-@dataclass
+@dataclass(frozen=True)
 class Opened:
-    """What the gradient analyses work on."""
+    """What the gradient analyses work on.
+
+    Attributes:
+        view: the network.
+        route: what runs at each position.
+        runner: of the batches.
+        images: number of examples.
+        mode: train or eval.
+        stacked: whether many gradients are carried at once.
+        provenance: of a table, given what the verb itself says.
+    """
 
     view: ResidualView
     route: Route
-    source: Source
-    device: torch.device
-    dtype: torch.dtype
-    stacked: bool
-    journal: Path | None
-    facts: dict[str, Any]
-    batches: int
+    runner: Runner
     images: int
+    mode: str
+    stacked: bool
+    provenance: Callable[..., GradientProvenance]
 
-    def linearise(self, batch: int, at: str, loss: Loss) -> tuple[Linearisation, int]:
-        """The network linearised at a batch, and the number of examples in it."""
-        ((_, images, labels),) = self.source.batches([batch])
-        images = _moved(images, self.device, self.dtype)
-        labels = labels.to(self.device)
-        linear = Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked, route=self.route)
-        return linear, len(images)
+    def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation:
+        """The network linearised at a batch."""
+        images = _moved(images, self.runner.device, self.runner.dtype)
+        labels = labels.to(self.runner.device)
+        return Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked, route=self.route)
 
-    def facts_for_key(self, verb: str, request: Any) -> dict[str, Any]:
-        """Everything that results depend on."""
-        return {
-            "verb": verb,
-            "code": code_version(),
-            "torch": torch.__version__,
-            "model": state_sha256(self.view.model),
-            "network": [repr(block) for block in self.view],
-            "route": self.route,
-            "output": self.view.output,
-            "data": self.source.fingerprint,
-            "mode": self.facts["mode"],
-            "dtype": str(self.dtype),
-            "device": self.device.type,
-            "stacked": self.stacked,
-            "request": repr(request),
-        }
+    def identify(self, verb: str, request: object) -> None:
+        """State what the results depend on."""
+        self.runner.identify(
+            verb,
+            self.view,
+            route=self.route,
+            mode=self.mode,
+            dtype=str(self.runner.dtype),
+            stacked=self.stacked,
+            request=repr(request),
+        )
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def opened(
     model: nn.Module | ResidualView,
     data: Data,
     *,
-    batch_size: int,
+    batch_size: int = BATCH_SIZE,
     lesion: Plan | Iterable[Plan] = (),
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -86,7 +86,8 @@ def opened(
     mode: str = "eval",
     stacked: bool = True,
     journal: str | Path | None = None,
-    facts: dict[str, Any] | None = None,
+    facts: Stated | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Opened]:
     """Open a network and data for gradients; the model is afterwards as it was.
 
@@ -103,6 +104,7 @@ def opened(
         stacked: carry many gradients through convolutional blocks at once.
         journal: folder for finished units.
         facts: what provenance should also say.
+        progress: called with (batches done, batches in all), summed over what is measured.
 
     Raises:
         UsageError: an unknown mode or type, or a lesion that does not fit the network.
@@ -116,47 +118,50 @@ def opened(
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
     given = module
     own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    where = processes.device_of(module, device)
     name = dtype or str(own.dtype).removeprefix("torch.")
-    with precision(name) as kind:
-        source = make_source(data, batch_size, mean, std, where)
+    opening = running(
+        module,
+        data,
+        batch_size=batch_size,
+        dtype=name,
+        device=device,
+        mean=mean,
+        std=std,
+        journal=journal,
+        progress=progress,
+    )
+    with opening as runner:
+        source, where, kind = runner.source, runner.device, runner.dtype
         view = model if isinstance(model, ResidualView) else None
         if own.dtype != kind or own.device != where:
             module = copy.deepcopy(module).to(device=where, dtype=kind)
             view = None
         if view is None:
             view = view_of(module, source.first(), model.output if isinstance(model, ResidualView) else None)
-        count = source.count if source.count is not None else sum(1 for _ in source.batches())
-        images = source.facts.get("images") or sum(len(batch) for _, batch, _ in source.batches())
+        if source.count is None:
+            runner.source = source = replace(source, count=sum(1 for _ in source.batches()))
+        images = source.facts.images or sum(len(batch) for _, batch, _ in source.batches())
         with in_mode(module, training=mode == "train"), _frozen(module):
             active = (*active_plans(given, view), *_checked(lesion, view))
             route = plans.route(active, len(view))
             check_traced(view, _moved(source.first(), where, kind))
-            yield Opened(
-                view=view,
-                route=route,
-                source=source,
-                device=where,
-                dtype=kind,
-                stacked=stacked,
-                journal=Path(journal) if journal is not None and source.fingerprint else None,
-                facts={
-                    "network": type(module).__name__,
-                    "blocks": len(view),
-                    "block_names": [block.name for block in view],
-                    "output": view.output,
-                    **source.facts,
-                    **(facts or {}),
-                    **({"lesion": _spoken(route)} if route != intact(len(view)) else {}),
-                    "mode": mode,
-                    "dtype": name,
-                    "device": processes.device_name(where),
-                    "batch_size": batch_size,
-                    "notes": list(view.notes) + list((facts or {}).get("notes", ())),
-                },
-                batches=count,
-                images=images,
+            stated = facts or {}
+            provenance = partial(
+                GradientProvenance,
+                network=type(module).__name__,
+                blocks=len(view),
+                block_names=tuple(block.name for block in view),
+                output=view.output,
+                data=source.facts,
+                stated=stated,
+                lesion=_spoken(route) if route != intact(len(view)) else None,
+                mode=mode,
+                dtype=name,
+                device=processes.device_name(where),
+                batch_size=batch_size,
+                notes=(*view.notes, *stated.get("notes", ())),
             )
+            yield Opened(view, route, runner, images, mode, stacked, provenance)
 
 
 def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -164,23 +169,22 @@ def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _checked(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, ...]:
-    kinds = (Deletion, SkipDeletion, Reordering)
-    given = (lesion,) if isinstance(lesion, (*kinds, plans.Restriction)) else tuple(lesion)
+    given = (lesion,) if isinstance(lesion, Plan) else tuple(lesion)
     for plan in given:
-        if not isinstance(plan, kinds):
+        if not (isinstance(plan, Plan) and plan.changes_forward):
             raise UsageError(
                 "a lesion must be made of plans to delete blocks, to delete shortcuts or to reorder blocks "
                 f"(pathlens.plans); found {type(plan).__name__}"
             )
-    return tuple(plans.check(plan, view) for plan in given)
+    return tuple(plan.check(view) for plan in given)
 
 
-def _spoken(route: Route) -> dict[str, Any]:
+def _spoken(route: Route) -> dict[str, Json]:
     """The lesion for provenance."""
     order = [block for _, block in route]
     return {
-        "deleted_blocks": sorted(block for what, block in route if what == "bypass"),
-        "deleted_shortcuts": sorted(block for what, block in route if what == "no_skip"),
+        "deleted_blocks": sorted(block for part, block in route if part is Part.SHORTCUT),
+        "deleted_shortcuts": sorted(block for part, block in route if part is Part.BRANCH),
         "order": order if order != sorted(order) else None,
     }
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows
-from pathlens.analyses.lesions import Data
 from pathlens.analyses.linear import Opened, opened
-from pathlens.analyses.sampling import Sampler
-from pathlens.analyses.units import Progress, Work
+from pathlens.analyses.options import GradientOptions
+from pathlens.analyses.provenance import Json
+from pathlens.analyses.runner import Progress
+from pathlens.analyses.sampling import Round, Sampler
+from pathlens.analyses.sources import Data
 from pathlens.errors import NumericsError, UsageError
-from pathlens.machine import processes
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
@@ -34,8 +34,6 @@ METHODS = ("exact", "sampled", "signed", "all")
 
 #: largest relative difference between the sum over lengths and autograd's gradient that rounding explains
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
-
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def path_gradients(
     seed: int = 0,
     loss: Loss = cross_entropy,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[GradientOptions],
 ) -> Table:
     r"""Gradient norm of every path length (Veit, Wilber, Belongie 2016, section 5), and what lies behind its mean.
 
@@ -95,9 +93,8 @@ def path_gradients(
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
         loss: (logits, labels) -> loss of each example.
-        progress: called with (units done, units in all).
-        **options: ``batch_size``, ``device``, ``dtype``, ``mean``, ``std``, ``mode`` (``eval`` or ``train``),
-            ``stacked``, ``journal``, ``facts``; see :func:`pathlens.analyses.linear.opened`.
+        progress: called with (batches done, batches in all), summed over the methods.
+        **options: see :func:`pathlens.analyses.linear.opened`.
 
     Returns:
         A row for each length. Its provenance has the effective ranges, the relative difference between the sum over
@@ -108,31 +105,24 @@ def path_gradients(
         NumericsError: a gradient that is not finite, a sum over lengths that is not autograd's gradient, or a model
             whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
-    began = time.monotonic()
     request = _request(method, at, max_length, tolerance, rel_error, max_samples, draws, share, seed)
-    with opened(model, data, lesion=lesion, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
+    with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         free, forced = _fit(request, run)
-        group = processes.current()
-        work = Work(run.journal, run.facts_for_key("path-gradients", request), group, progress)
-        try:
-            columns, found = _measure(run, request, free, forced, loss, work)
-        finally:
-            work.close()
-        work.clear()
-        facts = {
-            "verb": "path-gradients",
-            **run.facts,
-            "at": request.at,
-            "method": method,
-            "blocks_in_paths": len(free) + len(forced),
-            "seed": seed,
-            "share": share,
-            **found,
-            "resumed_units": work.resumed,
-            "processes": group.world,
-            "seconds": round(time.monotonic() - began, 3),
-        }
-    return PATH_GRADIENTS.table(columns, facts)
+        run.identify("path-gradients", request)
+        columns, measured = _measure(run, request, free, forced, loss)
+        provenance = run.provenance(
+            verb="path-gradients",
+            at=request.at,
+            method=method,
+            blocks_in_paths=len(free) + len(forced),
+            seed=seed,
+            share=share,
+            measured=measured,
+            resumed_units=run.runner.resumed,
+            processes=run.runner.group.world,
+            seconds=run.runner.seconds,
+        )
+    return PATH_GRADIENTS.table(columns, provenance.facts())
 
 
 def lattice(
@@ -145,7 +135,7 @@ def lattice(
     tolerance: float = 0.0,
     loss: Loss = cross_entropy,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[GradientOptions],
 ) -> Table:
     r"""Where the gradient lives: the mean norm of :math:`G^{(i)}_k` at every boundary i and length k.
 
@@ -155,25 +145,20 @@ def lattice(
         A row for each boundary (-1 is the input, i is x_i) and length, with the norm and the number of paths from the
         loss to there.
     """
-    began = time.monotonic()
     request = _request("exact", at, max_length, tolerance, 0.1, 1, 1, 0.95, 0)
-    with opened(model, data, lesion=lesion, batch_size=options.pop("batch_size", BATCH_SIZE), **options) as run:
+    with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         _fit(request, run)
-        work = Work(run.journal, run.facts_for_key("lattice", request), processes.current(), progress)
+        run.identify("lattice", request)
 
-        def compute(unit: int) -> Any:
-            linear, count = run.linearise(unit, request.at, loss)
+        def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
+            linear = run.linearise(images, labels, request.at, loss)
             places = []
             for profile in linear.profiles(request.max_length, request.tolerance):
                 norms = profile.norms().sum(1).tolist()
                 places.append([profile.boundary, profile.first, norms])
-            return [count, places]
+            return [len(images), places]
 
-        try:
-            results = work.run("lattice", range(run.batches), compute)
-        finally:
-            work.close()
-        work.clear()
+        results = run.runner.run("lattice", compute)
         examples = sum(count for count, _ in results.values())
         sums: dict[tuple[int, int], float] = {}
         for _, places in results.values():
@@ -182,14 +167,8 @@ def lattice(
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
         rows = path_rows.lattice(sums, examples, run.route)
-        facts = {
-            "verb": "lattice",
-            **run.facts,
-            "at": request.at,
-            "examples": examples,
-            "seconds": round(time.monotonic() - began, 3),
-        }
-    return LATTICE.table(rows, facts)
+        provenance = run.provenance(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
+    return LATTICE.table(rows, provenance.facts())
 
 
 def _request(
@@ -234,25 +213,27 @@ def _fit(request: _Request, run: Opened) -> tuple[Blocks, Blocks]:
 
 
 def _measure(
-    run: Opened, request: _Request, free: Blocks, forced: Blocks, loss: Loss, work: Work
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    run: Opened, request: _Request, free: Blocks, forced: Blocks, loss: Loss
+) -> tuple[list[dict[str, Any]], dict[str, Json]]:
     shortest = len(forced)
     longest = shortest + len(free) if request.max_length is None else request.max_length
     lengths = range(shortest, longest + 1)
     table = path_rows.Rows(len(free), shortest, longest)
-    found: dict[str, Any] = {"images_measured": run.images}
+    runner = run.runner
+    found: dict[str, Json] = {"images_measured": run.images}
     if "exact" in request.methods:
-        results = work.run("exact", range(run.batches), lambda unit: _exact(run, request, lengths, loss, unit))
+        results = runner.run("exact", partial(_exact, run, request, lengths, loss))
         found |= _take_exact(table, list(results.values()), run, request)
     if "signed" in request.methods:
-        results = work.run("signed", range(run.batches), lambda unit: _signed(run, request, longest, loss, unit))
+        results = runner.run("signed", partial(_signed, run, request, longest, loss))
         table.signed(list(results.values()))
         found["draws"] = request.draws
     if "sampled" in request.methods:
         sampler = Sampler(len(free), longest - shortest, request.rel_error, request.max_samples, request.seed)
         while sampler.open_lengths:
-            step = sampler.next_round(run.batches)
-            results = work.run("sampled", step.units, partial(_sampled, run, request, step, free, forced, loss))
+            step = sampler.next_round(runner.source.count or 0)
+            compute = partial(_sampled, run, request, step, free, forced, loss)
+            results = runner.run("sampled", compute, step.units)
             sampler.take(step, results)
         table.sampled(sampler)
     rows = table.finished()
@@ -262,14 +243,16 @@ def _measure(
     return rows, found
 
 
-def _effective(contributions: list[float], share: float, free: int, shortest: int) -> dict[str, Any]:
+def _effective(contributions: list[float], share: float, free: int, shortest: int) -> dict[str, Json]:
     """The effective range; ``contributions`` begins at the shortest length, random blocks have a choice."""
     effective = paths.effective_paths(contributions, share, free)
     return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}
 
 
-def _exact(run: Opened, request: _Request, lengths: range, loss: Loss, unit: int) -> Any:
-    linear, count = run.linearise(unit, request.at, loss)
+def _exact(
+    run: Opened, request: _Request, lengths: range, loss: Loss, _batch: int, images: Tensor, labels: Tensor
+) -> Any:
+    linear, count = run.linearise(images, labels, request.at, loss), len(images)
     profile = linear.exact(lengths[-1], request.tolerance)
     norms = torch.zeros(len(lengths), count, dtype=torch.float64)
     norms[profile.lengths.start - lengths.start : profile.lengths.stop - lengths.start] = profile.norms().cpu()
@@ -287,11 +270,11 @@ def _exact(run: Opened, request: _Request, lengths: range, loss: Loss, unit: int
     }
 
 
-def _take_exact(table: path_rows.Rows, results: list[Any], run: Opened, request: _Request) -> dict[str, Any]:
+def _take_exact(table: path_rows.Rows, results: list[Any], run: Opened, request: _Request) -> dict[str, Json]:
     table.exact(results)
     difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
     cut = request.max_length is not None or request.tolerance > 0
-    limit = _ROUNDING.get(run.dtype)
+    limit = _ROUNDING.get(run.runner.dtype)
     if not cut and limit is not None and not difference <= limit:
         raise NumericsError(
             f"the sum over all path lengths differs from autograd's gradient by {difference:.1e} of its norm, more "
@@ -306,22 +289,34 @@ def _take_exact(table: path_rows.Rows, results: list[Any], run: Opened, request:
     }
 
 
-def _signed(run: Opened, request: _Request, longest: int, loss: Loss, unit: int) -> Any:
+def _signed(
+    run: Opened, request: _Request, longest: int, loss: Loss, batch: int, images: Tensor, labels: Tensor
+) -> Any:
     """For each draw, the sum over examples of the squared norm at each length."""
-    linear, count = run.linearise(unit, request.at, loss)
-    rng = np.random.default_rng([request.seed, 1, unit])
+    linear, count = run.linearise(images, labels, request.at, loss), len(images)
+    rng = np.random.default_rng([request.seed, 1, batch])
     squares = []
     for _ in range(request.draws):
         drawn = rng.integers(0, 2, size=(len(run.view), count)) * 2 - 1
-        signs = torch.as_tensor(drawn, dtype=run.dtype, device=run.device)
+        signs = torch.as_tensor(drawn, dtype=run.runner.dtype, device=run.runner.device)
         profile = linear.exact(longest, 0.0, signs)
         squares.append(profile.norms().square().sum(1).tolist())
     return {"examples": count, "squares": squares}
 
 
-def _sampled(run: Opened, request: _Request, step: Any, free: Blocks, forced: Blocks, loss: Loss, unit: int) -> Any:
+def _sampled(
+    run: Opened,
+    request: _Request,
+    step: Round,
+    free: Blocks,
+    forced: Blocks,
+    loss: Loss,
+    unit: int,
+    images: Tensor,
+    labels: Tensor,
+) -> Any:
     """Norms of the drawn paths for the examples of one batch: blocks chosen -> a list for each path."""
-    linear, _ = run.linearise(step.batch_of(unit), request.at, loss)
+    linear = run.linearise(images, labels, request.at, loss)
     drawn = step.paths_for(unit)
     flat = [(*forced, *(free[place] for place in path)) for length in drawn for path in drawn[length]]
     norms: list[list[float]] = []

@@ -30,10 +30,6 @@ class Round:
         """Numbers of this round's units, one for each batch; no other round has them."""
         return range(self.number * self.batches, (self.number + 1) * self.batches)
 
-    def batch_of(self, unit: int) -> int:
-        """The batch of a unit."""
-        return unit % self.batches
-
     def paths_for(self, unit: int) -> dict[int, list[tuple[int, ...]]]:
         """Paths of each length for a unit; all of them where they are few."""
         drawn = {}

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from pathlens.analyses.provenance import DataFacts
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
 from pathlens.machine import processes
+
+Data = ImageData | Iterable[Any]
+"""An opened data set, or batches of (images, labels)."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class Source:
             resumed.
     """
 
-    data: ImageData | Iterable[Any]
+    data: Data
     batch_size: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     device: torch.device
     count: int | None
-    facts: dict[str, Any] = field(repr=False)
+    facts: DataFacts = field(repr=False)
     fingerprint: str
 
     def batches(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -71,7 +75,7 @@ class Source:
 
 
 def make_source(
-    data: ImageData | Iterable[Any],
+    data: Data,
     batch_size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -87,17 +91,17 @@ def make_source(
         own_mean = tuple(data.mean if mean is None else mean)
         own_std = tuple(data.std if std is None else std)
         source = "given" if mean is not None or std is not None else data.normalisation_source
-        facts = {
-            "data": data.name,
-            "split": data.split,
-            "images": data.n,
-            "images_in_split": data.total,
-            "data_sha256": data.fingerprint,
-            "mean": list(own_mean),
-            "std": list(own_std),
-            "normalisation": source,
-            "batch_size": batch_size,
-        }
+        facts = DataFacts(
+            data=data.name,
+            split=data.split,
+            images=data.n,
+            images_in_split=data.total,
+            data_sha256=data.fingerprint,
+            mean=own_mean,
+            std=own_std,
+            normalisation=source,
+            batch_size=batch_size,
+        )
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
         return Source(data, batch_size, own_mean, own_std, device, count, facts, digest)
@@ -111,7 +115,7 @@ def make_source(
     if processes.current().world > 1 and isinstance(getattr(data, "sampler", None), RandomSampler):
         raise UsageError("a DataLoader that shuffles cannot be shared between processes; give shuffle=False")
     length = len(data) if isinstance(data, Sized) else None
-    facts = {"data": f"batches from {type(data).__name__}", "normalisation": "as given by the batches"}
+    facts = DataFacts(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
     return Source(data, None, None, None, device, length, facts, "")
 
 

@@ -6,7 +6,7 @@ Deleting each of n blocks in turn so costs about half of n evaluations, and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
-from pathlens.analyses.journal import Journal
-from pathlens.analyses.sources import Source
+from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
 from pathlens.machine.memory import memory_named
-from pathlens.machine.processes import Processes
 from pathlens.measure import ClassificationCounts, count_values, require_labels
-from pathlens.plans import Deletion, Plan, Reordering, Restriction, SkipDeletion
+from pathlens.plans import Plan, route
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Route
 
-Step = tuple[str, int]
-Progress = Callable[[int, int], None]
+PHASE = "sweep"
+"""Name of the counts in the journal."""
 
 
 @dataclass(frozen=True)
@@ -34,61 +33,52 @@ class SweepResult:
 
     counts: list[ClassificationCounts]
     largest_logit_difference: float
-    resumed_batches: int
 
 
-def steps_of(plan: Plan, blocks: int) -> tuple[Step, ...]:
-    """What runs at each position of the chain under a plan."""
-    if isinstance(plan, Reordering):
-        return tuple(("run", block) for block in plan.order)
-    if isinstance(plan, Restriction):
+def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
+    """What runs at each position of the chain under each plan.
+
+    Args:
+        plans: each by itself.
+        blocks: number of blocks.
+
+    Raises:
+        UsageError: a plan that changes no forward pass.
+    """
+    if not all(plan.changes_forward for plan in plans):
         raise UsageError("a restricted backward pass changes no forward pass, so there is no error to measure")
-    what = {Deletion: "bypass", SkipDeletion: "no_skip"}[type(plan)]
-    lost = set(plan.blocks)
-    return tuple((what if block in lost else "run", block) for block in range(blocks))
+    return [route([plan], blocks) for plan in plans]
 
 
-def evaluate(network: Inference, plans: Sequence[Plan], images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Logits of each lesioned network for one batch, as (index of the plan, logits), in no particular order."""
-    routes = sorted((steps_of(plan, len(network)), index) for index, plan in enumerate(plans))
+def evaluate(network: Inference, routes: Sequence[Route], images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order."""
+    numbered = sorted((route, index) for index, route in enumerate(routes))
     # no name for the stem's output, so that it lives no longer than it is needed
-    yield from _walk(network, routes, 0, network.piece("stem")(network.prepare(images)))
+    yield from _walk(network, numbered, 0, network.stem(network.prepare(images)))
 
 
-def _walk(
-    network: Inference, routes: list[tuple[tuple[Step, ...], int]], depth: int, x: Tensor
-) -> Iterator[tuple[int, Tensor]]:
+def _walk(network: Inference, routes: list[tuple[Route, int]], depth: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
     while depth < len(network):
         groups = [list(group) for _, group in groupby(routes, key=lambda route: route[0][depth])]
         # the largest group goes on in this loop, so that the recursion is only as deep as plans really part
         groups.sort(key=len)
         for group in groups[:-1]:
-            yield from _walk(network, group, depth + 1, network.piece(*group[0][0][depth])(x))
+            yield from _walk(network, group, depth + 1, network.step(*group[0][0][depth])(x))
         routes = groups[-1]
-        x = network.piece(*routes[0][0][depth])(x)
+        x = network.step(*routes[0][0][depth])(x)
         depth += 1
-    logits = network.piece("head")(x)
+    logits = network.head(x)
     for _, index in routes:
         yield index, logits
 
 
-def sweep(
-    network: Inference,
-    plans: Sequence[Plan],
-    source: Source,
-    processes: Processes,
-    journal: Journal | None = None,
-    progress: Progress | None = None,
-) -> SweepResult:
+def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepResult:
     """Counts of every plan over all images.
 
     Args:
         network: the prepared network.
         plans: what to evaluate; the first one is the intact network.
-        source: the images.
-        processes: this process takes every world-th batch; results are the same for any number of processes.
-        journal: finished batches are read from it and added to it.
-        progress: called with (batches done, batches in all) of this process.
+        runner: of the batches; beside each its journal keeps the name of the engine.
 
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
@@ -96,40 +86,30 @@ def sweep(
         DataError: labels outside the classes, or images that do not fit the network.
         RunError: another process has ended.
     """
-    done: dict[int, Any] = {}
-    for part in processes.gather(dict(journal.done) if journal else {}):
-        done.update({batch: counts for batch, (_engine, counts) in part.items()})
-    resumed = len(done)
-    total = source.count
-    mine = None if total is None else [b for b in range(total) if b not in done][processes.rank :: processes.world]
-    found: dict[int, Any] = {}
-    with processes.agreed() as look, torch.inference_mode(), memory_named(source.batch_size):
+    source = runner.source
+    with runner.group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
+        routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
-        for batch, images, labels in source.batches(mine):
-            if mine is None and batch % processes.world != processes.rank:
-                continue
-            look()
-            if progress:
-                progress(resumed + len(found), resumed + len(found) + 1 if mine is None else resumed + len(mine))
-            found[batch] = _count(network, plans, batch, images, labels)
-            if journal:
-                journal.add(batch, [network.engine.name, found[batch]])
-        if progress:
-            progress(resumed + len(found), resumed + len(found))
-    for part in processes.gather(found):
-        done.update(part)
-    return SweepResult(_add_up(done, len(plans)), difference, resumed)
+
+    def count(batch: int, images: Tensor, labels: Tensor) -> list[Any]:
+        return [network.engine.name, _count(network, routes, batch, images, labels)]
+
+    with torch.inference_mode():
+        found = runner.run(PHASE, count)
+    return SweepResult(_add_up([counts for _, counts in found.values()], len(plans)), difference)
 
 
-def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor, labels: Tensor) -> list[list[float]]:
-    """Five numbers for each plan (see :func:`count_values`), checked as far as the intact network tells."""
+def _count(
+    network: Inference, routes: Sequence[Route], batch: int, images: Tensor, labels: Tensor
+) -> list[list[float]]:
+    """Five numbers for each route (see :func:`count_values`), checked as far as the intact network tells."""
     check_images(network, images, batch)
     require_labels(labels, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        values = {index: count_values(logits, targets) for index, logits in evaluate(network, plans, part[0])}
-        return torch.stack([values[index] for index in range(len(plans))])
+        values = {index: count_values(logits, targets) for index, logits in evaluate(network, routes, part[0])}
+        return torch.stack([values[index] for index in range(len(routes))])
 
     parts = network.each(count, network.parts(images, labels))
     found: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
@@ -137,11 +117,9 @@ def _count(network: Inference, plans: Sequence[Plan], batch: int, images: Tensor
     return found
 
 
-def _add_up(done: dict[int, Any], plans: int) -> list[ClassificationCounts]:
+def _add_up(batches: Sequence[Sequence[Sequence[float]]], plans: int) -> list[ClassificationCounts]:
     """Sums over the batches in their order, so that the rounding does not depend on who did what."""
     counts = [ClassificationCounts()] * plans
-    for batch in sorted(done):
-        counts = [
-            total + ClassificationCounts.from_values(values) for total, values in zip(counts, done[batch], strict=True)
-        ]
+    for batch in batches:
+        counts = [total + ClassificationCounts.from_values(values) for total, values in zip(counts, batch, strict=True)]
     return counts

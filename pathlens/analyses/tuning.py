@@ -6,13 +6,14 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_images
-from pathlens.analyses.sources import Source
+from pathlens.analyses.provenance import EngineFacts
+from pathlens.analyses.runner import Runner
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.inference import Inference
+from pathlens.residual.routes import Part
 
 #: the choice may cost this share of the sweep
 _SHARE = 0.03
@@ -23,23 +24,20 @@ _REPEATS = 2
 _GAIN = 1.05
 
 
-def choose(
-    view: ResidualView, device: torch.device, dtype: torch.dtype, source: Source, plans: int
-) -> tuple[Inference, dict[str, Any]]:
+def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, EngineFacts]:
     """The network in the fastest form for a sweep, and what provenance says about the choice.
 
     Args:
         view: the network.
-        device: where to compute.
-        dtype: what to compute with.
-        source: the images.
-        plans: how many networks are evaluated on them.
+        runner: of the sweep.
+        plans: how many networks are evaluated.
     """
+    source, device, dtype = runner.source, runner.device, runner.dtype
     size = source.batch_size or len(source.first())
-    total = source.facts.get("images") or size * (source.count or 1)
+    total = source.facts.images or size * (source.count or 1)
     offered = engines.candidates(device, dtype, min(size, total), view.largest_activation)
     network = Inference(view, device, dtype, offered[0])
-    default = network, {"engine": network.engine.name, "engine_chosen": "default"}
+    default = network, EngineFacts(engine=network.engine.name, engine_chosen="default")
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
     # in images that go through the whole network; plans that share their beginnings take about half
@@ -62,18 +60,18 @@ def choose(
     speeds = {engine.name: round(seconds[network.engine] / seconds[engine], 2) for engine in offered}
     if seconds[fastest] * _GAIN < seconds[network.engine]:
         network = Inference(view, device, dtype, fastest)
-    return network, {"engine": network.engine.name, "engine_chosen": "measured", "engine_speeds": speeds}
+    return network, EngineFacts(engine=network.engine.name, engine_chosen="measured", engine_speeds=speeds)
 
 
 def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
     """What some blocks are given when the intact network runs."""
     check_images(network, images, 0)
     inputs: dict[int, Tensor] = {}
-    x = network.piece("stem")(network.prepare(images))
+    x = network.stem(network.prepare(images))
     for block in range(max(blocks) + 1):
         if block in blocks:
             inputs[block] = x
-        x = network.piece("run", block)(x)
+        x = network.step(Part.BLOCK, block)(x)
     return inputs
 
 
@@ -96,7 +94,7 @@ def _seconds(network: Inference, inputs: dict[int, Tensor], counts: dict[int, in
             times = []
             for _ in range(1 + _REPEATS):
                 began = time.perf_counter()
-                network.each(network.piece("run", block), parts)
+                network.each(network.step(Part.BLOCK, block), parts)
                 times.append(time.perf_counter() - began)
             # the first call sets up what the others find
             total += counts[block] * min(times[1:])

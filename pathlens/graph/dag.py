@@ -48,7 +48,7 @@ def _whole(chain: Chain) -> list[Part]:
     here = add(source, chain.boundaries[0])
     for link in chain.links:
         fork = add(here, link.fork, nodes_between(chain, link.start, link.fork))
-        if link.addition.kind.startswith("layer"):
+        if link.addition.is_layer:
             here = add(fork, link.end, link.addition.branch_nodes)
             continue
         branch = add(fork, link.branch, link.addition.branch_nodes)
@@ -85,7 +85,7 @@ class _Builder:
                 places.setdefault(node, (role, block))
 
         for index, link in enumerate(chain.links):
-            layer = link.addition.kind.startswith("layer")
+            layer = link.addition.is_layer
             put((link.total,), "layer" if layer else "add", index)
             put((*link.addition.branch_nodes, link.branch), "layer" if layer else "branch", index)
             put(link.addition.shortcut_nodes, "shortcut", index)
@@ -115,7 +115,7 @@ class _Builder:
             detail="blocks" if self.whole_blocks else "merges",
             input=ids[self.parts[0].end],
             output=output,
-            n_blocks=sum(not block.kind.startswith("layer") for block in self.view.blocks),
+            n_blocks=sum(not block.is_layer for block in self.view.blocks),
             n_paths=sum(lengths),
             n_paths_by_length=lengths,
             n_skips_add=skips["add"],

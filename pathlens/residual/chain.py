@@ -17,6 +17,7 @@ from torch import fx
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.residual import operations as ops
 from pathlens.residual.discover import Addition, Discovery, discover
+from pathlens.residual.routes import Part
 from pathlens.residual.segments import Segment, cut
 from pathlens.residual.trace import Trace
 
@@ -50,6 +51,10 @@ class Link:
     post: tuple[fx.Node, ...]
     bypass: fx.Node
 
+    def remainder(self, part: Part) -> fx.Node:
+        """What is left of the sum where only a part of the block runs."""
+        return {Part.BLOCK: self.total, Part.SHORTCUT: self.bypass, Part.BRANCH: self.branch}[part]
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -58,7 +63,7 @@ class Chain:
     trace: Trace
     discovery: Discovery
     links: tuple[Link, ...]
-    _segments: dict[tuple[str, int, int], Segment] = field(default_factory=dict, repr=False)
+    _segments: dict[tuple[fx.Node, fx.Node, fx.Node | None], Segment] = field(default_factory=dict, repr=False)
     _derived: dict[Callable[[Chain], Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -66,21 +71,40 @@ class Chain:
         """x_0, ..., x_n."""
         return (self.links[0].start, *(link.end for link in self.links))
 
-    def piece(self, what: str, first: int = 0, last: int = 0) -> Segment:
-        """A segment, made once.
+    @property
+    def stem(self) -> Segment:
+        """From the input to x_0."""
+        return self._between(self.trace.source, self.boundaries[0])
 
-        Args:
-            what: ``stem``, ``head``, ``run`` (from x_first to x_last), or of block ``first`` its ``transition``,
-                ``branch``, ``shortcut`` (from the fork), ``post``, ``bypass`` (from x_{i-1} to x_i without the branch)
-                or ``no_skip`` (without the shortcut).
-            first: block or boundary.
-            last: end of a run.
-        """
-        key = (what, first, last)
-        segment = self._segments.get(key)
-        if segment is None:
-            segment = self._segments[key] = self._cut(what, first, last)
-        return segment
+    @property
+    def head(self) -> Segment:
+        """From x_n to the output that is studied."""
+        return self._between(self.boundaries[-1], self.trace.main)
+
+    def run(self, start: int, stop: int) -> Segment:
+        """From x_start to x_stop."""
+        return self._between(self.boundaries[start], self.boundaries[stop])
+
+    def step(self, part: Part, index: int) -> Segment:
+        """All or a part of a block, from x_{i-1} to x_i."""
+        link = self.links[index]
+        return self._between(link.start, link.end, None if part is Part.BLOCK else (link.total, link.remainder(part)))
+
+    def transition(self, index: int) -> Segment:
+        """T_i, from x_{i-1} to the fork t_i."""
+        return self._between(self.links[index].start, self.links[index].fork)
+
+    def branch(self, index: int) -> Segment:
+        """F_i, from the fork to what enters the sum."""
+        return self._between(self.links[index].fork, self.links[index].branch)
+
+    def shortcut(self, index: int) -> Segment:
+        """S_i, from the fork to what enters the sum."""
+        return self._between(self.links[index].fork, self.links[index].shortcut)
+
+    def post(self, index: int) -> Segment:
+        """s_i, from the sum to x_i."""
+        return self._between(self.links[index].total, self.links[index].end)
 
     def once(self, make: Callable[[Chain], _T]) -> _T:
         """What a function makes of this chain, made once: training loops enter a ``with`` block at every step."""
@@ -89,25 +113,13 @@ class Chain:
         made: _T = self._derived[make]
         return made
 
-    def _cut(self, what: str, first: int, last: int) -> Segment:
-        trace = self.trace
-        if what == "stem":
-            return cut(trace, trace.source, [self.boundaries[0]])
-        if what == "head":
-            return cut(trace, self.boundaries[-1], [trace.main])
-        if what == "run":
-            return cut(trace, self.boundaries[first], [self.boundaries[last]])
-        link = self.links[first]
-        pieces: dict[str, tuple[fx.Node, fx.Node, dict[fx.Node, fx.Node]]] = {
-            "transition": (link.start, link.fork, {}),
-            "branch": (link.fork, link.branch, {}),
-            "shortcut": (link.fork, link.shortcut, {}),
-            "post": (link.total, link.end, {}),
-            "bypass": (link.start, link.end, {link.total: link.bypass}),
-            "no_skip": (link.start, link.end, {link.total: link.branch}),
-        }
-        start, end, swap = pieces[what]
-        return cut(trace, start, [end], swap)
+    def _between(self, start: fx.Node, end: fx.Node, swap: tuple[fx.Node, fx.Node] | None = None) -> Segment:
+        """A segment, made once; with ``swap`` the second node stands in the place of the first."""
+        key = (start, end, swap and swap[1])
+        segment = self._segments.get(key)
+        if segment is None:
+            segment = self._segments[key] = cut(self.trace, start, [end], dict([swap] if swap else []))
+        return segment
 
 
 def build_chain(trace: Trace, model_name: str) -> Chain:

@@ -59,6 +59,11 @@ class Block:
     nested: int = 0
 
     @property
+    def is_layer(self) -> bool:
+        """Whether this is a layer of a plain network, which has no shortcut."""
+        return self.kind.startswith("layer")
+
+    @property
     def changes_shape(self) -> bool:
         """Whether the output has another shape than the input."""
         return self.in_shape != self.out_shape
@@ -173,7 +178,7 @@ def _names(chain: Chain) -> list[str]:
 
 def _owner(link: Link) -> str:
     """The innermost module that holds both the branch and the addition."""
-    if link.addition.kind.startswith("layer"):
+    if link.addition.is_layer:
         return ".".join(module_path(link.addition.branch_nodes[0]))
     paths = [module_path(node) for node in link.addition.branch_nodes if node.target not in ops.PRESERVING]
     return ".".join(_common([module_path(link.total), *(path for path in paths if path)]))

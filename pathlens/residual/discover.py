@@ -42,6 +42,11 @@ class Addition:
     shortcut_nodes: tuple[fx.Node, ...]
     kind: str
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether this stands for a layer of a plain network, which adds nothing."""
+        return self.kind.startswith("layer")
+
 
 @dataclass(frozen=True, eq=False)
 class Discovery:

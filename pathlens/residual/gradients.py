@@ -24,7 +24,7 @@ from torch import Tensor
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
 from pathlens.residual.losses import Loss, cross_entropy
-from pathlens.residual.routes import Route, intact, path_blocks
+from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 
@@ -161,7 +161,7 @@ class Linearisation:
         stacked: bool = True,
         route: Route | None = None,
     ) -> None:
-        if view[0].kind.startswith("layer"):
+        if view.is_plain:
             raise NoResidualBlocksError(
                 f"{type(view.model).__name__} is a plain network: it has a single path, so there are no path lengths"
             )
@@ -178,7 +178,7 @@ class Linearisation:
         chain = self._chain = view.chain(images)
         self.route = intact(len(view)) if route is None else route
         self._blocks: dict[int, _BlockAdjoints | _LesionAdjoint] = {}
-        stem = chain.piece("stem")
+        stem = chain.stem
         if self.boundary < 0:
             self._stem: Adjoint | None = linearise(stem, images, stacked)
             x = self._stem.output
@@ -210,12 +210,11 @@ class Linearisation:
         return range(max(0, self.boundary), len(self.view))
 
     def _whole(self, position: int) -> Segment:
-        what, block = self.route[position]
-        return self._chain.piece(what, block, block + 1 if what == "run" else 0)
+        return self._chain.step(*self.route[position])
 
     def _linearise_block(self, position: int, x: Tensor) -> _BlockAdjoints | _LesionAdjoint:
         chain = self._chain
-        what, block = self.route[position]
+        part, block = self.route[position]
         where = f"block {block} ({self.view[block].name})"
         if not x.is_floating_point():
             raise UsageError(f"the input of {where} is of integers and has no gradient; give --at a later block")
@@ -223,16 +222,16 @@ class Linearisation:
             f"no gradient goes through {where}: integers are made of its input (or the gradient is cut); "
             "give --at a later block"
         )
-        if what != "run":
+        if part is not Part.BLOCK:
             whole = linearise(self._whole(position), x, self._stacked)
             if not whole.passes:
                 raise refused
-            return _LesionAdjoint(whole, int(what == "no_skip"))
-        transition = linearise(chain.piece("transition", block), x, self._stacked)
+            return _LesionAdjoint(whole, int(part is Part.BRANCH))
+        transition = linearise(chain.transition(block), x, self._stacked)
         fork = transition.output
-        branch = linearise(chain.piece("branch", block), fork, self._stacked)
-        shortcut = linearise(chain.piece("shortcut", block), fork, self._stacked)
-        post = linearise(chain.piece("post", block), branch.output + shortcut.output, self._stacked)
+        branch = linearise(chain.branch(block), fork, self._stacked)
+        shortcut = linearise(chain.shortcut(block), fork, self._stacked)
+        post = linearise(chain.post(block), branch.output + shortcut.output, self._stacked)
         if not (transition.passes and (branch.passes or shortcut.passes) and post.passes):
             raise refused
         return _BlockAdjoints(transition, shortcut, branch, post)
@@ -241,7 +240,7 @@ class Linearisation:
         """g_n: gradient of each example's loss at x_n."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            logits = self._chain.piece("head")(x)[0]
+            logits = self._chain.head(x)[0]
             losses = self._loss(logits, self._labels)
             if not bool(losses.isfinite().all()):
                 raise NumericsError(
@@ -262,13 +261,13 @@ class Linearisation:
             chain = self._chain
             x = start
             if self.boundary < 0:
-                x = chain.piece("stem")(x)[0]
+                x = chain.stem(x)[0]
             if self.route == intact(len(self.view)):
-                x = chain.piece("run", self.blocks.start, len(self.view))(x)[0]
+                x = chain.run(self.blocks.start, len(self.view))(x)[0]
             else:
                 for position in self.blocks:
                     x = self._whole(position)(x)[0]
-            losses = self._loss(chain.piece("head")(x)[0], self._labels)
+            losses = self._loss(chain.head(x)[0], self._labels)
             (gradient,) = torch.autograd.grad(losses.sum(), start)
         return gradient
 

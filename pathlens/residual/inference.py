@@ -22,6 +22,7 @@ from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
+from pathlens.residual.routes import Part
 from pathlens.residual.segments import Segment
 from pathlens.residual.sizes import may_follow_batch
 from pathlens.residual.view import ResidualView
@@ -73,7 +74,7 @@ class Inference:
         self._own = next((t.dtype for t in view.model.parameters() if t.is_floating_point()), source.dtype)
         # where the model names its own type or device, as in torch.zeros(..., device=x.device), the engine's is meant
         self._moved = {self._own: dtype, source.device: self.device}
-        self._pieces: dict[tuple[str, int], Call] = {}
+        self._pieces: dict[Segment, Call] = {}
         self._shared: dict[str, Tensor] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -98,20 +99,22 @@ class Inference:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def piece(self, what: str, index: int = 0) -> Call:
-        """A callable piece.
-
-        Args:
-            what: ``stem``, ``head``, or of block ``index``: ``run`` (as it is), ``bypass`` (branch deleted) or
-                ``no_skip`` (shortcut deleted).
-            index: the block.
-        """
-        key = (what, index)
+    @property
+    def stem(self) -> Call:
+        """From a prepared batch to x_0."""
         with self._lock:
-            call = self._pieces.get(key)
-            if call is None:
-                call = self._pieces[key] = self._build(what, index)
-        return call
+            return self._prepared(self._chain.stem)
+
+    @property
+    def head(self) -> Call:
+        """From x_n to the logits."""
+        with self._lock:
+            return self._prepared(self._chain.head)
+
+    def step(self, part: Part, index: int) -> Call:
+        """All or a part of a block, from x_{i-1} to x_i."""
+        with self._lock:
+            return self._prepared(self._chain.step(part, index))
 
     def parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """Batches cut into the parts that the engine computes at a time.
@@ -149,14 +152,11 @@ class Inference:
             # what a lane was given is also what new threads would take
             torch.set_num_threads(torch.get_num_threads())
 
-    def _build(self, what: str, index: int) -> Call:
-        segment = self._chain.piece(what, index, index + 1 if what == "run" else 0)
-        module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.engine)
-
-        def call(x: Tensor) -> Tensor:
-            return module.forward(x)[0]
-
-        return call
+    def _prepared(self, segment: Segment) -> Call:
+        if segment not in self._pieces:
+            module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.engine)
+            self._pieces[segment] = lambda x: module.forward(x)[0]
+        return self._pieces[segment]
 
     def _constant(self, tensor: Tensor, name: str | None = None) -> Tensor:
         """A tensor in the engine's device and dtype; of a parameter or buffer one copy for all pieces."""

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from pathlens.residual.adjoint import StackedAdjoint, is_stackable
 from pathlens.residual.chain import Chain
-from pathlens.residual.routes import Route, intact, remainder
+from pathlens.residual.routes import Part, Route, intact
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
 
@@ -86,10 +86,10 @@ def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
     route = intact(len(chain.links)) if route is None else route
     outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
     pieces = [Piece(trace.source, (chain.boundaries[0],), {})]
-    for what, block in route:
+    for part, block in route:
         link = chain.links[block]
         pieces.append(Piece(link.start, (link.fork,), {}))
-        sides = (link.branch, link.shortcut) if what == "run" else (remainder(link, what),)
+        sides = (link.branch, link.shortcut) if part is Part.BLOCK else (link.remainder(part),)
         pieces.append(Piece(link.fork, sides, {}))
         pieces.append(Piece(link.total, (link.end,), {}))
     pieces.append(Piece(chain.boundaries[-1], outputs, {}))
@@ -168,15 +168,16 @@ class _Tape:
     def forward(self, x: Tensor) -> Tensor:
         """x_n from x_0; every block keeps a graph of its own."""
         with torch.enable_grad():
-            for (what, _), parts in zip(self._network.route, self._network.blocks, strict=True):
+            for (part, _), parts in zip(self._network.route, self._network.blocks, strict=True):
                 before, both, after = parts
                 x = x.detach().requires_grad_()
                 (fork_out,) = _call(before, x, self._local, self._updates)
                 fork = fork_out.detach().requires_grad_()
                 sides = _call(both, fork, self._local, self._updates)
-                total = (sides[0] + sides[1] if what == "run" else sides[0]).detach().requires_grad_()
+                total = (sides[0] + sides[1] if part is Part.BLOCK else sides[0]).detach().requires_grad_()
                 (end,) = _call(after, total, self._local, self._updates)
-                branch, shortcut = None if what == "bypass" else sides[0], None if what == "no_skip" else sides[-1]
+                branch = None if part is Part.SHORTCUT else sides[0]
+                shortcut = None if part is Part.BRANCH else sides[-1]
                 self._records.append(_Record(x, fork_out, fork, branch, shortcut, total, end, parts))
                 x = end
         return x.detach()
@@ -230,7 +231,7 @@ class _Tape:
         longer = torch.zeros((count, *record.fork.shape), dtype=stack.rows.dtype, device=stack.rows.device)
         longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.fork, stack.rows)
         if fed.shape[0]:
-            branch = self._network.chain.piece("branch", block)
+            branch = self._network.chain.branch(block)
             if fed.shape[0] > _FEW and is_stackable(branch.graph):
                 through = StackedAdjoint(branch, record.fork.detach())(fed)
             else:

@@ -15,6 +15,8 @@ from pathlens.residual.chain import Chain, build_chain, check_index
 from pathlens.residual.describe import Block, describe, shape_of
 from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
+from pathlens.residual.routes import Part
+from pathlens.residual.segments import Segment
 from pathlens.residual.trace import Trace, trace
 
 Mode = tuple[tuple[tuple[int, bool], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
@@ -77,6 +79,11 @@ class ResidualView:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, in order."""
         return self._blocks
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network has no residual blocks and its layers stand in their place."""
+        return self._blocks[0].is_layer
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
@@ -190,7 +197,7 @@ class ResidualView:
         Raises:
             ModelError: the input does not fit the network.
         """
-        return self.chain(images).piece("stem")(images)[0]
+        return self.chain(images).stem(images)[0]
 
     def head(self, x: Tensor) -> Tensor:
         """The network's output (the one that is studied) from x_n.
@@ -198,13 +205,13 @@ class ResidualView:
         Args:
             x: x_n, shape (N, ...).
         """
-        return self._chain_for(x, lambda chain: chain.boundaries[-1]).piece("head")(x)[0]
+        return self._chain_for(x, lambda chain: chain.boundaries[-1]).head(x)[0]
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """x_stop from x_start: blocks ``start`` to ``stop - 1``, as the model itself computes them.
 
         Args:
-            x: x_start, shape (N, *in_shape of block ``start``).
+            x: x_start, of shape (N, ...) with the ``in_shape`` of block ``start`` after N.
             start: boundary to start from, 0 to n.
             stop: boundary to end at, ``start`` to n (default n).
 
@@ -221,7 +228,7 @@ class ResidualView:
         self._check(x, shape_of(chain.trace, chain.boundaries[start]), f"x_{start}")
         if start == stop:
             return x
-        return chain.piece("run", start, stop)(x)[0]
+        return chain.run(start, stop)(x)[0]
 
     def transition(self, index: int, x: Tensor) -> Tensor:
         """t_i = T_i(x_{i-1}): what both branch and shortcut of a block start from.
@@ -230,7 +237,7 @@ class ResidualView:
             index: of the block.
             x: x_{i-1}, the output of the block before.
         """
-        return self._piece("transition", index, x)
+        return self._block(index, x, "start", Chain.transition)
 
     def branch(self, index: int, t: Tensor) -> Tensor:
         """F_i(t_i), as it enters the addition.
@@ -239,7 +246,7 @@ class ResidualView:
             index: of the block.
             t: t_i, which :meth:`transition` gives.
         """
-        return self._piece("branch", index, t)
+        return self._block(index, t, "fork", Chain.branch)
 
     def shortcut(self, index: int, t: Tensor) -> Tensor:
         """S_i(t_i), as it enters the addition.
@@ -248,7 +255,7 @@ class ResidualView:
             index: of the block.
             t: t_i, which :meth:`transition` gives.
         """
-        return self._piece("shortcut", index, t)
+        return self._block(index, t, "fork", Chain.shortcut)
 
     def post(self, index: int, total: Tensor) -> Tensor:
         """x_i = s_i(total): the post-activation.
@@ -257,7 +264,7 @@ class ResidualView:
             index: of the block.
             total: the sum of branch and shortcut.
         """
-        return self._piece("post", index, total)
+        return self._block(index, total, "total", Chain.post)
 
     def without_branch(self, index: int, x: Tensor) -> Tensor:
         """x_i with the branch deleted, from x_{i-1} (Veit et al. 2016, section 4.1). The branch is not computed.
@@ -266,7 +273,7 @@ class ResidualView:
             index: of the block.
             x: x_{i-1}, the output of the block before.
         """
-        return self._piece("bypass", index, x)
+        return self._block(index, x, "start", lambda chain, i: chain.step(Part.SHORTCUT, i))
 
     def without_shortcut(self, index: int, x: Tensor) -> Tensor:
         """x_i with the shortcut deleted, from x_{i-1}.
@@ -275,13 +282,13 @@ class ResidualView:
             index: of the block.
             x: x_{i-1}, the output of the block before.
         """
-        return self._piece("no_skip", index, x)
+        return self._block(index, x, "start", lambda chain, i: chain.step(Part.BRANCH, i))
 
-    def _piece(self, what: str, index: int, x: Tensor) -> Tensor:
+    def _block(self, index: int, x: Tensor, start: str, piece: Callable[[Chain, int], Segment]) -> Tensor:
+        """A piece of a block, from the node of its link that ``start`` names."""
         index = check_index(index, len(self))
-        start = {"bypass": "start", "no_skip": "start", "transition": "start", "post": "total"}.get(what, "fork")
         chain = self._chain_for(x, lambda chain: getattr(chain.links[index], start))
-        return chain.piece(what, index)(x)[0]
+        return piece(chain, index)(x)[0]
 
     def _check(self, x: Tensor, shape: tuple[int, ...], what: str) -> None:
         if tuple(x.shape[1:]) != shape:

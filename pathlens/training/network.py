@@ -121,7 +121,7 @@ class Partial(nn.Module):
                 (fork,) = before(updates, x)
                 branch, shortcut, bypass = both(updates, fork)
                 factor = 1.0 if factors is None else float(factors[index])
-                total = _total(self._view[index].kind, branch, shortcut, bypass, mask, factor)
+                total = _total(self._view[index].is_layer, branch, shortcut, bypass, mask, factor)
                 (x,) = after(updates, total)
         results = parts.head(updates, x)
         _store(self.model, updates)
@@ -169,10 +169,10 @@ class Partial(nn.Module):
         return self._compiled[structure]
 
 
-def _total(kind: str, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+def _total(layer: bool, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: Tensor | None, factor: float) -> Tensor:
     """The sum of a block; images that skip the branch get what deleting the block would give them."""
     # a plain layer has no shortcut that it would be added to
-    whole = branch * factor if kind.startswith("layer") else shortcut + branch * factor
+    whole = branch * factor if layer else shortcut + branch * factor
     if mask is None or bool(mask.all()):
         return whole
     here = mask.to(branch.device, non_blocking=True).reshape(-1, *([1] * (branch.dim() - 1)))

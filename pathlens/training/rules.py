@@ -12,25 +12,46 @@ from pathlens.errors import UsageError
 RESCALES = ("test", "train", "none")
 
 
-@dataclass(frozen=True)
-class Full:
-    """All blocks, all paths: ordinary training."""
+class Rule:
+    """Which paths a training goes through.
+
+    Attributes:
+        draws: whether each batch has a sub-network of its own.
+    """
 
     draws: ClassVar[bool] = False
 
-    def __str__(self) -> str:
-        return "full"
+    @property
+    def lengths(self) -> tuple[int, int] | None:
+        """Shortest and longest path that the gradient comes back through; None for all."""
+        return None
 
     def check(self, blocks: int) -> None:
-        """Nothing to check."""
+        """Refuse what a network of so many blocks cannot do.
+
+        Raises:
+            UsageError: naming what it has.
+        """
 
     def survival(self, blocks: int) -> tuple[float, ...]:
         """Probability of each block to be in a batch's sub-network."""
         return (1.0,) * blocks
 
+    def draw(self, blocks: int, images: int, rng: np.random.Generator) -> np.ndarray:
+        """Which blocks are in a batch's sub-network, shape (blocks,), or (blocks, images) where images differ."""
+        return np.ones(blocks, dtype=bool)
+
 
 @dataclass(frozen=True)
-class BlocksPerBatch:
+class Full(Rule):
+    """All blocks, all paths: ordinary training."""
+
+    def __str__(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True)
+class BlocksPerBatch(Rule):
     """Exactly ``count`` blocks, drawn anew for each batch; the others are deleted in its forward and backward pass.
 
     The path lengths of such a sub-network are binomial with mean count/2.
@@ -68,7 +89,7 @@ class BlocksPerBatch:
 
 
 @dataclass(frozen=True)
-class StochasticDepth:
+class StochasticDepth(Rule):
     """Every block is kept with a probability of its own, independently of the others.
 
     Attributes:
@@ -120,7 +141,7 @@ class StochasticDepth:
 
 
 @dataclass(frozen=True)
-class PathLengths:
+class PathLengths(Rule):
     """The forward pass is whole; the gradient comes back through paths of some lengths alone.
 
     Attributes:
@@ -133,10 +154,14 @@ class PathLengths:
 
     first: int
     last: int
-    draws: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"path-lengths {self.first}:{self.last}"
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Shortest and longest path that the gradient comes back through."""
+        return self.first, self.last
 
     def check(self, blocks: int) -> None:
         """Refuse lengths that no path has.
@@ -149,14 +174,6 @@ class PathLengths:
                 f"path lengths {self.first}:{self.last}: this network has paths of 0 to {blocks} blocks; "
                 "give FIRST:LAST within these"
             )
-
-    def survival(self, blocks: int) -> tuple[float, ...]:
-        """Probability of each block to be in a batch's sub-network."""
-        return (1.0,) * blocks
-
-
-Rule = Full | BlocksPerBatch | StochasticDepth | PathLengths
-"""Which paths a training goes through."""
 
 
 def parse_stochastic_depth(text: str, per: str = "batch") -> StochasticDepth:

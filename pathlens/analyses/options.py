@@ -1,0 +1,41 @@
+"""The options that analyses share, as keywords; :func:`run_plans` and :func:`opened` have their meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from pathlens.analyses.provenance import Stated
+from pathlens.analyses.runner import Progress
+
+
+class Options(TypedDict, total=False):
+    """Of every analysis."""
+
+    batch_size: int
+    device: str | torch.device | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    journal: str | Path | None
+    facts: Stated | None
+
+
+class SweepOptions(Options, total=False):
+    """Of analyses of lesioned networks; see :func:`pathlens.analyses.lesions.run_plans`."""
+
+    dtype: str
+    seed: int
+    engine: str
+    fast: bool
+    progress: Progress | None
+
+
+class GradientOptions(Options, total=False):
+    """Of analyses of gradients; see :func:`pathlens.analyses.linear.opened`."""
+
+    dtype: str | None
+    mode: str
+    stacked: bool

@@ -1,0 +1,206 @@
+"""The batches of one analysis: skipped where a journal has them, divided among processes, gathered on all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.analyses.provenance import Json
+from pathlens.analyses.sources import Data, Source, make_source
+from pathlens.machine import processes
+from pathlens.machine.memory import memory_named
+from pathlens.machine.precision import precision
+from pathlens.machine.processes import Processes
+from pathlens.models import state_sha256
+from pathlens.residual import ResidualView
+from pathlens.storage.journal import Journal, code_version, key_of
+
+Progress = Callable[[int, int], None]
+
+
+class Runner:
+    """What one analysis measures with and on, and the loop over its batches.
+
+    Args:
+        source: the images.
+        device: where to compute.
+        dtype: what to compute with.
+        folder: of the journals, or None to keep nothing.
+        progress: called with (batches done, batches in all) of this process.
+
+    Attributes:
+        group: the processes that share the work.
+        resumed: batches that were read from journals.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.source, self.device, self.dtype = source, device, dtype
+        self.group: Processes = processes.current()
+        self.resumed = 0
+        self._began = time.monotonic()
+        self._folder = folder
+        self._progress = progress
+        self._finished = self._planned = 0
+        self._depends_on: dict[str, Json] = {}
+        self._journals: dict[str, Journal] = {}
+        self._kept: dict[str, dict[int, Any]] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the analysis began."""
+        return round(time.monotonic() - self._began, 3)
+
+    def identify(self, verb: str, view: ResidualView, **more: Json) -> None:
+        """State what the results depend on beside the data, so that no other analysis reads the journals.
+
+        Args:
+            verb: the analysis.
+            view: the network, in the train/eval mode that it is measured in.
+            **more: all else.
+        """
+        if self._folder is None:
+            return
+        # the traced operations and every tensor in them, because a user's own code may change while its weights do not
+        trace = view.chain().trace
+        names = tuple(trace.tensors)
+        self._depends_on = {
+            "verb": verb,
+            "code": code_version(),
+            "torch": torch.__version__,
+            "operations": str(trace.graph),
+            "tensors": state_sha256(dict(zip(names, trace.fetch(names), strict=True))),
+            "blocks": [repr(block) for block in view],
+            "output": view.output,
+            "data": self.source.fingerprint,
+            "device": processes.device_name(self.device),
+            **more,
+        }
+
+    def kept(self, phase: str) -> dict[int, Any]:
+        """Results of a phase that are in the journals, by number, on every process.
+
+        Raises:
+            RunError: the same analysis is running already.
+        """
+        if phase not in self._kept:
+            with self.group.agreed():
+                if self._folder is not None:
+                    key = key_of({**self._depends_on, "phase": phase})
+                    self._journals[phase] = Journal(self._folder, key, self.group.rank)
+            journal = self._journals.get(phase)
+            parts = self.group.gather(dict(journal.done) if journal else {})
+            self._kept[phase] = {number: result for part in parts for number, result in part.items()}
+        return self._kept[phase]
+
+    def run(
+        self, phase: str, compute: Callable[[int, Tensor, Tensor], Any], numbers: Sequence[int] | None = None
+    ) -> dict[int, Any]:
+        """Results of all batches in their order, the same on every process for any number of processes.
+
+        Args:
+            phase: what is computed; each has a journal of its own.
+            compute: (number, images, labels) -> what JSON can hold.
+            numbers: of the results of each batch (default: those of the batches). A phase may go through the batches
+                several times, with new numbers each time.
+
+        Raises:
+            ResourceError: a batch does not fit in memory.
+            RunError: another process has ended, or the same analysis is running already.
+            DataError: an image that cannot be decoded.
+        """
+        count, group = self.source.count, self.group
+        kept = self.kept(phase)
+        if numbers is None:
+            numbers = range(count or 0)
+        done = {number: kept[number] for number in numbers if number in kept}
+        missing = [batch for batch, number in enumerate(numbers) if number not in done]
+        # where nobody knows how many batches there are, nothing was kept, and each process takes every world-th
+        mine = None if count is None else missing[group.rank :: group.world]
+        self.resumed += len(done)
+        self._finished += len(done)
+        self._planned += len(done) + len(mine or ())
+        found: dict[int, Any] = {}
+        with group.agreed() as look, memory_named(self.source.batch_size):
+            for batch, images, labels in self.source.batches(mine):
+                if mine is None and batch % group.world != group.rank:
+                    continue
+                look()
+                self._tell(more=mine is None)
+                number = batch if count is None else numbers[batch]
+                found[number] = compute(number, images, labels)
+                if phase in self._journals:
+                    self._journals[phase].add(number, found[number])
+                self._finished += 1
+            self._tell()
+        for part in group.gather(found):
+            done.update(part)
+        return dict(sorted(done.items()))
+
+    def _tell(self, more: bool = False) -> None:
+        if self._progress:
+            self._progress(self._finished, max(self._planned, self._finished + more))
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Remove the journals where all is done; otherwise keep what they hold."""
+        for journal in self._journals.values():
+            if kind is None and self.group.leads:
+                journal.clear()
+            else:
+                journal.close()
+
+
+@contextlib.contextmanager
+def running(
+    model: nn.Module,
+    data: Data,
+    *,
+    batch_size: int,
+    dtype: str,
+    device: str | torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Runner]:
+    """Open data and a device for one analysis.
+
+    Args:
+        model: the network; it is not moved.
+        data: an opened data set, or batches of (images, labels).
+        batch_size: images at a time.
+        dtype: name of a type of numbers.
+        device: where to compute (default: where the model is).
+        mean: per channel (default: the data set's).
+        std: per channel (default: the data set's).
+        journal: folder for finished batches (default: nothing is kept); nothing is kept of batches that the caller
+            made, which cannot be told apart.
+        progress: called with (batches done, batches in all).
+
+    Raises:
+        UsageError: an unknown type or device, or data that can be read only once.
+        DataError: a batch size below 1, or a mean or deviation that does not fit the channels.
+    """
+    with precision(dtype) as kind:
+        group = processes.current()
+        with group.agreed(), memory_named(batch_size):
+            where = processes.device_of(model, device)
+            source = make_source(data, batch_size, mean, std, where)
+        folder = Path(journal) if journal is not None and source.fingerprint else None
+        with Runner(source, where, kind, folder, progress) as runner:
+            yield runner
