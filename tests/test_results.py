@@ -194,7 +194,5 @@ def test_stages_part_where_they_change_and_at_gaps():
 
 
 def test_help_on_a_row_tells_its_columns():
-    assert (Temperatures.row.__doc__ or "").splitlines()[2:4] == [
-        "Attributes:",
-        "    place (int): which block",
-    ]
+    lines = (Temperatures.row.__doc__ or "").splitlines()
+    assert lines[2:5] == ["Attributes:", "    place: which block", "    warmth: how warm it got (K)"]

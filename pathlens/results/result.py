@@ -85,8 +85,11 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         """Put the columns into the docstring of the row, where ``help`` and the reference read them."""
-        lines = (f"    {f.name} ({f.metadata['unit'] or f.type}): {f.metadata['meaning']}" for f in fields(cls.row))
-        cls.row.__doc__ = "\n".join((f"{cls.row.__doc__}\n\nAttributes:", *lines))
+        lines = [f"{cls.row.__doc__}\n\nAttributes:"]
+        for f in fields(cls.row):
+            unit = f" ({f.metadata['unit']})" if f.metadata["unit"] else ""
+            lines.append(f"    {f.name}: {f.metadata['meaning']}{unit}")
+        cls.row.__doc__ = "\n".join(lines)
 
     @property
     def columns(self) -> tuple[Column, ...]:
