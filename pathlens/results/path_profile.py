@@ -140,10 +140,16 @@ def contribution_series(rows: Rows) -> dict[str, Series]:
         for side in ("low", "high"):
             ends = [row.get(f"path_norm_{side}") for row in rows]
             series["sampled"][side] = [
-                share * end / row["path_norm_mean"] if share and end is not None else None
+                _scaled_end(end, share, row["path_norm_mean"])
                 for share, end, row in zip(series["sampled"]["y"], ends, rows, strict=True)
             ]
     return series
+
+
+def _scaled_end(end: float | None, share: float | None, mean: float) -> float | None:
+    """The end of an interval of the mean, scaled as the mean is to its share; None beyond floats."""
+    scaled = share * end / mean if share and end is not None else math.inf
+    return scaled if math.isfinite(scaled) else None
 
 
 def effective_span(facts: Facts) -> tuple[str, int, int] | None:

@@ -16,6 +16,7 @@ Facts = Mapping[str, Any]
 """Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
 
 _NUMBER = ("int", "float", "null")
+_LARGEST = 2**1000  # of integers where fractions are due: larger ones are no floats
 
 
 def column(unit: str, meaning: str) -> Any:
@@ -84,8 +85,11 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         """Put the columns into the docstring of the row, where ``help`` and the reference read them."""
-        lines = (f"    {f.name} ({f.metadata['unit'] or f.type}): {f.metadata['meaning']}" for f in fields(cls.row))
-        cls.row.__doc__ = "\n".join((f"{cls.row.__doc__}\n\nAttributes:", *lines))
+        lines = [f"{cls.row.__doc__}\n\nAttributes:"]
+        for f in fields(cls.row):
+            unit = f" ({f.metadata['unit']})" if f.metadata["unit"] else ""
+            lines.append(f"    {f.name}: {f.metadata['meaning']}{unit}")
+        cls.row.__doc__ = "\n".join(lines)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -141,9 +145,11 @@ class Result:
 
 
 def _holds(table: Table, name: str, hint: Any, needed: bool) -> bool:
-    kinds = {hint, *get_args(hint)}
+    kind, values, kinds = table.types[name], table.values(name), {hint, *get_args(hint)}
+    if float in kinds and kind == "int":
+        return all(abs(value) <= _LARGEST for value in values if isinstance(value, int))
     if needed and hint is int:
-        return table.types[name] == "int" and None not in table.values(name)
+        return kind == "int" and None not in values
     if needed and str in kinds:
-        return table.types[name] in ("str", "null")
-    return table.types[name] in _NUMBER or not (needed or float in kinds)
+        return kind in ("str", "null")
+    return kind in _NUMBER or not (needed or float in kinds)
