@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import pathlens
-from pathlens.analyses.sampling import Sampler
+from pathlens.analyses.estimators.sampled import Sampler
 from pathlens.cli import main
 from pathlens.errors import NumericsError, UsageError
 from pathlens.tables import read_table

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pathlens.analyses.sampling import Sampler
+from pathlens.analyses.estimators.sampled import Sampler
 from pathlens.paths import path_counts
 from pathlens.residual.routes import Route, path_blocks
 from pathlens.tables import Column

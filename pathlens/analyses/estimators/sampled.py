@@ -1,18 +1,27 @@
-"""Random paths of each length, drawn until their mean norm is known well enough or the budget is spent."""
+"""Norms of random paths of each length, drawn until their mean is known well enough or the budget is spent."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
+from pathlens.analyses.estimators.estimator import Estimator, Problem
+from pathlens.analyses.provenance import Json
 from pathlens.paths import all_paths, sample_paths
 
-_STEP = 4
-_FEWEST = 8
-_RESAMPLES = 999
+if TYPE_CHECKING:
+    from pathlens.analyses.path_rows import Rows
+
+_STEP = 4  # paths of a length that are drawn for a batch at a time
+_FEWEST = 8  # paths that an interval may rest on
+_RESAMPLES = 999  # of the bootstrap
+_PATHS, _BOOTSTRAP = 2, 3  # streams of random numbers
+_AT_ONCE = 256  # paths that gradients are carried through together
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Round:
             if math.comb(self.blocks, length) <= _STEP:
                 drawn[length] = all_paths(self.blocks, length)
             else:
-                rng = np.random.default_rng([self.seed, 2, unit, length])
+                rng = np.random.default_rng([self.seed, _PATHS, unit, length])
                 drawn[length] = sample_paths(self.blocks, length, _STEP, rng)
         return drawn
 
@@ -119,6 +128,36 @@ class Sampler:
             vectorized=True,
             n_resamples=_RESAMPLES,
             method="percentile",
-            rng=np.random.default_rng([self.seed, 3, length, len(values)]),
+            rng=np.random.default_rng([self.seed, _BOOTSTRAP, length, len(values)]),
         )
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+class Sampled(Estimator):
+    """The paper's protocol: the mean norm of single random paths (Veit et al. 2016, section 5)."""
+
+    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+        """Round after round, until no length needs more paths."""
+        request, runner = problem.request, problem.opened.runner
+        longest = problem.lengths[-1] - problem.lengths[0]
+        sampler = Sampler(len(problem.free), longest, request.rel_error, request.max_samples, request.seed)
+        while sampler.open_lengths:
+            step = sampler.next_round(runner.source.count or 0)
+            sampler.take(step, runner.run(self.name, partial(self._through, problem, step), step.units))
+        rows.sampled(sampler)
+        return {}
+
+    def _through(
+        self, problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor
+    ) -> dict[str, list[list[float]]]:
+        """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
+        linear = problem.linearise(images, labels)
+        drawn = step.paths_for(unit)
+        flat = [
+            (*problem.forced, *(problem.free[place] for place in path)) for paths in drawn.values() for path in paths
+        ]
+        norms: list[list[float]] = []
+        for start in range(0, len(flat), _AT_ONCE):
+            norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()
+        remaining = iter(norms)
+        return {str(length): [next(remaining) for _ in paths] for length, paths in drawn.items()}

@@ -1,0 +1,119 @@
+"""What an estimator of path gradients is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pathlens.analyses.linear import Opened
+from pathlens.analyses.provenance import Json
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.losses import Loss
+
+if TYPE_CHECKING:
+    from pathlens.analyses.path_rows import Rows
+
+Blocks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one call, each with the meaning that it has in :func:`pathlens.path_gradients`."""
+
+    at: str
+    max_length: int | None = None
+    tolerance: float = 0.0
+    rel_error: float = 0.1
+    max_samples: int = 1
+    draws: int = 1
+    share: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is resolved by path length.
+
+    Attributes:
+        opened: network and batches.
+        request: the options.
+        loss: (logits, labels) -> loss of each example.
+        free: blocks at which a path chooses between branch and shortcut.
+        forced: blocks whose branch every path takes.
+    """
+
+    opened: Opened
+    request: Request
+    loss: Loss
+    free: Blocks
+    forced: Blocks
+
+    @property
+    def lengths(self) -> range:
+        """Those of the table."""
+        shortest, longest = len(self.forced), self.request.max_length
+        return range(shortest, (shortest + len(self.free) if longest is None else longest) + 1)
+
+    def linearise(self, images: Tensor, labels: Tensor) -> Linearisation:
+        """The network linearised at a batch."""
+        return self.opened.linearise(images, labels, self.request.at, self.loss)
+
+
+class Estimator(ABC):
+    """A way to resolve a gradient by path length.
+
+    Args:
+        name: what users call it; also that of its journal.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+        """Measure all batches and fill the table.
+
+        Args:
+            problem: what is resolved.
+            rows: of the table.
+
+        Returns:
+            What the provenance says of it.
+        """
+
+
+class OnePass(Estimator):
+    """An estimator that measures each batch once."""
+
+    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+        """See :meth:`Estimator.estimate`."""
+        results = problem.opened.runner.run(self.name, partial(self.measure, problem))
+        return self.fill(problem, list(results.values()), rows)
+
+    @abstractmethod
+    def measure(self, problem: Problem, batch: int, images: Tensor, labels: Tensor) -> Any:
+        """What is measured on a batch; anything that JSON can hold.
+
+        Args:
+            problem: what is resolved.
+            batch: its number.
+            images: shape (N, ...).
+            labels: shape (N,).
+        """
+
+    @abstractmethod
+    def fill(self, problem: Problem, results: list[Any], rows: Rows) -> dict[str, Json]:
+        """Put into the table what was measured on all batches.
+
+        Args:
+            problem: what is resolved.
+            results: of the batches, in their order.
+            rows: of the table.
+
+        Returns:
+            What the provenance says of it.
+        """
