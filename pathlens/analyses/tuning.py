@@ -35,7 +35,7 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
     source, device, dtype = runner.source, runner.device, runner.dtype
     size = source.batch_size or len(source.first())
     total = source.facts.images or size * (source.count or 1)
-    offered = engines.candidates(device, dtype, min(size, total))
+    offered = engines.candidates(device, dtype, min(size, total), view.largest_activation)
     network = Inference(view, device, dtype, offered[0])
     default = network, EngineFacts(engine=network.engine.name, engine_chosen="default")
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))

@@ -21,6 +21,8 @@ _NAME = re.compile(r"(plain|folded|packed)(?:-([1-9]\d{0,5})(?:x([1-9]\d{0,2}))?
 
 #: images at a time where nothing was measured; activations of CIFAR networks then stay in the cache
 _IMAGES = 64
+#: of smaller activations as many more images as have this many values, so that the calls themselves do not take longest
+_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,35 +72,45 @@ def named(name: str, device: torch.device, dtype: torch.dtype) -> Engine:
     return Engine(form, None if images is None else int(images), int(lanes or 1))
 
 
-def default(device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Engine:
+def default(device: torch.device, dtype: torch.dtype, batch_size: int | None, activation: int | None = None) -> Engine:
     """The engine where measuring would take longer than it saves.
 
     Args:
         device: where to compute.
         dtype: what to compute with.
         batch_size: images in a batch, or None where the caller made the batches.
+        activation: values in the largest activation of an image, or None where that is not known.
     """
     form = "packed" if packs(device, dtype) else "folded"
-    return Engine(form, None if device.type != "cpu" else min(_IMAGES, batch_size or _IMAGES))
+    return Engine(form, None if device.type != "cpu" else _images(batch_size, activation))
 
 
-def candidates(device: torch.device, dtype: torch.dtype, batch_size: int) -> Sequence[Engine]:
+def candidates(
+    device: torch.device, dtype: torch.dtype, batch_size: int, activation: int | None = None
+) -> Sequence[Engine]:
     """The engines worth measuring, the default one first.
 
     Args:
         device: where to compute.
         dtype: what to compute with.
         batch_size: images in a batch, which bounds the images that are computed at the same time.
+        activation: values in the largest activation of an image, or None where that is not known.
     """
-    first = default(device, dtype, batch_size)
+    first = default(device, dtype, batch_size, activation)
     if device.type != "cpu":
         return (first,)
     forms = ("packed", "folded") if packs(device, dtype) else ("folded",)
-    ways: list[tuple[int, int]] = [(min(_IMAGES, batch_size), 1)]
+    images = _images(batch_size, activation)
+    ways: list[tuple[int, int]] = [(images, 1)]
     lanes = min(torch.get_num_threads(), batch_size)
     if lanes > 1:
-        ways.append((min(_IMAGES // 2, batch_size // lanes), lanes))
+        ways.append((min(images // 2, batch_size // lanes), lanes))
     return (*(Engine(form, *way) for way in ways for form in forms), Engine("plain"))
+
+
+def _images(batch_size: int | None, activation: int | None) -> int:
+    wanted = max(_IMAGES, _VALUES // activation) if activation else _IMAGES
+    return min(wanted, batch_size or wanted)
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:

@@ -61,7 +61,7 @@ class Inference:
         self.view = view
         self.device = torch.device(device)
         self.dtype = dtype
-        self.engine = engine or engines.default(self.device, dtype, None)
+        self.engine = engine or engines.default(self.device, dtype, None, view.largest_activation)
         with in_mode(view.model):
             self._chain: Chain = view.chain()
         trace = self._chain.trace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -94,6 +95,11 @@ class ResidualView:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch dimension."""
         return tuple(self._example.shape[1:])
+
+    @property
+    def largest_activation(self) -> int:
+        """Values in the largest of the tensors between the blocks, of one example."""
+        return max(math.prod(shape) for block in self._blocks for shape in (block.in_shape, block.out_shape))
 
     @property
     def output(self) -> str | None:
