@@ -52,7 +52,11 @@ def described(maker: ModuleType, thing: Any) -> set[str]:
 
 def referred(maker: ModuleType, public: dict[str, Any], name: str) -> Any:
     """The function whose arguments this one takes too, where its docstring says so."""
-    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", inspect.getdoc(public[name]) or "")
+    text = inspect.getdoc(public[name]) or ""
+    overridden = re.fullmatch(r"See :meth:`(\w+\.\w+)`\.", text)
+    if overridden:
+        return public[f"{name.rsplit('.', 2)[0]}.{overridden[1]}"]
+    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", text)
     return public[f"{name.rpartition('.')[0]}.{match[1]}"] if match else None
 
 

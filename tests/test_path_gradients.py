@@ -226,6 +226,18 @@ def test_a_killed_run_goes_on_where_it_stopped(small, batches, tmp_path):
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+def test_random_signs_have_a_second_name(small, batches, capsys):
+    tables = [pathlens.path_gradients(small, batches, method=name, seed=2) for name in ("signed", "rademacher")]
+    assert tables[0].rows == tables[1].rows
+    assert {table.provenance["method"] for table in tables} == {"signed"}
+    arguments = ["path-gradients", "--limit", "2", "--max-length", "2", "--draws", "1", "--json", "-q"]
+    assert main([*arguments, "--method", "rademacher"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["provenance"]["method"] == "signed"
+    assert found["table"][1]["path_norm_rms"] > 0
+    assert found["table"][1]["total_norm"] is None
+
+
 def test_the_command_writes_table_lattice_and_figures(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["path-gradients", "--limit", "4", "--batch-size", "2", "--draws", "1", "--max-samples", "4"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pathlens.analyses.estimators import ALIASES, ALL, METHODS
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
@@ -21,13 +22,11 @@ _IMAGES = 128
 _BATCH = 32
 
 
-class Method(StrEnum):
-    """How the gradient is resolved by path length."""
-
-    exact = "exact"
-    sampled = "sampled"
-    signed = "signed"
-    all = "all"
+def _method(text: str) -> str:
+    name = ALIASES.get(text, text)
+    if name not in METHODS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, METHODS))}.")
+    return name
 
 
 class Mode(StrEnum):
@@ -38,9 +37,13 @@ class Mode(StrEnum):
 
 
 MethodOption = Annotated[
-    Method,
+    str,
     typer.Option(
-        "--method", help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all."
+        "--method",
+        parser=_method,
+        metavar=f"<{'|'.join(METHODS)}>",
+        autocompletion=lambda: list(METHODS),
+        help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all.",
     ),
 ]
 At = Annotated[str, typer.Option(metavar="PLACE", help="Where the gradient is taken: input, stem or block:I.")]
@@ -68,7 +71,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds th
 
 
 def path_gradients(
-    method: MethodOption = Method.all,
+    method: MethodOption = ALL,
     at: At = "input",
     max_length: MaxLength = None,
     delete: Delete = None,
@@ -109,7 +112,7 @@ def path_gradients(
     asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
     lesion = {"delete": parse_range(delete, "delete"), "delete_skips": parse_range(delete_skips, "delete-skips")}
     sampling: dict[str, Any] = {
-        "method": method.value,
+        "method": method,
         "rel_error": rel_error,
         "max_samples": max_samples,
         "draws": draws,
