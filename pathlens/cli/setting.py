@@ -19,6 +19,7 @@ from pathlens.errors import DataError, PathlensError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
     from pathlens.figures import Figure
     from pathlens.machine.processes import Processes
@@ -71,7 +72,7 @@ class Setting:
     group: Processes
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    facts: dict[str, Any]
+    facts: Stated
     began: float = field(default_factory=time.monotonic)
 
     @property

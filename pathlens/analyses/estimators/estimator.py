@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,10 @@ class Problem:
         """The network linearised at a batch."""
         return self.opened.linearise(images, labels, self.request.at, self.loss)
 
+    def measured(self, name: str, measure: Callable[[Problem, int, Tensor, Tensor], Any]) -> list[Any]:
+        """What a function of (problem, batch, images, labels) finds on each batch, in their order."""
+        return list(self.opened.runner.run(name, partial(measure, self)).values())
+
 
 class Estimator(ABC):
     """A way to resolve a gradient by path length.
@@ -79,39 +84,6 @@ class Estimator(ABC):
 
         Args:
             problem: what is resolved.
-            rows: of the table.
-
-        Returns:
-            What the provenance says of it.
-        """
-
-
-class OnePass(Estimator):
-    """An estimator that measures each batch once."""
-
-    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
-        """See :meth:`Estimator.estimate`."""
-        results = problem.opened.runner.run(self.name, partial(self.measure, problem))
-        return self.fill(problem, list(results.values()), rows)
-
-    @abstractmethod
-    def measure(self, problem: Problem, batch: int, images: Tensor, labels: Tensor) -> Any:
-        """What is measured on a batch; anything that JSON can hold.
-
-        Args:
-            problem: what is resolved.
-            batch: its number.
-            images: shape (N, ...).
-            labels: shape (N,).
-        """
-
-    @abstractmethod
-    def fill(self, problem: Problem, results: list[Any], rows: Rows) -> dict[str, Json]:
-        """Put into the table what was measured on all batches.
-
-        Args:
-            problem: what is resolved.
-            results: of the batches, in their order.
             rows: of the table.
 
         Returns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import OnePass, Problem
+from pathlens.analyses.estimators.estimator import Estimator, Problem
 from pathlens.analyses.provenance import Json
 from pathlens.errors import NumericsError
 
@@ -19,34 +19,16 @@ if TYPE_CHECKING:
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-class Exact(OnePass):
+class Exact(Estimator):
     r"""The norm :math:`\|G_k\|` of the sum over all paths of length k, and how exact their sum is."""
 
-    def measure(self, problem: Problem, batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Sums over the examples of norms and their squares, and the gradient that autograd gives."""
-        lengths, linear = problem.lengths, problem.linearise(images, labels)
-        profile = linear.exact(lengths[-1], problem.request.tolerance)
-        norms = torch.zeros(len(lengths), len(images), dtype=torch.float64)
-        norms[profile.lengths.start - lengths.start : profile.lengths.stop - lengths.start] = profile.norms().cpu()
-        reference = linear.reference.double()
-        missing = (profile.total().double() - reference).square().sum()
-        per_example = torch.linalg.vector_norm(reference.flatten(1), dim=1)
-        return {
-            "examples": len(images),
-            "sums": norms.sum(1).tolist(),
-            "squares": norms.square().sum(1).tolist(),
-            "missing": float(missing),
-            "whole": float(reference.square().sum()),
-            "gradient": float(per_example.sum()),
-            "kept": [profile.lengths.start, profile.lengths.stop - 1],
-        }
-
-    def fill(self, problem: Problem, results: list[dict[str, Any]], rows: Rows) -> dict[str, Json]:
-        """The norms of the sums.
+    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+        """See :meth:`Estimator.estimate`.
 
         Raises:
             NumericsError: the sum over lengths is not autograd's gradient.
         """
+        results = problem.measured(self.name, _measure)
         rows.exact(results)
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
@@ -62,3 +44,23 @@ class Exact(OnePass):
             "lengths_kept": [min(r["kept"][0] for r in results), max(r["kept"][1] for r in results)],
             "left_out": "lengths beyond those kept; their sum is the relative difference" if cut else "nothing",
         }
+
+
+def _measure(problem: Problem, _batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Sums over the examples of norms and their squares, and the gradient that autograd gives."""
+    lengths, linear = problem.lengths, problem.linearise(images, labels)
+    profile = linear.exact(lengths[-1], problem.request.tolerance)
+    norms = torch.zeros(len(lengths), len(images), dtype=torch.float64)
+    norms[profile.lengths.start - lengths.start : profile.lengths.stop - lengths.start] = profile.norms().cpu()
+    reference = linear.reference.double()
+    missing = (profile.total().double() - reference).square().sum()
+    per_example = torch.linalg.vector_norm(reference.flatten(1), dim=1)
+    return {
+        "examples": len(images),
+        "sums": norms.sum(1).tolist(),
+        "squares": norms.square().sum(1).tolist(),
+        "missing": float(missing),
+        "whole": float(reference.square().sum()),
+        "gradient": float(per_example.sum()),
+        "kept": [profile.lengths.start, profile.lengths.stop - 1],
+    }
