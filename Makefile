@@ -58,23 +58,23 @@ test: $(VENV)/.installed-test
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 bench: $(VENV)/.installed
-	$(BIN)/python studies/benchmarks/first_table.py --out results/benchmarks
-	$(BIN)/python studies/benchmarks/sweep.py --out results/benchmarks
-	$(BIN)/python studies/benchmarks/paths.py --out results/benchmarks
-	$(BIN)/python studies/benchmarks/training.py --out results/benchmarks
+	$(BIN)/python -m studies.benchmarks.first_table --out results/benchmarks
+	$(BIN)/python -m studies.benchmarks.sweep --out results/benchmarks
+	$(BIN)/python -m studies.benchmarks.paths --out results/benchmarks
+	$(BIN)/python -m studies.benchmarks.training --out results/benchmarks
 
 # Smoke runs go into a folder of their own, because their numbers mean nothing.
-STUDIES := veit2016 critics depth_in_training wider_or_deeper strangers
+STUDIES := veit2016 critics depth_in_training wider_or_deeper pretrained_resnets
 studies: $(VENV)/.installed-test
 	@for study in $(STUDIES); do \
-	    $(BIN)/python studies/$$study/run.py --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \
+	    $(BIN)/python -m studies.$$study --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \
 	done
 
 # A Python that sees a GPU and has everything is taken as it is, since machines with GPUs are often without a network.
 READY := import sys; sys.path.insert(0, "."); import torch, pathlens.cli, pathlens.figures; sys.exit(not torch.cuda.is_available())
 gpu:
 	@python=$(PYTHON); $$python -c '$(READY)' 2>/dev/null || { $(MAKE) --no-print-directory setup && python=$(BIN)/python; } && \
-	    $$python studies/gpu/run.py --out results/gpu --data "$(GPU_DATA)" $(GPU_ARGS)
+	    $$python -m studies.gpu --out results/gpu --data "$(GPU_DATA)" $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """What the studies share: their command line, trained networks, and the page that says what came out.
 
-A study is a folder with ``run.py``, such as ``python studies/veit2016/run.py --scale cpu``. It uses the public
+A study is a package that runs, as in ``python -m studies.veit2016 --scale cpu``. It uses the public
 interface of pathlens alone. A scale changes sizes and never the protocol:
 
 * ``smoke``: seconds, for the tests; its numbers mean nothing.

@@ -2,7 +2,7 @@
 
 Run from the repository root, with the defaults for the published weights::
 
-    python studies/embedded_default.py
+    python -m studies.embedded_default
 
 The split is fixed (seed 0, stratified): 1,257 training, 180 validation and 360 test images. The recipe is the best of
 six by validation error (learning rates 0.05, 0.1, 0.2; weight decays 5e-4, 1e-3; batches of 64 and 128; 60 and 120

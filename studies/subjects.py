@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Setting
 
 import pathlens
 from pathlens import ResidualView
 from pathlens.data import ImageData
 from pathlens.errors import DataError
 from pathlens.models import LoadedModel
+from studies.common import Setting
 
 #: published weights of github.com/akamaster/pytorch_resnet_cifar10, as files of the folder that PATHLENS_MODELS names
 PUBLISHED = {

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from study_modules import study
 
 import pathlens
 from pathlens.tables import read_table
+from studies.benchmarks import sweep
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,12 +24,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def sweep() -> Iterator[ModuleType]:
-    with study("benchmarks", "sweep") as module:
-        yield module
-
-
 @pytest.fixture
 def random_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PATHLENS_MODELS", raising=False)
@@ -38,7 +31,7 @@ def random_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("random_everything")
-def test_the_whole_benchmark_at_small_size(sweep, tmp_path, monkeypatch, capsys):
+def test_the_whole_benchmark_at_small_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     small = ["--network", "resnet20", "--rows", "6", "--batch-size", "4", "--repeats", "1", "--threads", "1"]
     assert sweep.main([*small, "--out", str(tmp_path)]) == 0
@@ -73,7 +66,7 @@ def test_the_whole_benchmark_at_small_size(sweep, tmp_path, monkeypatch, capsys)
     assert f"| pathlens | float32 | 6 | 10 | {own['seconds']:.3g} (" in text
 
 
-def test_the_gpu_benchmark_on_the_cpu(sweep):
+def test_the_gpu_benchmark_on_the_cpu():
     loaded = pathlens.load_model("preresnet20", "random")
     batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)]
     timings = sweep.compare("sweep on a GPU", loaded, batches, ("float32", "tf32"), repeats=1)
@@ -83,7 +76,7 @@ def test_the_gpu_benchmark_on_the_cpu(sweep):
     assert {t.images for t in timings} == {8}
 
 
-def test_the_loop_deletes_branches(sweep):
+def test_the_loop_deletes_branches():
     """Against networks whose branch really is zero: the last batch norm or convolution of the block has no weights."""
     for name, last in (("resnet20", "bn2"), ("preresnet20", "conv2")):
         model = pathlens.load_model(name, "random").model
@@ -104,7 +97,7 @@ def test_the_loop_deletes_branches(sweep):
         assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_wrong_result_ends_the_benchmark(sweep, monkeypatch):
+def test_a_wrong_result_ends_the_benchmark(monkeypatch):
     loaded = pathlens.load_model("resnet20", "random", seed=0)
     other = pathlens.load_model("resnet20", "random", seed=1).model
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +108,7 @@ def test_a_wrong_result_ends_the_benchmark(sweep, monkeypatch):
         sweep.compare("sweep", loaded, batches, ("float32",), repeats=1)
 
 
-def test_images_decided_by_rounding_are_counted(sweep):
+def test_images_decided_by_rounding_are_counted():
     class Fixed(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1.0, 1.0 + 1e-6, 0.0], [3.0, 1.0, 2.0], [5.0, 5.0, 5.0]])

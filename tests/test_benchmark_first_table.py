@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from study_modules import study
 
 from pathlens.tables import read_table
+from studies.benchmarks import first_table
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def first_table() -> Iterator[ModuleType]:
-    with study("benchmarks", "first_table") as module:
-        yield module
-
-
 @pytest.mark.slow
-def test_this_version_beside_itself(first_table, tmp_path, capsys):
+def test_this_version_beside_itself(tmp_path, capsys):
     small = ["--before", str(ROOT), "--repeats", "1", "--networks", "find_blocks", "--out", str(tmp_path)]
     assert first_table.main(small) == 0
     rows = {(row["benchmark"], row["version"]): dict(row) for row in read_table(tmp_path / "first_table.csv").rows}
@@ -35,7 +27,7 @@ def test_this_version_beside_itself(first_table, tmp_path, capsys):
     assert capsys.readouterr().out == (tmp_path / "first_table.md").read_text() + "\n"
 
 
-def test_versions_that_disagree_are_not_compared(first_table, tmp_path, monkeypatch):
+def test_versions_that_disagree_are_not_compared(tmp_path, monkeypatch):
     errors = {"now": [0.1, 0.2], "before": [0.1, 0.3]}
     monkeypatch.setattr(first_table, "whole_command", lambda tree: (1.0, errors[tree.name]))
     trees = {name: tmp_path / name for name in errors}
@@ -48,7 +40,7 @@ def test_versions_that_disagree_are_not_compared(first_table, tmp_path, monkeypa
     assert [t.benchmark for t in first_table.measure(trees, 2, [])] == ["delete-blocks"] * 4
 
 
-def test_a_folder_without_pathlens_is_refused(first_table, tmp_path, capsys):
+def test_a_folder_without_pathlens_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         first_table.main(["--before", str(tmp_path)])
     assert stop.value.code == 2

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from study_modules import study
 
 from pathlens.tables import read_table
+from studies.benchmarks import paths
 
 
 def test_it_measures_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("PATHLENS_DATA", "PATHLENS_MODELS"):
         monkeypatch.delenv(name, raising=False)
-    with study("benchmarks", "paths") as paths:
-        small = ["--network", "resnet20", "--batch-size", "2", "--repeats", "1", "--draws", "1", "--threads", "1"]
-        assert paths.main([*small, "--deep-network", "resnet20", "--out", str(tmp_path)]) == 0
+    small = ["--network", "resnet20", "--batch-size", "2", "--repeats", "1", "--draws", "1", "--threads", "1"]
+    assert paths.main([*small, "--deep-network", "resnet20", "--out", str(tmp_path)]) == 0
     table = read_table(tmp_path / "paths.parquet")
     by_method = {(row["benchmark"], row["method"]): row for row in table.rows}
     exact = by_method["profile", "exact, all lengths"]

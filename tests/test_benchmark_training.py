@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from study_modules import study
 
 from pathlens.tables import read_table
+from studies.benchmarks import training
 
 
 @pytest.mark.slow
@@ -19,8 +19,7 @@ def test_it_measures_and_writes(
     monkeypatch.delenv("PATHLENS_DATA", raising=False)
     small = ["--network", "preresnet20", "--part-network", "preresnet20", "--images", "24", "--part-images", "24"]
     more = ["--batch-size", "8", "--repeats", "1", "--threads", "1", "--workers", "0", "--dtypes", "float32"]
-    with study("benchmarks", "training") as training:
-        assert training.main([*small, *more, "--out", str(tmp_path)]) == 0
+    assert training.main([*small, *more, "--out", str(tmp_path)]) == 0
     rows = read_table(tmp_path / "training.parquet").rows
     assert [row["method"] for row in rows] == [
         "plain loop, float32",

@@ -14,6 +14,7 @@ import threading
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -233,7 +234,6 @@ def test_provenance_states_versions_machine_and_time():
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["hardware"]["cores"] == os.cpu_count()
-    assert found["command"] == [Path(sys.argv[0]).name.replace("__main__.py", "pathlens"), *sys.argv[1:]]
     if Path("/proc/meminfo").exists():
         total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
         assert found["hardware"]["memory_bytes"] == pytest.approx(total, rel=0.01)
@@ -300,3 +300,18 @@ print([name for name in ("torch", "matplotlib", "pathlens.figures") if name in s
 """
     done = python(code, tmp_path)
     assert done.stdout == "[]\n[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("pathlens.__main__", ["pathlens"]),
+        ("studies.benchmarks.sweep", ["python", "-m", "studies.benchmarks.sweep"]),
+        ("studies.critics.__main__", ["python", "-m", "studies.critics"]),
+        (None, ["pathlens"]),
+    ],
+)
+def test_the_command_is_what_a_reader_would_type(module, said, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and SimpleNamespace(name=module))
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/pathlens", "--seed", "3"])
+    assert provenance()["command"] == [*said, "--seed", "3"]

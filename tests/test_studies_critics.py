@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from study_modules import run_study, study
+from study_modules import run_study
 
 import pathlens
 from pathlens.tables import read_table
+from studies import common, subjects
+from studies.critics import answers, responses, shortcuts, tails
 
 PER_NETWORK = ("shortcuts", "responses", "path-gradients", "cancellation", "tails")
 TABLES = {
@@ -35,13 +35,6 @@ def done(tmp_path_factory):
         where = ("--out", str(folder / "out"), "--runs", str(folder / "runs"))
         run_study("critics", "--scale", "smoke", "--device", "cpu", "--jobs", "2", *where)
     return folder
-
-
-@pytest.fixture
-def own():
-    """Loads a module of the study by its name."""
-    with study("critics"):
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +129,13 @@ def test_trained_networks_are_no_resnets_and_were_read_back(done):
     )
 
 
-def test_single_paths_are_those_of_the_chain_rule(own, network):
+def test_single_paths_are_those_of_the_chain_rule(network):
     view, data = network
-    setting = own("common").setting("critics", "A study.", ["--device", "cpu"])
+    setting = common.setting("critics", "A study.", ["--device", "cpu"])
     loaded = pathlens.load_model("preresnet20", "random", in_channels=1, num_classes=10, seed=0)
-    subject = own("subjects").subject(setting, "n", "n", loaded)
+    subject = subjects.subject(setting, "n", "n", loaded)
     vars(subject)["view"] = view  # of the same network, found once for all tests
-    tail = own("tails").sample_tail(subject, 2, 0, 4)  # the one path through no branch
+    tail = tails.sample_tail(subject, 2, 0, 4)  # the one path through no branch
     batch = data.batch(0, 2)
     inputs = batch.images.clone().requires_grad_()
     x = view.stem(inputs)
@@ -160,18 +153,18 @@ def test_single_paths_are_those_of_the_chain_rule(own, network):
     assert tail.norms[0] == pytest.approx(gradient.flatten(1).norm(dim=1).numpy(), rel=1e-4)
 
 
-def test_differences_have_newcombes_interval(own):
+def test_differences_have_newcombes_interval():
     # Newcombe 1998, table II, case (a): 56/70 and 48/80, method 10: 0.0524 to 0.3339
     rows = []
     for failures, n in ((56, 70), (48, 80)):
         low, high = pathlens.measure.wilson_interval(failures, n)
         rows.append({"error": failures / n, "error_low": low, "error_high": high})
-    found = own("shortcuts").newcombe(*rows)
+    found = shortcuts.newcombe(*rows)
     assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
-def test_correlation_of_ties_and_of_nothing(own):
-    correlation = own("responses").correlation
+def test_correlation_of_ties_and_of_nothing():
+    correlation = responses.correlation
     rows = [{"x": x, "y": y} for x, y in zip(range(8), (0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.4), strict=True)]
     found = correlation(rows, "x", "y", 500)
     assert found["rho"] == pytest.approx(stats.spearmanr(range(8), [row["y"] for row in rows]).statistic)
@@ -179,8 +172,7 @@ def test_correlation_of_ties_and_of_nothing(own):
     assert correlation([{**row, "y": 0.0} for row in rows], "x", "y", 9)["rho"] is None
 
 
-def test_tails_by_hand(own):
-    tails = own("tails")
+def test_tails_by_hand():
     norms = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [13.0, 13.0]])
     signed = {"path_norm_rms": 8.0, "path_norm_rms_error": 0.1}
     row = tails.tail_row("n", tails.Tail(3, norms), signed, 4000)
@@ -192,7 +184,7 @@ def test_tails_by_hand(own):
     assert row["four_below"] == pytest.approx(0.75**4, abs=0.03)
 
 
-def test_sentences_follow_the_numbers(own):
+def test_sentences_follow_the_numbers():
     shortcut = {"network": "n", "which": "all", "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3}
     rows = {"blocks": 20, "first": 2, "last": 6, "first_low": 2, "last_low": 5, "last_high": 7}
     ranges = [{"network": "n", "contribution": kind, **rows} for kind in ("exact", "sampled")]
@@ -206,7 +198,7 @@ def test_sentences_follow_the_numbers(own):
         ],
         "beyond": [{"network": "n", "harmless": 0.9, "middle": 0.7}],
     }
-    said = own("answers").answers(found)
+    said = answers.answers(found)
     assert "shortcuts hurt more to delete" in said
     assert "a shortcut counts 4.0 times" in said
     assert "does not tell which blocks are harmless" in said
@@ -215,7 +207,7 @@ def test_sentences_follow_the_numbers(own):
     assert "one conclusion holds" in said
     shortcut |= {"difference_low": -0.1}
     ranges[1] |= {"last_low": 7}
-    said = own("answers").answers(found)
+    said = answers.answers(found)
     assert "the objection is not borne out" in said
     assert "is not what that predicts" in said
     assert "within the intervals" in said

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
 import torch
 from scipy import stats
-from study_modules import run_study, study
+from study_modules import run_study
 
 import pathlens
 from pathlens.tables import read_table
+from studies import common
+from studies.depth_in_training import answers, cells, checkpoints, gains, trends
+from studies.veit2016 import trainings
 
 TABLES = {
     "ranges": {
@@ -44,13 +46,6 @@ def done(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def own():
-    """Loads a module of the study by its name."""
-    with study("depth_in_training"):
-        yield importlib.import_module
-
-
 @pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
@@ -66,11 +61,11 @@ def test_it_writes_page_tables_and_figures(done):
 
 
 @pytest.mark.slow
-def test_path_lengths_are_those_of_the_checkpoint(done, own):
+def test_path_lengths_are_those_of_the_checkpoint(done):
     rows = read_table(done / "out" / "ranges.parquet").rows
     assert {(row["seed"], row["epoch"]) for row in rows} == {(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}
     run = "tiny-full-seed1"
-    loaded = pathlens.load_model(own("checkpoints").TINY, done / "runs" / run / "epochs" / "epoch-002.safetensors")
+    loaded = pathlens.load_model(checkpoints.TINY, done / "runs" / run / "epochs" / "epoch-002.safetensors")
     data = pathlens.open_data("digits", split="train", limit=6)
     options = {"mean": loaded.mean, "std": loaded.std, "batch_size": 6, "seed": 1}
     table = pathlens.path_gradients(loaded.model, data, method="all", mode="train", max_samples=2, draws=1, **options)
@@ -91,8 +86,7 @@ def test_path_lengths_are_those_of_the_checkpoint(done, own):
         assert row["blocks"] == 3
 
 
-def test_a_checkpoint_is_measured_again_when_its_weights_change(own, tmp_path, monkeypatch):
-    cells, common = own("cells"), own("common")
+def test_a_checkpoint_is_measured_again_when_its_weights_change(tmp_path, monkeypatch):
     study_ = common.setting("x", "x", ["--scale", "smoke", "--runs", str(tmp_path)])
     monkeypatch.setattr(cells, "measure", lambda cell: {"weights": cell.weights.read_text()})
     (tmp_path / "weights").write_text("old")
@@ -115,7 +109,7 @@ class Block(torch.nn.Module):
         return x + self.layer(x)
 
 
-def test_gains_of_linear_blocks_are_known(own):
+def test_gains_of_linear_blocks_are_known():
     torch.manual_seed(0)
     layers = [torch.nn.Linear(4, 4, bias=False) for _ in range(3)]
     factors = (2.0, 0.5, 1.0)
@@ -129,7 +123,7 @@ def test_gains_of_linear_blocks_are_known(own):
     view = pathlens.find_blocks(model, images)
     assert len(view) == 4
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = own("gains").gains(view, images, labels)
+    found = gains.gains(view, images, labels)
     assert found["gamma"] == 3
     # the last block by autograd, with the statistics of the batch
     x = torch.nn.Sequential(*model[:4])(images).detach().requires_grad_()
@@ -145,7 +139,7 @@ def test_gains_of_linear_blocks_are_known(own):
     assert not any(module.training for module in model.modules())
 
 
-def test_trends_by_hand(own):
+def test_trends_by_hand():
     def rows(run, lengths):
         return [
             {"run": run, "weight_decay": 0.1, "mode": "train", "contribution": "exact", "epoch": epoch, "blocks": 9}
@@ -155,7 +149,7 @@ def test_trends_by_hand(own):
 
     data = [{0: 5.0, 1: 4.0, 4: 3.0, 9: 4.5}, {0: 6.0, 1: 3.0, 4: 3.5, 9: 4.0}, {0: 5.5, 1: 3.0, 4: 3.5, 9: 3.2}]
     ranges = [row for seed, lengths in enumerate(data) for row in rows(f"seed{seed}", lengths)]
-    module = own("trends")
+    module = trends
     whole, later = module.trends(ranges, (0, 1))
     changes = [lengths[9] - lengths[1] for lengths in data]
     assert later["change"] == pytest.approx(sum(changes) / 3)
@@ -174,8 +168,8 @@ def test_trends_by_hand(own):
     assert start["mean_length_high"] == pytest.approx(5.5 + 4.302653 * 0.5 / math.sqrt(3))
 
 
-def test_sentences_follow_the_numbers(own):
-    module = own("answers")
+def test_sentences_follow_the_numbers():
+    module = answers
     rising = {"change_low": 0.5, "change_high": 1.5}
     assert module.direction(rising) == "grows"
     assert module.direction({"change_low": -1.5, "change_high": -0.5}) == "shrinks"
@@ -196,13 +190,12 @@ def test_sentences_follow_the_numbers(own):
     assert module._reason([falls], [{**row, "gradient_ratio": 0.6} for row in scales]) == ""
 
 
-def test_the_cpu_scale_takes_the_runs_of_the_first_study(own, monkeypatch, tmp_path):
-    common, checkpoints = own("common"), own("checkpoints")
+def test_the_cpu_scale_takes_the_runs_of_the_first_study(monkeypatch, tmp_path):
     monkeypatch.delenv("PATHLENS_DATA", raising=False)
     study_ = checkpoints.shared(common.setting("depth_in_training", "x", ["--scale", "cpu"]))
     assert study_.runs.name == "veit2016-cpu"
     wanted = checkpoints.wanted(study_)
-    theirs = {training.name: training.arguments for training in own("trainings").trainings(study_)}
+    theirs = {training.name: training.arguments for training in trainings.trainings(study_)}
     shared = {name: run.arguments for name, run in wanted.items() if name in theirs}
     assert set(shared) == {f"digits54-full-seed{seed}" for seed in range(5)}
     assert all(theirs[name] == arguments for name, arguments in shared.items())
@@ -214,16 +207,15 @@ def test_the_cpu_scale_takes_the_runs_of_the_first_study(own, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [(-6, -5, "not told apart"), (-9, -8, "are due to it")])
-def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words, own):
+def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words):
     row = {"mode": "train", "contribution": "exact", "since": 0}
     without = {**row, "weight_decay": 0, "change": -5.3, "change_low": -5.9, "change_high": -4.7}
     with_it = {**row, "weight_decay": 0.1, "change": (low + high) / 2, "change_low": low, "change_high": high}
-    assert words in own("answers")._decay([without, with_it], 0.1)
+    assert words in answers._decay([without, with_it], 0.1)
 
 
 @pytest.mark.slow
-def test_larger_scales_train_in_processes_of_their_own(own, tmp_path):
-    common, checkpoints = own("common"), own("checkpoints")
+def test_larger_scales_train_in_processes_of_their_own(tmp_path):
     study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", "--jobs", "1"])
     short = ("--data", "digits", "--epochs", "1", "--limit", "40", "--validation", "20")
     arguments = ("--model", checkpoints.TINY, *short)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from study_modules import STUDIES, study
+from study_modules import ROOT, STUDIES
 
 import pathlens
 from pathlens.cli import main as command_line
@@ -25,6 +25,7 @@ from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.tables import lock_run, read_table
 from pathlens.training import Full, hold_out, recipe_for, state
+from studies.gpu import __main__ as gpu
 
 TINY = f"{STUDIES / 'depth_in_training' / 'nets.py'}:tiny"
 CPU = ("--scale", "smoke", "--device", "cpu")
@@ -44,9 +45,8 @@ def _alone() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[ModuleType]:
-    with study("gpu") as module:
-        yield module
+def run() -> ModuleType:
+    return gpu
 
 
 def places(folder: Path) -> tuple[str, ...]:
@@ -57,9 +57,8 @@ def places(folder: Path) -> tuple[str, ...]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict[str, Any]]]]:
     """The folder of a call that was killed while two networks were trained side by side, and how far they were."""
     folder = tmp_path_factory.mktemp("gpu")
-    program = [sys.executable, str(STUDIES / "gpu" / "run.py"), *CPU, *places(folder), "--slice", "tiny-full", *EPOCHS]
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it need not be installed
-    call = subprocess.Popen(program, env={**kept, "OMP_NUM_THREADS": "1"}, cwd=folder, stdout=subprocess.DEVNULL)
+    program = [sys.executable, "-m", "studies.gpu", *CPU, *places(folder), "--slice", "tiny-full", *EPOCHS]
+    call = subprocess.Popen(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, stdout=subprocess.DEVNULL)
     runs = [folder / "runs" / name for name in SEEDS]
     wait_for(lambda: call.poll() is not None or any(state.find(run) for run in runs))
     call.send_signal(signal.SIGKILL)

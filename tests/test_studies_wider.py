@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from scipy import stats
-from study_modules import run_study, study
+from study_modules import run_study
 from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.tables import read_table
+from studies import common
+from studies.wider_or_deeper import compared, nets, trained
 
 TABLES = {
     "networks": {"network", "blocks", "widths", "parameters", "multiply_adds", "ratio"},
@@ -31,13 +31,6 @@ def done(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def own():
-    """Loads a module of the study by its name."""
-    with study("wider_or_deeper"):
-        yield importlib.import_module
-
-
 @pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
@@ -55,7 +48,7 @@ def test_it_writes_page_tables_and_figures(done):
 
 
 @pytest.mark.slow
-def test_numbers_are_those_of_the_runs(done, own):
+def test_numbers_are_those_of_the_runs(done):
     rows = {row["run"]: row for row in read_table(done / "out" / "runs.parquet").rows}
     assert set(rows) == {"deep9-L1-seed0", "deep9-Lall-seed0", "wide3_small-Lall-seed0"}
     run = done / "runs" / "deep9-L1-seed0"
@@ -63,7 +56,7 @@ def test_numbers_are_those_of_the_runs(done, own):
     assert result.provenance["rule"] == "path-lengths 0:1"
     (test,) = [row for row in result.rows if row["split"] == "test"]
     assert rows["deep9-L1-seed0"]["test_error"] == test["error"]
-    loaded = pathlens.load_model(f"{own('trained').NETS}:deep9", run / "weights.safetensors")
+    loaded = pathlens.load_model(f"{trained.NETS}:deep9", run / "weights.safetensors")
     data = pathlens.open_data("digits", limit=6)
     table = pathlens.path_gradients(loaded.model, data, method="exact", mean=loaded.mean, std=loaded.std)
     norms = [row["total_norm"] for row in table.rows]
@@ -75,13 +68,12 @@ def test_numbers_are_those_of_the_runs(done, own):
 
 
 @pytest.mark.slow
-def test_wide_networks_cost_what_the_deep_one_costs(done, own):
+def test_wide_networks_cost_what_the_deep_one_costs(done):
     for row in read_table(done / "out" / "networks.parquet").rows:
         first, *_, last = map(int, row["widths"].split(","))
         stem_and_head = 64 * 9 * first + 10 * last  # 8x8 positions of a 3x3 convolution, and ten classes
         assert row["multiply_adds"] == row["multiply_adds_in_blocks"] + stem_and_head
         assert abs(row["ratio"] - 1) <= 0.05
-    common, trained, nets = own("common"), own("trained"), own("nets")
     for scale, image in (("cpu", torch.zeros(1, 1, 8, 8)), ("paper", torch.zeros(1, 3, 32, 32))):
         found = []
         for name in trained.networks(common.setting("wider_or_deeper", "x", ["--scale", scale])):
@@ -92,15 +84,13 @@ def test_wide_networks_cost_what_the_deep_one_costs(done, own):
         assert all(abs(flops / found[0] - 1) <= 0.05 for flops in found)
 
 
-def test_a_network_of_another_cost_is_refused(own, monkeypatch):
-    common, trained = own("common"), own("trained")
+def test_a_network_of_another_cost_is_refused(monkeypatch):
     monkeypatch.setattr(trained, "networks", lambda _study: ("wide3", "wide3_small"))
     with pytest.raises(SystemExit, match=r"wide3_small has 0\.08 times the multiply-adds of wide3"):
         trained.costs(common.setting("wider_or_deeper", "x", ["--scale", "cpu"]))
 
 
-def test_trainings_of_the_cpu_scale(own):
-    common, trained = own("common"), own("trained")
+def test_trainings_of_the_cpu_scale():
     wanted = trained.trainings(common.setting("wider_or_deeper", "x", ["--scale", "cpu"]))
     deep = [training for training in wanted if training.network == "deep27"]
     assert {training.depth for training in deep} == {1, 2, 4, 8, "all"}
@@ -126,8 +116,8 @@ def _runs():
     ]
 
 
-def test_differences_are_paired(own):
-    cut, whole, wide = own("compared").summary_rows(_runs())
+def test_differences_are_paired():
+    cut, whole, wide = compared.summary_rows(_runs())
     test = stats.ttest_rel((0.20, 0.24, 0.22), (0.10, 0.12, 0.14))
     assert cut["error_difference"] == pytest.approx(0.10)
     assert cut["error_p"] == pytest.approx(test.pvalue)
@@ -139,8 +129,7 @@ def test_differences_are_paired(own):
     assert wide["error_difference"] == pytest.approx(0)
 
 
-def test_sentences_follow_the_numbers(own):
-    compared = own("compared")
+def test_sentences_follow_the_numbers():
     summary = compared.summary_rows(_runs())
     costs = [{"network": "deep", "blocks": 9}, {"network": "wide", "blocks": 3}]
     text = compared.answers(summary, costs)

@@ -50,8 +50,11 @@ def provenance(**facts: Any) -> dict[str, Any]:
 
 def _command() -> list[str]:
     """The command line; of the program only its name, since where it lies says something of the machine alone."""
-    program = Path(sys.argv[0])
-    return ["pathlens" if program.name == "__main__.py" else program.name, *sys.argv[1:]]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    module = spec.name.removesuffix(".__main__")
+    return [*(["pathlens"] if module == "pathlens" else ["python", "-m", module]), *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

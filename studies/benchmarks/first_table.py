@@ -3,7 +3,7 @@
 Run from the repository root, on a machine that does nothing else, with a checkout of the earlier version::
 
     git worktree add ../before COMMIT
-    python studies/benchmarks/first_table.py --before ../before --out results/benchmarks
+    python -m studies.benchmarks.first_table --before ../before --out results/benchmarks
 
 Both versions run in the same Python environment, one after the other in every repeat, each with an empty cache of its
 own and after one run that is not counted, which leaves compiled bytecode behind. Three benchmarks:
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import cpu_abilities, heading, number, publish, ranged, say, spread
 
 from pathlens.report import provenance
 from pathlens.tables import Column, Table
+from studies.benchmarks.side_by_side import cpu_abilities, heading, number, publish, ranged, say, spread
 
 NOW, BEFORE = "now", "before"
 WHOLE = "delete-blocks"

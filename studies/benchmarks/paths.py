@@ -2,7 +2,7 @@
 
 Run from the repository root, on a machine that does nothing else::
 
-    python studies/benchmarks/paths.py --out results/benchmarks
+    python -m studies.benchmarks.paths --out results/benchmarks
 
 Same network, same batch, same process, the methods in turn in every repeat:
 
@@ -28,7 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import (
+from torch import Tensor, nn
+
+from pathlens import find_blocks, load_model, path_gradients
+from pathlens.report import provenance
+from pathlens.tables import Column, Table
+from studies.benchmarks.side_by_side import (
     cpu_abilities,
     heading,
     number,
@@ -40,11 +45,6 @@ from side_by_side import (
     spread,
     threads,
 )
-from torch import Tensor, nn
-
-from pathlens import find_blocks, load_model, path_gradients
-from pathlens.report import provenance
-from pathlens.tables import Column, Table
 
 COLUMNS = (
     Column("benchmark"),

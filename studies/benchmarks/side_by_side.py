@@ -90,7 +90,7 @@ def heading(title: str, facts: Mapping[str, Any], *lines: str) -> list[str]:
     return [
         f"# {title}",
         "",
-        f"`python {' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
+        f"`{' '.join(facts['command'])}` of commit {facts['commit']} on {facts['date']}.",
         "",
         f"- Machine: {hardware['cpu']} ({facts['cpu_capability']}), {hardware['cores_allowed']} cores, "
         f"{facts['threads']} threads; GPUs: {', '.join(hardware['gpus']) or 'none'}",

@@ -2,7 +2,7 @@
 
 Run from the repository root, on a machine that does nothing else::
 
-    python studies/benchmarks/sweep.py --out results/benchmarks
+    python -m studies.benchmarks.sweep --out results/benchmarks
 
 Same network, same batches in memory, same process, the methods in turn in every repeat. Four benchmarks:
 
@@ -37,7 +37,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import (
+from torch import Tensor, nn
+
+from pathlens import ResidualView, delete_blocks, find_blocks
+from pathlens.models import LoadedModel, PreActResNet
+from pathlens.report import provenance
+from pathlens.tables import Column, Table
+from studies.benchmarks.side_by_side import (
     Batches,
     cpu_abilities,
     heading,
@@ -50,12 +56,6 @@ from side_by_side import (
     spread,
     threads,
 )
-from torch import Tensor, nn
-
-from pathlens import ResidualView, delete_blocks, find_blocks
-from pathlens.models import LoadedModel, PreActResNet
-from pathlens.report import provenance
-from pathlens.tables import Column, Table
 
 LOOP, FORWARD, PATHLENS, FINDING = "obvious loop", "plain forward", "pathlens", "finding the blocks"
 SHARING = "prefix sharing"

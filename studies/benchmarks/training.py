@@ -2,7 +2,7 @@
 
 Run from the repository root, on a machine that does nothing else::
 
-    python studies/benchmarks/training.py --out results/benchmarks
+    python -m studies.benchmarks.training --out results/benchmarks
 
 Same network, same images, same recipe, same process, the methods in turn in every repeat; of each, the second of two
 epochs is timed, so that starting workers, tracing and warming up count for none of them.
@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from side_by_side import cpu_abilities, heading, publish, ranged, say, spread, threads
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -39,6 +38,7 @@ from pathlens.data import ImageData
 from pathlens.report import provenance
 from pathlens.tables import Column, Table
 from pathlens.training import BlocksPerBatch, Full, Recipe, Rule, train
+from studies.benchmarks.side_by_side import cpu_abilities, heading, publish, ranged, say, spread, threads
 
 COLUMNS = (
     Column("benchmark"),

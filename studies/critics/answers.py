@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortcuts import verdict
+from studies.critics.shortcuts import verdict
 
 TALK = (
     "Where the small network on digits and the published network disagree, size and task are confounded. A block that "

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Page, Setting, make_table, say, train_all
-from drawing import lengths_figure, pairs_figure
-from responses import correlation, measure_responses, response_rows
-from shortcuts import PAIRS, pair_rows
-from subjects import Subject, subject
-
 import pathlens
 from pathlens.measure import sample_interval
 from pathlens.tables import Table
+from studies.common import Page, Setting, make_table, say, train_all
+from studies.critics.drawing import lengths_figure, pairs_figure
+from studies.critics.responses import correlation, measure_responses, response_rows
+from studies.critics.shortcuts import PAIRS, pair_rows
+from studies.subjects import Subject, subject
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import Page, Setting, make_table, say
-from drawing import cancellation_figure
-from subjects import Subject
-from tails import TAILS, one_tail
 
 import pathlens
 from pathlens import figures
 from pathlens.paths import effective_paths
 from pathlens.tables import Table
+from studies.common import Page, Setting, make_table, say
+from studies.critics.drawing import cancellation_figure
+from studies.critics.tails import TAILS, one_tail
+from studies.subjects import Subject
 
 _NORM = "loss per unit of input"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Page, Setting, make_table, say
-from drawing import responses_figure
 from scipy import stats
-from subjects import Subject
 
 from pathlens.tables import Table
+from studies.common import Page, Setting, make_table, say
+from studies.critics.drawing import responses_figure
+from studies.subjects import Subject
 
 RESPONSES = (
     ("block", "", "index of the block, from 0"),

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import Page, Setting, make_table, say
-from drawing import counts_figure, pairs_figure
 from scipy import stats
-from subjects import Subject
 
 import pathlens
 from pathlens.tables import Table
+from studies.common import Page, Setting, make_table, say
+from studies.critics.drawing import counts_figure, pairs_figure
+from studies.subjects import Subject
 
 PAIRS = (
     ("block", "", "index of the block, from 0"),

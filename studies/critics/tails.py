@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Page, Setting, say
-from drawing import tails_figure
 from scipy import stats
-from subjects import Subject
 from torch.nn.functional import cross_entropy
 
 import pathlens
 from pathlens.paths import sample_paths
+from studies.common import Page, Setting, say
+from studies.critics.drawing import tails_figure
+from studies.subjects import Subject
 
 _NORM = "loss per unit of input"
 

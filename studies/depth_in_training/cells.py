@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Setting, say
-from gains import gains
 
 import pathlens
 from pathlens import ResidualView
 from pathlens.report import provenance
 from pathlens.tables import Table, atomic_write_bytes
+from studies.common import Setting, say
+from studies.depth_in_training.gains import gains
 
 #: what a length contributes, by the method that measures it
 CONTRIBUTIONS = {

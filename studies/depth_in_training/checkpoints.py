@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cells import Cell
-from common import ROOT, Setting
-from trainings import cifar, trainings
 
 from pathlens.tables import read_table
+from studies.common import ROOT, Setting
+from studies.depth_in_training.cells import Cell
+from studies.veit2016.trainings import cifar, trainings
 
 NAME = "depth_in_training"
 TINY = f"{Path(__file__).resolve().parent / 'nets.py'}:tiny"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trends import GAINS
+from studies.depth_in_training.trends import GAINS
 
 _RUN = (
     ("run", "", "name of the training run"),

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, Page, Setting, make_table
-from retraining import RUNS
 
 import pathlens
 from pathlens.data import ImageData
 from pathlens.errors import DataError, RunError
 from pathlens.report import provenance
 from pathlens.tables import read_table
+from studies.common import ROOT, Page, Setting, make_table
+from studies.veit2016.retraining import RUNS
 
 TIMINGS = (
     ("slice", "", "what was measured"),

@@ -13,15 +13,15 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from common import ROOT
-from kept import Late, Slice, Study
-from training import ours, plain
 
 import pathlens
 from pathlens import ResidualView
 from pathlens.models import LoadedModel
 from pathlens.tables import Table, read_table
 from pathlens.training import Full, Recipe
+from studies.benchmarks.training import ours, plain
+from studies.common import ROOT
+from studies.gpu.kept import Late, Slice, Study
 
 #: analysis -> what it shows, seconds on one H100 with start-up, what runs, the goal in seconds, and images at a time
 ANALYSES: dict[str, tuple[str, float, Callable[..., Table], float, int]] = {

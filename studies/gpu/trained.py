@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import keep_checkpoint
-from kept import Late, Slice, Study
-from retraining import runs_table
-from timed import opened
-from trainings import CIFAR_KEPT, SHARE, Training
 
 import pathlens
 from pathlens.errors import PathlensError, RunError
 from pathlens.report import provenance
 from pathlens.training import BlocksPerBatch, Full, Rule, hold_out, recipe_for, state
+from studies.common import keep_checkpoint
+from studies.gpu.kept import Late, Slice, Study
+from studies.gpu.timed import opened
+from studies.veit2016.retraining import runs_table
+from studies.veit2016.trainings import CIFAR_KEPT, SHARE, Training
 
 RANGE = "effective range"
 

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from common import Page, make_table
 from scipy import stats
 
 from pathlens.tables import Table
+from studies.common import Page, make_table
 
 COLUMNS = (
     ("fact", "", "what is compared"),

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Page, make_table
 from scipy import stats
-from trainings import Training
 
 from pathlens.measure import sample_interval
 from pathlens.tables import read_table
+from studies.common import Page, make_table
+from studies.veit2016.trainings import Training
 
 RUNS = (
     ("run", "", "name of the run"),

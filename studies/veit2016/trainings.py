@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import Setting
+from studies.common import Setting
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Setting
 from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.tables import read_table
+from studies.common import Setting
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 ALL = "all"

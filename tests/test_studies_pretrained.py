@@ -6,10 +6,13 @@ import os
 
 import pytest
 import torch
-from study_modules import run_study, study
+from study_modules import run_study
 
 import pathlens
 from pathlens.tables import Column, Table, read_table
+from studies import common, subjects
+from studies.pretrained_resnets import __main__ as run
+from studies.pretrained_resnets import headlines
 
 FILES = ("headlines", *(f"{key}-resnet20" for key in ("lesions", "skips", "sets", "orders", "gradients")))
 
@@ -17,11 +20,11 @@ FILES = ("headlines", *(f"{key}-resnet20" for key in ("lesions", "skips", "sets"
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The folder of one smoke run, without any file from outside."""
-    out = tmp_path_factory.mktemp("strangers")
+    out = tmp_path_factory.mktemp("pretrained_resnets")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PATHLENS_DATA", "PATHLENS_MODELS"):
             patch.delenv(name, raising=False)
-        run_study("strangers", "--scale", "smoke", "--device", "cpu", "--out", str(out))
+        run_study("pretrained_resnets", "--scale", "smoke", "--device", "cpu", "--out", str(out))
     return out
 
 
@@ -74,10 +77,8 @@ def lesions_of(errors, kinds):
 @pytest.mark.parametrize(("errors", "agrees"), [((0.11, 0.3, 0.12), True), ((0.4, 0.3, 0.12), False)])
 def test_the_worst_block_is_judged_by_its_kind(errors, agrees):
     table = lesions_of(errors, ("identity", "padding", "identity"))
-    with study("strangers") as run:
-        headlines = __import__("headlines")
-        worst, single = headlines._worst(table), headlines._single(table)
-        said = run.answers([{"network": "n", **worst}])
+    worst, single = headlines._worst(table), headlines._single(table)
+    said = run.answers([{"network": "n", **worst}])
     assert worst["agrees"] is agrees
     assert worst["value"] == max(errors)
     assert single["value"] == pytest.approx(sum(error < 0.14 for error in errors) / 3)
@@ -85,8 +86,7 @@ def test_the_worst_block_is_judged_by_its_kind(errors, agrees):
 
 
 def test_correlation_of_sets_by_hand():
-    with study("strangers"):
-        correlation = __import__("headlines")._correlation
+    correlation = headlines._correlation
     # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24)
     found = correlation([(1, 0.2), (2, 0.1), (3, 0.4), (4, 0.3), (5, 0.5)], 1)
     assert found["value"] == pytest.approx(0.8)
@@ -104,10 +104,9 @@ def test_without_the_files_it_ends_with_one_line(scale, tmp_path, monkeypatch, c
     monkeypatch.delenv("PATHLENS_DATA", raising=False)
     monkeypatch.setenv("PATHLENS_MODELS", str(tmp_path / "empty"))
     out = tmp_path / "out"
-    with study("strangers") as run:
-        assert run.main(["--scale", scale, "--out", str(out)]) == 5
-        monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
-        assert run.main(["--scale", scale, "--out", str(out)]) == 5
+    assert run.main(["--scale", scale, "--out", str(out)]) == 5
+    monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
+    assert run.main(["--scale", scale, "--out", str(out)]) == 5
     first, second = capsys.readouterr().err.strip().splitlines()
     assert "PATHLENS_DATA is not set" in first
     assert "PATHLENS_MODELS has no pytorch_resnet_cifar10" in second
@@ -118,12 +117,10 @@ def test_without_the_files_it_ends_with_one_line(scale, tmp_path, monkeypatch, c
     not {"PATHLENS_DATA", "PATHLENS_MODELS"} <= set(os.environ), reason="PATHLENS_DATA and PATHLENS_MODELS are not set"
 )
 def test_published_networks_are_opened_with_their_normalisation():
-    with study("strangers"):
-        common, subjects = __import__("common"), __import__("subjects")
-        asked = common.setting("strangers", "A study.", ["--device", "cpu"])
-        one = subjects.published(asked, "resnet20")
-        batch = one.images(200).batch(0, 200, mean=one.mean, std=one.std)
-        with torch.no_grad():
-            error = (one.loaded.model(batch.images).argmax(1) != batch.labels).float().mean()
+    asked = common.setting("pretrained_resnets", "A study.", ["--device", "cpu"])
+    one = subjects.published(asked, "resnet20")
+    batch = one.images(200).batch(0, 200, mean=one.mean, std=one.std)
+    with torch.no_grad():
+        error = (one.loaded.model(batch.images).argmax(1) != batch.labels).float().mean()
     assert len(one.view) == 9
     assert error < 0.3  # 8.27 % on the original images; without this normalisation far more

@@ -1,6 +1,6 @@
 """Littwin and Wolf 2016, "The Loss Surface of Residual Networks": does the ensemble get deeper in training?
 
-Run ``python studies/depth_in_training/run.py --scale cpu``; see ``studies/common.py`` for the options and for scales.
+Run ``python -m studies.depth_in_training --scale cpu``; see ``studies/common.py`` for the options and for scales.
 The networks are those of ``studies/veit2016``, in its folder of runs, and the same trained without weight decay. The
 paper scale reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``).
 """
@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parent / "veit2016")]
-
-import columns
-from answers import DISCUSSION, answers
-from cells import measure_all
-from checkpoints import NAME, cells, shared, validation_errors, wanted
-from common import Page, make_table, one_thread, say, setting, start_fresh, train_all
-from drawing import curves_figure, gains_figure, trajectories
-from trends import by_epoch, driven_by, gains_by_epoch, mean_curves, trends
+from studies.common import Page, make_table, one_thread, say, setting, start_fresh, train_all
+from studies.depth_in_training import columns
+from studies.depth_in_training.answers import DISCUSSION, answers
+from studies.depth_in_training.cells import measure_all
+from studies.depth_in_training.checkpoints import NAME, cells, shared, validation_errors, wanted
+from studies.depth_in_training.drawing import curves_figure, gains_figure, trajectories
+from studies.depth_in_training.trends import by_epoch, driven_by, gains_by_epoch, mean_curves, trends
 
 PROTOCOL = (
     "Networks are trained from several seeds and their weights kept at initialisation and after some epochs. At each "

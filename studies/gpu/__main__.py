@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in slices of a few minutes that any number of calls take up one after the other.
 
-Run ``python studies/gpu/run.py --data FOLDER`` with a folder that holds ``cifar10-jpeg/train.parquet`` and
+Run ``python -m studies.gpu --data FOLDER`` with a folder that holds ``cifar10-jpeg/train.parquet`` and
 ``test.parquet`` (default: that of the environment's ``PATHLENS_DATA``), as often as it says that something is left. A
 call does what fits into ``--budget`` seconds, the most valuable first, prints a line for each slice, and writes what it
 measured at once: tables and page into ``--out``, weights as float16 into ``weights/`` there, unfinished trainings into
@@ -22,17 +22,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("", "benchmarks", "veit2016")), str(HERE.parents[1])]
-
-import timed
 import torch
-import trained
-from common import ROOT, Setting, one_thread
-from kept import Late, Slice, Study
 
 from pathlens.errors import DataError, PathlensError, UsageError
 from pathlens.tables import lock_run
+from studies.common import ROOT, Setting, one_thread
+from studies.gpu import timed, trained
+from studies.gpu.kept import Late, Slice, Study
 
 
 def work_through(study: Study, chosen: Sequence[Slice], end: float) -> int:

@@ -1,6 +1,6 @@
 """Veit, Wilber, Belongie 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", redone.
 
-Run ``python studies/veit2016/run.py --scale cpu``; ``studies/common.py`` says what a scale is. Of the environment it
+Run ``python -m studies.veit2016 --scale cpu``; ``studies/common.py`` says what a scale is. Of the environment it
 reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``), and for the ImageNet part ``PATHLENS_IMAGENET`` (a folder of
 images by class) and ``PATHLENS_IMAGENET_WEIGHTS`` (a file; default: the published weights, which are downloaded).
 """
@@ -10,20 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from common import Page, Setting, keep_checkpoint, one_thread, say, setting, start_fresh, train_all
-from facts import facts
-from retraining import retraining
-from trainings import Training, cifar, trainings
 
 import pathlens
 from pathlens import figures
 from pathlens.data import ImageData
 from pathlens.paths import length_range
+from studies.common import Page, Setting, keep_checkpoint, one_thread, say, setting, start_fresh, train_all
+from studies.veit2016.facts import facts
+from studies.veit2016.retraining import retraining
+from studies.veit2016.trainings import Training, cifar, trainings
 
 NAME = "veit2016"
 

@@ -1,6 +1,6 @@
 """Two trained networks that nobody here trained: lesions, reordering, exact and sampled path gradients.
 
-Run ``python studies/strangers/run.py --scale cpu``; see ``studies/common.py`` for the options and what a scale is. The
+Run ``python -m studies.pretrained_resnets --scale cpu``; see ``studies/common.py`` for the options and for scales. The
 environment names the folders of the files: ``PATHLENS_MODELS`` holds ``pytorch_resnet_cifar10/resnet20-12fca82f.th``
 and ``resnet56-4bfd9763.th`` beside it, ``PATHLENS_DATA`` holds ``cifar10-jpeg/test.parquet``.
 """
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-
-from common import Page, Setting, make_table, one_thread, say, setting, start_fresh
-from headlines import HEADLINES, headlines, intact
-from subjects import Subject, published, untrained
 
 import pathlens
 from pathlens import figures
 from pathlens.errors import PathlensError
 from pathlens.tables import Table
+from studies.common import Page, Setting, make_table, one_thread, say, setting, start_fresh
+from studies.pretrained_resnets.headlines import HEADLINES, headlines, intact
+from studies.subjects import Subject, published, untrained
 
-NAME = "strangers"
+NAME = "pretrained_resnets"
 
 QUESTION = (
     "Do two residual networks that others trained and published behave as Veit, Wilber, Belongie 2016 say theirs do?"

@@ -1,6 +1,6 @@
 """Objections raised against the ensemble view of residual networks, put to the numbers.
 
-Run ``python studies/critics/run.py --scale cpu``; see ``studies/common.py`` for the options and what a scale is. Of the
+Run ``python -m studies.critics --scale cpu``; see ``studies/common.py`` for the options and what a scale is. Of the
 environment it reads ``PATHLENS_MODELS`` and ``PATHLENS_DATA``; where both name folders with the published ResNet-56 and
 the JPEG images of CIFAR-10, that network is studied beside the one that comes with the package.
 """
@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-
-from answers import TALK, answers
-from beyond import beyond
-from cancellation import cancellation
-from common import Page, Setting, one_thread, say, setting, start_fresh
-from responses import responses
-from shortcuts import shortcuts
-from subjects import Subject, packaged, published, untrained
-
 from pathlens.errors import DataError, PathlensError
+from studies.common import Page, Setting, one_thread, say, setting, start_fresh
+from studies.critics.answers import TALK, answers
+from studies.critics.beyond import beyond
+from studies.critics.cancellation import cancellation
+from studies.critics.responses import responses
+from studies.critics.shortcuts import shortcuts
+from studies.subjects import Subject, packaged, published, untrained
 
 NAME = "critics"
 

@@ -1,6 +1,6 @@
 """Wu, Shen, van den Hengel 2019, "Wider or Deeper": how much depth does training use, and would width do better?
 
-Run ``python studies/wider_or_deeper/run.py --scale cpu``; see ``studies/common.py`` for the options and for scales. The
+Run ``python -m studies.wider_or_deeper --scale cpu``; see ``studies/common.py`` for the options and for scales. The
 paper scale reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``).
 """
 
@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-
-from common import Page, make_table, one_thread, say, setting, start_fresh, train_all
-from compared import DISCUSSION, answers, summary_rows
-from drawing import depths_figure, epochs_figure
-from trained import costs, history_rows, run_rows, trainings
+from studies.common import Page, make_table, one_thread, say, setting, start_fresh, train_all
+from studies.wider_or_deeper.compared import DISCUSSION, answers, summary_rows
+from studies.wider_or_deeper.drawing import depths_figure, epochs_figure
+from studies.wider_or_deeper.trained import costs, history_rows, run_rows, trainings
 
 NAME = "wider_or_deeper"
 

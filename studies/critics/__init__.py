@@ -1,0 +1,1 @@
+"""Objections to the paper, put to the numbers."""

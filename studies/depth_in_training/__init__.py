@@ -1,0 +1,1 @@
+"""Whether the ensemble of paths gets deeper in training."""

@@ -1,0 +1,1 @@
+"""ResNet-20 and ResNet-56 that others trained."""

@@ -1,0 +1,1 @@
+"""Veit, Wilber and Belongie 2016, redone."""

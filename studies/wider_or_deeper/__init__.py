@@ -1,0 +1,1 @@
+"""How much depth training uses, and whether width does better."""
