@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pathlens.analyses.path_rows import COLUMNS, LATTICE_COLUMNS
 from pathlens.analyses.path_rows import lattice as lattice_rows
-from pathlens.analyses.rows import LESION_COLUMNS
 from pathlens.report import write_run
 from pathlens.residual.routes import intact
+from pathlens.results.lattice import LATTICE
+from pathlens.results.lesions import DELETE_BLOCKS, LesionRow
+from pathlens.results.path_profile import PATH_GRADIENTS, PathRow
 from pathlens.tables import Column, Table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -21,12 +22,12 @@ def lesions(names: list[str], errors: list[float]) -> Table:
     """A table of single deletions; errors are those of the intact network, block 0, block 1, ..."""
     rows: list[dict[str, Any]] = []
     for block, error in enumerate(errors, start=-1):
-        row: dict[str, Any] = dict.fromkeys(column.name for column in LESION_COLUMNS)
+        row: dict[str, Any] = vars(LesionRow())
         if block >= 0:
             row |= {"block": block, "name": names[block], "stage": block // 3, "kind": "identity", "blocks": str(block)}
         row |= {"count": int(block >= 0), "error": error, "error_low": error / 2, "error_high": error * 2, "n": 100}
         rows.append(row)
-    return Table(LESION_COLUMNS, tuple(rows))
+    return DELETE_BLOCKS.table(rows, {})
 
 
 def norm(boundary: int, length: int) -> float:
@@ -39,19 +40,18 @@ def lattice(blocks: int) -> Table:
         for boundary in range(-1, blocks + 1)
         for length in range(blocks - max(0, boundary) + 1)
     }
-    return Table(LATTICE_COLUMNS, tuple(lattice_rows(sums, 1, intact(blocks))))
+    return LATTICE.table(lattice_rows(sums, 1, intact(blocks)), {})
 
 
 def profile(blocks: int) -> Table:
     rows = []
     for length in range(blocks + 1):
-        row: dict[str, Any] = dict.fromkeys(column.name for column in COLUMNS)
         mean = 0.01**length
-        row |= {"length": length, "n_paths": math.comb(blocks, length), "total_norm": 0.5**length}
+        row: dict[str, Any] = vars(PathRow(length=length, n_paths=math.comb(blocks, length), total_norm=0.5**length))
         row |= {"path_norm_mean": mean, "path_norm_low": mean / 2, "path_norm_high": mean * 2}
         row |= {"path_norm_median": mean / 3, "path_norm_q05": mean / 9, "path_norm_q95": mean * 3}
         rows.append(row | {"path_norm_rms": 2 * mean})
-    return Table(COLUMNS, tuple(rows))
+    return PATH_GRADIENTS.table(rows, {})
 
 
 def write_lesions(

@@ -24,15 +24,38 @@ ARROWS: dict[str, set[str]] = {
     "tables": set(),
     "machine": set(),
     "measure": set(),
+    "results": {"tables"},
     "residual": set(),
     "plans": {"paths", "residual"},
     "intervene": {"plans", "residual"},
-    "training": {"models", "data", "intervene", "plans", "paths", "residual", "measure", "tables", "machine"},
-    "analyses": {"models", "data", "paths", "tables", "measure", "residual", "plans", "intervene", "machine"},
+    "training": {
+        "models",
+        "data",
+        "intervene",
+        "plans",
+        "paths",
+        "residual",
+        "measure",
+        "tables",
+        "results",
+        "machine",
+    },
+    "analyses": {
+        "models",
+        "data",
+        "paths",
+        "tables",
+        "results",
+        "measure",
+        "residual",
+        "plans",
+        "intervene",
+        "machine",
+    },
     "graph": {"residual", "paths"},
-    "figures": {"tables", "graph"},
+    "figures": {"tables", "results", "graph"},
     "report": {"figures", "tables"},
-    "pages": {"figures", "report", "tables"},
+    "pages": {"figures", "report", "tables", "results"},
 }
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__init__"] = set(ARROWS)  # the public names; tests/test_light_import.py sees to it that they load late
@@ -42,7 +65,9 @@ ARROWS["__main__"] = {"cli"}
 ONLY_IN: dict[str, set[str]] = {"matplotlib": {"figures"}, "seaborn": {"figures"}}
 
 # Room -> third-party modules that it must do without.
-WITHOUT: dict[str, set[str]] = {room: {"torch", "torchvision"} for room in ("errors", "paths", "tables", "__main__")}
+WITHOUT: dict[str, set[str]] = {
+    room: {"torch", "torchvision"} for room in ("errors", "paths", "tables", "results", "__main__")
+}
 
 LONGEST_FILE = 500  # lines
 

@@ -29,10 +29,11 @@ from test_architecture import ARROWS
 import pathlens
 from pathlens import analyses, errors
 from pathlens.analyses.lesions import run_plans
-from pathlens.analyses.rows import LESION_COLUMNS, REORDERING_COLUMNS
 from pathlens.cli import entry, main
 from pathlens.cli.options import parse_range
 from pathlens.models import LoadedModel, load_model, save_weights, state_sha256
+from pathlens.results.lesions import DELETE_BLOCKS
+from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.tables import read_table
 
 ROOT = Path(pathlens.__file__).resolve().parents[1]
@@ -273,7 +274,7 @@ def test_other_lines_of_the_readme_name_what_there_is():
 
 def test_columns_of_the_readme_are_those_of_the_tables():
     described = {name for row in table_rows(ROOT / "README.md", "column") for name in quoted(row[0])}
-    assert described == {column.name for column in (*LESION_COLUMNS, *REORDERING_COLUMNS)}
+    assert described == {column.name for column in (*DELETE_BLOCKS.columns, *REORDER_BLOCKS.columns)}
 
 
 # Results

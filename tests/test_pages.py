@@ -20,9 +20,9 @@ from page_runs import HOSTILE, RESULTS, lattice, norm, profile, write_hostile, w
 import pathlens
 from pathlens.cli import main
 from pathlens.errors import PathlensError, RunError, UsageError
-from pathlens.pages.charts import charts_of
 from pathlens.pages.encode import encode, script_json
 from pathlens.pages.runs import read_runs
+from pathlens.pages.words import charts
 from pathlens.report import write_run
 from pathlens.tables import Column, Table
 
@@ -199,13 +199,13 @@ def test_tables_of_unknown_verbs_are_shown(page, tmp_path):
 def test_contributions_are_shares_of_all_paths(tmp_path):
     blocks = 40
     (run,) = read_runs([write_paths(tmp_path / "run", blocks)])
-    by_family = {chart["family"]: chart for chart in charts_of(run)}
+    by_family = {chart["family"]: chart for chart in charts(run)}
     series = {item["key"]: item for item in by_family["contribution"]["series"]}
     # binomial theorem: the sum of C(n, k) 0.01^k is 1.01^n
     expected = [100 * math.comb(blocks, k) * 0.01**k / 1.01**blocks for k in range(len(series["sampled"]["y"]))]
     assert series["sampled"]["y"] == pytest.approx(expected, rel=1e-9)
     assert series["sampled"]["high"] == pytest.approx([2 * share for share in expected], rel=1e-9)
-    assert series["rms"]["y"] == pytest.approx(expected, rel=1e-9)
+    assert series["signed"]["y"] == pytest.approx(expected, rel=1e-9)
     assert len(series["exact"]["y"]) < blocks  # long paths that contribute nothing are left out
     counts = by_family["paths by length"]["series"][0]["y"]
     assert counts == pytest.approx([100 * math.comb(blocks, k) / 2**blocks for k in range(blocks + 1)], rel=1e-9)
@@ -218,7 +218,7 @@ def test_numbers_of_paths_beyond_floats_are_exact(tmp_path):
     assert [int(text) for text in coded["values"]] == [math.comb(blocks, k) for k in range(blocks + 1)]
     write_run(tmp_path / "run", {"path-gradients": profile(blocks)}, {}, {"verb": "path-gradients"})
     (run,) = read_runs([tmp_path / "run"])
-    assert sum(charts_of(run)[0]["series"][0]["y"]) == pytest.approx(100)
+    assert sum(charts(run)[0]["series"][0]["y"]) == pytest.approx(100)
 
 
 def test_large_lattices_are_packed_without_loss():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathlens import measure, plans
+from pathlens import measure, plans, results
 from pathlens.analyses import rows, tuning
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.provenance import EngineFacts, LesionProvenance, Stated
@@ -27,6 +27,7 @@ from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
+from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.tables import Table
 
 #: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
@@ -130,7 +131,7 @@ def reorder_blocks(
         rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1
     ]
     provenance = replace(provenance, swaps=sizes, samples=samples)
-    return Table(rows.REORDERING_COLUMNS, tuple(made), provenance.facts())
+    return REORDER_BLOCKS.table(made, provenance.facts())
 
 
 def _lesions(
@@ -172,7 +173,7 @@ def _lesions(
                 rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None])
                 for size in sizes
             ]
-    return Table(rows.LESION_COLUMNS, tuple(made), provenance.facts())
+    return results.named(verb).table(made, provenance.facts())
 
 
 def run_plans(

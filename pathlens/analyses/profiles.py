@@ -22,6 +22,8 @@ from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import path_blocks
+from pathlens.results.lattice import LATTICE
+from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import Table
 
 
@@ -104,7 +106,7 @@ def path_gradients(
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
         )
-    return Table(path_rows.COLUMNS, tuple(rows.finished()), provenance.facts())
+    return PATH_GRADIENTS.table(rows.finished(), provenance.facts())
 
 
 def lattice(
@@ -150,7 +152,7 @@ def lattice(
                     sums[key] = sums.get(key, 0.0) + norm
         rows = path_rows.lattice(sums, examples, run.route)
         provenance = run.provenance(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
-    return Table(path_rows.LATTICE_COLUMNS, tuple(rows), provenance.facts())
+    return LATTICE.table(rows, provenance.facts())
 
 
 def _checked(request: Request) -> Request:

@@ -9,43 +9,8 @@ from typing import Any
 from pathlens.measure import ClassificationCounts, sample_interval
 from pathlens.plans import Reordering
 from pathlens.residual import ResidualView
-from pathlens.tables import Column
-
-_RESULT = (
-    Column("error", "fraction", "share of images classified wrongly; of a summary row the mean over samples"),
-    Column(
-        "error_low", "fraction", "lower end of the 95 % interval: Wilson's, of a summary row Student's over samples"
-    ),
-    Column("error_high", "fraction", "upper end of that interval"),
-    Column("loss", "nats", "mean cross-entropy; missing where the lesioned network gives NaN or infinity"),
-    Column("nonfinite", "images", "images for which the lesioned network gives NaN or infinity (counted as errors)"),
-    Column("n", "images", "images evaluated"),
-)
-
-LESION_COLUMNS = (
-    Column("block", "", "index of the deleted block, from 0; missing for the intact network and for sets"),
-    Column("name", "", "module of the deleted block"),
-    Column("stage", "", "stage of the deleted block, from 0"),
-    Column("kind", "", "shortcut of the deleted block, or layer of a plain network"),
-    Column("count", "blocks", "number of deleted blocks; 0 is the intact network"),
-    Column("sample", "", "number of the random set; missing where nothing was drawn and in summary rows"),
-    Column("blocks", "", "all deleted blocks"),
-    Column("stages", "", "their stages"),
-    Column("kinds", "", "their kinds"),
-    *_RESULT,
-)
-
-REORDERING_COLUMNS = (
-    Column("swaps", "", "random exchanges of two blocks; 0 is the trained order"),
-    Column("sample", "", "number of the random order; missing in the trained order and in summary rows"),
-    Column("kendall_tau", "", "rank correlation of the order with the trained one"),
-    Column("moved", "blocks", "blocks that are not at their trained position"),
-    Column("blocks", "", "those blocks"),
-    Column("stages", "", "their stages"),
-    Column("kinds", "", "their kinds"),
-    Column("order", "", "block that runs at each position"),
-    *_RESULT,
-)
+from pathlens.results.lesions import LesionRow
+from pathlens.results.reordering import ReorderingRow
 
 
 def lesion(
@@ -53,16 +18,18 @@ def lesion(
 ) -> dict[str, Any]:
     """The row of one network with some blocks deleted."""
     single = view[blocks[0]] if len(blocks) == 1 else None
-    return {
-        "block": single.index if single else None,
-        "name": single.name if single else None,
-        "stage": single.stage if single else None,
-        "kind": single.kind if single else None,
-        "count": len(blocks),
-        "sample": sample,
-        **_which(view, blocks),
-        **_result(counts),
-    }
+    named: dict[str, Any] = {}
+    if single:
+        named = {"block": single.index, "name": single.name, "stage": single.stage, "kind": single.kind}
+    return vars(
+        LesionRow(
+            **named,
+            count=len(blocks),
+            sample=sample,
+            **_which(view, blocks),
+            **_result(counts),
+        )
+    )
 
 
 def reordering(
@@ -75,15 +42,17 @@ def reordering(
 ) -> dict[str, Any]:
     """The row of one network with its blocks in another order."""
     moved = [block for position, block in enumerate(plan.order) if position != block]
-    return {
-        "swaps": swaps,
-        "sample": sample,
-        "kendall_tau": tau,
-        "moved": len(moved),
-        **_which(view, sorted(moved)),
-        "order": _joined(plan.order),
-        **_result(counts),
-    }
+    return vars(
+        ReorderingRow(
+            swaps=swaps,
+            sample=sample,
+            kendall_tau=tau,
+            moved=len(moved),
+            **_which(view, sorted(moved)),
+            order=_joined(plan.order),
+            **_result(counts),
+        )
+    )
 
 
 def mean_of(rows: Sequence[dict[str, Any]], also: Sequence[str] = ()) -> dict[str, Any]:
@@ -106,7 +75,7 @@ def mean_of(rows: Sequence[dict[str, Any]], also: Sequence[str] = ()) -> dict[st
     }
 
 
-def _which(view: ResidualView, blocks: Sequence[int]) -> dict[str, str | None]:
+def _which(view: ResidualView, blocks: Sequence[int]) -> dict[str, Any]:
     return {
         "blocks": _joined(blocks) or None,
         "stages": _joined(view[block].stage for block in blocks) or None,

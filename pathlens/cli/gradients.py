@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,6 @@ from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import Common, finish, foreign_output, setting
 
 if TYPE_CHECKING:
-    from pathlens.figures import Figure
     from pathlens.tables import Table
 
 _IMAGES = 128
@@ -119,7 +117,7 @@ def path_gradients(
         "share": share,
     }
     with setting("path-gradients", common) as current:
-        from pathlens import analyses, figures, plans
+        from pathlens import analyses, plans
         from pathlens.machine.memory import memory_named
 
         shared = current.options(None)
@@ -142,14 +140,4 @@ def path_gradients(
             if lattice and out is not None:
                 del shared["seed"]
                 more["lattice"] = analyses.lattice(current.view, current.data, **asked, **shared, progress=progress)
-
-        def draw(made: Table) -> Figure:
-            effective = made.provenance["effective"]
-            best = effective.get("sampled") or effective.get("exact") or effective.get("signed")
-            return figures.path_gradients(made, effective=(best["first"], best["last"]) if best else None)
-
-        drawings: dict[str, Callable[[Table], Figure]] = {
-            "path-gradients": draw,
-            **({"lattice": figures.lattice} if more else {}),
-        }
-        finish(current, table, drawings, {**asked, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)
+        finish(current, table, {**asked, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)

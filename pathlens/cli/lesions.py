@@ -13,7 +13,6 @@ from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import Common, finish, foreign_output, setting
 
 if TYPE_CHECKING:
-    from pathlens.figures import Figure
     from pathlens.tables import Table
 
 _BATCH = 128
@@ -56,7 +55,7 @@ def delete_blocks(
     """
     common = _common(locals())
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-blocks", common, arguments, "deletion")
+    _run("delete-blocks", common, arguments)
 
 
 def delete_skips(
@@ -86,7 +85,7 @@ def delete_skips(
     """The control experiment: each block's shortcut deleted and its branch kept."""
     common = _common(locals())
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-skips", common, arguments, "skips")
+    _run("delete-skips", common, arguments)
 
 
 def reorder_blocks(
@@ -114,25 +113,18 @@ def reorder_blocks(
 ) -> None:
     """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""
     common = _common(locals())
-    _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples}, "reordering")
+    _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
 def _common(given: dict[str, Any]) -> Common:
     return Common(**{name: given[name] for name in Common.__dataclass_fields__})
 
 
-def _run(verb: str, common: Common, arguments: dict[str, Any], figure: str) -> None:
+def _run(verb: str, common: Common, arguments: dict[str, Any]) -> None:
     with setting(verb, common) as current:
         from pathlens import analyses
 
         call: Callable[..., Table] = getattr(analyses, verb.replace("-", "_"))
         with progress_bar(verb, current.shows_progress, current.notes) as progress, foreign_output():
             table = call(current.view, current.data, **arguments, **current.options(progress))
-
-        def draw(made: Table) -> Figure:
-            from pathlens import figures
-
-            drawn: Figure = getattr(figures, figure)(made)
-            return drawn
-
-        finish(current, table, {verb: draw}, arguments)
+        finish(current, table, arguments)

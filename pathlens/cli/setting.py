@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
-    from pathlens.figures import Figure
     from pathlens.machine.processes import Processes
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
@@ -270,7 +269,6 @@ def foreign_output() -> Iterator[None]:
 def finish(
     current: Setting,
     table: Table,
-    figures: Mapping[str, Callable[[Table], Figure]],
     arguments: dict[str, Any],
     more: Mapping[str, Table] | None = None,
 ) -> None:
@@ -279,7 +277,6 @@ def finish(
     Args:
         current: what the verb worked on.
         table: its main table.
-        figures: stem -> how to draw it, from the main table or, under the stem of one, from a further table.
         arguments: of the verb itself, for the manifest.
         more: further tables by stem.
     """
@@ -301,8 +298,10 @@ def finish(
             "wall_time_seconds": round(time.monotonic() - current.began, 3),
         }
         try:
+            from pathlens import figures
+
             tables = {current.verb: table, **(more or {})}
-            drawn = {stem: draw(tables.get(stem, table)) for stem, draw in figures.items()}
+            drawn = {stem: figures.draw(stem, made) for stem, made in tables.items()}
             written = write_run(common.out, tables, drawn, manifest)
         except PathlensError as error:
             failure = error  # raised below, because the numbers should not be lost with it

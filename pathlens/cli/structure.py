@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from pathlens.tables import Table
 
 DEFAULT_INPUT = (3, 224, 224)
-_SHOWN = (
-    "block", "name", "stage", "kind", "post_activation", "in_shape", "out_shape", "parameters", "multiply_adds",
-)  # fmt: skip
 
 InputShape = Annotated[
     str | None,
@@ -50,6 +47,7 @@ def blocks(
     from pathlens.analyses import view_of
     from pathlens.models import load_model
     from pathlens.report import provenance
+    from pathlens.results.structure import BLOCKS
 
     known = model is None or ".py:" in model
     loaded = load_model(model, weights if weights or known else "random", seed=seed)
@@ -67,7 +65,7 @@ def blocks(
         output=view.output,
         notes=[*loaded.notes, *view.notes],
     )
-    table = make_table(view.rows(), facts)
+    table = BLOCKS.table(view.rows(), facts)
     _write(table, picture, out)
     if not quiet:
         for note in (*loaded.notes, *view.notes):
@@ -75,15 +73,9 @@ def blocks(
     if json:
         print(jsonlib.dumps(table.to_json_object(), allow_nan=False))
     else:
-        _print(table)
+        from pathlens.cli.show import show
 
-
-def make_table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Table:
-    """The block table with its units."""
-    from pathlens.tables import Column, Table
-
-    units = {"multiply_adds": "for one example", "shortcut_multiply_adds": "for one example"}
-    return Table(tuple(Column(name, units.get(name, "")) for name in rows[0]), tuple(rows), facts)
+        show(table, "blocks")
 
 
 def _write(table: Table, picture: Path | None, out: Path | None) -> None:
@@ -92,31 +84,13 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
     from pathlens import figures
     from pathlens.report import write_run
 
-    drawn = figures.structure(table, str(table.provenance["model"]))
+    drawn = figures.draw("blocks", table)
     if picture is not None:
         from pathlens.tables import atomic_write_bytes
 
         atomic_write_bytes(picture, figures.files(drawn, "blocks")[f"blocks{picture.suffix}"])
     if out is not None:
         write_run(out, {"blocks": table}, {"blocks": drawn}, table.provenance)
-
-
-def _print(table: Table) -> None:
-    from pathlens.cli.show import Shown, print_columns
-
-    rows = table.rows
-    print_columns(
-        [
-            Shown(
-                name.replace("_", "\n"),
-                [f"{row[name]:,}" if name in ("parameters", "multiply_adds") else str(row[name]) for row in rows],
-                left=name in ("name", "kind", "post_activation"),
-                folds=name == "name",
-                gives_way={"post_activation": 5, "stage": 4, "in_shape": 3, "kind": 2, "multiply_adds": 1}.get(name, 0),
-            )
-            for name in _SHOWN
-        ]
-    )
 
 
 def zeros(shape: tuple[int, ...]) -> torch.Tensor:

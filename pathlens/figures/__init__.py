@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from matplotlib.figure import Figure
 
 from pathlens.figures.blocks import structure
@@ -12,6 +14,8 @@ from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
 from pathlens.figures.unraveled import unraveled
+from pathlens.results import named
+from pathlens.tables import Table
 
 __all__ = [
     "DOUBLE",
@@ -19,6 +23,7 @@ __all__ = [
     "Figure",
     "Placed",
     "deletion",
+    "draw",
     "files",
     "lattice",
     "path_gradients",
@@ -30,3 +35,21 @@ __all__ = [
     "training",
     "unraveled",
 ]
+
+
+def draw(name: str, table: Table) -> Figure:
+    """The figure of a result, by the function that its declaration names.
+
+    Args:
+        name: of the result, such as ``delete-blocks``.
+        table: of it, with the provenance that the verb gave it.
+
+    Raises:
+        UsageError: no result has this name, or the table has nothing to draw.
+    """
+    result = named(name)
+    module, function = result.figure.split(".")
+    drawn: Figure = getattr(import_module(f"pathlens.figures.{module}"), function)(
+        table, **result.figure_options(table.provenance)
+    )
+    return drawn

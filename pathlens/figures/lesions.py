@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,10 +22,13 @@ from pathlens.figures.style import (
     label_stages,
     legend_outside,
     new_figure,
-    stage_runs,
     style,
-    to_frame,
+    to_rows,
 )
+from pathlens.results.charts import Series, stage_runs
+from pathlens.results.lesions import mean_rows, set_rows, single_rows
+from pathlens.results.measured import error_series, intact_row, lesioned
+from pathlens.results.result import Row, Rows
 from pathlens.tables import Table
 
 NEEDED = ("block", "stage", "kind", "count", "sample", "error", "error_low", "error_high")
@@ -63,42 +66,40 @@ def skips(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
 
 
 def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Figure:
-    frame = to_frame(table, NEEDED, f"{what} deletion")
-    intact, damaged = frame[frame["count"] == 0], frame[frame["count"] >= 1]
-    if damaged.empty:
+    rows = to_rows(table, NEEDED, f"{what} deletion")
+    damaged, single = lesioned(rows), single_rows(rows)
+    if not damaged:
         raise UsageError(f"the table has no deleted {what}; give one from delete-blocks or delete-skips")
-    kinds = pd.concat([damaged[name].dropna().astype(str) for name in ("kind", "kinds") if name in damaged])
-    if what == "block" and len(kinds) and kinds.str.startswith("layer").all():
+    kinds = [str(kind) for row in damaged for kind in (row["kind"], row.get("kinds")) if kind is not None]
+    if what == "block" and kinds and all(kind.startswith("layer") for kind in kinds):
         what = "layer"  # of a plain network
-    single = damaged[damaged["block"].notna() & damaged["sample"].isna()]
-    if damaged["count"].max() == 1 and len(single):
-        return _one_by_one(single, intact, width, what)
-    return _by_count(damaged, intact, width or SINGLE, what)
+    if single:
+        return _one_by_one(single, intact_row(rows), width, what)
+    return _by_count(rows, width or SINGLE, what)
 
 
-def _one_by_one(single: pd.DataFrame, intact: pd.DataFrame, width: float | None, what: str) -> Figure:
-    single = single.sort_values("block")
-    block = single["block"].astype(int)
-    first, last = int(block.min()), int(block.max())
+def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what: str) -> Figure:
+    blocks = [int(row["block"]) for row in single]
+    first, last = min(blocks), max(blocks)
     span = last - first + 1
     width = width or (DOUBLE if span > _MANY else SINGLE)
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        runs = stage_runs(single["stage"], block)
+        runs = stage_runs((row["stage"] for row in single), blocks)
         for run in runs[1::2]:
             axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
         if len(runs) > 1:
             label_stages(axes, runs, 72 * (width - 0.6) / span)
-        axes.plot(block, 100 * single["error"], color=MUTED, lw=0.5, alpha=0.7, zorder=2)
+        axes.plot(blocks, error_series(single, "block")["y"], color=MUTED, lw=0.5, alpha=0.7, zorder=2)
         size = min(4.0, max(1.6, 0.65 * 72 * (width - 0.6) / span))
-        marks = single["kind"].map(kind_mark)
+        marks = [kind_mark(row["kind"]) for row in single]
         for mark in sorted(set(marks), key=lambda mark: (mark.changes_shape, mark.words)):
-            rows = single[[found == mark for found in marks]]
+            series = error_series([row for row, found in zip(single, marks, strict=True) if found == mark], "block")
             axes.errorbar(
-                rows["block"].astype(int),
-                100 * rows["error"],
-                whiskers(rows),
+                series["x"],
+                series["y"],
+                whiskers(series),
                 fmt=mark.marker,
                 color=mark.colour,
                 ecolor=(mark.colour, 0.4 if span > _DENSE else 1.0),
@@ -111,61 +112,72 @@ def _one_by_one(single: pd.DataFrame, intact: pd.DataFrame, width: float | None,
         axes.set_xlim(first - 0.7, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         label = "block whose shortcut is deleted" if what == "shortcut" else f"deleted {what}"
-        _finish(axes, [intact, single], label, width, enlarge=4 / size)
+        _finish(axes, intact, single, label, width, enlarge=4 / size)
     return figure
 
 
-def _by_count(damaged: pd.DataFrame, intact: pd.DataFrame, width: float, what: str) -> Figure:
-    mean = damaged["sample"].isna() & damaged["block"].isna()
-    points, line = damaged[~mean], damaged[mean].sort_values("count")
+def _by_count(rows: Rows, width: float, what: str) -> Figure:
+    points, means = error_series(set_rows(rows), "count"), error_series(mean_rows(rows), "count")
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        axes.plot(
-            points["count"], 100 * points["error"], "o", color=COLOURS[0], ms=2.6, mew=0, alpha=0.3, label="one set"
-        )
-        if not line.empty:
-            axes.errorbar(
-                line["count"],
-                100 * line["error"],
-                whiskers(line),
-                fmt="o-",
-                color=COLOURS[0],
-                ms=3,
-                elinewidth=0.8,
-                capsize=1.5,
-                label="mean over sets, 95 % interval",
-            )
+        look: dict[str, Any] = {"color": COLOURS[0], "ms": 2.6, "mew": 0, "alpha": 0.3}
+        axes.plot(points["x"], points["y"], "o", label="one set", **look)
+        if means["x"]:
+            mean_line(axes, means, "mean over sets, 95 % interval")
         axes.xaxis.set_major_locator(block_ticks())
-        _finish(axes, [intact, points, line], f"number of deleted {what}s", width)
+        _finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width)
     return figure
 
 
-def whiskers(rows: pd.DataFrame) -> list[Any]:
-    """Distances from the error to the ends of its interval, in percent; nothing where there is no interval."""
-    low, high = rows["error"] - rows["error_low"], rows["error_high"] - rows["error"]
-    return [100 * side.astype(float).fillna(0).clip(lower=0) for side in (low, high)]
+def mean_line(axes: Axes, series: Series, label: str) -> None:
+    """Means over samples, joined, with their intervals."""
+    axes.errorbar(
+        series["x"],
+        series["y"],
+        whiskers(series),
+        fmt="o-",
+        color=COLOURS[0],
+        ms=3,
+        elinewidth=0.8,
+        capsize=1.5,
+        label=label,
+    )
 
 
-def intact_line(axes: Axes, intact: pd.DataFrame) -> None:
+def whiskers(series: Series) -> list[list[float]]:
+    """Distances from the values to the ends of their intervals; nothing where there is no interval."""
+    nothing = [None] * len(series["y"])
+    return [
+        [
+            0.0 if end is None else max(0.0, sign * (end - value))
+            for end, value in zip(series.get(side, nothing), series["y"], strict=True)
+        ]
+        for side, sign in (("low", -1), ("high", 1))
+    ]
+
+
+def intact_line(axes: Axes, intact: Row | None) -> None:
     """The intact network: a dashed line, and a band for its interval where it has one."""
+    if intact is None:
+        return
     left, right = axes.get_xlim()
     level = 2 if right - left <= _DENSE else 5  # behind the marks, unless so many would hide it
-    for _, row in intact.head(1).iterrows():
-        if pd.notna(row["error_low"]) and pd.notna(row["error_high"]):
-            axes.axhspan(100 * row["error_low"], 100 * row["error_high"], color=INK, alpha=0.12, lw=0, zorder=1)
-        axes.axhline(100 * row["error"], color=INK, ls=(0, (4, 2)), lw=0.8, zorder=level, label="intact network")
+    if intact["error_low"] is not None and intact["error_high"] is not None:
+        axes.axhspan(100 * intact["error_low"], 100 * intact["error_high"], color=INK, alpha=0.12, lw=0, zorder=1)
+    axes.axhline(100 * intact["error"], color=INK, ls=(0, (4, 2)), lw=0.8, zorder=level, label="intact network")
 
 
-def percent_axis(axes: Axes, frames: Iterable[pd.DataFrame]) -> None:
+def percent_axis(axes: Axes, fractions: Sequence[float | None]) -> None:
     """From zero to a little above the highest error or interval."""
-    top = max((float(frame[["error", "error_high"]].max().max()) for frame in frames if not frame.empty), default=1.0)
+    top = max((fraction for fraction in fractions if fraction is not None), default=1.0)
     axes.set_ylim(0, min(104.0, max(1.0, 107 * top)))
     axes.set_ylabel("test error (%)")
 
 
-def _finish(axes: Axes, frames: list[pd.DataFrame], label: str, width: float, enlarge: float = 1.0) -> None:
-    intact_line(axes, frames[0])
-    percent_axis(axes, frames)
+def _finish(axes: Axes, intact: Row | None, rows: list[Row], label: str, width: float, enlarge: float = 1.0) -> None:
+    intact_line(axes, intact)
+    drawn = [intact, *rows] if intact else rows
+    percent_axis(axes, [row[name] for row in drawn for name in ("error", "error_high")])
     axes.set_xlabel(label)
     legend_outside(axes, width, enlarge=enlarge)

@@ -8,8 +8,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import intact_line, percent_axis, whiskers
-from pathlens.figures.style import COLOURS, SINGLE, legend_outside, new_figure, style, to_frame
+from pathlens.figures.lesions import intact_line, mean_line, percent_axis
+from pathlens.figures.style import COLOURS, SINGLE, legend_outside, new_figure, style, to_rows
+from pathlens.results.charts import Series
+from pathlens.results.measured import error_series, intact_row
+from pathlens.results.reordering import order_rows
 from pathlens.tables import Table
 
 NEEDED = ("swaps", "kendall_tau", "sample", "error", "error_low", "error_high")
@@ -32,38 +35,34 @@ def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 1
     Raises:
         UsageError: columns are missing, there is nothing to draw, or fewer than one bin.
     """
-    frame = to_frame(table, NEEDED, "reordering")
+    rows = to_rows(table, NEEDED, "reordering")
     if bins < 1:
         raise UsageError(f"{bins} bins were asked for; give at least 1")
-    intact = frame[frame["swaps"] == 0]
-    points = frame[(frame["swaps"] > 0) & frame["kendall_tau"].notna() & frame["sample"].notna()]
-    if points.empty:
+    intact, points = intact_row(rows), error_series(order_rows(rows), "kendall_tau", intervals=False)
+    if not points["x"]:
         raise UsageError("the table has no reordered network; give one from reorder-blocks with --swaps above 0")
-    tau = points["kendall_tau"].astype(float)
-    edges = np.linspace(min(tau.min(), 1 - 1e-6), 1, bins + 1)
-    groups = points.assign(tau=tau).groupby(np.digitize(tau, edges[1:-1]))
-    mean = groups.agg(tau=("tau", "mean"), error=("error", "mean"), sem=("error", "sem"), n=("error", "size"))
-    half = mean["sem"] * stats.t.ppf(0.975, (mean["n"] - 1).clip(lower=1))
-    mean = mean.assign(error_low=(mean["error"] - half).clip(lower=0), error_high=(mean["error"] + half).clip(upper=1))
+    lowest, means = min(points["x"]), _binned(points, bins)
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        axes.plot(tau, 100 * points["error"], "o", color=COLOURS[0], ms=2.6, mew=0, alpha=0.3, label="one order")
-        axes.errorbar(
-            mean["tau"],
-            100 * mean["error"],
-            whiskers(mean),
-            fmt="o-",
-            color=COLOURS[0],
-            ms=3,
-            elinewidth=0.8,
-            capsize=1.5,
-            label="mean in bins, 95 % interval",
-        )
+        axes.plot(points["x"], points["y"], "o", color=COLOURS[0], ms=2.6, mew=0, alpha=0.3, label="one order")
+        mean_line(axes, means, "mean in bins, 95 % interval")
         intact_line(axes, intact)
-        reach = 1 - float(tau.min()) or 1e-3
+        reach = 1 - lowest or 1e-3
         axes.set_xlim(1 + 0.04 * reach, 1 - 1.04 * reach)
-        percent_axis(axes, [intact, points[["error"]].assign(error_high=np.nan), mean])
+        ends = [intact["error"], intact["error_high"]] if intact else []
+        percent_axis(axes, [*ends, *(value / 100 for value in (*points["y"], *means["y"], *means["high"]))])
         axes.set_xlabel("Kendall's tau to the trained order")
         legend_outside(axes, width)
     return figure
+
+
+def _binned(points: Series, bins: int) -> Series:
+    """Means in bins of equal width between the lowest tau and 1, with Student's interval where a bin has two orders."""
+    frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
+    edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
+    groups = frame.groupby(np.digitize(frame["x"], edges[1:-1]))
+    mean = groups.agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
+    half = (mean["sem"] * stats.t.ppf(0.975, (mean["n"] - 1).clip(lower=1))).fillna(0)
+    ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100)}
+    return {name: list(values) for name, values in {"x": mean["x"], "y": mean["y"], **ends}.items()}

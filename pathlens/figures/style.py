@@ -23,9 +23,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pathlens.errors import UsageError
+from pathlens.results.charts import StageRun
+from pathlens.results.result import Row, Rows
+from pathlens.results.text import power_of_ten
 from pathlens.tables import Table, check_stem, write_together
 
 SINGLE = 3.5
@@ -128,45 +131,25 @@ def new_page(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def to_frame(table: Table | pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """The table as a frame that has the columns the figure needs.
+def to_rows(table: Table | pd.DataFrame | Rows, columns: Sequence[str], what: str) -> list[Row]:
+    """The rows of a table that has the columns the figure needs; None stands for a missing value.
 
     Raises:
         UsageError: a column is missing, or there are no rows.
     """
-    frame = table.to_frame() if isinstance(table, Table) else table.reset_index(drop=True)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise UsageError(f"the {what} figure needs column {missing[0]!r}; the table has {', '.join(map(str, frame))}")
-    if frame.empty:
+    if isinstance(table, pd.DataFrame):
+        table = table.astype(object).where(table.notna(), None).to_dict("records")
+    rows = table.rows if isinstance(table, Table) else table
+    if not rows:
         raise UsageError(f"the {what} figure got a table without rows; give one with results")
-    return frame
-
-
-class Run(NamedTuple):
-    """Neighbouring blocks of one stage: the stage, and its first and last position."""
-
-    stage: object
-    first: int
-    last: int
-
-
-def stage_runs(stages: pd.Series, positions: pd.Series) -> list[Run]:
-    """Split blocks, in order, where the stage changes; blocks without a stage give no run."""
-    runs: list[Run] = []
-    for stage, position in zip(stages, positions, strict=True):
-        if pd.isna(stage):
-            continue
-        at = int(position)
-        if runs and runs[-1].stage == stage and runs[-1].last + 1 >= at:
-            runs[-1] = runs[-1]._replace(last=at)
-        else:
-            runs.append(Run(stage, at, at))
-    return runs
+    missing = [name for name in columns if name not in rows[0]]
+    if missing:
+        raise UsageError(f"the {what} figure needs column {missing[0]!r}; the table has {', '.join(map(str, rows[0]))}")
+    return list(rows)
 
 
 def label_stages(
-    axes: Axes, runs: Sequence[Run], points_per_block: float, details: Mapping[object, str] | None = None
+    axes: Axes, runs: Sequence[StageRun], points_per_block: float, details: Mapping[object, str] | None = None
 ) -> None:
     """Write the stages above the axes in the longest form that fits: "stage 2, 64×8×8", "stage 2", "2", or nothing.
 
@@ -201,9 +184,6 @@ def text_inches(text: str, size: float = _SMALL) -> float:
     return width / 72
 
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def count_words(number: int) -> str:
     """``1,024 paths``, or ``1.8×10¹⁶ paths`` for numbers that nobody reads."""
     if number < 10**7:
@@ -212,9 +192,13 @@ def count_words(number: int) -> str:
     return f"{digits[0]}.{digits[1]}×{power_of_ten(len(digits) - 1)} paths"
 
 
-def power_of_ten(power: float) -> str:
-    """``10⁻¹¹``, without a formula: the style draws none, so that names of modules are never taken for one."""
-    return f"10{str(round(power)).translate(_SUPERSCRIPT)}"
+def powers_of_ten(axes: Axes) -> None:
+    """Ticks of a logarithmic axis at some powers of ten."""
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if 0 < value < math.inf else "")
+    )
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def block_ticks() -> MaxNLocator:

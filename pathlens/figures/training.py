@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathlens.figures.style import COLOURS, DOUBLE, new_figure, style, to_frame
+from pathlens.figures.style import COLOURS, DOUBLE, new_figure, style, to_rows
+from pathlens.results.training import curves
 from pathlens.tables import Table
 
 NEEDED = ("epoch", "lr", "train_loss", "train_error", "validation_loss", "validation_error")
+_MARKED = 20  # epochs below which each is marked
 
 
 def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
@@ -24,17 +26,15 @@ def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
     Raises:
         UsageError: columns are missing, or there are no rows.
     """
-    frame = to_frame(table, NEEDED, "training")
+    rows = to_rows(table, NEEDED, "training")
+    marker = "." if len(rows) < _MARKED else None
     with style():
         figure = new_figure(width, 2.3)
         loss, error = figure.subplots(1, 2)
         for axes, what, factor in ((loss, "loss", 1), (error, "error", 100)):
-            for part, colour, words in (("train", COLOURS[0], "as trained"), ("validation", COLOURS[1], "validation")):
-                values = factor * frame[f"{part}_{what}"].astype(float)
-                if values.notna().any():
-                    axes.plot(
-                        frame["epoch"], values, color=colour, label=words, marker="." if len(frame) < 20 else None
-                    )
+            for series in sorted(curves(rows, what, factor), key=lambda series: series["colour"]):
+                colour = COLOURS[series["colour"]]
+                axes.plot(series["x"], series["y"], color=colour, label=series["name"], marker=marker)
             axes.set_xlabel("epoch")
             axes.set_ylim(bottom=0)
         loss.set_ylabel("cross-entropy (nats)")
@@ -42,7 +42,7 @@ def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
         error.legend(loc="upper right")
         rate = loss.twinx()
         rate.spines["right"].set_visible(True)
-        rate.plot(frame["epoch"], frame["lr"].astype(float), color="#6e6e6e", ls=":", lw=0.8)
+        rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color="#6e6e6e", ls=":", lw=0.8)
         rate.set_ylabel("learning rate (dotted)", color="#6e6e6e")
         rate.set_ylim(bottom=0)
     return figure

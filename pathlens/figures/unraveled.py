@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pathlens.errors import UsageError
 from pathlens.figures.network import draw_network
@@ -28,9 +28,10 @@ from pathlens.figures.style import (
     count_words,
     new_figure,
     new_page,
-    power_of_ten,
+    powers_of_ten,
     style,
 )
+from pathlens.results.text import power_of_ten
 
 _DRAWN_OUT = 8  # blocks up to which a lattice is drawn as nodes and edges
 _DECADES = 12  # of gradient norms; smaller ones look like the smallest
@@ -227,7 +228,7 @@ def _coloured_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
         bar = figure.colorbar(mesh, ax=axes, aspect=25, pad=0.02, extend="min" if cut else "neither")
         bar.set_label(words)
         if by_norm:
-            _powers_of_ten(bar.ax)
+            powers_of_ten(bar.ax)
         else:
             bar.ax.yaxis.set_major_locator(MaxNLocator(7, integer=True))
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: power_of_ten(power)))
@@ -239,12 +240,6 @@ def _coloured_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
         axes.legend(loc="upper right", borderaxespad=0.2)
         axes.set_title(f"{facts['network']}: {count_words(facts['n_paths'])}", loc="left", size=7, color=MUTED, pad=12)
     return figure
-
-
-def _powers_of_ten(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(LogLocator(numticks=7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if value > 0 else ""))
-    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _stage_lines(axes: Axes, facts: dict[str, Any]) -> None:
@@ -289,7 +284,7 @@ def _drawn_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
         bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, aspect=25, pad=0.02, shrink=0.9)
         bar.set_label(words)
         if by_norm:
-            _powers_of_ten(bar.ax)
+            powers_of_ten(bar.ax)
         else:
             bar.set_ticks([math.log10(2**power) for power in range(n + 1)], labels=[str(2**p) for p in range(n + 1)])
         axes.legend(loc="upper right", borderaxespad=0.2)

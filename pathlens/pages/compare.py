@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pathlens.pages.charts import Chart
 from pathlens.pages.runs import Run
-from pathlens.pages.words import Headline, said
+from pathlens.results import Headline
+from pathlens.results.charts import Chart
+from pathlens.results.text import said
 
 _FACTS = (
     "verb", "model", "weights", "weights_at_start", "trained", "model_sha256", "blocks", "rule", "recipe", "data",

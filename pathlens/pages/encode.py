@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pathlens.results.lattice import LATTICE
 from pathlens.tables import Table
 
 _SAFE = 2**53  # integers beyond are not exact as numbers of JavaScript
 _MANY = 2_000  # rows from which floats are packed
-
-LATTICE = ("boundary", "length", "n_paths", "norm")
 
 
 def script_json(value: Any) -> str:
@@ -51,22 +50,9 @@ def encode(table: Table, stem: str) -> dict[str, Any]:
     return {"stem": stem, "rows": len(table.rows), "columns": columns}
 
 
-def is_lattice(table: Table) -> bool:
-    """Whether the table has a norm for each place of a network and path length."""
-    if table.types.get("norm") != "float" or not all(table.types.get(name) == "int" for name in LATTICE[:3]):
-        return False
-    places, lengths, counts = (
-        [value for value in table.values(name) if isinstance(value, int)] for name in LATTICE[:3]
-    )
-    if not len(places) == len(lengths) == len(counts) == len(table.rows) > 0:
-        return False
-    # half of the cells of a lattice exist; a table with a few rows far apart would be mostly holes
-    return min(lengths) >= 0 and (max(places) - min(places) + 1) * (max(lengths) + 1) <= 4 * len(lengths) + 1000
-
-
 def _choose_from(table: Table) -> int | None:
     """The number of blocks N, where each ``n_paths`` is C(N - max(0, boundary), length)."""
-    if not is_lattice(table):
+    if not LATTICE.fits(table):
         return None
     total = max(boundary for boundary in table.values("boundary") if isinstance(boundary, int))
     rows: dict[int, list[int]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from pathlens.errors import UsageError
 from pathlens.pages.encode import binomials
 from pathlens.pages.shell import checked_target, rendered
-from pathlens.pages.words import number, said
+from pathlens.results.text import number, said
 from pathlens.tables import atomic_write_bytes
 
 if TYPE_CHECKING:

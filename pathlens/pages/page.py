@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pathlens.pages import words
-from pathlens.pages.charts import charts_of, stages_of
 from pathlens.pages.compare import differences, overlays, shared_numbers, subject
-from pathlens.pages.encode import encode, is_lattice
+from pathlens.pages.encode import encode
 from pathlens.pages.runs import Run, read_runs
 from pathlens.pages.shell import checked_target, rendered
+from pathlens.results import Headline
+from pathlens.results.charts import stages_of
+from pathlens.results.lattice import LATTICE
+from pathlens.results.text import said
 from pathlens.tables import Scalar, atomic_write_bytes
 
 _SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
@@ -54,7 +57,7 @@ def report_page(
 def render(runs: Sequence[Run], title: str | None = None) -> bytes:
     """The page of runs that were read, as UTF-8."""
     runs = list(runs)
-    charts = [charts_of(run) for run in runs]
+    charts = [words.charts(run) for run in runs]
     together = overlays(runs, charts)
     headlines = [words.headlines(run) for run in runs]
     blocks = _block_names(runs)
@@ -68,17 +71,17 @@ def render(runs: Sequence[Run], title: str | None = None) -> bytes:
         _SCRIPTS,
         data,
         title=title or (words.title(runs[0]) if len(runs) == 1 else subject(runs)),
-        runs=[_shown(run, own, said) for run, own, said in zip(runs, charts, headlines, strict=True)],
+        runs=[_shown(run, own, told) for run, own, told in zip(runs, charts, headlines, strict=True)],
         together=together,
         numbers=shared_numbers(headlines),
         differences=differences(runs),
     )
 
 
-def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[words.Headline]) -> dict[str, Any]:
+def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[Headline]) -> dict[str, Any]:
     """What the template says of one run."""
     tables = [
-        {"stem": stem, "rows": len(table.rows), "lattice": is_lattice(table)} for stem, table in run.tables.items()
+        {"stem": stem, "rows": len(table.rows), "lattice": LATTICE.fits(table)} for stem, table in run.tables.items()
     ]
     notes = run.manifest.get("notes")
     return {
@@ -88,7 +91,7 @@ def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[words.Headlin
         "headlines": headlines,
         "asked": words.asked(run),
         "setting": words.setting(run),
-        "notes": [words.said(note) for note in notes] if isinstance(notes, list) else [],
+        "notes": [said(note) for note in notes] if isinstance(notes, list) else [],
         "warnings": run.warnings,
         "charts": charts,
         "tables": tables,
@@ -111,7 +114,7 @@ def _facts(facts: object) -> tuple[str, str]:
     """Size and hash of a listed file, as text."""
     known = facts if isinstance(facts, dict) else {}
     size = known.get("bytes")
-    return f"{size:,}" if isinstance(size, int) else "not stated", words.said(known.get("sha256", "not stated"))
+    return f"{size:,}" if isinstance(size, int) else "not stated", said(known.get("sha256", "not stated"))
 
 
 def _data(run: Run, charts: list[dict[str, Any]], blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -119,7 +122,9 @@ def _data(run: Run, charts: list[dict[str, Any]], blocks: dict[str, dict[str, An
     names = blocks.get(_network(run), {})
     tables = [encode(table, stem) for stem, table in run.tables.items()]
     lattices = {
-        stem: {"table": number, **names} for number, (stem, table) in enumerate(run.tables.items()) if is_lattice(table)
+        stem: {"table": number, **names}
+        for number, (stem, table) in enumerate(run.tables.items())
+        if LATTICE.fits(table)
     }
     return {"label": run.label, "charts": charts, "tables": tables, "lattices": lattices}
 
@@ -138,12 +143,10 @@ def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for table in run.tables.values():
-            if not words.has(table, ("block",), ("name",)):
-                continue
             rows: dict[int, dict[str, Scalar]] = {}
             for row in table.rows:
-                block = row["block"]
-                if isinstance(block, int) and row["name"] is not None:
+                block = row.get("block")
+                if isinstance(block, int) and isinstance(row.get("name"), str):
                     rows.setdefault(block, row)
             ordered = [rows[block] for block in sorted(rows)]
             names = {str(row["block"]): row["name"] for row in ordered}

@@ -21,10 +21,10 @@ from pathlens.figures.style import (
     label_stages,
     legend_outside,
     new_figure,
-    power_of_ten,
-    stage_runs,
     style,
 )
+from pathlens.results.charts import stage_runs
+from pathlens.results.text import power_of_ten
 
 BRANCH, SKIP, EXACT = COLOURS[0], COLOURS[1], COLOURS[2]
 _CORNER = {"xycoords": "axes fraction", "ha": "right", "color": MUTED, "size": 7}

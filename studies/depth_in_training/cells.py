@@ -18,16 +18,11 @@ import torch
 import pathlens
 from pathlens import ResidualView
 from pathlens.report import provenance
+from pathlens.results.path_profile import contributions
 from pathlens.tables import Table, atomic_write_bytes
 from studies.common import Setting, say
 from studies.depth_in_training.gains import gains
 
-#: what a length contributes, by the method that measures it
-CONTRIBUTIONS = {
-    "exact": lambda row: row["total_norm"],
-    "sampled": lambda row: row["contribution"],
-    "signed": lambda row: row["n_paths"] * row["path_norm_rms"],
-}
 #: lengths that carry less than this share are left out of the curves
 _VISIBLE = 1e-3
 
@@ -124,7 +119,7 @@ def _view(network: str, shape: torch.Size, device: str) -> ResidualView:
 
 def effective_row(table: Table, kind: str) -> dict[str, Any]:
     """First, last and centre of the effective range, and the mean length weighted by contribution."""
-    weights = [float(CONTRIBUTIONS[kind](row)) for row in table.rows]
+    weights = contributions(table.rows, kind)
     found: Mapping[str, Any] = table.provenance["effective"][kind]
     return {
         "blocks": len(weights) - 1,
@@ -139,7 +134,7 @@ def effective_row(table: Table, kind: str) -> dict[str, Any]:
 
 def curve(table: Table, kind: str) -> list[dict[str, Any]]:
     """Share of the contribution at each length."""
-    weights = [float(CONTRIBUTIONS[kind](row)) for row in table.rows]
+    weights = contributions(table.rows, kind)
     whole = math.fsum(weights)
     return [
         {"length": length, "share": weight / whole}

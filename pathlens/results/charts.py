@@ -1,0 +1,77 @@
+"""Charts of a table as plain descriptions, which pages draw, and the series that figures draw too.
+
+A chart is a mapping with ``family`` (charts of one family can be laid over each other), ``title``, ``x`` and ``y``
+(each with ``label``; ``whole`` for whole numbers, ``log``, ``percent``), and ``series``. A series has ``key``,
+``name``, ``colour`` (a number), ``x`` and ``y``, and where it has them ``low`` and ``high`` (intervals), ``band`` (draw
+those as a band), ``line`` (``solid``, ``dash``, ``dot`` or ``none``), and ``marks`` (kind of each point, an index into
+``kinds``). Beside them stand ``rules`` (horizontal lines), ``shade`` (a range of x), ``stages``, and ``heads`` (what a
+place is called).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Chart = dict[str, Any]
+Series = dict[str, Any]
+
+PERCENT = {"label": "error (%)", "percent": True}
+
+
+def chart(
+    family: str, title: str, x: str, y: dict[str, Any], series: list[Series], whole: bool = True, **more: Any
+) -> Chart:
+    """A chart; ``x`` is the label of its axis, ``whole`` says that places on it are whole numbers."""
+    return {"family": family, "title": title, "x": {"label": x, "whole": whole}, "y": y, "series": series, **more}
+
+
+def scaled(values: Iterable[float | None], factor: float) -> list[float | None]:
+    """Values times a factor; missing ones stay missing."""
+    return [None if value is None else factor * value for value in values]
+
+
+class StageRun(NamedTuple):
+    """Neighbouring blocks of one stage: the stage, and its first and last position."""
+
+    stage: object
+    first: int
+    last: int
+
+
+def stage_runs(stages: Iterable[Any], positions: Iterable[Any], over_gaps: bool = False) -> list[StageRun]:
+    """Split blocks, in order, where the stage changes; blocks without a stage give no run.
+
+    Args:
+        stages: of each block.
+        positions: of each block.
+        over_gaps: go on where blocks are left out in between.
+    """
+    runs: list[StageRun] = []
+    for stage, position in zip(stages, positions, strict=True):
+        if stage is None or (isinstance(stage, float) and math.isnan(stage)):
+            continue
+        at = int(position)
+        if runs and runs[-1].stage == stage and (over_gaps or runs[-1].last + 1 >= at):
+            runs[-1] = runs[-1]._replace(last=at)
+        else:
+            runs.append(StageRun(stage, at, at))
+    return runs
+
+
+def stages_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The stages of blocks for a chart; none where there is only one."""
+    runs = stage_runs((row.get("stage") for row in rows), (row["block"] for row in rows), over_gaps=True)
+    named = [{"first": run.first, "last": run.last, "name": f"stage {run.stage}"} for run in runs]
+    return named if len(named) > 1 else []
+
+
+def block_head(row: Mapping[str, Any]) -> str:
+    """What a block is called: number, module, stage and kind, as far as they are known."""
+    parts = [f"block {row['block']}", str(row["name"]) if row.get("name") is not None else ""]
+    if row.get("stage") is not None:
+        parts.append(f"stage {row['stage']}")
+    if row.get("kind") is not None:
+        parts.append(str(row["kind"]))
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,139 @@
+"""The tables of ``delete-blocks`` and ``delete-skips``: a row for each lesioned network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pathlens.results import measured
+from pathlens.results.charts import PERCENT, Chart, block_head, chart, stages_of
+from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
+from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
+from pathlens.results.text import percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deletion:
+    block: int | None = column("", "index of the deleted block, from 0; missing for the intact network and for sets")
+    name: str | None = column("", "module of the deleted block")
+    stage: int | None = column("", "stage of the deleted block, from 0")
+    kind: str | None = column("", "shortcut of the deleted block, or layer of a plain network")
+    count: int = column("blocks", "number of deleted blocks; 0 is the intact network")
+    sample: int | None = column("", "number of the random set; missing where nothing was drawn and in summary rows")
+    blocks: str | None = column("", "all deleted blocks")
+    stages: str | None = column("", "their stages")
+    kinds: str | None = column("", "their kinds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionRow(measured.Measured, _Deletion):
+    """One network with some blocks deleted, the intact one, or the means over sets of a size."""
+
+
+_SETS = {
+    "count": Shown(),
+    "sample": Shown(text=cell(mean="mean")),
+    "blocks": Shown(text=cell("intact", text=lambda blocks: blocks.replace(",", ", ")), left=True, folds=True),
+    **measured.SHOWN,
+}
+
+
+def single_rows(rows: Rows) -> list[Row]:
+    """The rows of one deleted block each, by block; none where sets were deleted."""
+    if any(row["count"] != 1 for row in lesioned(rows)):
+        return []
+    single = [row for row in lesioned(rows) if row["block"] is not None and row["sample"] is None]
+    return sorted(single, key=lambda row: row["block"])
+
+
+def mean_rows(rows: Rows) -> list[Row]:
+    """The rows of means over the sets of a size, by size."""
+    means = [row for row in lesioned(rows) if row["sample"] is None and row["block"] is None]
+    return sorted(means, key=lambda row: row["count"])
+
+
+def set_rows(rows: Rows) -> list[Row]:
+    """The rows of single sets of blocks."""
+    return [row for row in lesioned(rows) if row["sample"] is not None or row["block"] is not None]
+
+
+class Lesions(Result):
+    """The table of a verb that deletes: its name, what it deletes (in the singular), and the figure."""
+
+    row = LesionRow
+    needed = ("block", "name", "count", "sample", *measured.NEEDED)
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "block": Shown(text=cell()),
+        "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
+        "stage": Shown(text=cell(), gives_way=3),
+        "kind": Shown(text=cell(), left=True, gives_way=2),
+        **measured.SHOWN,
+    }
+    bar = "error"
+
+    def __init__(self, name: str, part: str, figure: str) -> None:
+        self.name = name
+        self.part = part
+        self.figure = figure
+
+    def printed(self, rows: Rows) -> Mapping[str, Shown]:
+        """Single blocks by name, sets by their blocks."""
+        return _SETS if any(row["sample"] is not None for row in rows) else self.shown
+
+    def title(self, rows: Rows, facts: Facts) -> str:
+        """Which blocks were deleted."""
+        single = len(single_rows(rows))
+        return f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
+
+    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+        """The intact network, the worst block, and how many have no visible effect; or the means of sizes."""
+        found = measured.error_of_intact(rows)
+        intact, single, means = intact_row(rows), single_rows(rows), mean_rows(rows)
+        if not single:
+            ends = means if len(means) < 2 else [means[0], means[-1]]
+            return found + [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
+        worst = max(single, key=lambda row: row["error"])
+        found.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
+        found.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
+        if intact and intact["error_high"] is not None:
+            inside = f"{sum(row['error'] <= intact['error_high'] for row in single)} of {len(single)}"
+            found.append(Headline("Blocks without visible effect", inside, "error within the interval of intact"))
+        return found
+
+    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+        """Error block by block, or against how many."""
+        single = single_rows(rows)
+        return [self._by_block(rows, single)] if single else self._by_count(rows)
+
+    def _by_block(self, rows: Rows, single: list[Row]) -> Chart:
+        kinds = list(dict.fromkeys(str(row.get("kind")) for row in single))
+        series = error_series(single, "block", key="error", name=f"{self.part} deleted, 95 % interval", colour=0)
+        if len(kinds) > 1:
+            series["marks"] = [kinds.index(str(row.get("kind"))) for row in single]
+        label = f"deleted {self.part}"
+        drawn = chart("error by block", f"Error by {label}", label, PERCENT, [series])
+        return {
+            **drawn,
+            "rules": error_rules(intact_row(rows), "intact network"),
+            "heads": {str(row["block"]): block_head(row) for row in single},
+            "stages": stages_of(single),
+            "kinds": kinds if len(kinds) > 1 else [],
+        }
+
+    def _by_count(self, rows: Rows) -> list[Chart]:
+        means, sets = mean_rows(rows), set_rows(rows)
+        series = []
+        if means:
+            series.append(error_series(means, "count", key="mean", name="mean over sets, 95 % interval", colour=0))
+        if sets:
+            look = {"line": "none", "faint": True}
+            series.append({**error_series(sets, "count", False, key="sets", name="one set", colour=0), **look})
+        label = f"number of deleted {self.part}s"
+        rules = error_rules(intact_row(rows), "intact network")
+        return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if series else []
+
+
+DELETE_BLOCKS = Lesions("delete-blocks", "block", "lesions.deletion")
+DELETE_SKIPS = Lesions("delete-skips", "shortcut", "lesions.skips")

@@ -1,0 +1,94 @@
+"""What the tables of lesions share: errors with their intervals, the intact network, and means of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pathlens.results.charts import Series, scaled
+from pathlens.results.result import Headline, Row, Rows, Shown, column
+from pathlens.results.text import percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The columns that end a table of lesions. As the first base of a row, its columns come last."""
+
+    error: float = column("fraction", "share of images classified wrongly; of a summary row the mean over samples")
+    error_low: float | None = column(
+        "fraction", "lower end of the 95 % interval: Wilson's, of a summary row Student's over samples"
+    )
+    error_high: float | None = column("fraction", "upper end of that interval")
+    loss: float | None = column("nats", "mean cross-entropy; missing where the lesioned network gives NaN or infinity")
+    nonfinite: int = column("images", "images for which the lesioned network gives NaN or infinity (counted as errors)")
+    n: int = column("images", "images evaluated")
+
+
+def _interval(row: Row, name: str) -> str:
+    low, high = row["error_low"], row["error_high"]
+    return "" if low is None else f"{100 * low:.2f} - {100 * high:.2f}"
+
+
+NEEDED = ("error", "error_low", "error_high")
+SHOWN = {
+    "error": Shown("error %", lambda row, name: f"{100 * row[name]:.2f}"),
+    "error_low": Shown("95 % interval", _interval),
+    "loss": Shown(text=lambda row, name: "not finite" if row[name] is None else f"{row[name]:.4f}"),
+}
+
+
+def cell(intact: str = "-", mean: str = "", text: Callable[[Any], str] = str) -> Callable[[Row, str], str]:
+    """How a column of lesions is printed, where the row of the intact network or of means may have no value."""
+
+    def shown(row: Row, name: str) -> str:
+        if row[name] is None:
+            return intact if is_intact(row) else mean
+        return text(row[name])
+
+    return shown
+
+
+def is_intact(row: Row) -> bool:
+    """Whether a row is of the network without a lesion."""
+    return row.get("count") == 0 or row.get("swaps") == 0
+
+
+def intact_row(rows: Rows) -> Row | None:
+    """The first row of the intact network."""
+    return next((row for row in rows if is_intact(row)), None)
+
+
+def lesioned(rows: Rows) -> list[Row]:
+    """The rows of lesioned networks, and their means."""
+    return [row for row in rows if row["error"] is not None and not is_intact(row)]
+
+
+def with_interval(label: str, row: Row, detail: str = "") -> Headline:
+    """The error of a row as a headline."""
+    interval = ""
+    if row["error_low"] is not None and row["error_high"] is not None:
+        interval = f"95\N{NO-BREAK SPACE}% interval {100 * row['error_low']:.2f} to {100 * row['error_high']:.2f}"
+    return Headline(label, percent(row["error"]), "; ".join(filter(None, (detail, interval))))
+
+
+def error_of_intact(rows: Rows) -> list[Headline]:
+    """The headline of the intact network, if the table has its error."""
+    intact = intact_row(rows)
+    return [with_interval("Error of the intact network", intact)] if intact and intact["error"] is not None else []
+
+
+def error_series(rows: Rows, x: str, intervals: bool = True, **look: Any) -> Series:
+    """Errors in percent against a column, with their intervals where there are any."""
+    series: Series = {"x": [row[x] for row in rows], "y": scaled((row["error"] for row in rows), 100)}
+    if intervals and any(row["error_low"] is not None for row in rows):
+        series |= {side: scaled((row[f"error_{side}"] for row in rows), 100) for side in ("low", "high")}
+    return {**series, **look}
+
+
+def error_rules(row: Row | None, name: str) -> list[dict[str, Any]]:
+    """The error of a row as a horizontal line of a chart."""
+    if row is None or row["error"] is None:
+        return []
+    low, high = scaled([row["error_low"], row["error_high"]], 100)
+    return [{"y": 100 * row["error"], "low": low, "high": high, "name": name}]

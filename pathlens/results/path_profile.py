@@ -1,0 +1,322 @@
+"""The table of ``path-gradients``: gradient norms of a path length in each row, and what the length contributes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from pathlens.results.charts import Chart, Series, chart
+from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.text import number, said, summary
+
+NORM = "loss per unit of input"
+"""Unit of a gradient norm."""
+
+_VISIBLE = 1e-3  # percent: longer paths that contribute less are left out of the page's chart of contributions
+_READABLE = 10**15  # numbers of paths up to which all digits are written
+_LARGEST_POWER = 960  # of two; sums of so large contributions are still floats
+_MOST_BLOCKS = 100_000  # a table that was read back may state any number of paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathRow:
+    """All paths of one length."""
+
+    length: int = column("blocks", "number of branches that a path takes")
+    n_paths: int = column("", "number of paths of this length, exact")
+    total_norm: float | None = column(NORM, "norm of the sum over all paths of this length, mean over examples (exact)")
+    total_low: float | None = column(NORM, "lower end of its 95 % interval over examples")
+    total_high: float | None = column(NORM, "upper end of that interval")
+    total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
+    path_norm_mean: float | None = column(
+        NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
+    )
+    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths")
+    path_norm_high: float | None = column(NORM, "upper end of that interval")
+    path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
+    path_norm_q05: float | None = column(NORM, "5 % quantile")
+    path_norm_q95: float | None = column(NORM, "95 % quantile")
+    path_norm_rms: float | None = column(NORM, "root mean square over all paths and examples, by random signs")
+    path_norm_rms_error: float | None = column(NORM, "its standard error over draws of signs")
+    tail: float | None = column(
+        "", "path_norm_rms over path_norm_mean: far above 1 means that few paths carry most of the norm"
+    )
+    contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
+    contribution_share: float | None = column("fraction", "contribution over its sum over all lengths")
+    samples: int | None = column("", "sampled paths, those of different batches counted apart")
+    stopped: str | None = column(
+        "", "why sampling ended: interval (narrow enough), budget (spent) or all paths (nothing to draw)"
+    )
+
+
+class Method(NamedTuple):
+    """A way to measure what a length contributes: the column of the norm, and what it is called where.
+
+    ``of_one`` says whether the norm is that of one path, to be multiplied by their number.
+    """
+
+    norm: str
+    of_one: bool
+    on_terminal: str
+    in_headline: str
+    in_chart: str
+
+
+METHODS = {
+    "sampled": Method("path_norm_mean", True, "sampled contribution", "sampled paths", "paths × mean norm (sampled)"),
+    "exact": Method("total_norm", False, "exact sums", "exact sums", "sum over all paths (exact)"),
+    "signed": Method(
+        "path_norm_rms", True, "root mean square contribution", "root mean squares", "paths × root mean square"
+    ),
+}
+"""By name; a figure shades the effective lengths of the first that was run."""
+
+
+def contributions(rows: Rows, method: str) -> list[float | None]:
+    """What each length contributes: the norm of its sum, or the number of its paths times the norm of one.
+
+    Args:
+        rows: of the table.
+        method: ``sampled`` (the paper's), ``exact`` or ``signed`` (from the second moment).
+
+    Returns:
+        In the unit of the norm; divided by a power of two where a float has no room for the largest.
+    """
+    how = METHODS[method]
+    norms = [row[how.norm] for row in rows]
+    counts = [int(row["n_paths"]) if how.of_one else 1 for row in rows]
+    products = [
+        _product(norm, count) if norm and norm > 0 else (0.0, 0) for norm, count in zip(norms, counts, strict=True)
+    ]
+    shift = max(0, max(exponent for _, exponent in products) - _LARGEST_POWER)
+    return [
+        None if norm is None else math.ldexp(mantissa, exponent - shift)
+        for norm, (mantissa, exponent) in zip(norms, products, strict=True)
+    ]
+
+
+def _product(one: float, other: float) -> tuple[float, int]:
+    """The product of numbers of any size, as a mantissa and a power of two."""
+    (mantissa, exponent), (factor, more) = _parts(one), _parts(other)
+    return mantissa * factor, exponent + more
+
+
+def _parts(value: float) -> tuple[float, int]:
+    """As :func:`math.frexp`, of integers of any size too."""
+    if isinstance(value, float):
+        return math.frexp(value)
+    bits = value.bit_length()
+    return value / 2**bits, bits
+
+
+def shares(values: Sequence[float | None]) -> list[float | None]:
+    """Percent of the sum; missing values stay missing, and nothing is left where all are zero."""
+    whole = math.fsum(value for value in values if value is not None)
+    return [None if value is None else 100 * value / whole for value in values] if whole > 0 else []
+
+
+def path_shares(rows: Rows) -> list[float]:
+    """Percent of all paths of the network that have each length, also where the table leaves long ones out.
+
+    One path chooses no branch where it need not, and as many choose one as there are blocks with a choice.
+    """
+    counts = [int(row["n_paths"]) for row in rows]
+    shortest = min(row["length"] for row in rows)
+    blocks = next((count for row, count in zip(rows, counts, strict=True) if row["length"] == shortest + 1), 0)
+    everything = max(sum(counts), 2**blocks if 0 < blocks <= _MOST_BLOCKS else 0)
+    return [100 * (count / everything) for count in counts] if min(counts) >= 0 and everything else []
+
+
+def contribution_series(rows: Rows) -> dict[str, Series]:
+    """What each length contributes in percent, by method that was run; with the interval of sampled paths."""
+    series: dict[str, Series] = {}
+    for method in METHODS:
+        percent = shares(contributions(rows, method))
+        if percent:
+            series[method] = {"x": [row["length"] for row in rows], "y": percent}
+    if "sampled" in series:
+        for side in ("low", "high"):
+            ends = [row.get(f"path_norm_{side}") for row in rows]
+            series["sampled"][side] = [
+                share * end / row["path_norm_mean"] if share and end is not None else None
+                for share, end, row in zip(series["sampled"]["y"], ends, rows, strict=True)
+            ]
+    return series
+
+
+def effective_span(facts: Facts) -> tuple[str, int, int] | None:
+    """Method, first and last effective length that a figure shades."""
+    effective = facts.get("effective")
+    for method in METHODS:
+        span = effective.get(method) if isinstance(effective, dict) else None
+        if isinstance(span, dict) and _is_span(span):
+            return method, span["first"], span["last"]
+    return None
+
+
+def _is_span(span: Any) -> bool:
+    return isinstance(span, dict) and isinstance(span.get("first"), int) and isinstance(span.get("last"), int)
+
+
+def _exact_count(row: Row, name: str) -> str:
+    count = row[name]
+    return f"{count:,}" if count < 10**9 else f"{float(count):.3e}"
+
+
+_NORM_SHOWN = formatted(".3g")
+_SHARE_SHOWN = Shown("share %", lambda row, name: f"{100 * row[name]:.2f}")
+
+
+class PathProfile(Result):
+    """The table of ``path-gradients``."""
+
+    name = "path-gradients"
+    row = PathRow
+    needed = ("length", "n_paths", "total_norm", "path_norm_mean", "path_norm_rms")
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "length": Shown(),
+        "n_paths": Shown("paths", _exact_count, gives_way=2),
+        "total_norm": Shown("total norm\n(exact)", _NORM_SHOWN),
+        "path_norm_mean": Shown("path norm\nmean", _NORM_SHOWN),
+        "path_norm_low": Shown("95 %\nlow", _NORM_SHOWN, gives_way=1),
+        "path_norm_high": Shown("\nhigh", _NORM_SHOWN, gives_way=1),
+        "path_norm_median": Shown("\nmedian", _NORM_SHOWN, gives_way=3),
+        "path_norm_rms": Shown("\nrms", _NORM_SHOWN),
+        "samples": Shown(gives_way=4),
+        "stopped": Shown(left=True, gives_way=5),
+    }
+    figure = "paths.path_gradients"
+    what = "gradient norms by path length"
+
+    def printed(self, rows: Rows) -> Mapping[str, Shown]:
+        """Of the methods that were run, and the share of what a length contributes at the end."""
+        columns = {**self.shown, _share_column(rows): _SHARE_SHOWN}
+        return {name: how for name, how in columns.items() if any(row[name] is not None for row in rows)}
+
+    def bars(self, rows: Rows) -> list[float]:
+        """Shares of what a length contributes."""
+        share = _share_column(rows)
+        return [row[share] or 0.0 for row in rows]
+
+    def notes(self, facts: Facts) -> list[str]:
+        """Lesions, effective lengths, how exact the sums are, and on what the numbers rest."""
+        lines = []
+        lesion = facts.get("lesion", {})
+        for part, key in (("branches", "deleted_blocks"), ("shortcuts", "deleted_shortcuts")):
+            if lesion.get(key):
+                lines.append(f"without the {part} of blocks {', '.join(map(str, lesion[key]))}")
+        for method, effective in facts.get("effective", {}).items():
+            lines.append(
+                f"effective lengths by {METHODS[method].on_terminal}: {effective['first']} to {effective['last']} hold "
+                f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
+                f"all paths; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
+            )
+        difference = facts.get("relative_difference_to_autograd")
+        if difference is not None:
+            lines.append(
+                f"sum over lengths against autograd's gradient: relative difference {difference:.1e}; left out: "
+                f"{facts['left_out']}"
+            )
+        return [*lines, summary(facts)]
+
+    def figure_options(self, facts: Facts) -> dict[str, Any]:
+        """The effective lengths."""
+        span = effective_span(facts)
+        return {"effective": span and span[1:]}
+
+    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+        """The norm of the gradient, the effective lengths, and how exact the sums are."""
+        found = []
+        if isinstance(facts.get("gradient_norm"), float):
+            found.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
+        effective = facts.get("effective")
+        for method, span in effective.items() if isinstance(effective, dict) else ():
+            if _is_span(span):
+                parts = [
+                    f"{number(100 * span[name])}\N{NO-BREAK SPACE}% {of}"
+                    for name, of in (
+                        ("share_of_contribution", "of the contribution"),
+                        ("share_of_paths", "of all paths"),
+                    )
+                    if isinstance(span.get(name), float)
+                ]
+                words = METHODS[method].in_headline if method in METHODS else method
+                value = f"{span['first']} to {span['last']}"
+                found.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
+        difference = facts.get("relative_difference_to_autograd")
+        if isinstance(difference, float):
+            found.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
+        return found
+
+    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+        """Number of paths, norm of one, and what all of a length contribute."""
+        rows = sorted(rows, key=lambda row: row["length"])
+        span = effective_span(facts)
+        shade = span and {"first": span[1], "last": span[2], "name": f"effective lengths ({span[0]})"}
+        lengths, x = [row["length"] for row in rows], "path length (blocks)"
+        paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": path_shares(rows)}
+        heads = {str(row["length"]): f"length {row['length']}: {_count_words(row['n_paths'])}" for row in rows}
+        y: dict[str, Any] = {"label": "share of all paths (%)", "percent": True}
+        found = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
+        one = [{**series, "x": lengths} for series in _one_path(rows)]
+        if one:
+            y = {"label": "gradient norm of one path", "log": True}
+            found.append(chart("norm of a path", "One path", x, y, one, shade=shade))
+        series = _visible(contribution_series(rows))
+        if series:
+            y = {"label": "contribution of a length (%)", "percent": True}
+            found.append(chart("contribution", "All paths of a length", x, y, series, shade=shade))
+        return found
+
+
+def _share_column(rows: Rows) -> str:
+    return "contribution_share" if rows[0]["contribution_share"] is not None else "total_share"
+
+
+def _one_path(rows: Rows) -> list[Series]:
+    """Norms of single paths: those of sampled paths, and the root mean square of all."""
+    norms = {
+        name: [row.get(f"path_norm_{name}") for row in rows]
+        for name in ("mean", "low", "high", "median", "q05", "q95", "rms")
+    }
+    series: list[Series] = []
+    if any(norms["mean"]):
+        ends = {"low": norms["low"], "high": norms["high"]}
+        band = {"low": norms["q05"], "high": norms["q95"], "band": True}
+        name = "mean of sampled paths, 95 % interval"
+        series.append({"key": "sampled", "name": name, "y": norms["mean"], "colour": 0, **ends})
+        look = {"line": "dot", "colour": 0, **band}
+        series.append({"key": "median", "name": "median and 5 to 95 %", "y": norms["median"], **look})
+    if any(norms["rms"]):
+        look = {"line": "dash", "colour": 1}
+        series.append({"key": "rms", "name": "root mean square", "y": norms["rms"], **look})
+    return series
+
+
+def _visible(contributed: dict[str, Series]) -> list[Series]:
+    """The series of a chart, without the long paths that contribute next to nothing."""
+    visible = [
+        at for series in contributed.values() for at, share in enumerate(series["y"]) if share and share > _VISIBLE
+    ]
+    end = max(visible, default=0) + 2
+    looks: dict[str, dict[str, Any]] = {
+        "exact": {"colour": 2},
+        "sampled": {"colour": 0},
+        "signed": {"colour": 1, "line": "dash"},
+    }
+    return [
+        {"key": method, "name": METHODS[method].in_chart, **look}
+        | {name: values[:end] for name, values in contributed[method].items()}
+        for method, look in looks.items()
+        if method in contributed
+    ]
+
+
+def _count_words(count: int) -> str:
+    """Exact where it can be read; the table has all digits."""
+    return f"{count:,} path{'' if count == 1 else 's'}" if count < _READABLE else f"{number(count)} paths"
+
+
+PATH_GRADIENTS = PathProfile()

@@ -1,0 +1,149 @@
+"""What a result table is: its columns, and how it reads on a terminal, in a figure and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, get_args, get_type_hints
+
+from pathlens.results.charts import Chart
+from pathlens.results.text import summary
+from pathlens.tables import Column, Table
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+Facts = Mapping[str, Any]
+"""Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
+
+_NUMBER = ("int", "float", "null")
+
+
+def column(unit: str, meaning: str) -> Any:
+    """A field of a row: the unit of its numbers (empty for none), and one sentence on what it holds."""
+    return field(default=None, metadata={"unit": unit, "meaning": meaning})
+
+
+def plain(row: Row, name: str) -> str:
+    """A cell as it is; nothing for a missing value."""
+    return "" if row[name] is None else str(row[name])
+
+
+def formatted(spec: str) -> Callable[[Row, str], str]:
+    """A cell in a format, such as ``.2f``; nothing for a missing value."""
+    return lambda row, name: "" if row[name] is None else format(row[name], spec)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a column is printed.
+
+    Attributes:
+        title: its heading; by default its name.
+        text: a row and the column's name -> the cell.
+        left: aligned to the left, as text is; numbers are aligned to the right.
+        folds: goes on in a second line where the terminal is narrow.
+        gives_way: left out where the terminal is narrow; columns of higher numbers first.
+    """
+
+    title: str = ""
+    text: Callable[[Row, str], str] = plain
+    left: bool = False
+    folds: bool = False
+    gives_way: int = 0
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number of a result: what it is, its value, and what belongs to it."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+class Result:
+    """A result table, declared once. What is not overridden says nothing.
+
+    Attributes:
+        name: file stem of the table, and the verb where it is a verb's main table.
+        row: dataclass of a row, of which each field is a :func:`column`.
+        needed: columns without which a table that was read back is not taken for this result.
+        shown: columns that a terminal prints, in order.
+        bar: column of fractions that a terminal draws as bars; empty for none.
+        figure: module and function of :mod:`pathlens.figures` that draw it; empty for none.
+        what: was done, to stand behind the name of a network; empty for a table beside another.
+    """
+
+    name: str
+    row: ClassVar[type]
+    needed: ClassVar[tuple[str, ...]]
+    shown: ClassVar[Mapping[str, Shown]] = {}
+    bar: ClassVar[str] = ""
+    figure: str = ""
+    what: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Put the columns into the docstring of the row, where ``help`` and the reference read them."""
+        lines = (f"    {f.name} ({f.metadata['unit'] or f.type}): {f.metadata['meaning']}" for f in fields(cls.row))
+        cls.row.__doc__ = "\n".join((f"{cls.row.__doc__}\n\nAttributes:", *lines))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns with unit and meaning, in order."""
+        return tuple(Column(f.name, f.metadata["unit"], f.metadata["meaning"]) for f in fields(self.row))
+
+    def table(self, rows: Rows, facts: Facts) -> Table:
+        """The rows as a table, with where they came from.
+
+        Raises:
+            NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
+        """
+        return Table(self.columns, tuple(dict(row) for row in rows), dict(facts))
+
+    def fits(self, table: Table) -> bool:
+        """Whether a table that was read back has what is read of it here.
+
+        The needed columns are there and hold numbers, texts or nothing, as they should; those of an ``int`` hold one in
+        each row. Other columns of fractional numbers may be missing, but hold no text.
+        """
+        if not table.rows or not set(self.needed) <= table.types.keys():
+            return False
+        hints = get_type_hints(self.row)
+        return all(_holds(table, name, hints[name], name in self.needed) for name in table.types.keys() & hints.keys())
+
+    def printed(self, rows: Rows) -> Mapping[str, Shown]:
+        """The columns that a terminal prints of these rows, in order."""
+        return self.shown
+
+    def bars(self, rows: Rows) -> list[float] | None:
+        """Fractions that a terminal draws as bars, one for each row."""
+        return [row[self.bar] for row in rows] if self.bar else None
+
+    def notes(self, facts: Facts) -> list[str]:
+        """Lines under the table on a terminal."""
+        return [summary(facts)]
+
+    def figure_options(self, facts: Facts) -> dict[str, Any]:
+        """Arguments of the figure, beside the table."""
+        return {}
+
+    def title(self, rows: Rows, facts: Facts) -> str:
+        """What was done, with these rows."""
+        return self.what
+
+    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+        """The numbers that a reader looks for first."""
+        return []
+
+    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+        """The charts of a page."""
+        return []
+
+
+def _holds(table: Table, name: str, hint: Any, needed: bool) -> bool:
+    kinds = {hint, *get_args(hint)}
+    if needed and hint is int:
+        return table.types[name] == "int" and None not in table.values(name)
+    if needed and str in kinds:
+        return table.types[name] in ("str", "null")
+    return table.types[name] in _NUMBER or not (needed or float in kinds)

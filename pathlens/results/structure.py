@@ -1,0 +1,89 @@
+"""The table of ``blocks``: a row for each block of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pathlens.results.charts import Chart, block_head, chart, stages_of
+from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted
+
+_EXAMPLE = "for one example"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRow:
+    """One block, as found."""
+
+    block: int = column("", "index of the block, from 0")
+    name: str = column("", "module that the block lies in")
+    stage: int = column("", "consecutive blocks of one output shape, from 0")
+    kind: str = column("", "shortcut of the block, or layer of a plain network")
+    branch: str = column("", "modules of the branch")
+    shortcut: str = column("", "operations of the shortcut; empty for an identity")
+    post_activation: str = column("", "operations between the addition and the output of the block")
+    transition: str = column("", "operations between the output of the block before and the fork of this one")
+    in_shape: str = column("", "shape of the fork, without the batch")
+    out_shape: str = column("", "shape of the output, without the batch")
+    parameters: int = column("", "parameters of the branch")
+    shortcut_parameters: int = column("", "parameters of the shortcut")
+    multiply_adds: int = column(_EXAMPLE, "multiply-adds of the branch")
+    shortcut_multiply_adds: int = column(_EXAMPLE, "multiply-adds of the shortcut")
+    nested: int = column("", "residual additions inside the branch")
+
+
+class Structure(Result):
+    """The table of ``blocks``."""
+
+    name = "blocks"
+    row = BlockRow
+    needed = ("block", "name", "kind", "parameters", "multiply_adds")
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "block": Shown(),
+        "name": Shown(left=True, folds=True),
+        "stage": Shown(gives_way=4),
+        "kind": Shown(left=True, gives_way=2),
+        "post_activation": Shown("post\nactivation", left=True, gives_way=5),
+        "in_shape": Shown("in\nshape", gives_way=3),
+        "out_shape": Shown("out\nshape"),
+        "parameters": Shown(text=formatted(",")),
+        "multiply_adds": Shown("multiply\nadds", formatted(","), gives_way=1),
+    }
+    figure = "blocks.structure"
+
+    def notes(self, facts: Facts) -> list[str]:
+        """None: no data were used."""
+        return []
+
+    def figure_options(self, facts: Facts) -> dict[str, Any]:
+        """The network's name, for a title."""
+        return {"title": str(facts["model"])}
+
+    def title(self, rows: Rows, facts: Facts) -> str:
+        """How many blocks there are."""
+        return f"{len(rows)} blocks"
+
+    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+        """Numbers of blocks, parameters and multiply-adds."""
+        found = [Headline("Blocks", str(len(rows)))]
+        for name, label in (("parameters", "Parameters in blocks"), ("multiply_adds", "Multiply-adds of an example")):
+            found.append(Headline(label, f"{sum(row[name] for row in rows if isinstance(row[name], int)):,}"))
+        return found
+
+    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+        """Parameters and multiply-adds, block by block."""
+        rows = sorted(rows, key=lambda row: row["block"])
+        blocks = [row["block"] for row in rows]
+        more: dict[str, Any] = {
+            "heads": {str(row["block"]): block_head(row) for row in rows},
+            "stages": stages_of(rows),
+        }
+        found = []
+        for name, label in (("parameters", "parameters"), ("multiply_adds", "multiply-adds of an example")):
+            series = {"key": name, "name": label, "colour": 0, "x": blocks, "y": [row[name] for row in rows]}
+            found.append(chart(name, f"{label.capitalize()} by block", "block", {"label": label}, [series], **more))
+        return found
+
+
+BLOCKS = Structure()

@@ -1,0 +1,199 @@
+"""One declaration of a result gives its files, its terminal table, its figure and its page; nothing else is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pathlens
+from pathlens import figures, results
+from pathlens.cli.show import show
+from pathlens.errors import UsageError
+from pathlens.pages.runs import read_runs
+from pathlens.pages.words import charts, headlines, title
+from pathlens.report import write_run
+from pathlens.results.charts import Chart, StageRun, chart, stage_runs
+from pathlens.results.path_profile import contributions, path_shares, shares
+from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted
+from pathlens.tables import Column, Table, read_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureRow:
+    """One block that was warmed."""
+
+    place: int = column("", "which block")
+    warmth: float | None = column("K", "how warm it got")
+    who: str | None = column("", "who measured")
+
+
+class Temperatures(Result):
+    name = "warm-blocks"
+    row = TemperatureRow
+    needed = ("place", "warmth")
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "place": Shown(),
+        "warmth": Shown("warmth K", formatted(".1f")),
+        "who": Shown(left=True, gives_way=1),
+    }
+    what = "blocks warmed"
+    figure = "training.training"
+
+    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+        return [Headline("Warmest", f"{max(row['warmth'] for row in rows):.1f} K", f"of {len(rows)}")]
+
+    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+        x, y = ([row[name] for row in rows] for name in ("place", "warmth"))
+        series = {"key": "warmth", "name": "warmth", "colour": 0, "x": x, "y": y}
+        return [chart("warmth", "Warmth by block", "block", {"label": "warmth (K)"}, [series])]
+
+
+ROWS = [vars(TemperatureRow(place=place, warmth=300.25 + place, who="Ada" if place else None)) for place in range(3)]
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> Temperatures:
+    """The only thing that a new result has to be put into."""
+    monkeypatch.setitem(results.RESULTS, "warm-blocks", Temperatures())
+    return Temperatures()
+
+
+def test_a_new_result_is_printed(warm, capsys):
+    show(warm.table(ROWS, {"model": "net", "data": "digits"}), "warm-blocks")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["place", "warmth", "K", "who"]
+    assert [line.split() for line in lines[2:5]] == [["0", "300.2"], ["1", "301.2", "Ada"], ["2", "302.2", "Ada"]]
+    assert lines[5].startswith("net, weights as given; digits")
+
+
+def test_a_new_result_describes_its_files(warm, tmp_path):
+    warm.table(ROWS, {"seed": 3}).write(tmp_path, "warm-blocks")
+    described = json.loads((tmp_path / "warm-blocks.meta.json").read_text())
+    assert described["columns"] == [
+        {"name": "place", "unit": "", "description": "which block", "type": "int"},
+        {"name": "warmth", "unit": "K", "description": "how warm it got", "type": "float"},
+        {"name": "who", "unit": "", "description": "who measured", "type": "str"},
+    ]
+    assert read_table(tmp_path / "warm-blocks.parquet").rows[2]["warmth"] == 302.25
+
+
+def test_a_new_result_has_its_section_of_a_page(warm, tmp_path):
+    folder = tmp_path / "run"
+    write_run(folder, {"warm-blocks": warm.table(ROWS, {})}, {}, {"verb": "warm-blocks", "model": "net"})
+    (run,) = read_runs([folder])
+    assert title(run) == "net: blocks warmed"
+    assert headlines(run) == [Headline("Warmest", "302.2 K", "of 3")]
+    (drawn,) = charts(run)
+    assert drawn["series"][0]["y"] == [300.25, 301.25, 302.25]
+    page = pathlens.report_page(folder, tmp_path / "page.html").read_text()
+    for text in ("net: blocks warmed", "Warmest", "302.2 K", "Warmth by block", "how warm it got"):
+        assert text in page
+
+
+def test_a_table_that_only_has_the_name_is_shown_as_it_is(warm, tmp_path):
+    """A file can say that it is any result; headlines and charts are made of checked columns alone."""
+    odd = (
+        Table((Column("place"), Column("warmth")), ({"place": 1, "warmth": "hot"},)),
+        Table((Column("place"), Column("warmth")), ({"place": None, "warmth": 1.0},)),
+        Table((Column("place"),), ({"place": 1},)),
+        Table(warm.columns, ()),
+    )
+    for number, table in enumerate(odd):
+        write_run(tmp_path / str(number), {"warm-blocks": table}, {}, {"verb": "warm-blocks", "model": "net"})
+        (run,) = read_runs([tmp_path / str(number)])
+        assert title(run) == "net: warm-blocks"
+        assert headlines(run) == [Headline("Rows", str(len(table.rows)), "warm-blocks")]
+        assert charts(run) == []
+
+
+def test_a_figure_is_the_one_that_the_result_names(warm):
+    history = results.named("history").table(
+        [{**vars(results.named("history").row()), "epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_error": 0.5}], {}
+    )
+    axes = figures.draw("warm-blocks", history).axes
+    assert [line.get_label() for line in axes[0].lines] == ["as trained"]
+
+
+def test_an_unknown_result_is_one_line():
+    with pytest.raises(UsageError, match="no result is called 'warm-blocks'; there are delete-blocks"):
+        show(Table((Column("n"),), ({"n": 1},)), "warm-blocks")
+
+
+@pytest.mark.parametrize("result", results.RESULTS.values(), ids=results.RESULTS)
+def test_declarations_speak_of_their_own_columns(result):
+    names = [column.name for column in result.columns]
+    assert {*result.needed, *result.shown, *filter(None, [result.bar])} <= set(names)
+    assert all(column.description for column in result.columns)
+    assert result.name == next(name for name, other in results.RESULTS.items() if other is result)
+
+
+def test_declarations_load_nothing_heavy():
+    code = "import sys, pathlens.results; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pathlens" in done.stdout.split()
+    assert not {"torch", "pandas", "pyarrow", "scipy", "matplotlib", "networkx"} & set(done.stdout.split())
+
+
+def test_declarations_are_found_by_their_names_first(tmp_path):
+    rows = [{**vars(results.named("delete-blocks").row()), "count": 1, "block": 0, "error": 0.5}]
+    table = results.named("delete-blocks").table(rows, {})
+    for names, found in (
+        (("delete-skips",), "delete-skips"),
+        (("a", "delete-skips"), "delete-skips"),
+        ((), "delete-blocks"),
+    ):
+        result = results.find(table, *names)
+        assert result is not None
+        assert result.name == found
+
+
+# Contributions
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**400), st.floats(1e-300, 1e300) | st.just(0.0)), min_size=1, max_size=8))
+def test_contributions_are_exact_to_the_last_digits_at_any_size(drawn):
+    rows = [{"n_paths": count, "path_norm_mean": norm, "total_norm": None} for count, norm in drawn]
+    exact = [count * Fraction(norm) for count, norm in drawn]
+    percent = shares(contributions(rows, "sampled"))
+    if not any(exact):
+        assert percent == []
+        return
+    for share, value in zip(percent, exact, strict=True):
+        assert share == pytest.approx(float(100 * value / sum(exact)), rel=1e-12, abs=1e-280)
+    if max(exact) < 2**900 and all(count < 2**1000 for count, _ in drawn):
+        assert contributions(rows, "sampled") == [float(count) * norm for count, norm in drawn]
+    assert contributions(rows, "exact") == [None] * len(rows)
+    assert shares(contributions(rows, "exact")) == []
+
+
+def test_shares_are_of_all_paths_also_where_long_ones_are_left_out():
+    rows = [{"length": 2 + k, "n_paths": math.comb(30, k)} for k in range(5)]
+    assert path_shares(rows) == pytest.approx([100 * math.comb(30, k) / 2**30 for k in range(5)])
+    assert path_shares([{"length": 0, "n_paths": 1}, {"length": 1, "n_paths": 10**12}])[1] == pytest.approx(100)
+    assert path_shares([{"length": 0, "n_paths": 0}]) == path_shares([{"length": 0, "n_paths": -1}]) == []
+
+
+# Stages
+
+
+def test_stages_part_where_they_change_and_at_gaps():
+    stages, blocks = [0, 0, None, 0, 1, 1, float("nan")], [0, 1, 2, 3, 4, 6, 7]
+    assert stage_runs(stages, blocks) == [StageRun(0, 0, 1), StageRun(0, 3, 3), StageRun(1, 4, 4), StageRun(1, 6, 6)]
+    assert stage_runs(stages, blocks, over_gaps=True) == [StageRun(0, 0, 3), StageRun(1, 4, 6)]
+
+
+def test_help_on_a_row_tells_its_columns():
+    assert (Temperatures.row.__doc__ or "").splitlines()[2:4] == [
+        "Attributes:",
+        "    place (int): which block",
+    ]
