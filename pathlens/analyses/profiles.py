@@ -22,6 +22,7 @@ from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import path_blocks
+from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import Table
@@ -87,12 +88,13 @@ def path_gradients(
     with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         problem = _problem(run, request, loss)
         run.identify("path-gradients", request)
-        rows = path_rows.Rows(len(problem.free), problem.lengths[0], problem.lengths[-1])
+        rows = path_rows.empty(len(problem.free), problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
             measured |= estimator.estimate(problem, rows)
+        contributed = {name: path_profile.contributions(rows, name) for name in path_profile.METHODS}
         measured["effective"] = {
-            kind: _effective(values, share, problem) for kind, values in rows.contributions().items()
+            name: _effective(values, share, problem) for name, values in contributed.items() if any(values)
         }
         provenance = run.provenance(
             verb="path-gradients",
@@ -106,7 +108,7 @@ def path_gradients(
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
         )
-    return PATH_GRADIENTS.table(rows.finished(), provenance.facts())
+    return PATH_GRADIENTS.table(rows, provenance.facts())
 
 
 def lattice(
@@ -183,7 +185,7 @@ def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
     return Problem(run, request, loss, free, forced)
 
 
-def _effective(contributions: list[float], share: float, problem: Problem) -> dict[str, Json]:
+def _effective(contributions: list[Any], share: float, problem: Problem) -> dict[str, Json]:
     """The effective range; ``contributions`` begins at the shortest length, random blocks have a choice."""
     effective = paths.effective_paths(contributions, share, len(problem.free))
     shortest = problem.lengths[0]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -15,10 +15,8 @@ from pathlens.analyses.provenance import Json
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 
-if TYPE_CHECKING:
-    from pathlens.analyses.path_rows import Rows
-
 Blocks = tuple[int, ...]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Estimator(ABC):
 
         Args:
             problem: what is resolved.
-            rows: of the table.
+            rows: of the table, by length; the columns are those of :class:`pathlens.results.path_profile.PathRow`.
 
         Returns:
             What the provenance says of it.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem
+from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
 from pathlens.analyses.provenance import Json
 from pathlens.errors import NumericsError
-
-if TYPE_CHECKING:
-    from pathlens.analyses.path_rows import Rows
 
 #: largest relative difference between the sum over lengths and autograd's gradient that rounding explains
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -29,7 +27,7 @@ class Exact(Estimator):
             NumericsError: the sum over lengths is not autograd's gradient.
         """
         results = problem.measured(self.name, _measure)
-        rows.exact(results)
+        _fill(rows, results)
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
         limit = _ROUNDING.get(problem.opened.runner.dtype)
@@ -64,3 +62,16 @@ def _measure(problem: Problem, _batch: int, images: Tensor, labels: Tensor) -> d
         "gradient": float(per_example.sum()),
         "kept": [profile.lengths.start, profile.lengths.stop - 1],
     }
+
+
+def _fill(rows: Rows, results: list[dict[str, Any]]) -> None:
+    """Means over examples with their intervals, and the share of each length."""
+    examples = sum(result["examples"] for result in results)
+    means = np.sum([result["sums"] for result in results], axis=0) / examples
+    squares = np.sum([result["squares"] for result in results], axis=0)
+    everything = math.fsum(means)
+    for row, mean, square in zip(rows, means, squares, strict=True):
+        spread = math.sqrt(max(0.0, square / examples - mean**2) / max(1, examples - 1))
+        row["total_norm"] = float(mean)
+        row["total_low"], row["total_high"] = float(max(0.0, mean - 1.96 * spread)), float(mean + 1.96 * spread)
+        row["total_share"] = float(mean / everything) if everything else 0.0

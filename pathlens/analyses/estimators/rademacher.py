@@ -5,17 +5,15 @@ With independent signs :math:`\epsilon`, :math:`E\|\sum_p \epsilon_p g_p\|^2 = \
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem
+from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
 from pathlens.analyses.provenance import Json
-
-if TYPE_CHECKING:
-    from pathlens.analyses.path_rows import Rows
 
 _STREAM = 1  # of random numbers
 
@@ -25,7 +23,7 @@ class Rademacher(Estimator):
 
     def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
         """See :meth:`Estimator.estimate`."""
-        rows.signed(problem.measured(self.name, _measure))
+        _fill(rows, problem.measured(self.name, _measure))
         return {"draws": problem.request.draws}
 
 
@@ -40,3 +38,20 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> di
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
         squares.append(profile.norms().square().sum(1).tolist())
     return {"examples": len(images), "squares": squares}
+
+
+def _fill(rows: Rows, results: list[dict[str, Any]]) -> None:
+    """Root mean squares, and how far they are above the mean where that was estimated before."""
+    examples = sum(result["examples"] for result in results)
+    # for each draw the mean over all examples; draws are independent of each other
+    draws = np.sum([result["squares"] for result in results], axis=0) / examples
+    for index, row in enumerate(rows):
+        mean, count = float(draws[:, index].mean()), row["n_paths"]
+        row["path_norm_rms"] = math.sqrt(mean / count)
+        if len(draws) > 1 and mean > 0:
+            error = float(draws[:, index].std(ddof=1)) / math.sqrt(len(draws))
+            row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
+        elif mean == 0:
+            row["path_norm_rms_error"] = 0.0
+        if row["path_norm_mean"]:
+            row["tail"] = row["path_norm_rms"] / row["path_norm_mean"]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem
+from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
 from pathlens.analyses.provenance import Json
 from pathlens.paths import all_paths, sample_paths
-
-if TYPE_CHECKING:
-    from pathlens.analyses.path_rows import Rows
+from pathlens.results import path_profile
 
 _STEP = 4  # paths of a length that are drawn for a batch at a time
 _FEWEST = 8  # paths that an interval may rest on
@@ -144,8 +142,25 @@ class Sampled(Estimator):
         while sampler.open_lengths:
             step = sampler.next_round(runner.source.count or 0)
             sampler.take(step, runner.run(self.name, partial(self._through, problem, step), step.units))
-        rows.sampled(sampler)
+        self._fill(rows, sampler)
         return {}
+
+    def _fill(self, rows: Rows, sampler: Sampler) -> None:
+        """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""
+        for chosen, row in enumerate(rows):
+            norms = np.array(sampler.norms[chosen])
+            row["path_norm_mean"] = sampler.mean(chosen)
+            row["path_norm_low"], row["path_norm_high"] = sampler.intervals[chosen]
+            row["path_norm_q05"], row["path_norm_median"], row["path_norm_q95"] = (
+                float(value) for value in np.quantile(norms, (0.05, 0.5, 0.95))
+            )
+            row["samples"] = len(sampler.means[chosen])
+            row["stopped"] = sampler.stopped[chosen]
+        contributions: list[Any] = path_profile.contributions(rows, self.name)
+        everything = math.fsum(contributions)
+        for row, contribution in zip(rows, contributions, strict=True):
+            row["contribution"] = contribution
+            row["contribution_share"] = contribution / everything if everything else 0.0
 
     def _through(
         self, problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor
