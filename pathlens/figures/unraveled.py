@@ -31,6 +31,7 @@ from pathlens.figures.style import (
     powers_of_ten,
     style,
 )
+from pathlens.results.charts import stage_runs
 from pathlens.results.text import power_of_ten
 
 _DRAWN_OUT = 8  # blocks up to which a lattice is drawn as nodes and edges
@@ -244,14 +245,13 @@ def _coloured_lattice(graph: nx.DiGraph, width: float, by_norm: bool) -> Figure:
 
 def _stage_lines(axes: Axes, facts: dict[str, Any]) -> None:
     """Where stages part, with their numbers above."""
-    stages = facts["stages"]
-    starts = [at for at, stage in enumerate(stages) if at == 0 or stages[at - 1] != stage]
-    for start, stop in zip(starts, [*starts[1:], len(stages)], strict=True):
-        if start:
-            axes.axvline(facts["first"] + start - 0.5, color=MUTED, lw=0.4, ls=":")
-        if stop - start > 0.06 * len(stages):
-            place = (facts["first"] + (start + stop - 1) / 2, 1)
-            axes.annotate(f"stage {stages[start]}", place, (0, 2), xycoords=axes.get_xaxis_transform(), ha="center",
+    stages, first = facts["stages"], facts["first"]
+    for run in stage_runs(stages, range(len(stages))):
+        if run.first:
+            axes.axvline(first + run.first - 0.5, color=MUTED, lw=0.4, ls=":")
+        if run.last + 1 - run.first > 0.06 * len(stages):
+            place = (first + (run.first + run.last) / 2, 1)
+            axes.annotate(f"stage {run.stage}", place, (0, 2), xycoords=axes.get_xaxis_transform(), ha="center",
                           textcoords="offset points", size=6, color=MUTED)  # fmt: skip
 
 
