@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import pathlens
-from pathlens.analyses.estimators.sampled import Sampler
 from pathlens.cli import main
 from pathlens.errors import NumericsError, UsageError
+from pathlens.estimators.sampled import Sampler
 from pathlens.tables import read_table
 
 torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from pathlens.paths import path_counts
@@ -19,7 +20,7 @@ def empty(free: int, lengths: range) -> list[dict[str, Any]]:
         lengths: of the table.
     """
     counts = path_counts(free)[: len(lengths)]
-    return [vars(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, counts, strict=True)]
+    return [asdict(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, counts, strict=True)]
 
 
 def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathlens.analyses.estimators import ALIASES, ALL, METHODS
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import Common, finish, foreign_output, setting
+from pathlens.estimators import ALIASES, ALL, METHODS
 
 if TYPE_CHECKING:
     from pathlens.tables import Table

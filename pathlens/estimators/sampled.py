@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
-from pathlens.analyses.provenance import Json
+from pathlens.estimators.estimator import NORM, Estimator, Problem
 from pathlens.paths import all_paths, sample_paths
-from pathlens.results import path_profile
+from pathlens.tables.declared import Shown, column, formatted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STEP = 4  # paths of a length that are drawn for a batch at a time
 _FEWEST = 8  # paths that an interval may rest on
@@ -131,21 +133,65 @@ class Sampler:
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Norms of sampled paths."""
+
+    path_norm_mean: float | None = column(
+        NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
+    )
+    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths")
+    path_norm_high: float | None = column(NORM, "upper end of that interval")
+    path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
+    path_norm_q05: float | None = column(NORM, "5 % quantile")
+    path_norm_q95: float | None = column(NORM, "95 % quantile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastColumns:
+    """What all paths of a length contribute, and on how many it rests."""
+
+    contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
+    contribution_share: float | None = column("fraction", "contribution over its sum over all lengths")
+    samples: int | None = column("", "sampled paths, those of different batches counted apart")
+    stopped: str | None = column(
+        "", "why sampling ended: interval (narrow enough), budget (spent) or all paths (nothing to draw)"
+    )
+
+
 class Sampled(Estimator):
     """The paper's protocol: the mean norm of single random paths (Veit et al. 2016, section 5)."""
 
-    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+    columns = Columns
+    last_columns = LastColumns
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "path_norm_mean": Shown("path norm\nmean", formatted(".3g")),
+        "path_norm_low": Shown("95 %\nlow", formatted(".3g"), gives_way=1),
+        "path_norm_high": Shown("\nhigh", formatted(".3g"), gives_way=1),
+        "path_norm_median": Shown("\nmedian", formatted(".3g"), gives_way=3),
+        "samples": Shown(gives_way=4),
+        "stopped": Shown(left=True, gives_way=5),
+    }
+    norm = "path_norm_mean"
+    of_one = True
+    rank = 0
+    on_terminal = "sampled contribution"
+    in_headline = "sampled paths"
+    in_chart = "paths × mean norm (sampled)"
+    look: ClassVar[Mapping[str, Any]] = {"colour": 0}
+
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Round after round, until no length needs more paths."""
-        request, runner = problem.request, problem.opened.runner
+        request = problem.request
         longest = problem.lengths[-1] - problem.lengths[0]
         sampler = Sampler(len(problem.free), longest, request.rel_error, request.max_samples, request.seed)
         while sampler.open_lengths:
-            step = sampler.next_round(runner.source.count or 0)
-            sampler.take(step, runner.run(self.name, partial(self._through, problem, step), step.units))
+            step = sampler.next_round(problem.batches)
+            sampler.take(step, problem.measure(self.name, partial(_measure, problem, step), step.units))
         self._fill(rows, sampler)
         return {}
 
-    def _fill(self, rows: Rows, sampler: Sampler) -> None:
+    def _fill(self, rows: list[dict[str, Any]], sampler: Sampler) -> None:
         """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""
         for chosen, row in enumerate(rows):
             norms = np.array(sampler.norms[chosen])
@@ -156,23 +202,20 @@ class Sampled(Estimator):
             )
             row["samples"] = len(sampler.means[chosen])
             row["stopped"] = sampler.stopped[chosen]
-        contributions: list[Any] = path_profile.contributions(rows, self.name)
+        contributions: list[Any] = self.contributions(rows)
         everything = math.fsum(contributions)
         for row, contribution in zip(rows, contributions, strict=True):
             row["contribution"] = contribution
             row["contribution_share"] = contribution / everything if everything else 0.0
 
-    def _through(
-        self, problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor
-    ) -> dict[str, list[list[float]]]:
-        """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
-        linear = problem.linearise(images, labels)
-        drawn = step.paths_for(unit)
-        flat = [
-            (*problem.forced, *(problem.free[place] for place in path)) for paths in drawn.values() for path in paths
-        ]
-        norms: list[list[float]] = []
-        for start in range(0, len(flat), _AT_ONCE):
-            norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()
-        remaining = iter(norms)
-        return {str(length): [next(remaining) for _ in paths] for length, paths in drawn.items()}
+
+def _measure(problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor) -> dict[str, list[list[float]]]:
+    """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
+    linear = problem.linearise(images, labels)
+    drawn = step.paths_for(unit)
+    flat = [(*problem.forced, *(problem.free[place] for place in path)) for paths in drawn.values() for path in paths]
+    norms: list[list[float]] = []
+    for start in range(0, len(flat), _AT_ONCE):
+        norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()
+    remaining = iter(norms)
+    return {str(length): [next(remaining) for _ in paths] for length, paths in drawn.items()}

@@ -6,41 +6,68 @@ With independent signs :math:`\epsilon`, :math:`E\|\sum_p \epsilon_p g_p\|^2 = \
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
-from pathlens.analyses.provenance import Json
+from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.tables.declared import Shown, column, formatted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STREAM = 1  # of random numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Root mean square norms of single paths."""
+
+    path_norm_rms: float | None = column(NORM, "root mean square over all paths and examples, by random signs")
+    path_norm_rms_error: float | None = column(NORM, "its standard error over draws of signs")
+    tail: float | None = column(
+        "", "path_norm_rms over path_norm_mean: far above 1 means that few paths carry most of the norm"
+    )
 
 
 class Rademacher(Estimator):
     """Second moments of the norms of single paths."""
 
-    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+    columns = Columns
+    shown: ClassVar[Mapping[str, Shown]] = {"path_norm_rms": Shown("\nrms", formatted(".3g"))}
+    norm = "path_norm_rms"
+    of_one = True
+    rank = 2
+    on_terminal = "root mean square contribution"
+    in_headline = "root mean squares"
+    in_chart = "paths × root mean square"
+    look: ClassVar[Mapping[str, Any]] = {"colour": 1, "line": "dash"}
+
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See :meth:`Estimator.estimate`."""
-        _fill(rows, problem.measured(self.name, _measure))
+        _fill(rows, list(problem.measure(self.name, partial(_measure, problem)).values()))
         return {"draws": problem.request.draws}
 
 
 def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """For each draw, the sum over examples of the squared norm at each length."""
-    runner, linear = problem.opened.runner, problem.linearise(images, labels)
+    import torch
+
+    linear = problem.linearise(images, labels)
     rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
     squares = []
     for _ in range(problem.request.draws):
-        bits = rng.integers(0, 2, size=(len(problem.opened.view), len(images)))
-        signs = torch.as_tensor(bits * 2 - 1, dtype=runner.dtype, device=runner.device)
+        bits = rng.integers(0, 2, size=(problem.blocks, len(images)))
+        signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
         squares.append(profile.norms().square().sum(1).tolist())
     return {"examples": len(images), "squares": squares}
 
 
-def _fill(rows: Rows, results: list[dict[str, Any]]) -> None:
+def _fill(rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
     """Root mean squares, and how far they are above the mean where that was estimated before."""
     examples = sum(result["examples"] for result in results)
     # for each draw the mean over all examples; draws are independent of each other
@@ -53,5 +80,5 @@ def _fill(rows: Rows, results: list[dict[str, Any]]) -> None:
             row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
         elif mean == 0:
             row["path_norm_rms_error"] = 0.0
-        if row["path_norm_mean"]:
+        if row.get("path_norm_mean"):
             row["tail"] = row["path_norm_rms"] / row["path_norm_mean"]

@@ -1,4 +1,7 @@
-"""The ways to resolve a gradient by path length, each in a file of its own that is loaded when it is asked for."""
+"""The ways to resolve a gradient by path length, each in a file of its own: what it measures, and what it says.
+
+The files are loaded when they are asked for, and torch when they measure, so that pages and help need neither.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 from pathlens.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlens.analyses.estimators.estimator import Estimator
+    from pathlens.estimators.estimator import Estimator
 
 _CLASSES = {
     "exact": "exact.Exact",
@@ -23,7 +26,7 @@ ALIASES = {"rademacher": "signed"}
 """Other names of methods."""
 
 
-def estimators(method: str) -> tuple[Estimator, ...]:
+def estimators(method: str = ALL) -> tuple[Estimator, ...]:
     """The estimators of a method.
 
     Args:

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pathlens.analyses.estimators.estimator import Estimator, Problem, Rows
-from pathlens.analyses.provenance import Json
 from pathlens.errors import NumericsError
+from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.tables.declared import Shown, column, formatted
+
+if TYPE_CHECKING:
+    import torch
 
 #: largest relative difference between the sum over lengths and autograd's gradient that rounding explains
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+_ROUNDING = {"torch.float64": 1e-9, "torch.float32": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Norms of the sums over all paths of a length."""
+
+    total_norm: float | None = column(NORM, "norm of the sum over all paths of this length, mean over examples (exact)")
+    total_low: float | None = column(NORM, "lower end of its 95 % interval over examples")
+    total_high: float | None = column(NORM, "upper end of that interval")
+    total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
 
 
 class Exact(Estimator):
     r"""The norm :math:`\|G_k\|` of the sum over all paths of length k, and how exact their sum is."""
 
-    def estimate(self, problem: Problem, rows: Rows) -> dict[str, Json]:
+    columns = Columns
+    shown: ClassVar[Mapping[str, Shown]] = {"total_norm": Shown("total norm\n(exact)", formatted(".3g"))}
+    norm = "total_norm"
+    of_one = False
+    rank = 1
+    on_terminal = "exact sums"
+    in_headline = "exact sums"
+    in_chart = "sum over all paths (exact)"
+    look: ClassVar[Mapping[str, Any]] = {"colour": 2}
+
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See :meth:`Estimator.estimate`.
 
         Raises:
             NumericsError: the sum over lengths is not autograd's gradient.
         """
-        results = problem.measured(self.name, _measure)
+        results = list(problem.measure(self.name, partial(_measure, problem)).values())
         _fill(rows, results)
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
-        limit = _ROUNDING.get(problem.opened.runner.dtype)
+        limit = _ROUNDING.get(str(problem.dtype))
         if not cut and limit is not None and not difference <= limit:
             raise NumericsError(
                 f"the sum over all path lengths differs from autograd's gradient by {difference:.1e} of its norm, more "
@@ -44,8 +68,10 @@ class Exact(Estimator):
         }
 
 
-def _measure(problem: Problem, _batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
+def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """Sums over the examples of norms and their squares, and the gradient that autograd gives."""
+    import torch
+
     lengths, linear = problem.lengths, problem.linearise(images, labels)
     profile = linear.exact(lengths[-1], problem.request.tolerance)
     norms = torch.zeros(len(lengths), len(images), dtype=torch.float64)
@@ -64,7 +90,7 @@ def _measure(problem: Problem, _batch: int, images: Tensor, labels: Tensor) -> d
     }
 
 
-def _fill(rows: Rows, results: list[dict[str, Any]]) -> None:
+def _fill(rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
     """Means over examples with their intervals, and the share of each length."""
     examples = sum(result["examples"] for result in results)
     means = np.sum([result["sums"] for result in results], axis=0) / examples
