@@ -28,7 +28,6 @@ from test_architecture import ARROWS
 
 import pathlens
 from pathlens import analyses, errors
-from pathlens.analyses.lesions import run_plans
 from pathlens.cli import entry, main
 from pathlens.cli.options import parse_range
 from pathlens.models import LoadedModel, load_model, save_weights, state_sha256
@@ -416,7 +415,7 @@ def test_interface_page_names_every_option_of_the_studies():
     _, _, rest = (DOCS / "api.md").read_text().partition("The options of these three, by keyword:\n\n")
     text, _, _ = rest.partition("\n\n")
     documented = [name for line in text.splitlines() if line.startswith("- `") for name in quoted(line.split(":")[0])]
-    accepted = list(inspect.signature(run_plans).parameters)
+    accepted = list(inspect.signature(analyses.lesions.run_plans).parameters)
     assert documented == [name for name in accepted if name not in ("verb", "view", "tried", "data")]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from pathlens import paths
@@ -18,10 +16,10 @@ from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.estimators import ALIASES, estimators
-from pathlens.estimators.estimator import Request
+from pathlens.estimators.estimator import Problem, Request
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
-from pathlens.residual.gradients import Linearisation, boundary_of
+from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
@@ -159,46 +157,6 @@ def lattice(
     return LATTICE.table(rows, provenance.facts())
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What the estimators resolve, as they ask for it (:class:`pathlens.estimators.estimator.Problem`)."""
-
-    opened: Opened
-    request: Request
-    loss: Loss
-    free: tuple[int, ...]
-    forced: tuple[int, ...]
-
-    @property
-    def lengths(self) -> range:
-        shortest, longest = len(self.forced), self.request.max_length
-        return range(shortest, (shortest + len(self.free) if longest is None else longest) + 1)
-
-    @property
-    def blocks(self) -> int:
-        return len(self.opened.view)
-
-    @property
-    def batches(self) -> int:
-        return self.opened.runner.source.count or 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.opened.runner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.opened.runner.dtype
-
-    def linearise(self, images: Tensor, labels: Tensor) -> Linearisation:
-        return self.opened.linearise(images, labels, self.request.at, self.loss)
-
-    def measure(
-        self, name: str, compute: Callable[[int, Tensor, Tensor], Any], numbers: Sequence[int] | None = None
-    ) -> dict[int, Any]:
-        return self.opened.runner.run(name, compute, numbers)
-
-
 def _checked(request: Request) -> Request:
     for name, number, least in (
         ("max-samples", request.max_samples, 1),
@@ -216,7 +174,7 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _problem(run: Opened, request: Request, loss: Loss) -> _Problem:
+def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
     free, forced = path_blocks(run.route, max(0, boundary_of(request.at, len(run.view))))
     least, most = len(forced), len(forced) + len(free)
     if request.max_length is not None and not least <= request.max_length <= most:
@@ -224,10 +182,20 @@ def _problem(run: Opened, request: Request, loss: Loss) -> _Problem:
             f"max-length {request.max_length} is outside {least}..{most}: paths run through {most} blocks here"
             + (f", {least} of which have no shortcut" if forced else "")
         )
-    return _Problem(run, request, loss, free, forced)
+    return Problem(
+        request,
+        free,
+        forced,
+        len(run.view),
+        run.runner.source.count or 0,
+        run.runner.device,
+        run.runner.dtype,
+        linearise=lambda images, labels: run.linearise(images, labels, request.at, loss),
+        measure=run.runner.run,
+    )
 
 
-def _effective(contributions: list[Any], share: float, problem: _Problem) -> dict[str, Json]:
+def _effective(contributions: list[Any], share: float, problem: Problem) -> dict[str, Json]:
     """The effective range; ``contributions`` begins at the shortest length, random blocks have a choice."""
     effective = paths.effective_paths(contributions, share, len(problem.free))
     shortest = problem.lengths[0]

@@ -98,6 +98,7 @@ class Runner:
         if phase not in self._kept:
             with self.group.agreed():
                 if self._folder is not None:
+                    assert self._depends_on, "identify first"
                     key = key_of({**self._depends_on, "phase": phase})
                     self._journals[phase] = Journal(self._folder, key, self.group.rank)
             journal = self._journals.get(phase)

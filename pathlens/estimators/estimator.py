@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pathlens.tables.declared import Row, Shown
 
@@ -35,57 +35,38 @@ class Request:
     seed: int = 0
 
 
-class Problem(Protocol):
-    """What is resolved by path length."""
+@dataclass(frozen=True)
+class Problem:
+    """What is resolved by path length.
 
-    @property
-    def request(self) -> Request:
-        """The options."""
+    Attributes:
+        request: the options.
+        free: blocks at which a path chooses between branch and shortcut.
+        forced: blocks whose branch every path takes.
+        blocks: number of blocks of the network.
+        batches: number of batches.
+        device: where to compute.
+        dtype: what to compute with.
+        linearise: (images, labels) -> the network linearised at a batch.
+        measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
+            function of (number, images, labels) finds on each batch, by number; it gives what JSON can hold.
+    """
 
-    @property
-    def free(self) -> tuple[int, ...]:
-        """Blocks at which a path chooses between branch and shortcut."""
-
-    @property
-    def forced(self) -> tuple[int, ...]:
-        """Blocks whose branch every path takes."""
+    request: Request
+    free: tuple[int, ...]
+    forced: tuple[int, ...]
+    blocks: int
+    batches: int
+    device: torch.device
+    dtype: torch.dtype
+    linearise: Callable[[torch.Tensor, torch.Tensor], Linearisation]
+    measure: Callable[..., dict[int, Any]]
 
     @property
     def lengths(self) -> range:
         """Those of the table."""
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks of the network."""
-
-    @property
-    def batches(self) -> int:
-        """Number of batches."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where to compute."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What to compute with."""
-
-    def linearise(self, images: torch.Tensor, labels: torch.Tensor) -> Linearisation:
-        """The network linearised at a batch."""
-
-    def measure(
-        self,
-        name: str,
-        compute: Callable[[int, torch.Tensor, torch.Tensor], Any],
-        numbers: Sequence[int] | None = None,
-    ) -> dict[int, Any]:
-        """What a function of (number, images, labels) finds on each batch, by number, in the order of the batches.
-
-        Args:
-            name: of the journal.
-            compute: gives what JSON can hold.
-            numbers: of the results (default: those of the batches).
-        """
+        shortest, longest = len(self.forced), self.request.max_length
+        return range(shortest, (shortest + len(self.free) if longest is None else longest) + 1)
 
 
 class Estimator(ABC):
