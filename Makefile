@@ -11,13 +11,15 @@ GPU_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest bench studies gpu clean
+.PHONY: help setup demo test lint types pytest docs gallery bench studies gpu clean
 
 help:
 	@echo "make demo    set everything up and delete every block of the network that comes with pathlens; output in demo/"
 	@echo "make test    set everything up, then lint, types and tests"
 	@echo "make studies SCALE=smoke|cpu|paper    run all studies; smoke takes minutes and its numbers mean nothing"
 	@echo "make gpu     what only a GPU can show, nine minutes at a time; with PATHLENS_DATA, or GPU_DATA=, the folder of cifar10-jpeg/"
+	@echo "make docs    the documentation with the reference of all names and options, as pages in site/"
+	@echo "make gallery the pictures of docs/gallery.md again"
 	@echo "make setup | lint | types | pytest | bench | clean"
 
 $(VENV)/.created:
@@ -34,6 +36,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 setup: $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -41,6 +47,7 @@ demo: $(VENV)/.installed
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
@@ -56,6 +63,13 @@ test: $(VENV)/.installed-test
 	    $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs site
+
+# Each picture by the code that stands above it; the working folder is where the code saves them.
+gallery: $(VENV)/.installed
+	cd docs/images && sed -n '/^```python$$/,/^```$$/{/^```/!p}' ../gallery.md | $(abspath $(BIN))/python - && rm gallery/*.pdf
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m studies.benchmarks.first_table --out results/benchmarks
@@ -77,5 +91,5 @@ gpu:
 	    $$python -m studies.gpu --out results/gpu --data "$(GPU_DATA)" $(GPU_ARGS)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

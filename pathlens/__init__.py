@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pathlens.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
     from pathlens.data import open_data
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from pathlens.pages import report_page
     from pathlens.residual import Block, ResidualView, find_blocks, find_layers
     from pathlens.training import train
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "delete_blocks": "pathlens.analyses",

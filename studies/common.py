@@ -31,7 +31,8 @@ from pathlens.cli import main
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.report import provenance
-from pathlens.tables import Column, Table, atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Column, Table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = ("smoke", "cpu", "paper")

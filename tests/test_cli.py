@@ -365,3 +365,11 @@ def test_ranges(text: str, numbers: tuple[int, ...]) -> None:
 def test_no_ranges(text: str) -> None:
     with pytest.raises(UsageError, match="--count"):
         parse_range(text, "count")
+
+
+def test_a_range_that_leaves_its_last_number_out_in_python(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"LAST is included, unlike in Python's range$"):
+        parse_range("4:0", "blocks")
+    assert main(["delete-blocks", "--blocks", "0:54"]) == UsageError.exit_code
+    assert "block 54 does not exist" in (message := capsys.readouterr().err)
+    assert message.endswith("--blocks 0:54 includes both ends, unlike Python's range\n")

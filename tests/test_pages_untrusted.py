@@ -22,7 +22,8 @@ from pathlens.errors import PathlensError, RunError
 from pathlens.pages import runs as pages_runs
 from pathlens.pages.runs import read_runs
 from pathlens.report import check_run_folder, write_run
-from pathlens.tables import disk, files, lock_run, read_table
+from pathlens.storage import files, lock_run
+from pathlens.tables import disk, read_table
 
 SECRET = b"\x89PNG secret of another user"
 

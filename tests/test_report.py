@@ -20,7 +20,8 @@ import pytest
 
 import pathlens.errors
 from pathlens.errors import NumericsError, ResourceError, RunError, UsageError
-from pathlens.report import MANIFEST, check_run_folder, lock_run, provenance, write_run
+from pathlens.report import MANIFEST, check_run_folder, provenance, write_run
+from pathlens.storage import lock_run
 from pathlens.tables import Column, Table, read_table
 
 ROOT = Path(pathlens.errors.__file__).parents[1]
@@ -169,7 +170,7 @@ def test_bad_manifests_and_stems_are_refused_before_anything_is_written(tmp_path
 
 HOLD = """
 import sys, time
-from pathlens.report import lock_run
+from pathlens.storage import lock_run
 with lock_run(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -262,9 +263,9 @@ def git(folder: Path, *arguments: str) -> str:
 def test_commit_is_that_of_the_packages_own_checkout(tmp_path):
     package = tmp_path / "pathlens"
     package.mkdir()
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "version.py"):
         shutil.copy(ROOT / "pathlens" / name, package)
-    for room in ("tables", "report"):
+    for room in ("storage", "tables", "report"):
         shutil.copytree(ROOT / "pathlens" / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     code = "from pathlens.report import provenance; print(provenance()['commit'])"
 

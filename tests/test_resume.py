@@ -21,11 +21,11 @@ from lesion_oracle import small_net
 from torch import Tensor
 
 import pathlens
-from pathlens.analyses import journal as journals
 from pathlens.cli import main
 from pathlens.data import ImageData, open_data
 from pathlens.errors import ResourceError, RunError
 from pathlens.residual import ResidualView, find_blocks
+from pathlens.storage import journal as journals
 from pathlens.tables import Table
 
 RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

@@ -23,7 +23,8 @@ from pathlens.cli import main as command_line
 from pathlens.errors import RunError
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
-from pathlens.tables import lock_run, read_table
+from pathlens.storage import lock_run
+from pathlens.tables import read_table
 from pathlens.training import Full, hold_out, recipe_for, state
 from studies.gpu import __main__ as gpu
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import pathlens.errors
 from pathlens.errors import NumericsError, ResourceError, RunError, UsageError
-from pathlens.tables import Column, Table, atomic_path, atomic_write_bytes, read_table, write_together
+from pathlens.storage import atomic_path, atomic_write_bytes, write_together
+from pathlens.tables import Column, Table, read_table
 
 ROOT = Path(pathlens.errors.__file__).parents[1]
 
@@ -307,7 +308,7 @@ def test_full_disk_at_the_last_of_several_files_shows_none(tmp_path, monkeypatch
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits on file size")
 def test_real_size_limit_is_a_resource_error(tmp_path):
     code = (
-        "import resource, signal, sys; from pathlens.tables import atomic_write_bytes\n"
+        "import resource, signal, sys; from pathlens.storage import atomic_write_bytes\n"
         "from pathlens.errors import ResourceError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: atomic_write_bytes(sys.argv[1], bytes(2000))\n"
@@ -328,7 +329,7 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_killed_before_the_rename_leaves_the_old_file(tmp_path):
     (tmp_path / "t").write_bytes(b"old")
     code = (
-        "import os, signal, sys; from pathlens.tables import atomic_write_bytes\n"
+        "import os, signal, sys; from pathlens.storage import atomic_write_bytes\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "atomic_write_bytes(sys.argv[1], b'new')\n"
     )

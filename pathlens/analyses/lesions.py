@@ -53,7 +53,7 @@ def delete_blocks(
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size.
-        **options: see :func:`run_plans`.
+        **options: see :func:`.run_plans`.
 
     Returns:
         One row for each lesioned network, with a 95 % Wilson interval; where sets were sampled also a row for each
@@ -62,7 +62,7 @@ def delete_blocks(
     Raises:
         UsageError: a block or a size that the network does not have.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
-        DataError, NumericsError, ResourceError: see :func:`run_plans`.
+        DataError, NumericsError, ResourceError: see :func:`.run_plans`.
     """
     view = _view_of(model, data, options)
     return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
@@ -107,7 +107,7 @@ def reorder_blocks(
         data: an opened data set, or batches of (images, labels).
         swaps: how many random pairs of interchangeable blocks to exchange.
         samples: orders for each number of swaps.
-        **options: see :func:`run_plans`.
+        **options: see :func:`.run_plans`.
 
     Returns:
         A row for each order with Kendall's tau against the trained one, and a row for each number of swaps with the
@@ -207,7 +207,7 @@ def run_plans(
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
-        engine: how to run the network, such as ``packed-32x2`` (:mod:`pathlens.residual.engines`). ``auto`` measures
+        engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
             which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
             goes on with it. Another engine rounds otherwise.
         fast: False is short for the engine ``plain``, the model's own operations.

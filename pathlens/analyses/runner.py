@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathlens.analyses.journal import Journal, code_version, key_of
 from pathlens.analyses.provenance import Json
 from pathlens.analyses.sources import Data, Source, make_source
 from pathlens.machine import processes
@@ -20,6 +19,7 @@ from pathlens.machine.precision import precision
 from pathlens.machine.processes import Processes
 from pathlens.models import state_sha256
 from pathlens.residual import ResidualView
+from pathlens.storage.journal import Journal, code_version, key_of
 
 Progress = Callable[[int, int], None]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pathlens import __version__
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
 from pathlens.errors import LONGEST, PathlensError, ResourceError, printable
+from pathlens.version import __version__
 
 INTERRUPTED = 130
 _BROKEN_PIPE = 141

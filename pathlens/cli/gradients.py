@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +11,11 @@ import typer
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
-from pathlens.cli.setting import Common, finish, foreign_output, setting
+from pathlens.cli.setting import finish, foreign_output, setting
 from pathlens.estimators import ALIASES, ALL, METHODS
 
 if TYPE_CHECKING:
     from pathlens.tables import Table
-
-_IMAGES = 128
-_BATCH = 32
 
 
 def _method(text: str) -> str:
@@ -68,6 +66,15 @@ Limit = Annotated[int, typer.Option(min=1, metavar="N", help="Only the first N i
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds the memory.")]
 
 
+@dataclass(frozen=True)
+class Common(o.Common):
+    """The shared options, with fewer images."""
+
+    limit: Limit = 128
+    batch_size: BatchSize = 32
+
+
+@o.takes_objects
 def path_gradients(
     method: MethodOption = ALL,
     at: At = "input",
@@ -81,32 +88,14 @@ def path_gradients(
     share: Share = 0.95,
     lattice: Lattice = False,
     mode: ModeOption = Mode.eval,
-    model: o.Model = None,
-    weights: o.Weights = None,
-    output: o.Output = None,
-    data: o.Data = None,
-    split: o.Split = "test",
-    limit: Limit = _IMAGES,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    download: o.Download = False,
-    batch_size: BatchSize = _BATCH,
-    device: o.DeviceOption = o.Device.auto,
-    dtype: o.DtypeOption = o.Dtype.float32,
-    seed: o.Seed = 0,
-    out: o.Out = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    *,
+    common: Common,
 ) -> None:
     """Gradient norm of every path length: sampled as in Veit et al. 2016 (section 5), and exact.
 
     Norms are of the gradient of an example's own loss, averaged over examples. Work that was killed goes on when the
     same command is given again.
     """
-    engine, plain_forward = "auto", False
-    given = locals()
-    common = Common(**{name: given[name] for name in Common.__dataclass_fields__})
     asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
     lesion = {"delete": parse_range(delete, "delete"), "delete_skips": parse_range(delete_skips, "delete-skips")}
     sampling: dict[str, Any] = {
@@ -127,17 +116,17 @@ def path_gradients(
         more: dict[str, Table] = {}
         notes = (
             *current.notes,
-            *(("--lattice writes its table and figure with --out",) if lattice and not out else ()),
+            *(("--lattice writes its table and figure with --out",) if lattice and not common.out else ()),
         )
         with (
             progress_bar("path-gradients", current.shows_progress, notes) as progress,
             foreign_output(),
-            memory_named(batch_size),
+            memory_named(common.batch_size),
         ):
             table = analyses.path_gradients(
                 current.view, current.data, **asked, **sampling, **shared, progress=progress
             )
-            if lattice and out is not None:
+            if lattice and common.out is not None:
                 del shared["seed"]
                 more["lattice"] = analyses.lattice(current.view, current.data, **asked, **shared, progress=progress)
         finish(current, table, {**asked, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)

@@ -1,10 +1,14 @@
-"""Options that all verbs share, and the small grammar of ranges."""
+"""Options that verbs share, each declared once; verbs take them as one object. And the small grammar of ranges."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -118,6 +122,74 @@ PlainForward = Annotated[
 Samples = Annotated[int, typer.Option(min=1, help="Random draws of each size.")]
 
 
+@dataclass(frozen=True)
+class Network:
+    """Which network, and which of its outputs."""
+
+    model: Model = None
+    weights: Weights = None
+    output: Output = None
+
+
+@dataclass(frozen=True)
+class Common(Network):
+    """The options of every verb that runs a network on data. A verb without an engine leaves that to the defaults."""
+
+    data: Data = None
+    split: Split = "test"
+    limit: Limit = None
+    image_size: ImageSize = None
+    mean: Mean = None
+    std: Std = None
+    download: Download = False
+    batch_size: BatchSize = 128
+    device: DeviceOption = Device.auto
+    dtype: DtypeOption = Dtype.float32
+    seed: Seed = 0
+    out: Out = None
+    json: Json = False
+    quiet: Quiet = False
+    engine: str = "auto"
+    plain_forward: bool = False
+
+
+def takes_objects(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let a verb take options as one object, whose annotation is a dataclass that declares them.
+
+    Args:
+        verb: a command of Typer. Fields of the dataclass are options where their annotations are as Typer wants them.
+
+    Returns:
+        The verb with one argument for each option, as Typer reads it.
+    """
+    parameters: list[inspect.Parameter] = []
+    objects: dict[str, tuple[Any, list[str]]] = {}
+    for parameter in _keywords(verb):
+        kind: Any = parameter.annotation
+        if get_origin(kind) is Annotated:
+            parameters.append(parameter)
+            continue
+        options = [option for option in _keywords(kind) if get_origin(option.annotation) is Annotated]
+        objects[parameter.name] = kind, [option.name for option in options]
+        parameters += options
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        for name, (kind, names) in objects.items():
+            given[name] = kind(**{option: given.pop(option) for option in names})
+        verb(**given)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _keywords(taker: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a function or class takes, by keyword and with resolved annotations."""
+    hints = get_type_hints(taker, include_extras=True)
+    parameters = inspect.signature(taker).parameters
+    return [one.replace(annotation=hints[name], kind=one.KEYWORD_ONLY) for name, one in parameters.items()]
+
+
 def parse_range(text: str | None, what: str) -> tuple[int, ...] | None:
     """``7``, ``1:20`` (both ends included), ``0:20:5``, or a list such as ``1,2,5:8``.
 
@@ -135,12 +207,27 @@ def parse_range(text: str | None, what: str) -> tuple[int, ...] | None:
         step = ends[2] if len(ends) == 3 else 1
         if not 1 <= len(ends) <= 3 or step < 1 or (len(ends) > 1 and ends[1] < ends[0]):
             raise UsageError(
-                f"--{what} {text!r} is no range; give a number, FIRST:LAST, FIRST:LAST:STEP or a list of those"
+                f"--{what} {text!r} is no range; give a number, FIRST:LAST, FIRST:LAST:STEP or a list of those; "
+                "LAST is included, unlike in Python's range"
             )
         if len(ends) > 1 and (ends[1] - ends[0]) // step >= _LONGEST:
             raise UsageError(f"--{what} {text!r} is longer than {_LONGEST:,} numbers; give a larger step")
         numbers += range(ends[0], ends[1] + 1, step) if len(ends) > 1 else [ends[0]]
     return tuple(dict.fromkeys(numbers))
+
+
+def check_last(text: str | None, count: int) -> None:
+    """Refuse a range of blocks that ends after the last one, as Python's ``range`` would be written.
+
+    Raises:
+        UsageError: it does.
+    """
+    numbers = parse_range(text, "blocks")
+    if text and ":" in text and numbers and max(numbers) >= count:
+        raise UsageError(
+            f"block {max(numbers)} does not exist: the network has {count} blocks, numbered 0 to {count - 1}; "
+            f"--blocks {text} includes both ends, unlike Python's range"
+        )
 
 
 def parse_channels(text: str | None, what: str) -> tuple[float, ...] | None:

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathlens.cli.options import Device, Dtype, parse_channels
+from pathlens.cli.options import Common, parse_channels
 from pathlens.cli.progress import say, waiting
 from pathlens.errors import DataError, PathlensError, UsageError
 
@@ -27,35 +28,6 @@ if TYPE_CHECKING:
     from pathlens.tables import Table
 
 DEFAULT_MODEL = "digits54"
-
-
-@dataclass(frozen=True)
-class Common:
-    """The shared options of one call, as given."""
-
-    model: str | None
-    weights: str | None
-    output: str | None
-    data: str | None
-    split: str
-    limit: int | None
-    image_size: int | None
-    mean: str | None
-    std: str | None
-    download: bool
-    batch_size: int
-    device: Device
-    dtype: Dtype
-    seed: int
-    out: Path | None
-    json: bool
-    quiet: bool
-    engine: str
-    plain_forward: bool
-
-    def spoken(self) -> dict[str, Any]:
-        """The options for the manifest."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
 
 @dataclass
@@ -77,7 +49,7 @@ class Setting:
     @property
     def journal(self) -> Path | None:
         """Where finished batches are kept; None where there is no place for them."""
-        from pathlens.analyses.journal import default_folder
+        from pathlens.storage.journal import default_folder
 
         return self.common.out / ".journal" if self.common.out else default_folder()
 
@@ -108,6 +80,11 @@ class Setting:
             "progress": progress,
             "facts": self.facts,
         }
+
+
+def spoken(options: object) -> dict[str, Any]:
+    """Options as they stand in a manifest."""
+    return {name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in vars(options).items()}
 
 
 @contextlib.contextmanager
@@ -245,7 +222,8 @@ def check_channels(loaded: LoadedModel, data: ImageData) -> None:
 @contextlib.contextmanager
 def run_folder(out: Path, verb: str) -> Iterator[None]:
     """Hold the run folder; one that was made for nothing is taken away again."""
-    from pathlens.report import check_run_folder, lock_run
+    from pathlens.report import check_run_folder
+    from pathlens.storage import lock_run
 
     new = not os.path.exists(out)
     with lock_run(out):
@@ -294,7 +272,7 @@ def finish(
         manifest = {
             **table.provenance,
             "verb": current.verb,
-            "arguments": {**common.spoken(), **arguments},
+            "arguments": {**spoken(common), **arguments},
             "wall_time_seconds": round(time.monotonic() - current.began, 3),
         }
         try:

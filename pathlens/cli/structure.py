@@ -16,9 +16,10 @@ from pathlens.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from pathlens.models import LoadedModel
     from pathlens.tables import Table
 
-DEFAULT_INPUT = (3, 224, 224)
+_DEFAULT_INPUT = (3, 224, 224)
 
 InputShape = Annotated[
     str | None,
@@ -29,10 +30,9 @@ Picture = Annotated[
 ]
 
 
+@o.takes_objects
 def blocks(
-    model: o.Model = None,
-    weights: o.Weights = None,
-    output: o.Output = None,
+    network: o.Network,
     input_shape: InputShape = None,
     picture: Picture = None,
     seed: o.Seed = 0,
@@ -45,17 +45,12 @@ def blocks(
     if picture is not None and picture.suffix not in (".png", ".pdf"):
         raise UsageError(f"--picture {picture}: the ending is {picture.suffix or 'none'}; give a .png or .pdf file")
     from pathlens.analyses import view_of
-    from pathlens.models import load_model
     from pathlens.report import provenance
     from pathlens.results.structure import BLOCKS
 
-    known = model is None or ".py:" in model
-    loaded = load_model(model, weights if weights or known else "random", seed=seed)
-    example = loaded.example
-    if example is None or shape is not None:
-        example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
+    loaded, example = loaded_network(network, seed, shape)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
-        view = view_of(loaded.model, example, output)
+        view = view_of(loaded.model, example, network.output)
     facts = provenance(
         verb="blocks",
         model=loaded.spec,
@@ -86,19 +81,26 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
 
     drawn = figures.draw("blocks", table)
     if picture is not None:
-        from pathlens.tables import atomic_write_bytes
+        from pathlens.storage import atomic_write_bytes
 
         atomic_write_bytes(picture, figures.files(drawn, "blocks")[f"blocks{picture.suffix}"])
     if out is not None:
         write_run(out, {"blocks": table}, {"blocks": drawn}, table.provenance)
 
 
-def zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """An input of two examples, for tracing.
+def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None) -> tuple[LoadedModel, torch.Tensor]:
+    """A network to be looked at, whose weights need not be trained, and an input for tracing it."""
+    from pathlens.models import load_model
 
-    Raises:
-        ResourceError: it is too large for the machine.
-    """
+    known = network.model is None or ".py:" in network.model
+    loaded = load_model(network.model, network.weights if network.weights or known else "random", seed=seed)
+    if loaded.example is not None and shape is None:
+        return loaded, loaded.example
+    return loaded, _zeros(shape or loaded.input_shape or _DEFAULT_INPUT)
+
+
+def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """An input of two examples."""
     import torch
 
     from pathlens.machine.memory import check_input_fits

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from pathlens.cli.setting import (
     foreign_output,
     parse_normalisation,
     run_folder,
+    spoken,
 )
 from pathlens.errors import MissingSplitError, UsageError
 
@@ -122,59 +124,64 @@ Sync = Annotated[
 Board = Annotated[bool, _of(_RUN, "Also write TensorBoard events into the run folder.", "--tensorboard")]
 
 
-def train(
-    paths: Paths = "full",
-    blocks_per_batch: Blocks = None,
-    stochastic_depth: Depth = None,
-    path_lengths: Lengths = None,
-    effective_depth: Effective = None,
-    per: PerOption = Per.batch,
-    rescale: RescaleOption = Rescale.test,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    optimizer: OptimizerOption = None,
-    lr: Lr = None,
-    momentum: Momentum = None,
-    nesterov: Nesterov = None,
-    weight_decay: Decay = None,
-    schedule: ScheduleOption = None,
-    milestones: Milestones = None,
-    gamma: Gamma = None,
-    warmup: Warmup = None,
-    crop: Crop = None,
-    flip: Flip = None,
-    label_smoothing: Smoothing = None,
-    model: o.Model = None,
-    weights: Weights = "random",
-    data: o.Data = None,
-    limit: o.Limit = None,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    download: o.Download = False,
-    validation: Validation = None,
-    test: Test = True,
-    device: o.DeviceOption = o.Device.auto,
-    dtype: o.DtypeOption = o.Dtype.float32,
-    seed: o.Seed = 0,
-    out: Out = None,
-    resume: Resume = False,
-    keep_epochs: Keep = None,
-    checkpoint_seconds: Seconds = 300.0,
-    compile: Compile = False,
-    sync_batch_norm: Sync = True,
-    tensorboard: Board = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """All options of a training."""
+
+    paths: Paths = "full"
+    blocks_per_batch: Blocks = None
+    stochastic_depth: Depth = None
+    path_lengths: Lengths = None
+    effective_depth: Effective = None
+    per: PerOption = Per.batch
+    rescale: RescaleOption = Rescale.test
+    epochs: Epochs = None
+    batch_size: BatchSize = None
+    optimizer: OptimizerOption = None
+    lr: Lr = None
+    momentum: Momentum = None
+    nesterov: Nesterov = None
+    weight_decay: Decay = None
+    schedule: ScheduleOption = None
+    milestones: Milestones = None
+    gamma: Gamma = None
+    warmup: Warmup = None
+    crop: Crop = None
+    flip: Flip = None
+    label_smoothing: Smoothing = None
+    model: o.Model = None
+    weights: Weights = "random"
+    data: o.Data = None
+    limit: o.Limit = None
+    image_size: o.ImageSize = None
+    mean: o.Mean = None
+    std: o.Std = None
+    download: o.Download = False
+    validation: Validation = None
+    test: Test = True
+    device: o.DeviceOption = o.Device.auto
+    dtype: o.DtypeOption = o.Dtype.float32
+    seed: o.Seed = 0
+    out: Out = None
+    resume: Resume = False
+    keep_epochs: Keep = None
+    checkpoint_seconds: Seconds = 300.0
+    compile: Compile = False
+    sync_batch_norm: Sync = True
+    tensorboard: Board = False
+    json: o.Json = False
+    quiet: o.Quiet = False
+
+
+@o.takes_objects
+def train(options: Options) -> None:
     """Train a network: all of it, random blocks of it, or through paths of some lengths (Veit et al. 2016, 5.3).
 
     Without arguments, the embedded digits network from nothing. A run that was killed goes on with --resume.
     """
-    given = dict(locals())
-    rule = _rule(paths, blocks_per_batch, stochastic_depth, path_lengths, effective_depth, per)
-    channels = parse_normalisation(mean, std)
-    keep = parse_range(keep_epochs, "keep-epochs") or ()
+    rule = _rule(options)
+    mean, std = parse_normalisation(options.mean, options.std)
+    keep = parse_range(options.keep_epochs, "keep-epochs") or ()
     import torch
 
     from pathlens.machine import processes
@@ -183,18 +190,24 @@ def train(
     from pathlens.training import recipe_for
     from pathlens.training import train as run_training
 
-    folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9]+', '-', model or DEFAULT_MODEL).strip('-')}-seed{seed}"
+    seed, quiet = options.seed, options.quiet
+    network = re.sub(r"[^A-Za-z0-9]+", "-", options.model or DEFAULT_MODEL).strip("-")
+    folder = options.out or Path("runs") / f"{network}-seed{seed}"
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.joined())
         with group.agreed(), waiting("opening the data", group.leads and not quiet):
-            where = processes.pick_device(device.value)
+            where = processes.pick_device(options.device.value)
             if where.type == "cuda":
                 torch.cuda.set_device(where)
-            parts = _open(given, model)
-            recipe = recipe_for(parts[0].name, **_changes(given))
+            parts = _open(options)
+            recipe = recipe_for(parts[0].name, **_changes(options))
             loaded = load_model(
-                model, weights, num_classes=parts[0].num_classes, in_channels=parts[0].channels, seed=seed
+                options.model,
+                options.weights,
+                num_classes=parts[0].num_classes,
+                in_channels=parts[0].channels,
+                seed=seed,
             )
             check_channels(loaded, parts[0])
             if group.leads:
@@ -211,7 +224,7 @@ def train(
         with (
             progress_bar("train", shown, notes) as progress,
             foreign_output(),
-            _board(tensorboard, folder, group) as board,
+            _board(options.tensorboard, folder, group) as board,
         ):
 
             def on_epoch(row: dict[str, Any]) -> None:
@@ -227,96 +240,100 @@ def train(
                 test=parts[2],
                 recipe=recipe,
                 rule=rule,
-                rescale=rescale.value,
+                rescale=options.rescale.value,
                 seed=seed,
                 out=folder,
-                resume=resume,
+                resume=options.resume,
                 keep_epochs=keep,
-                checkpoint_seconds=checkpoint_seconds,
+                checkpoint_seconds=options.checkpoint_seconds,
                 device=where,
-                dtype=dtype.value,
-                mean=channels[0],
-                std=channels[1],
-                compiled=compile,
-                synced=sync_batch_norm,
+                dtype=options.dtype.value,
+                mean=mean,
+                std=std,
+                compiled=options.compile,
+                synced=options.sync_batch_norm,
                 progress=progress,
                 on_epoch=on_epoch,
                 facts=facts,
             )
         if group.leads:
-            arguments = {
-                name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in given.items()
-            }
             manifest = {
                 **trained.result.provenance,
                 "verb": "train",
-                "arguments": arguments,
+                "arguments": spoken(options),
                 "wall_time_seconds": round(time.monotonic() - began, 3),
             }
             from pathlens import figures
 
             tables = {"history": trained.history, "result": trained.result}
             write_run(folder, tables, {"history": figures.training(trained.history)}, manifest)
-            _show(trained, json, folder, quiet)
+            _show(trained, options)
 
 
-def _rule(
-    paths: str, blocks: int | None, depth: str | None, lengths: str | None, effective: int | None, per: Per
-) -> Rule:
+def _rule(options: Options) -> Rule:
     from pathlens.training.rules import BlocksPerBatch, Full, PathLengths, parse_lengths, parse_stochastic_depth
 
-    options = {
-        "--blocks-per-batch": blocks,
-        "--stochastic-depth": depth,
-        "--path-lengths": lengths,
-        "--effective-depth": effective,
+    restrictions = {
+        "--blocks-per-batch": options.blocks_per_batch,
+        "--stochastic-depth": options.stochastic_depth,
+        "--path-lengths": options.path_lengths,
+        "--effective-depth": options.effective_depth,
     }
-    named = [name for name, value in options.items() if value is not None]
+    named = [name for name, value in restrictions.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} exclude each other; give one")
-    if paths != "full":
-        raise UsageError(f"--paths {paths!r} is unknown; give full, or one of {', '.join(options)}")
-    if per is Per.sample and depth is None:
+    if options.paths != "full":
+        raise UsageError(f"--paths {options.paths!r} is unknown; give full, or one of {', '.join(restrictions)}")
+    if options.per is Per.sample and options.stochastic_depth is None:
         raise UsageError("--per sample belongs to --stochastic-depth; give both or neither")
-    if blocks is not None:
-        return BlocksPerBatch(blocks)
-    if depth is not None:
-        return parse_stochastic_depth(depth, per.value)
-    if lengths is not None:
-        return parse_lengths(lengths)
-    return Full() if effective is None else PathLengths(0, effective)
+    if options.blocks_per_batch is not None:
+        return BlocksPerBatch(options.blocks_per_batch)
+    if options.stochastic_depth is not None:
+        return parse_stochastic_depth(options.stochastic_depth, options.per.value)
+    if options.path_lengths is not None:
+        return parse_lengths(options.path_lengths)
+    return Full() if options.effective_depth is None else PathLengths(0, options.effective_depth)
 
 
-def _changes(given: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        "epochs", "batch_size", "lr", "momentum", "nesterov", "weight_decay", "gamma", "warmup", "crop", "flip",
-        "label_smoothing",
-    )  # fmt: skip
-    changes = {name: given[name] for name in names}
-    changes |= {name: given[name] and given[name].value for name in ("optimizer", "schedule")}
-    changes["milestones"] = parse_channels(given["milestones"], "milestones")
-    return changes
+def _changes(options: Options) -> dict[str, Any]:
+    """What is given of a recipe; None stands for the recipe's own."""
+    return {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "optimizer": options.optimizer and options.optimizer.value,
+        "lr": options.lr,
+        "momentum": options.momentum,
+        "nesterov": options.nesterov,
+        "weight_decay": options.weight_decay,
+        "schedule": options.schedule and options.schedule.value,
+        "milestones": parse_channels(options.milestones, "milestones"),
+        "gamma": options.gamma,
+        "warmup": options.warmup,
+        "crop": options.crop,
+        "flip": options.flip,
+        "label_smoothing": options.label_smoothing,
+    }
 
 
-def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageData | None, ImageData | None]:
+def _open(options: Options) -> tuple[ImageData, ImageData | None, ImageData | None]:
     """Training, validation and test images; the three never share one."""
     from pathlens.data import open_data
     from pathlens.training import hold_out
 
-    spec = data_spec(given["data"], model)
+    spec = data_spec(options.data, options.model)
 
     def opened(split: str, limit: int | None = None) -> ImageData:
-        return open_data(spec, split=split, limit=limit, image_size=given["image_size"], download=given["download"])
+        return open_data(spec, split=split, limit=limit, image_size=options.image_size, download=options.download)
 
     def other(split: str) -> ImageData:
         """A split that is really there: a file or folder without splits would give the training images again."""
         part = opened(split)
         same = part.total == data.total and bool((part.labels[: data.n] == data.labels).all())
-        if part.split != split or (same and opened(split, given["limit"]).fingerprint == data.fingerprint):
+        if part.split != split or (same and opened(split, options.limit).fingerprint == data.fingerprint):
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
-    data, wanted = opened("train", given["limit"]), given["validation"]
+    data, wanted = opened("train", options.limit), options.validation
     watched: ImageData | None = None
     if wanted is None:
         try:
@@ -324,7 +341,7 @@ def _open(given: dict[str, Any], model: str | None) -> tuple[ImageData, ImageDat
         except MissingSplitError:
             wanted = max(data.n // 10, len(set(data.labels.tolist())))
     tested: ImageData | None = None
-    if given["test"]:
+    if options.test:
         try:
             tested = other("test")
         except MissingSplitError as error:
@@ -368,8 +385,8 @@ def _line(row: dict[str, Any], recipe: Recipe) -> str:
     )
 
 
-def _show(trained: Trained, json: bool, folder: Path, quiet: bool) -> None:
-    if json:
+def _show(trained: Trained, options: Options) -> None:
+    if options.json:
         print(jsonlib.dumps(trained.result.to_json_object(), allow_nan=False))
         return
     print(f"{'split':12}{'images':>8}{'error %':>10}{'95 % interval':>18}{'loss':>10}")
@@ -377,5 +394,5 @@ def _show(trained: Trained, json: bool, folder: Path, quiet: bool) -> None:
         interval = f"{100 * float(row['error_low'] or 0):.2f} - {100 * float(row['error_high'] or 0):.2f}"
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         print(f"{row['split']:12}{row['n']:>8}{100 * float(row['error'] or 0):>10.2f}{interval:>18}{loss:>10}")
-    if not quiet:
+    if not options.quiet:
         say(f"wrote {trained.weights} and the run's tables beside it")

@@ -13,7 +13,7 @@ import typer
 from pathlens.cli import options as o
 from pathlens.cli.progress import say, waiting
 from pathlens.cli.setting import foreign_output
-from pathlens.cli.structure import DEFAULT_INPUT, InputShape, parse_shape, zeros
+from pathlens.cli.structure import InputShape, loaded_network, parse_shape
 from pathlens.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ KindOption = Annotated[
 ]
 Blocks = Annotated[
     str | None,
-    typer.Option(metavar="FIRST:LAST", help="Window of a tree, lattice or equation, both ends included. Default: all."),
+    typer.Option(
+        metavar="FIRST:LAST",
+        help="Window of a tree, lattice or equation, both ends included, unlike Python's range. Default: all.",
+    ),
 ]
 FormatOption = Annotated[
     Format | None,
@@ -109,6 +112,7 @@ ArrangeOption = Annotated[
 ]
 
 
+@o.takes_objects
 def unravel(
     kind: KindOption = Kind.dag,
     blocks: Blocks = None,
@@ -117,9 +121,8 @@ def unravel(
     gradients: GradientsOption = None,
     detail: DetailOption = Detail.merges,
     layout: ArrangeOption = Arrange.auto,
-    model: o.Model = None,
-    weights: o.Weights = None,
-    output: o.Output = None,
+    *,
+    network: o.Network,
     input_shape: InputShape = None,
     seed: o.Seed = 0,
     quiet: o.Quiet = False,
@@ -135,16 +138,10 @@ def unravel(
     if window is not None and kind == Kind.dag:
         raise UsageError("--blocks is a window of a tree, lattice or equation; a dag shows the whole network")
     norms = None if gradients is None else _norms(gradients)
-    from pathlens.models import load_model
-
-    known = model is None or ".py:" in model
-    loaded = load_model(model, weights if weights or known else "random", seed=seed)
+    loaded, example = loaded_network(network, seed, shape)
     if norms is not None:
         _check_network(norms, loaded, gradients)
-    example = loaded.example
-    if example is None or shape is not None:
-        example = zeros(shape or loaded.input_shape or DEFAULT_INPUT)
-    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, output, not quiet)
+    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, network.output, not quiet)
     if not quiet:
         for note in loaded.notes:
             say(note)
@@ -154,7 +151,7 @@ def unravel(
             text = "\n".join(map(printable, text.split("\n")))
         sys.stdout.write(text)
         return
-    from pathlens.tables import atomic_write_bytes
+    from pathlens.storage import atomic_write_bytes
 
     atomic_write_bytes(out, data)
     if not quiet:

@@ -29,7 +29,8 @@ from pathlens.errors import UsageError
 from pathlens.results.charts import StageRun
 from pathlens.results.result import Row, Rows
 from pathlens.results.text import power_of_ten
-from pathlens.tables import Table, check_stem, write_together
+from pathlens.storage import write_together
+from pathlens.tables import Table, check_stem
 
 SINGLE = 3.5
 """Width of one column of a journal page, in inches."""

@@ -5,13 +5,10 @@ What was unwrapped, stripped or left aside on the way is reported.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pathlens.errors import CheckpointError, NumericsError, ResourceError
+from pathlens.errors import CheckpointError, NumericsError, RunError
 from pathlens.models.reading import DEFAULT_MAX_BYTES, no_memory, read_weights_file
 from pathlens.models.torchfile import StoredTensor
+from pathlens.storage import atomic_write_bytes
 
 # Wrappers of state dicts, those of averaged weights first: where a file holds both, the averaged ones are what its
 # author evaluated.
@@ -178,23 +176,12 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
     # Copies, because safetensors refuses tensors that share memory (tied weights).
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     data = _with_sorted_metadata(safetensors.torch.save(tensors, dict(metadata)))
-    temporary = None
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write weights to {path}: there is no folder {path.parent}: give another path")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # temporary files are private; weights are as public as any new file
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        kind = ResourceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
-        raise kind(f"cannot write weights to {path}: {error.strerror}: give another path") from error
+        atomic_write_bytes(path, data)
+    except RunError as error:
+        raise CheckpointError(str(error).replace("cannot write", "cannot write weights to", 1)) from error
 
 
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:

@@ -77,7 +77,7 @@ def load_model(
     """Build a network by name and put weights into it.
 
     Args:
-        spec: None for the embedded default (``digits54``); a reference name (:func:`reference_names`);
+        spec: None for the embedded default (``digits54``); a reference name (:func:`.reference_names`);
             ``torchvision:NAME``; ``timm:NAME``; or ``path/file.py:CALLABLE``, where the callable takes no argument
             and returns a module, or a pair of module and example input ``(N, ...)``. A spec is split at its last
             colon there, so drive letters do no harm.

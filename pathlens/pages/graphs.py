@@ -15,7 +15,7 @@ from pathlens.errors import UsageError
 from pathlens.pages.encode import binomials
 from pathlens.pages.shell import checked_target, rendered
 from pathlens.results.text import number, said
-from pathlens.tables import atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
     import networkx as nx

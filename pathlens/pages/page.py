@@ -18,7 +18,8 @@ from pathlens.results import Headline
 from pathlens.results.charts import stages_of
 from pathlens.results.lattice import LATTICE
 from pathlens.results.text import said
-from pathlens.tables import Scalar, atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Scalar
 
 _SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
 

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from pathlens.errors import RunError, UsageError
 from pathlens.report import LARGEST_MANIFEST, MANIFEST
-from pathlens.tables import LARGEST_TABLE, Table, read_regular, table_from
+from pathlens.storage import read_regular
+from pathlens.tables import LARGEST_TABLE, Table, table_from
 
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}  # the first of them that a stem has is shown
 _LARGEST_SVG = 2_000_000

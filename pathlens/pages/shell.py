@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pathlens import __version__
 from pathlens.errors import RunError, UsageError
 from pathlens.pages.encode import script_json
+from pathlens.version import __version__
 
 _ENDINGS = (".html", ".htm")
 

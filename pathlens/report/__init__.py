@@ -4,6 +4,5 @@ from __future__ import annotations
 
 from pathlens.report.facts import provenance
 from pathlens.report.folder import LARGEST_MANIFEST, MANIFEST, check_run_folder, write_run
-from pathlens.tables import lock_run
 
-__all__ = ["LARGEST_MANIFEST", "MANIFEST", "check_run_folder", "lock_run", "provenance", "write_run"]
+__all__ = ["LARGEST_MANIFEST", "MANIFEST", "check_run_folder", "provenance", "write_run"]

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pathlens import __version__
 from pathlens.tables import plain_json
+from pathlens.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "scipy", "pandas", "pyarrow")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import RunError, UsageError
 from pathlens.report.facts import provenance
-from pathlens.tables import Table, lock_run, make_folder, plain_json, read_regular, write_together
+from pathlens.storage import lock_run, make_folder, read_regular, write_together
+from pathlens.tables import Table, plain_json
 
 if TYPE_CHECKING:
     from pathlens.figures import Figure

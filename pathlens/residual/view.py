@@ -211,7 +211,7 @@ class ResidualView:
         """x_stop from x_start: blocks ``start`` to ``stop - 1``, as the model itself computes them.
 
         Args:
-            x: x_start, shape (N, *in_shape of block ``start``).
+            x: x_start, of shape (N, ...) with the ``in_shape`` of block ``start`` after N.
             start: boundary to start from, 0 to n.
             stop: boundary to end at, ``start`` to n (default n).
 

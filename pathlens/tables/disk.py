@@ -1,13 +1,7 @@
-"""Tables as CSV and Parquet, there and back.
-
-The description of a table (schema version, columns with units and types, provenance) is one JSON object. It stands in
-the metadata of the Parquet schema and, for CSV, in ``stem.meta.json`` beside it. Integers beyond 64 bits are stored as
-text in both formats and come back as integers.
-"""
+"""Tables read back from CSV and Parquet. Integers beyond 64 bits, which are text in both, come back as integers."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -16,16 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import RunError, UsageError
-from pathlens.tables.files import read_regular
-from pathlens.tables.table import Column, Scalar, Table, fits_64_bits
+from pathlens.storage import read_regular
+from pathlens.tables.table import PARQUET_KEY, SCHEMA_VERSION, Column, Scalar, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-SCHEMA_VERSION = 1
-"""Of the files of a table; files of a newer version are refused."""
-"""Of the description; a reader refuses newer ones."""
 
 LARGEST_TABLE = 2**26
 """Bytes of a table's file; a larger one is refused before it is read."""
@@ -33,7 +23,6 @@ LARGEST_TABLE = 2**26
 _LARGEST_UNPACKED = 2**29
 _MOST_CELLS = 10_000_000
 _MOST_COLUMNS = 1000
-_KEY = b"pathlens"
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE)
 _PARSE: dict[str, Callable[[str], Scalar]] = {
@@ -42,72 +31,6 @@ _PARSE: dict[str, Callable[[str], Scalar]] = {
     "float": float,
     "str": str,
 }
-
-
-def description(table: Table) -> dict[str, Any]:
-    """What the cells alone do not say: schema version, columns with unit, description and type, provenance."""
-    columns = [
-        {"name": c.name, "unit": c.unit, "description": c.description, "type": table.types[c.name]}
-        for c in table.columns
-    ]
-    return {"schema_version": SCHEMA_VERSION, "columns": columns, "provenance": table.provenance}
-
-
-def _arrow(table: Table) -> pa.Table:
-    import pyarrow as pa
-
-    arrays, fields = [], []
-    for column in table.columns:
-        values: list[Scalar] = list(table.values(column.name))
-        kind = table.types[column.name]
-        arrow_type = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}.get(kind)
-        if kind == "int" and not fits_64_bits(values):
-            values, arrow_type = [None if value is None else str(value) for value in values], pa.string()
-        arrays.append(pa.array(values, arrow_type or pa.null()))
-        metadata = {"unit": column.unit, "description": column.description, "type": kind}
-        fields.append(pa.field(column.name, arrays[-1].type, metadata=metadata))
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={_KEY: json.dumps(description(table))}))
-
-
-def csv_bytes(table: Table) -> bytes:
-    """The table as CSV in UTF-8; text is quoted, so that an empty text and a missing value stay apart."""
-    from pyarrow import csv
-
-    stream = io.BytesIO()
-    csv.write_csv(_arrow(table), stream)
-    return stream.getvalue()
-
-
-def _parquet_bytes(table: Table) -> bytes:
-    from pyarrow import parquet
-
-    stream = io.BytesIO()
-    parquet.write_table(_arrow(table), stream)
-    return stream.getvalue()
-
-
-def table_files(table: Table, stem: str) -> dict[str, bytes]:
-    """The files of a table, content by name: Parquet, the description beside, CSV."""
-    check_stem(stem)
-    beside = json.dumps(description(table), indent=2, allow_nan=False) + "\n"
-    return {
-        f"{stem}.parquet": _parquet_bytes(table),
-        f"{stem}.meta.json": beside.encode(),
-        f"{stem}.csv": csv_bytes(table),
-    }
-
-
-def check_stem(stem: str) -> None:
-    """Refuse a file stem that would lead out of its folder or make a hidden file.
-
-    Args:
-        stem: of file names.
-
-    Raises:
-        UsageError: naming the stem.
-    """
-    if not stem or stem.startswith(".") or "\0" in stem or Path(stem).name != stem:
-        raise UsageError(f"{stem!r} is not a plain file name; give a name without folders")
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
@@ -176,7 +99,7 @@ def _from_parquet(data: bytes, path: Path) -> Table:
 
     try:
         file = parquet.ParquetFile(pa.BufferReader(data))
-        described = (file.schema_arrow.metadata or {}).get(_KEY)
+        described = (file.schema_arrow.metadata or {}).get(PARQUET_KEY)
         if described is None:
             raise _damaged(path, "a Parquet file without the description of a table")
         content = _unpacked(file, path)

@@ -1,7 +1,13 @@
-"""Result tables: named columns with units, plain values, and where they came from."""
+"""Result tables: named columns with units, plain values, and where they came from; and their files.
+
+The description of a table (schema version, columns with units and types, provenance) is one JSON object. It stands in
+the metadata of the Parquet schema and, for CSV, in ``stem.meta.json`` beside it. Integers beyond 64 bits are stored as
+text in both formats.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -12,14 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathlens.errors import NumericsError, UsageError
-from pathlens.tables.files import write_together
+from pathlens.storage import write_together
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow as pa
 
 Scalar = bool | int | float | str | None
-"""What a cell can hold."""
 """What a cell may hold; ``int`` of any size, ``float`` always finite, ``None`` for "does not apply"."""
+
+SCHEMA_VERSION = 1
+"""Of the description of a table; a reader refuses newer ones."""
+
+PARQUET_KEY = b"pathlens"
+"""Under which the description stands in the metadata of a Parquet schema."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +138,35 @@ class Table:
 
     def to_csv_text(self) -> str:
         """The table as CSV: a header line, numbers bare, text quoted, and nothing between the commas for ``None``."""
-        from pathlens.tables.disk import csv_bytes
+        from pyarrow import csv
 
-        return csv_bytes(self).decode()
+        stream = io.BytesIO()
+        csv.write_csv(self._arrow(), stream)  # quotes text, so that an empty text and a missing value stay apart
+        return stream.getvalue().decode()
+
+    def _description(self) -> dict[str, Any]:
+        """What the cells alone do not say: schema version, columns with unit, description and type, provenance."""
+        columns = [
+            {"name": c.name, "unit": c.unit, "description": c.description, "type": self.types[c.name]}
+            for c in self.columns
+        ]
+        return {"schema_version": SCHEMA_VERSION, "columns": columns, "provenance": self.provenance}
+
+    def _arrow(self) -> pa.Table:
+        import pyarrow as pa
+
+        arrays, fields = [], []
+        for column in self.columns:
+            values: list[Scalar] = list(self.values(column.name))
+            kind = self.types[column.name]
+            arrow_type = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}.get(kind)
+            if kind == "int" and not fits_64_bits(values):
+                values, arrow_type = [None if value is None else str(value) for value in values], pa.string()
+            arrays.append(pa.array(values, arrow_type or pa.null()))
+            metadata = {"unit": column.unit, "description": column.description, "type": kind}
+            fields.append(pa.field(column.name, arrays[-1].type, metadata=metadata))
+        described = {PARQUET_KEY: json.dumps(self._description())}
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=described))
 
     def files(self, stem: str) -> dict[str, bytes]:
         """What :meth:`write` writes: content by file name.
@@ -139,9 +177,16 @@ class Table:
         Raises:
             UsageError: ``stem`` is not a plain file name.
         """
-        from pathlens.tables.disk import table_files
+        from pyarrow import parquet
 
-        return table_files(self, stem)
+        check_stem(stem)
+        stream = io.BytesIO()
+        parquet.write_table(self._arrow(), stream)
+        return {
+            f"{stem}.parquet": stream.getvalue(),
+            f"{stem}.meta.json": (json.dumps(self._description(), indent=2, allow_nan=False) + "\n").encode(),
+            f"{stem}.csv": self.to_csv_text().encode(),
+        }
 
     def write(self, folder: str | os.PathLike[str], stem: str) -> list[Path]:
         """Write ``stem.csv``, ``stem.parquet`` and ``stem.meta.json`` (columns, units, provenance) into ``folder``.
@@ -166,6 +211,19 @@ class Table:
 def fits_64_bits(values: Sequence[Scalar]) -> bool:
     """Whether every integer among ``values`` fits a signed 64-bit word."""
     return all(-(2**63) <= value < 2**63 for value in values if isinstance(value, int))
+
+
+def check_stem(stem: str) -> None:
+    """Refuse a file stem that would lead out of its folder or make a hidden file.
+
+    Args:
+        stem: of file names.
+
+    Raises:
+        UsageError: naming the stem.
+    """
+    if not stem or stem.startswith(".") or "\0" in stem or Path(stem).name != stem:
+        raise UsageError(f"{stem!r} is not a plain file name; give a name without folders")
 
 
 def plain_json(value: Any, what: str) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pathlens.errors import CheckpointError, RunError
 from pathlens.models import load_into, state_sha256
 from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
-from pathlens.tables import atomic_write_bytes, disk_error
+from pathlens.storage import atomic_write_bytes, disk_error
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-previous.safetensors"

@@ -20,7 +20,8 @@ from pathlens.machine.precision import precision
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
-from pathlens.tables import Table, disk_error, lock_run, write_together
+from pathlens.storage import lock_run, make_folder, write_together
+from pathlens.tables import Table
 from pathlens.training import state
 from pathlens.training.batches import Augmentation, TrainingBatches
 from pathlens.training.fold import fold, last_layers
@@ -211,10 +212,7 @@ def train(
         def kept(epoch: int, network: nn.Module) -> None:
             if folder is not None:
                 path = folder / "epochs" / f"epoch-{epoch:03}.safetensors"
-                try:
-                    path.parent.mkdir(exist_ok=True)
-                except OSError as error:
-                    raise disk_error(error, path.parent) from error
+                make_folder(path.parent)
                 save_weights(path, network, {**metadata, "epochs_done": str(epoch)})
 
         run = Run(

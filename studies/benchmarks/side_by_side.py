@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pathlens import load_model, open_data
 from pathlens.models import LoadedModel
-from pathlens.tables import Table, write_together
+from pathlens.storage import write_together
+from pathlens.tables import Table
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -19,7 +19,8 @@ import pathlens
 from pathlens import ResidualView
 from pathlens.report import provenance
 from pathlens.results.path_profile import contributions
-from pathlens.tables import Table, atomic_write_bytes
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Table
 from studies.common import Setting, say
 from studies.depth_in_training.gains import gains
 

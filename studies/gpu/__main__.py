@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from pathlens.errors import DataError, PathlensError, UsageError
-from pathlens.tables import lock_run
+from pathlens.storage import lock_run
 from studies.common import ROOT, Setting, one_thread
 from studies.gpu import timed, trained
 from studies.gpu.kept import Late, Slice, Study

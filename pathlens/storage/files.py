@@ -84,6 +84,26 @@ def read_regular(path: str | os.PathLike[str], at_most: int, *, follow: bool = F
     return content
 
 
+def make_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder, made if it is missing.
+
+    Args:
+        out: the folder.
+
+    Raises:
+        ResourceError: the disk is full.
+        RunError: ``out`` is a file, or cannot be made.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RunError(f"{folder} is a file, not a run folder; choose another folder") from error
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return folder
+
+
 def _sync_folder(folder: Path) -> None:
     # Durability of the new name only: the bytes are synced already, and not every file system can sync a folder.
     with contextlib.suppress(OSError):

@@ -11,7 +11,6 @@ without it, and what nobody has taken up for KEEP_DAYS is removed when the next 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -20,10 +19,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pathlens.errors import RunError
-from pathlens.tables import disk_error, open_regular
+from pathlens.storage.files import disk_error, open_regular
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 KEEP_DAYS = 30
 """Journals of the default folder that were not written to for so long are removed."""
@@ -81,6 +83,7 @@ class Journal:
         self._optional = folder == default_folder()
         self._path = folder / f"{key}.{rank}.jsonl"
         self._file: IO[bytes] | None = None
+        self._lock: BaseFileLock | None = None
         self.done: dict[int, Values] = {}
         if self._optional:
             _remove_old(folder, kept=key)
@@ -90,11 +93,13 @@ class Journal:
         except OSError as error:
             self._failed(error)
             return
-        if not _locked(self._file.fileno()):
-            self._file.close()
-            raise RunError(
-                f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
-            )
+        with contextlib.suppress(OSError):  # without locks, the same sweep twice at once does the work twice
+            self._lock = _locked(self._path)
+            if self._lock is None:
+                self._file.close()
+                raise RunError(
+                    f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
+                )
         if self._file.tell():
             # so that a line which the kill cut off does not take the next one with it
             self._write(b"\n")
@@ -146,6 +151,8 @@ class Journal:
         # what a full disk has left in the buffer cannot be written and was reported
         with contextlib.suppress(OSError):
             self._file.close()
+        if self._lock is not None:
+            self._lock.release()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
@@ -180,26 +187,23 @@ def _remove_old(folder: Path, kept: str) -> None:
         with contextlib.suppress(OSError):
             if path.lstat().st_mtime >= oldest:
                 continue
-            handle = open_regular(path, os.O_WRONLY)
-            try:
-                if _locked(handle, sure=True):
-                    path.unlink()
-            finally:
-                os.close(handle)
+            os.close(open_regular(path, os.O_WRONLY))  # a link or a pipe is no journal
+            lock = _locked(path)
+            if lock is not None:
+                path.unlink()
+                lock.release()
 
 
-def _locked(handle: int, sure: bool = False) -> bool:
-    """Whether a file is locked by this process now; unless ``sure``, also where there is no way to lock files."""
+def _locked(path: Path) -> BaseFileLock | None:
+    """The lock of a file that is there, or None where another holds it; an OSError where files cannot be locked."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0, thread_local=False, preserve_lock_file=True)
     try:
-        import fcntl
-    except ImportError:  # not a POSIX system: the same sweep twice at once does the work twice
-        return not sure
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # another error is that of a file system without locks: likewise
-        return not sure and error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
 
 
 def _check(key: str, batch: int, values: Values) -> str:

@@ -1,0 +1,25 @@
+"""What lies on the disk: files that appear whole, locks, and the journal of what is finished."""
+
+from __future__ import annotations
+
+from pathlens.storage.files import (
+    atomic_path,
+    atomic_write_bytes,
+    disk_error,
+    make_folder,
+    open_regular,
+    read_regular,
+    write_together,
+)
+from pathlens.storage.locks import lock_run
+
+__all__ = [
+    "atomic_path",
+    "atomic_write_bytes",
+    "disk_error",
+    "lock_run",
+    "make_folder",
+    "open_regular",
+    "read_regular",
+    "write_together",
+]
