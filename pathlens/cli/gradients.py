@@ -67,7 +67,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds th
 
 
 @dataclass(frozen=True)
-class Common(o.Common):
+class GradientOptions(o.Common):
     """The shared options, with fewer images."""
 
     limit: Limit = 128
@@ -89,7 +89,7 @@ def path_gradients(
     lattice: Lattice = False,
     mode: ModeOption = Mode.eval,
     *,
-    common: Common,
+    common: GradientOptions,
 ) -> None:
     """Gradient norm of every path length: sampled as in Veit et al. 2016 (section 5), and exact.
 

@@ -31,7 +31,7 @@ Swaps = Annotated[str, typer.Option(metavar="RANGE", help="How many random pairs
 
 
 @dataclass(frozen=True)
-class Common(o.Common):
+class LesionOptions(o.Common):
     """The shared options, and how to run the network."""
 
     engine: o.EngineOption = "auto"
@@ -44,7 +44,7 @@ def delete_blocks(
     count: Count = None,
     samples: o.Samples = 10,
     *,
-    common: Common,
+    common: LesionOptions,
 ) -> None:
     """Error and loss with each residual block deleted, or random sets of blocks (Veit et al. 2016, 4.1 and 4.2).
 
@@ -60,7 +60,7 @@ def delete_skips(
     count: Count = None,
     samples: o.Samples = 10,
     *,
-    common: Common,
+    common: LesionOptions,
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
@@ -72,13 +72,13 @@ def reorder_blocks(
     swaps: Swaps = "1:20",
     samples: o.Samples = 10,
     *,
-    common: Common,
+    common: LesionOptions,
 ) -> None:
     """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""
     _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
-def _run(verb: str, common: Common, arguments: dict[str, Any], blocks: str | None = None) -> None:
+def _run(verb: str, common: LesionOptions, arguments: dict[str, Any], blocks: str | None = None) -> None:
     with setting(verb, common) as current:
         o.check_last(blocks, len(current.view))
         from pathlens import analyses

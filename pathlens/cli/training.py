@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -125,7 +125,7 @@ Board = Annotated[bool, _of(_RUN, "Also write TensorBoard events into the run fo
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """All options of a training."""
 
     paths: Paths = "full"
@@ -174,7 +174,7 @@ class Options:
 
 
 @o.takes_objects
-def train(options: Options) -> None:
+def train(options: TrainingOptions) -> None:
     """Train a network: all of it, random blocks of it, or through paths of some lengths (Veit et al. 2016, 5.3).
 
     Without arguments, the embedded digits network from nothing. A run that was killed goes on with --resume.
@@ -270,7 +270,7 @@ def train(options: Options) -> None:
             _show(trained, options)
 
 
-def _rule(options: Options) -> Rule:
+def _rule(options: TrainingOptions) -> Rule:
     from pathlens.training.rules import BlocksPerBatch, Full, PathLengths, parse_lengths, parse_stochastic_depth
 
     restrictions = {
@@ -295,27 +295,16 @@ def _rule(options: Options) -> Rule:
     return Full() if options.effective_depth is None else PathLengths(0, options.effective_depth)
 
 
-def _changes(options: Options) -> dict[str, Any]:
+def _changes(options: TrainingOptions) -> dict[str, Any]:
     """What is given of a recipe; None stands for the recipe's own."""
-    return {
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "optimizer": options.optimizer and options.optimizer.value,
-        "lr": options.lr,
-        "momentum": options.momentum,
-        "nesterov": options.nesterov,
-        "weight_decay": options.weight_decay,
-        "schedule": options.schedule and options.schedule.value,
-        "milestones": parse_channels(options.milestones, "milestones"),
-        "gamma": options.gamma,
-        "warmup": options.warmup,
-        "crop": options.crop,
-        "flip": options.flip,
-        "label_smoothing": options.label_smoothing,
-    }
+    from pathlens.training import Recipe
+
+    given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    given["milestones"] = parse_channels(options.milestones, "milestones")
+    return {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
 
 
-def _open(options: Options) -> tuple[ImageData, ImageData | None, ImageData | None]:
+def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageData | None]:
     """Training, validation and test images; the three never share one."""
     from pathlens.data import open_data
     from pathlens.training import hold_out
@@ -385,7 +374,7 @@ def _line(row: dict[str, Any], recipe: Recipe) -> str:
     )
 
 
-def _show(trained: Trained, options: Options) -> None:
+def _show(trained: Trained, options: TrainingOptions) -> None:
     if options.json:
         print(jsonlib.dumps(trained.result.to_json_object(), allow_nan=False))
         return

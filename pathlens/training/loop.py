@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,82 +15,41 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pathlens.data import ImageData
 from pathlens.errors import NumericsError
-from pathlens.machine.processes import Processes
-from pathlens.measure import ClassificationCounts, count_values
-from pathlens.residual import ResidualView
-from pathlens.residual.modes import in_mode
 from pathlens.training import state
-from pathlens.training.batches import BLOCKS, NETWORK, TrainingBatches, generator
-from pathlens.training.fold import fold
+from pathlens.training.batches import BLOCKS, NETWORK, generator
 from pathlens.training.history import epoch_row
 from pathlens.training.network import Partial, Restricted, Whole
-from pathlens.training.recipe import Recipe
-from pathlens.training.rules import Rule
+from pathlens.training.session import Session
 from pathlens.training.synced import SyncedBatchNorm
 
 #: steps between two looks at the loss, on devices where looking means waiting
 _LOOK = 50
 
-_EVALUATED = 500  # images at a time
 
+class Loop:
+    """Takes a session through all epochs.
 
-@dataclass
-class Run:
-    """Everything one training run works with.
-
-    Attributes:
-        model: trained in place.
-        view: its blocks; None where it has none and nothing asks for them.
-        recipe: what to do.
-        rule: which paths to train.
-        batches: training images by step.
-        validation: images to watch, or None.
-        seed: of everything drawn.
-        mean: per channel.
-        std: per channel.
-        device: where to compute.
-        dtype: of weights and images.
-        autocast: lower precision for products, or None.
-        group: the processes.
-        rescale: ``test``, ``train`` or ``none``: where the survival probabilities enter.
-        ends: parameters to fold them into, for ``test``.
-        compiled: run blocks through ``torch.compile``.
-        synced: batch-norm statistics over all processes.
-        folder: where the run is kept, or None.
-        checkpoint_seconds: between two checkpoints inside an epoch.
-        keep_epochs: epochs whose weights are kept.
-        arguments: what a continuation must be given again.
+    Args:
+        session: what to train.
+        on_epoch: called with each row of the history.
+        progress: called with (steps done, steps in all).
     """
 
-    model: nn.Module
-    view: ResidualView | None
-    recipe: Recipe
-    rule: Rule
-    batches: TrainingBatches
-    validation: ImageData | None
-    seed: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    device: torch.device
-    dtype: torch.dtype
-    autocast: torch.dtype | None
-    group: Processes
-    rescale: str
-    ends: list[tuple[str, ...]] | None
-    compiled: bool
-    synced: bool
-    folder: Path | None
-    checkpoint_seconds: float
-    keep_epochs: frozenset[int]
-    arguments: dict[str, Any]
-    on_epoch: Callable[[dict[str, Any]], None] | None = None
-    on_keep: Callable[[int, nn.Module], None] | None = None
-    progress: Callable[[int, int], None] | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(
+        self,
+        session: Session,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._session = session
+        self._model, self._view, self._batches = session.model, session.view, session.batches
+        self._config, self._rule, self._group = session.config, session.config.rule, session.group
+        self._device = session.device
+        self._on_epoch, self._progress = on_epoch, progress
 
-    def run(self, resume: Path | None) -> None:
+    def run(self) -> None:
         """Train to the end; from a checkpoint where there is one.
 
         Raises:
@@ -101,48 +57,51 @@ class Run:
             CheckpointError: a checkpoint that is damaged or of another network.
             ResourceError: the disk is full.
         """
+        checkpoint, arguments = self._session.checkpoint, self._session.arguments
         optimizer = self._optimizer()
-        position = state.Position(0, [0.0] * 5, [], self.arguments)
-        if resume is not None:
-            position = state.peek(resume)
-            state.load(resume, self.model, optimizer)
+        position = state.Position(0, [0.0] * 5, [], arguments)
+        if checkpoint is not None:
+            position = state.peek(checkpoint)
+            state.load(checkpoint, self._model, optimizer)
+        elif 0 in self._config.keep_epochs:
+            self._session.keep(0, self._session.final())
         self.history = position.history
-        total = self.recipe.epochs * self.batches.per_epoch
+        total = self._config.recipe.epochs * self._batches.per_epoch
         network = self._network()
-        sums = torch.tensor(position.sums[:4], dtype=torch.float64, device=self.device)
+        sums = torch.tensor(position.sums[:4], dtype=torch.float64, device=self._device)
         earlier, began, saved = position.sums[4], time.monotonic(), time.monotonic()
-        self.model.train()
+        self._model.train()
         for step in range(position.step, total):
-            lr = self.recipe.rate(step, self.batches.per_epoch)
+            lr = self._config.recipe.rate(step, self._batches.per_epoch)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = lr
             sums += self._step(network, optimizer, step)
-            if self.device.type == "cpu" or step % _LOOK == 0:
+            if self._device.type == "cpu" or step % _LOOK == 0:
                 self._look(sums, step, lr)
             done = step + 1
-            if self.progress is not None:
-                self.progress(done, total)
-            if done % self.batches.per_epoch == 0:
+            if self._progress is not None:
+                self._progress(done, total)
+            if done % self._batches.per_epoch == 0:
                 self._look(sums, step, lr, weights=True)
                 seconds = earlier + time.monotonic() - began
                 self._end_epoch(done, lr, [*sums.tolist(), seconds])
                 sums.zero_()
-                position = state.Position(done, [0.0] * 5, self.history, self.arguments)
+                position = state.Position(done, [0.0] * 5, self.history, arguments)
                 self._save(optimizer, position)
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
-            elif self.folder is not None and time.monotonic() - saved > self.checkpoint_seconds:
+            elif self._session.folder is not None and time.monotonic() - saved > self._config.checkpoint_seconds:
                 self._look(sums, step, lr, weights=True)
                 position = state.Position(
-                    done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, self.arguments
+                    done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, arguments
                 )
                 self._save(optimizer, position)
                 saved = time.monotonic()
-        self.model.eval()
+        self._model.eval()
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        fused = self.device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
+        recipe = self._config.recipe
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
         if recipe.optimizer == "adamw":
             return torch.optim.AdamW(
                 parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay, fused=fused
@@ -158,69 +117,65 @@ class Run:
 
     def _network(self) -> nn.Module:
         network: nn.Module
-        if self.rule.lengths is not None:
-            assert self.view is not None
-            network = Restricted(self.view, *self.rule.lengths)
-        elif self.rule.draws or self.compiled:
-            assert self.view is not None
-            network = Partial(self.view, self.compiled)
+        if self._rule.lengths is not None:
+            assert self._view is not None
+            network = Restricted(self._view, *self._rule.lengths)
+        elif self._rule.draws or self._config.compiled:
+            assert self._view is not None
+            network = Partial(self._view, self._config.compiled)
         else:
-            network = Whole(self.model)
+            network = Whole(self._model)
         self._form = network
-        if self.rule.draws:
+        if self._rule.draws:
             # branches that a batch does not have get a gradient of zero, so that momentum and decay go on for them as
             # in the published code, where one flat vector holds all gradients
-            for parameter in self.model.parameters():
+            for parameter in self._model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-        if self.group.world > 1:
-            self._norms = dist.new_group() if self.synced else None
+        if self._group.world > 1:
+            self._norms = dist.new_group() if self._config.synced else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # newer torch has another word for broadcast_buffers
                 return DistributedDataParallel(
                     network,
-                    device_ids=[self.device] if self.device.type == "cuda" else None,
+                    device_ids=[self._device] if self._device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=self.rule.draws or self.rule.lengths is not None,
+                    find_unused_parameters=self._rule.draws or self._rule.lengths is not None,
                 )
         return network
 
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""
-        images, labels, everybody = self.batches(step)
+        images, labels, everybody = self._batches(step)
         kept, factors, running, blocks = self._drawn(step, everybody)
-        if self.view is not None and not isinstance(self._form, Whole):
-            self.view.chain(images)  # traced here, where neither autocast nor batch norms over processes get into it
+        if self._view is not None and not isinstance(self._form, Whole):
+            self._view.chain(images)  # traced here, where neither autocast nor batch norms over processes get into it
         # what the network itself draws (dropout) depends on the step too, and on nothing that was drawn before
-        drawn = generator(self.seed, NETWORK, step * self.group.world + self.group.rank)
+        drawn = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(drawn.integers(2**62)))
-        with self._together(), self._lower_precision():
+        with self._together(), self._session.lower_precision():
             logits = network(images, kept, factors, running)
             losses = nn.functional.cross_entropy(
-                logits.float() if self.dtype != torch.float64 else logits,
+                logits.float() if self._session.dtype != torch.float64 else logits,
                 labels,
                 reduction="sum",
-                label_smoothing=self.recipe.label_smoothing,
+                label_smoothing=self._config.recipe.label_smoothing,
             )
-        optimizer.zero_grad(set_to_none=not self.rule.draws)
+        optimizer.zero_grad(set_to_none=not self._rule.draws)
         # processes may have parts of different size; their gradients are averaged, and the sum over images counts
-        (losses * (self.group.world / everybody)).backward()
+        (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
-            if self.group.world > 1:
+            if self._group.world > 1:
                 dist.all_reduce(counts)
             first = counts.new_tensor([everybody])
             return torch.cat([first, counts, counts.new_tensor([blocks])])
 
-    def _lower_precision(self) -> torch.autocast:
-        """Products in the lower precision that was asked for, if any was."""
-        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
-
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
-        if self.group.world > 1 and self.synced:
+        if self._group.world > 1 and self._config.synced:
             with SyncedBatchNorm(self._norms):
                 yield
         else:
@@ -228,14 +183,14 @@ class Run:
 
     def _drawn(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
         """The step's sub-network for this process, as ``Partial`` takes it, and how many blocks run for an image."""
-        if not self.rule.draws:
-            return None, None, None, 0.0 if self.view is None else len(self.view)
-        assert self.view is not None
-        drawn = self.rule.draw(len(self.view), images, generator(self.seed, BLOCKS, step))
+        if not self._rule.draws:
+            return None, None, None, 0.0 if self._view is None else len(self._view)
+        assert self._view is not None
+        drawn = self._rule.draw(len(self._view), images, generator(self._config.seed, BLOCKS, step))
         blocks = float(drawn.mean(axis=1).sum() if drawn.ndim == 2 else drawn.sum())
-        mine = drawn[:, self.group.rank :: self.group.world] if drawn.ndim == 2 else drawn
-        survival = np.array(self.rule.survival(len(self.view)))
-        factors = torch.from_numpy(1 / survival) if self.rescale == "train" and survival.min() < 1 else None
+        mine = drawn[:, self._group.rank :: self._group.world] if drawn.ndim == 2 else drawn
+        survival = np.array(self._rule.survival(len(self._view)))
+        factors = torch.from_numpy(1 / survival) if self._config.rescale == "train" and survival.min() < 1 else None
         # batch norms over all processes want all of them where one of them has an image that keeps the block
         running = torch.from_numpy(drawn.any(axis=1)) if drawn.ndim == 2 else None
         return torch.from_numpy(np.ascontiguousarray(mine)), factors, running, blocks
@@ -244,66 +199,36 @@ class Run:
         """Refuse to go on, or to write a checkpoint, with a loss (and weights) that are not finite."""
         what = None if math.isfinite(float(sums[1])) else "the loss"
         if what is None and weights:
-            named = self.model.named_parameters()
+            named = self._model.named_parameters()
             what = next((name for name, value in named if not bool(torch.isfinite(value).all())), None)
         if what is not None:
-            where = "" if self.device.type == "cpu" else f" or the {_LOOK} steps before"
+            where = "" if self._device.type == "cpu" else f" or the {_LOOK} steps before"
             raise NumericsError(
-                f"{what} is NaN or infinite in step {step}{where} (epoch {step // self.batches.per_epoch + 1}, "
+                f"{what} is NaN or infinite in step {step}{where} (epoch {step // self._batches.per_epoch + 1}, "
                 f"learning rate {lr:.3g}); give a smaller --lr or a longer --warmup; the last checkpoint is from before"
             )
 
     def _end_epoch(self, done: int, lr: float, sums: list[float]) -> None:
-        epoch = done // self.batches.per_epoch
-        if self.group.world > 1 and not self.synced:
-            for buffer in self.model.buffers():
+        epoch = done // self._batches.per_epoch
+        if self._group.world > 1 and not self._config.synced:
+            for buffer in self._model.buffers():
                 dist.broadcast(buffer, 0)
         tested = None
-        if self.validation is not None or epoch in self.keep_epochs:
-            network = self.final()
-            if self.validation is not None:
-                tested = self.evaluate(network, self.validation)
-            if epoch in self.keep_epochs:
-                self.keep(epoch, network)
-        row = epoch_row(epoch, done, lr, sums, self.batches.per_epoch, tested)
+        if self._session.validation is not None or epoch in self._config.keep_epochs:
+            network = self._session.final()
+            if self._session.validation is not None:
+                tested = self._session.evaluate(network, self._session.validation)
+            if epoch in self._config.keep_epochs:
+                self._session.keep(epoch, network)
+        row = epoch_row(epoch, done, lr, sums, self._batches.per_epoch, tested)
         row |= {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         self.history.append(row)
-        if self.on_epoch is not None and self.group.leads:
-            self.on_epoch(row)
-
-    def keep(self, epoch: int, network: nn.Module) -> None:
-        """Hand on the network of an epoch that is to be kept, in the process that leads."""
-        with self.group.agreed():
-            if self.on_keep is not None and self.group.leads:
-                self.on_keep(epoch, network)
+        if self._on_epoch is not None and self._group.leads:
+            self._on_epoch(row)
 
     def _save(self, optimizer: torch.optim.Optimizer, position: state.Position) -> None:
-        if self.folder is None:
+        if self._session.folder is None:
             return
-        with self.group.agreed():
-            if self.group.leads:
-                state.save(self.folder, self.model, optimizer, position)
-
-    def final(self) -> nn.Module:
-        """The network as it is tested: with survival probabilities folded in where ``rescale`` is ``test``."""
-        if self.ends is None:
-            return self.model
-        assert self.view is not None
-        network = copy.deepcopy(self.model)
-        fold(network, self.ends, self.rule.survival(len(self.view)))
-        return network
-
-    def evaluate(self, network: nn.Module, data: ImageData) -> ClassificationCounts:
-        """Errors in eval mode, each process on a part of the batches."""
-        values = []
-        with in_mode(network), torch.no_grad(), self._lower_precision():
-            for index in range(self.group.rank, data.num_batches(_EVALUATED), self.group.world):
-                batch = data.batch(
-                    index, _EVALUATED, mean=self.mean, std=self.std, device=self.device, dtype=self.dtype
-                )
-                images = batch.images.contiguous(memory_format=torch.channels_last)
-                values.append(count_values(network(images), batch.labels).cpu())
-        total = torch.stack(values).sum(0) if values else torch.zeros(5, dtype=torch.float64)
-        return ClassificationCounts.from_values(
-            torch.tensor(self.group.gather(total.tolist()), dtype=torch.float64).sum(0).tolist()
-        )
+        with self._group.agreed():
+            if self._group.leads:
+                state.save(self._session.folder, self._model, optimizer, position)

@@ -1,0 +1,129 @@
+"""What a training run does, apart from the network and the images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+
+from pathlens.data import ImageData
+from pathlens.errors import UsageError
+from pathlens.training.recipe import Recipe, recipe_for
+from pathlens.training.rules import RESCALES, Full, Rule
+
+_AUTOCAST = {"bfloat16": torch.bfloat16}
+
+
+class Options(TypedDict, total=False):
+    """What :func:`pathlens.train` takes as keywords; see :class:`Configuration`."""
+
+    recipe: Recipe | None
+    rule: Rule | None
+    rescale: str
+    seed: int
+    keep_epochs: Collection[int]
+    checkpoint_seconds: float
+    dtype: str
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    compiled: bool
+    synced: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How to train, checked.
+
+    Attributes:
+        recipe: optimizer, schedule and augmentation.
+        mean: per channel of pixels in [0, 1].
+        std: likewise.
+        rule: which paths are trained: ``Full``, ``BlocksPerBatch``, ``StochasticDepth`` or ``PathLengths``.
+        rescale: what random sub-networks mean for the whole network. ``test``: each branch is multiplied by the
+            probability that it was kept, which is folded into the weights of its last layer (Huang et al. 2016,
+            equation 5). ``train``: branches are divided by it while training. ``none``: neither.
+        seed: of order, augmentation, sub-networks and what the network itself draws.
+        keep_epochs: epochs after which the weights are kept, as ``epochs/epoch-N.safetensors``; 0 for those before.
+        checkpoint_seconds: between two checkpoints inside an epoch; there is one at the end of each.
+        dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
+        compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
+        synced: batch-norm statistics over all processes.
+
+    Raises:
+        UsageError: what cannot be carried out.
+    """
+
+    recipe: Recipe
+    mean: Sequence[float]
+    std: Sequence[float]
+    rule: Rule = field(default_factory=Full)
+    rescale: str = "test"
+    seed: int = 0
+    keep_epochs: Collection[int] = ()
+    checkpoint_seconds: float = 300.0
+    dtype: str = "float32"
+    compiled: bool = False
+    synced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rescale not in RESCALES:
+            raise UsageError(f"rescale {self.rescale!r} is unknown; give one of {', '.join(RESCALES)}")
+        if self.dtype == "float16":
+            raise UsageError("training in float16 would need loss scaling; give bfloat16, tf32 or float32")
+        outside = [epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.recipe.epochs]
+        if outside:
+            raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
+
+    @classmethod
+    def of(cls, data: ImageData, options: Options) -> Configuration:
+        """A configuration with what was given, and else the defaults for a data set.
+
+        Args:
+            data: the training images.
+            options: what was given; None stands for the default.
+
+        Raises:
+            UsageError: what cannot be carried out.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
+        if "recipe" not in given:
+            defaults["recipe"] = recipe_for(data.name)
+        return cls(**{**defaults, **given})
+
+    @property
+    def precision(self) -> str:
+        """What weights and images are held in, as :func:`pathlens.machine.precision.precision` names it."""
+        return "float32" if self.dtype in _AUTOCAST else self.dtype
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """A lower precision for products, or None."""
+        return _AUTOCAST.get(self.dtype)
+
+    def arguments(self, data: ImageData, validation: ImageData | None) -> dict[str, Any]:
+        """What a continuation must be given again, in the order in which tables state it.
+
+        Args:
+            data: the training images.
+            validation: the images to watch, or None.
+        """
+        found: dict[str, Any] = {
+            "recipe": self.recipe.spoken(),
+            "rule": str(self.rule),
+            "rescale": self.rescale,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "train_sha256": data.fingerprint,
+            "train_images": data.n,
+            "validation_sha256": validation.fingerprint if validation else None,
+            "validation_images": validation.n if validation else 0,
+            "compiled": self.compiled,
+            "keep_epochs": sorted(self.keep_epochs),
+            "start_sha256": "",
+        }
+        return found if self.synced else {**found, "synced": False}

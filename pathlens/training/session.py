@@ -1,0 +1,300 @@
+"""A network and images made ready to be trained, and what a run folder keeps of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathlens.data import ImageData, check_labels
+from pathlens.errors import ModelError, RunError, UsageError
+from pathlens.machine import processes
+from pathlens.machine.memory import memory_named
+from pathlens.machine.precision import precision
+from pathlens.measure import ClassificationCounts, count_values
+from pathlens.models import save_weights, state_sha256
+from pathlens.residual import ResidualView, view_of
+from pathlens.residual.modes import in_mode
+from pathlens.storage import lock_run, make_folder, write_together
+from pathlens.tables import Table
+from pathlens.training import state
+from pathlens.training.batches import Augmentation, TrainingBatches
+from pathlens.training.configuration import Configuration
+from pathlens.training.fold import fold, last_layers
+from pathlens.training.history import history_table, result_table
+from pathlens.training.rules import Rule
+
+WEIGHTS = "weights.safetensors"
+_EVALUATED = 500  # images at a time
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run gave.
+
+    Attributes:
+        model: the network that was given, trained, in eval mode; survival probabilities are folded in where the rule
+            has them and they apply at test time.
+        history: one row for each epoch.
+        result: error on the validation and test images, one row each.
+        weights: the file, where there is a run folder.
+    """
+
+    model: nn.Module
+    history: Table
+    result: Table
+    weights: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Everything one training run works with.
+
+    Attributes:
+        model: trained in place.
+        view: its blocks; None where it has none and nothing asks for them.
+        config: what to do.
+        batches: training images by step.
+        validation: images to watch, or None.
+        test: images that are read once, after the last epoch, or None.
+        device: where to compute.
+        dtype: of weights and images.
+        group: the processes.
+        ends: parameters to fold survival probabilities into, or None.
+        folder: where the run is kept, or None.
+        checkpoint: to go on from, or None.
+        arguments: what a continuation must be given again.
+        about: what tables state.
+        metadata: what weights files state.
+    """
+
+    model: nn.Module
+    view: ResidualView | None
+    config: Configuration
+    batches: TrainingBatches
+    validation: ImageData | None
+    test: ImageData | None
+    device: torch.device
+    dtype: torch.dtype
+    group: processes.Processes
+    ends: list[tuple[str, ...]] | None
+    folder: Path | None
+    checkpoint: Path | None
+    arguments: dict[str, Any]
+    about: dict[str, Any]
+    metadata: dict[str, str]
+
+    def final(self) -> nn.Module:
+        """The network as it is tested: with survival probabilities folded in where ``rescale`` is ``test``."""
+        if self.ends is None:
+            return self.model
+        network = copy.deepcopy(self.model)
+        self._fold(network)
+        return network
+
+    def _fold(self, network: nn.Module) -> None:
+        assert self.view is not None
+        assert self.ends is not None
+        fold(network, self.ends, self.config.rule.survival(len(self.view)))
+
+    def lower_precision(self) -> torch.autocast:
+        """Products in the lower precision that was asked for, if any was."""
+        lower = self.config.autocast
+        return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
+
+    def evaluate(self, network: nn.Module, data: ImageData) -> ClassificationCounts:
+        """Errors in eval mode, each process on a part of the batches."""
+        values = []
+        with in_mode(network), torch.no_grad(), self.lower_precision():
+            for index in range(self.group.rank, data.num_batches(_EVALUATED), self.group.world):
+                batch = data.batch(
+                    index,
+                    _EVALUATED,
+                    mean=self.config.mean,
+                    std=self.config.std,
+                    device=self.device,
+                    dtype=self.dtype,
+                )
+                images = batch.images.contiguous(memory_format=torch.channels_last)
+                values.append(count_values(network(images), batch.labels).cpu())
+        total = torch.stack(values).sum(0) if values else torch.zeros(5, dtype=torch.float64)
+        return ClassificationCounts.from_values(
+            torch.tensor(self.group.gather(total.tolist()), dtype=torch.float64).sum(0).tolist()
+        )
+
+    def keep(self, epoch: int, network: nn.Module) -> None:
+        """Write the weights of an epoch, from the process that leads."""
+        with self.group.agreed():
+            if self.folder is None or not self.group.leads:
+                return
+            path = self.folder / "epochs" / f"epoch-{epoch:03}.safetensors"
+            make_folder(path.parent)
+            save_weights(path, network, {**self.metadata, "epochs_done": str(epoch)})
+
+    def finish(self, history: Sequence[Mapping[str, Any]]) -> Trained:
+        """Test the trained network, and write weights and tables.
+
+        Args:
+            history: the rows of all epochs.
+        """
+        if self.ends is not None:
+            self._fold(self.model)
+        parts = [part for part in (self.validation, self.test) if part is not None]
+        counts = {part.split: self.evaluate(self.model, part) for part in parts}
+        epochs, result = history_table(history, self.about), result_table(counts, self.about)
+        weights = None if self.folder is None else self.folder / WEIGHTS
+        with self.group.agreed():
+            if weights is not None and self.group.leads:
+                errors = {f"{split}_error": f"{found.error:.6f}" for split, found in counts.items()}
+                save_weights(weights, self.model, {**self.metadata, **errors})
+                files = {**epochs.files("history"), **result.files("result")}
+                write_together({weights.with_name(name): content for name, content in files.items()})
+        return Trained(self.model.eval(), epochs, result, weights)
+
+
+@contextlib.contextmanager
+def opened(
+    model: nn.Module,
+    data: ImageData,
+    config: Configuration,
+    *,
+    validation: ImageData | None,
+    test: ImageData | None,
+    out: str | Path | None,
+    resume: bool,
+    device: str | torch.device | None,
+    facts: Mapping[str, Any] | None,
+) -> Iterator[Session]:
+    """Make everything ready, and hold the run folder; the arguments and errors are those of :func:`pathlens.train`."""
+    group = processes.current()
+    folder = None if out is None else Path(out)
+    with contextlib.ExitStack() as stack:
+        with group.agreed():
+            if folder is not None and group.leads:
+                stack.enter_context(lock_run(folder))
+            if resume and folder is None:
+                raise UsageError("--resume needs the folder of the run; give --out")
+            where = processes.device_of(model, device)
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(memory_named(max(1, config.recipe.batch_size // group.world)))
+        dtype = stack.enter_context(precision(config.precision))
+        model.to(device=where, dtype=dtype)
+        arguments = {**config.arguments(data, validation), "start_sha256": state_sha256(model)}
+        if any(parameter.dim() == 4 for parameter in model.parameters()):
+            model.to(memory_format=torch.channels_last)
+        with group.agreed():
+            first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
+            _check_classes(model, first.images, (data, validation, test))
+            view = _view(model, first.images, config.rule, config.compiled)
+            _check_paths(model, view, config.rule, group.world > 1 and config.synced)
+            checkpoint = _resumed(folder, arguments, resume)
+            ends = _ends(view, config)
+            batches = TrainingBatches(
+                data,
+                config.recipe.batch_size,
+                Augmentation(config.recipe.crop, config.recipe.flip),
+                config.mean,
+                config.std,
+                where,
+                dtype,
+                config.seed,
+                group.rank,
+                group.world,
+            )
+        about = {**arguments, "blocks": None if view is None else len(view), "processes": group.world, **(facts or {})}
+        about |= {
+            "device": processes.device_name(where),
+            "batch_norm": "synced" if config.synced else "per process",
+        }
+        yield Session(
+            model=model,
+            view=view,
+            config=config,
+            batches=batches,
+            validation=validation,
+            test=test,
+            device=where,
+            dtype=dtype,
+            group=group,
+            ends=ends,
+            folder=folder,
+            checkpoint=checkpoint,
+            arguments=arguments,
+            about=about,
+            metadata=_metadata(model, first.images, config.mean, config.std, about),
+        )
+
+
+def _check_classes(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> None:
+    with in_mode(model), torch.no_grad():
+        logits = model(example)
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise UsageError("only classifiers can be trained: the network must return logits of shape (N, classes)")
+    for part in parts:
+        if part is not None:
+            check_labels(part, logits.shape[1])
+
+
+def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:
+    try:
+        view = view_of(model, example)
+    except ModelError:
+        if compiled or rule.draws or rule.lengths is not None:
+            raise
+        return None  # ordinary training needs no blocks
+    rule.check(len(view))
+    return view
+
+
+def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced: bool) -> None:
+    if view is None or rule.lengths is None:
+        return
+    if view.is_plain:
+        raise UsageError(f"{rule}: a plain network has one path alone; give a residual network, or train it in full")
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if synced and norms:
+        # the restricted backward pass takes each block's derivative by itself, in an order of its own
+        raise UsageError(
+            f"{rule}: several processes cannot share the statistics of batch norms ({norms[0]}) in a restricted "
+            "backward pass; give --no-sync-batch-norm, or one process"
+        )
+
+
+def _ends(view: ResidualView | None, config: Configuration) -> list[tuple[str, ...]] | None:
+    if view is None or config.rescale != "test" or min(config.rule.survival(len(view))) == 1:
+        return None
+    with in_mode(view.model):
+        return last_layers(view)
+
+
+def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) -> Path | None:
+    found = None if folder is None else state.find(folder)
+    if found is None or folder is None:
+        return None
+    position = state.peek(found)
+    if not resume:
+        steps = f"{len(position.history)} epochs"
+        raise RunError(f"{folder} holds a run of {steps}; give --resume to go on with it, or another folder")
+    state.check_arguments(position.arguments, arguments, folder)
+    return found
+
+
+def _metadata(
+    model: nn.Module, example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a weights file says of itself; the first four are understood when it is loaded."""
+    plain = {name: value for name, value in about.items() if name not in ("mean", "std", "keep_epochs")}
+    return {
+        "mean": json.dumps(list(mean)),
+        "std": json.dumps(list(std)),
+        "input_shape": json.dumps(list(example.shape[1:])),
+        "training": json.dumps(plain, sort_keys=True, default=str),
+        "torch": torch.__version__,
+    }
