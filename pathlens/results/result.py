@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from pathlens.results.charts import Chart
 from pathlens.results.text import summary
 from pathlens.tables import Column, Table
+from pathlens.tables.declared import Row, Rows, Shown, column, formatted, plain
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
 Facts = Mapping[str, Any]
 """Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
 
+__all__ = ["Facts", "Headline", "Result", "Row", "Rows", "Shown", "column", "formatted", "plain"]
+
 _NUMBER = ("int", "float", "null")
-
-
-def column(unit: str, meaning: str) -> Any:
-    """A field of a row: the unit of its numbers (empty for none), and one sentence on what it holds."""
-    return field(default=None, metadata={"unit": unit, "meaning": meaning})
-
-
-def plain(row: Row, name: str) -> str:
-    """A cell as it is; nothing for a missing value."""
-    return "" if row[name] is None else str(row[name])
-
-
-def formatted(spec: str) -> Callable[[Row, str], str]:
-    """A cell in a format, such as ``.2f``; nothing for a missing value."""
-    return lambda row, name: "" if row[name] is None else format(row[name], spec)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How a column is printed.
-
-    Attributes:
-        title: its heading; by default its name.
-        text: a row and the column's name -> the cell.
-        left: aligned to the left, as text is; numbers are aligned to the right.
-        folds: goes on in a second line where the terminal is narrow.
-        gives_way: left out where the terminal is narrow; columns of higher numbers first.
-    """
-
-    title: str = ""
-    text: Callable[[Row, str], str] = plain
-    left: bool = False
-    folds: bool = False
-    gives_way: int = 0
+_LARGEST = 2**1000  # of integers where fractions are due: larger ones are no floats
 
 
 @dataclass(frozen=True)
@@ -84,8 +52,11 @@ class Result:
 
     def __init_subclass__(cls) -> None:
         """Put the columns into the docstring of the row, where ``help`` and the reference read them."""
-        lines = (f"    {f.name} ({f.metadata['unit'] or f.type}): {f.metadata['meaning']}" for f in fields(cls.row))
-        cls.row.__doc__ = "\n".join((f"{cls.row.__doc__}\n\nAttributes:", *lines))
+        lines = [f"{cls.row.__doc__}\n\nAttributes:"]
+        for f in fields(cls.row):
+            unit = f" ({f.metadata['unit']})" if f.metadata["unit"] else ""
+            lines.append(f"    {f.name}: {f.metadata['meaning']}{unit}")
+        cls.row.__doc__ = "\n".join(lines)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -141,9 +112,11 @@ class Result:
 
 
 def _holds(table: Table, name: str, hint: Any, needed: bool) -> bool:
-    kinds = {hint, *get_args(hint)}
+    kind, values, kinds = table.types[name], table.values(name), {hint, *get_args(hint)}
+    if float in kinds and kind == "int":
+        return all(abs(value) <= _LARGEST for value in values if isinstance(value, int))
     if needed and hint is int:
-        return table.types[name] == "int" and None not in table.values(name)
+        return kind == "int" and None not in values
     if needed and str in kinds:
-        return table.types[name] in ("str", "null")
-    return table.types[name] in _NUMBER or not (needed or float in kinds)
+        return kind in ("str", "null")
+    return kind in _NUMBER or not (needed or float in kinds)
