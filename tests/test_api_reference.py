@@ -74,11 +74,10 @@ def described(thing: Any) -> set[str]:
 def referred(name: str) -> Any:
     """The function whose arguments this one takes too, where its docstring says so."""
     text = inspect.getdoc(PUBLIC[name]) or ""
-    overridden = re.fullmatch(r"See :meth:`(\w+\.\w+)`\.", text)
-    if overridden:
-        return PUBLIC[f"{name.rsplit('.', 2)[0]}.{overridden[1]}"]
-    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", text)
-    return PUBLIC[f"{name.rpartition('.')[0]}.{match[1]}"] if match else None
+    match = re.search(r"(?:[Aa]rguments(?: and errors)? as (?:of )?|See ):\w+:`([\w.]+)`", text)
+    home = name.rpartition(".")[0]
+    named = [f"{place}.{match[1]}" for place in (home, home.rpartition(".")[0]) if match]
+    return next((PUBLIC[other] for other in named if other in PUBLIC), None)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,10 @@ def test_everything_public_is_described_with_its_arguments(name):
     if name.startswith("pathlens.training.") and name.endswith((".check", ".survival", ".draw")):
         return  # the loop calls a rule's methods, users do not
     taken = {one for one in inspect.signature(thing).parameters if one not in ("self", "cls") and one[0] != "_"}
-    said = described(thing) | (described(referred(name)) if referred(name) else set())
+    said = described(thing)
+    other = referred(name)
+    if other is not None:
+        said |= described(other)
     if inspect.isclass(thing) and len(taken) == 1:  # a sentence says it
         said |= set(re.findall(r"``(\w+)``", text))
     assert taken <= said
