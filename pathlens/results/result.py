@@ -20,13 +20,13 @@ _LARGEST = 2**1000  # of integers where fractions are due: larger ones are no fl
 
 
 def column(unit: str, meaning: str) -> Any:
-    """A field of a row: the unit of its numbers (empty for none), and one sentence on what it holds."""
+    """A field of a row.
+
+    Args:
+        unit: of its numbers; empty for none.
+        meaning: one sentence on what it holds.
+    """
     return field(default=None, metadata={"unit": unit, "meaning": meaning})
-
-
-def plain(row: Row, name: str) -> str:
-    """A cell as it is; nothing for a missing value."""
-    return "" if row[name] is None else str(row[name])
 
 
 def formatted(spec: str) -> Callable[[Row, str], str]:
@@ -40,14 +40,14 @@ class Shown:
 
     Attributes:
         title: its heading; by default its name.
-        text: a row and the column's name -> the cell.
+        text: a row and the column's name -> the cell; by default the value as it is.
         left: aligned to the left, as text is; numbers are aligned to the right.
         folds: goes on in a second line where the terminal is narrow.
         gives_way: left out where the terminal is narrow; columns of higher numbers first.
     """
 
     title: str = ""
-    text: Callable[[Row, str], str] = plain
+    text: Callable[[Row, str], str] | None = None
     left: bool = False
     folds: bool = False
     gives_way: int = 0
@@ -55,7 +55,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Headline:
-    """One number of a result: what it is, its value, and what belongs to it."""
+    """One number of a result.
+
+    Attributes:
+        label: what it is.
+        value: as text, with its unit.
+        detail: what belongs to it.
+    """
 
     label: str
     value: str
@@ -99,6 +105,10 @@ class Result:
     def table(self, rows: Rows, facts: Facts) -> Table:
         """The rows as a table, with where they came from.
 
+        Args:
+            rows: with the names of the columns as keys.
+            facts: provenance of the table, or the manifest of its run.
+
         Raises:
             NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
         """
@@ -109,6 +119,9 @@ class Result:
 
         The needed columns are there and hold numbers, texts or nothing, as they should; those of an ``int`` hold one in
         each row. Other columns of fractional numbers may be missing, but hold no text.
+
+        Args:
+            table: from a file that may hold anything.
         """
         if not table.rows or not set(self.needed) <= table.types.keys():
             return False
@@ -116,31 +129,39 @@ class Result:
         return all(_holds(table, name, hints[name], name in self.needed) for name in table.types.keys() & hints.keys())
 
     def printed(self, rows: Rows) -> Mapping[str, Shown]:
-        """The columns that a terminal prints of these rows, in order."""
+        """The columns that a terminal prints, in order.
+
+        Args:
+            rows: of the table.
+        """
         return self.shown
 
     def bars(self, rows: Rows) -> list[float] | None:
-        """Fractions that a terminal draws as bars, one for each row."""
+        """Fractions that a terminal draws as bars, one for each row. Arguments as :meth:`printed`."""
         return [row[self.bar] for row in rows] if self.bar else None
 
     def notes(self, facts: Facts) -> list[str]:
-        """Lines under the table on a terminal."""
+        """Lines under the table on a terminal.
+
+        Args:
+            facts: provenance of the table.
+        """
         return [summary(facts)]
 
     def figure_options(self, facts: Facts) -> dict[str, Any]:
-        """Arguments of the figure, beside the table."""
+        """What the figure takes beside the table. Arguments as :meth:`notes`."""
         return {}
 
     def title(self, rows: Rows, facts: Facts) -> str:
-        """What was done, with these rows."""
+        """What was done. Arguments as :meth:`table`."""
         return self.what
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
-        """The numbers that a reader looks for first."""
+        """The numbers that a reader looks for first. Arguments as :meth:`table`."""
         return []
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
-        """The charts of a page."""
+        """The charts of a page. Arguments as :meth:`table`."""
         return []
 
 
