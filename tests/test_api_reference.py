@@ -73,7 +73,11 @@ def described(thing: Any) -> set[str]:
 
 def referred(name: str) -> Any:
     """The function whose arguments this one takes too, where its docstring says so."""
-    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", inspect.getdoc(PUBLIC[name]) or "")
+    text = inspect.getdoc(PUBLIC[name]) or ""
+    overridden = re.fullmatch(r"See :meth:`(\w+\.\w+)`\.", text)
+    if overridden:
+        return PUBLIC[f"{name.rsplit('.', 2)[0]}.{overridden[1]}"]
+    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", text)
     return PUBLIC[f"{name.rpartition('.')[0]}.{match[1]}"] if match else None
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import pathlens
-from pathlens.analyses.sampling import Sampler
 from pathlens.cli import main
 from pathlens.errors import NumericsError, UsageError
+from pathlens.estimators.sampled import Sampler
 from pathlens.tables import read_table
 
 torch.manual_seed(0)
@@ -224,6 +224,18 @@ def test_a_killed_run_goes_on_where_it_stopped(small, batches, tmp_path):
     assert again.provenance["resumed_units"] == 4
     assert again.rows == whole.rows
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_random_signs_have_a_second_name(small, batches, capsys):
+    tables = [pathlens.path_gradients(small, batches, method=name, seed=2) for name in ("signed", "rademacher")]
+    assert tables[0].rows == tables[1].rows
+    assert {table.provenance["method"] for table in tables} == {"signed"}
+    arguments = ["path-gradients", "--limit", "2", "--max-length", "2", "--draws", "1", "--json", "-q"]
+    assert main([*arguments, "--method", "rademacher"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["provenance"]["method"] == "signed"
+    assert found["table"][1]["path_norm_rms"] > 0
+    assert found["table"][1]["total_norm"] is None
 
 
 def test_the_command_writes_table_lattice_and_figures(tmp_path, capsys):

@@ -225,19 +225,8 @@ def run_plans(
         RunError: the same sweep is running already.
     """
     asked = engine if fast else "plain"
-    opening = running(
-        view.model,
-        data,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        mean=mean,
-        std=std,
-        journal=journal,
-        progress=progress,
-    )
     stated = facts or {}
-    with opening as runner:
+    with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
         with runner.group.agreed(), in_mode(view.model):
             given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
             runner.identify(

@@ -119,18 +119,7 @@ def opened(
     given = module
     own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     name = dtype or str(own.dtype).removeprefix("torch.")
-    opening = running(
-        module,
-        data,
-        batch_size=batch_size,
-        dtype=name,
-        device=device,
-        mean=mean,
-        std=std,
-        journal=journal,
-        progress=progress,
-    )
-    with opening as runner:
+    with running(module, data, batch_size, name, device, mean, std, journal, progress) as runner:
         source, where, kind = runner.source, runner.device, runner.dtype
         view = model if isinstance(model, ResidualView) else None
         if own.dtype != kind or own.device != where:

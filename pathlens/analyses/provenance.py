@@ -38,19 +38,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts(Record):
-    """Which images. Of batches that the caller made, little is known.
-
-    Attributes:
-        data: name of the data set.
-        split: of it.
-        images: number of images.
-        images_in_split: with those that were left out.
-        data_sha256: hash of pixels and labels.
-        mean: per channel, of pixels in [0, 1].
-        std: likewise.
-        normalisation: where mean and deviation are from.
-        batch_size: images at a time.
-    """
+    """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1]."""
 
     data: str
     split: str | None = None
@@ -65,12 +53,9 @@ class DataFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts(Record):
-    """How the network was run.
+    """How a network was run, and whether that was ``given``, ``default``, ``measured`` or ``resumed``.
 
-    Attributes:
-        engine: its name; see :mod:`pathlens.residual.engines`.
-        engine_chosen: ``given``, ``default``, ``measured`` or ``resumed``.
-        engine_speeds: of those that were measured, relative to the default one.
+    Speeds are of the engines that were measured, relative to the default one.
     """
 
     engine: str
@@ -80,17 +65,7 @@ class EngineFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
-    """What all analyses say.
-
-    Attributes:
-        verb: the analysis.
-        network: class of the network.
-        blocks: number of its blocks.
-        block_names: their names.
-        output: which output was studied, where there are several.
-        data: which images.
-        stated: what the caller says besides.
-    """
+    """What all analyses say, beside what the caller states."""
 
     verb: str
     network: str
@@ -105,20 +80,8 @@ class Provenance(Record):
 class LesionProvenance(Provenance):
     """What the analyses of lesioned networks say.
 
-    Attributes:
-        seed: of the random draws.
-        dtype: what was computed with.
-        device: where.
-        engine: how.
-        processes: that shared the work.
-        networks_evaluated: the intact one and the lesioned ones.
-        largest_relative_logit_difference: between the prepared network and the model itself; None if not finite.
-        resumed_batches: that were read from a journal.
-        seconds: the analysis took.
-        notes: what a reader should know.
-        counts: sizes of random sets of blocks.
-        swaps: numbers of random exchanges.
-        samples: draws of each size.
+    The logits of the prepared network are compared with the model's own; ``counts``, ``swaps`` and ``samples`` are of
+    random lesions.
     """
 
     seed: int
@@ -138,26 +101,7 @@ class LesionProvenance(Provenance):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientProvenance(Provenance):
-    """What the analyses of gradients say.
-
-    Attributes:
-        lesion: what the network was measured under.
-        mode: train or eval.
-        dtype: what was computed with.
-        device: where.
-        batch_size: examples at a time.
-        notes: what a reader should know.
-        at: where the gradient was taken.
-        method: how it was resolved by path length.
-        blocks_in_paths: that count for lengths.
-        seed: of paths and signs.
-        share: of the contribution that the effective range holds.
-        measured: what the methods say.
-        examples: that were measured.
-        resumed_units: that were read from a journal.
-        processes: that shared the work.
-        seconds: the analysis took.
-    """
+    """What the analyses of gradients say; ``measured`` is what the estimators do."""
 
     lesion: Mapping[str, Json] | None = None
     mode: str

@@ -98,6 +98,7 @@ class Runner:
         if phase not in self._kept:
             with self.group.agreed():
                 if self._folder is not None:
+                    assert self._depends_on, "identify first"
                     key = key_of({**self._depends_on, "phase": phase})
                     self._journals[phase] = Journal(self._folder, key, self.group.rank)
             journal = self._journals.get(phase)
@@ -169,28 +170,17 @@ class Runner:
 def running(
     model: nn.Module,
     data: Data,
-    *,
     batch_size: int,
     dtype: str,
-    device: str | torch.device | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    journal: str | Path | None = None,
-    progress: Progress | None = None,
+    device: str | torch.device | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    journal: str | Path | None,
+    progress: Progress | None,
 ) -> Iterator[Runner]:
-    """Open data and a device for one analysis.
+    """Open data and a device for one analysis; the model is not moved. Arguments as :func:`run_plans`.
 
-    Args:
-        model: the network; it is not moved.
-        data: an opened data set, or batches of (images, labels).
-        batch_size: images at a time.
-        dtype: name of a type of numbers.
-        device: where to compute (default: where the model is).
-        mean: per channel (default: the data set's).
-        std: per channel (default: the data set's).
-        journal: folder for finished batches (default: nothing is kept); nothing is kept of batches that the caller
-            made, which cannot be told apart.
-        progress: called with (batches done, batches in all).
+    Nothing is kept of batches that the caller made, which cannot be told apart.
 
     Raises:
         UsageError: an unknown type or device, or data that can be read only once.

@@ -12,18 +12,17 @@ from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import finish, foreign_output, setting
+from pathlens.estimators import ALIASES, ALL, METHODS
 
 if TYPE_CHECKING:
     from pathlens.tables import Table
 
 
-class Method(StrEnum):
-    """How the gradient is resolved by path length."""
-
-    exact = "exact"
-    sampled = "sampled"
-    signed = "signed"
-    all = "all"
+def _method(text: str) -> str:
+    name = ALIASES.get(text, text)
+    if name not in METHODS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, METHODS))}.")
+    return name
 
 
 class Mode(StrEnum):
@@ -34,9 +33,13 @@ class Mode(StrEnum):
 
 
 MethodOption = Annotated[
-    Method,
+    str,
     typer.Option(
-        "--method", help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all."
+        "--method",
+        parser=_method,
+        metavar=f"<{'|'.join(METHODS)}>",
+        autocompletion=lambda: list(METHODS),
+        help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all.",
     ),
 ]
 At = Annotated[str, typer.Option(metavar="PLACE", help="Where the gradient is taken: input, stem or block:I.")]
@@ -73,7 +76,7 @@ class GradientOptions(o.Common):
 
 @o.takes_objects
 def path_gradients(
-    method: MethodOption = Method.all,
+    method: MethodOption = ALL,
     at: At = "input",
     max_length: MaxLength = None,
     delete: Delete = None,
@@ -96,7 +99,7 @@ def path_gradients(
     asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
     lesion = {"delete": parse_range(delete, "delete"), "delete_skips": parse_range(delete_skips, "delete-skips")}
     sampling: dict[str, Any] = {
-        "method": method.value,
+        "method": method,
         "rel_error": rel_error,
         "max_samples": max_samples,
         "draws": draws,

@@ -20,6 +20,7 @@ from pathlens.errors import DataError, PathlensError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
     from pathlens.machine.processes import Processes
     from pathlens.models import LoadedModel
@@ -42,7 +43,7 @@ class Setting:
     group: Processes
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    facts: dict[str, Any]
+    facts: Stated
     began: float = field(default_factory=time.monotonic)
 
     @property

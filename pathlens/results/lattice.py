@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pathlens.results.path_profile import NORM
+from pathlens.estimators.estimator import NORM
 from pathlens.results.result import Result, column
 from pathlens.tables import Table
 

@@ -4,111 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+from pathlens.estimators import estimators
 from pathlens.results.charts import Chart, Series, chart
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
-
-NORM = "loss per unit of input"
-"""Unit of a gradient norm."""
 
 _VISIBLE = 1e-3  # percent: longer paths that contribute less are left out of the page's chart of contributions
 _READABLE = 10**15  # numbers of paths up to which all digits are written
-_LARGEST_POWER = 960  # of two; sums of so large contributions are still floats
 _MOST_BLOCKS = 100_000  # a table that was read back may state any number of paths
 
 
-@dataclass(frozen=True, kw_only=True)
-class PathRow:
-    """All paths of one length."""
-
-    length: int = column("blocks", "number of branches that a path takes")
-    n_paths: int = column("", "number of paths of this length, exact")
-    total_norm: float | None = column(NORM, "norm of the sum over all paths of this length, mean over examples (exact)")
-    total_low: float | None = column(NORM, "lower end of its 95 % interval over examples")
-    total_high: float | None = column(NORM, "upper end of that interval")
-    total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
-    path_norm_mean: float | None = column(
-        NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
-    )
-    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths")
-    path_norm_high: float | None = column(NORM, "upper end of that interval")
-    path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
-    path_norm_q05: float | None = column(NORM, "5 % quantile")
-    path_norm_q95: float | None = column(NORM, "95 % quantile")
-    path_norm_rms: float | None = column(NORM, "root mean square over all paths and examples, by random signs")
-    path_norm_rms_error: float | None = column(NORM, "its standard error over draws of signs")
-    tail: float | None = column(
-        "", "path_norm_rms over path_norm_mean: far above 1 means that few paths carry most of the norm"
-    )
-    contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
-    contribution_share: float | None = column("fraction", "contribution over its sum over all lengths")
-    samples: int | None = column("", "sampled paths, those of different batches counted apart")
-    stopped: str | None = column(
-        "", "why sampling ended: interval (narrow enough), budget (spent) or all paths (nothing to draw)"
-    )
-
-
-class Method(NamedTuple):
-    """A way to measure what a length contributes: the column of the norm, and what it is called where.
-
-    ``of_one`` says whether the norm is that of one path, to be multiplied by their number.
-    """
-
-    norm: str
-    of_one: bool
-    on_terminal: str
-    in_headline: str
-    in_chart: str
-
-
-METHODS = {
-    "sampled": Method("path_norm_mean", True, "sampled contribution", "sampled paths", "paths × mean norm (sampled)"),
-    "exact": Method("total_norm", False, "exact sums", "exact sums", "sum over all paths (exact)"),
-    "signed": Method(
-        "path_norm_rms", True, "root mean square contribution", "root mean squares", "paths × root mean square"
-    ),
-}
+METHODS = {estimator.name: estimator for estimator in sorted(estimators(), key=lambda estimator: estimator.rank)}
 """By name; a figure shades the effective lengths of the first that was run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Length:
+    """What is known without an estimate."""
+
+    length: int = column("blocks", "number of branches that a path takes")
+    n_paths: int = column("", "number of paths of this length, exact")
+
+
+# columns of the last base come first
+_BASES = (*(estimator.columns for estimator in estimators()), *(estimator.last_columns for estimator in estimators()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathRow(*reversed([_Length, *(base for base in _BASES if base is not object)])):  # type: ignore[misc]
+    """All paths of one length."""
+
+
 def contributions(rows: Rows, method: str) -> list[float | None]:
-    """What each length contributes: the norm of its sum, or the number of its paths times the norm of one.
+    """What each length contributes; see :meth:`pathlens.estimators.estimator.Estimator.contributions`.
 
     Args:
         rows: of the table.
         method: ``sampled`` (the paper's), ``exact`` or ``signed`` (from the second moment).
-
-    Returns:
-        In the unit of the norm; divided by a power of two where a float has no room for the largest.
     """
-    how = METHODS[method]
-    norms = [row[how.norm] for row in rows]
-    counts = [int(row["n_paths"]) if how.of_one else 1 for row in rows]
-    products = [
-        _product(norm, count) if norm and norm > 0 else (0.0, 0) for norm, count in zip(norms, counts, strict=True)
-    ]
-    shift = max(0, max(exponent for _, exponent in products) - _LARGEST_POWER)
-    return [
-        None if norm is None else math.ldexp(mantissa, exponent - shift)
-        for norm, (mantissa, exponent) in zip(norms, products, strict=True)
-    ]
-
-
-def _product(one: float, other: float) -> tuple[float, int]:
-    """The product of numbers of any size, as a mantissa and a power of two."""
-    (mantissa, exponent), (factor, more) = _parts(one), _parts(other)
-    return mantissa * factor, exponent + more
-
-
-def _parts(value: float) -> tuple[float, int]:
-    """As :func:`math.frexp`, of integers of any size too."""
-    if isinstance(value, float):
-        return math.frexp(value)
-    bits = value.bit_length()
-    return value / 2**bits, bits
+    return METHODS[method].contributions(rows)
 
 
 def shares(values: Sequence[float | None]) -> list[float | None]:
@@ -171,7 +108,7 @@ def _exact_count(row: Row, name: str) -> str:
     return f"{count:,}" if count < 10**9 else f"{float(count):.3e}"
 
 
-_NORM_SHOWN = formatted(".3g")
+_SHOWN = {"length": Shown(), "n_paths": Shown("paths", _exact_count, gives_way=2)}
 _SHARE_SHOWN = Shown("share %", lambda row, name: f"{100 * row[name]:.2f}")
 
 
@@ -182,23 +119,17 @@ class PathProfile(Result):
     row = PathRow
     needed = ("length", "n_paths", "total_norm", "path_norm_mean", "path_norm_rms")
     shown: ClassVar[Mapping[str, Shown]] = {
-        "length": Shown(),
-        "n_paths": Shown("paths", _exact_count, gives_way=2),
-        "total_norm": Shown("total norm\n(exact)", _NORM_SHOWN),
-        "path_norm_mean": Shown("path norm\nmean", _NORM_SHOWN),
-        "path_norm_low": Shown("95 %\nlow", _NORM_SHOWN, gives_way=1),
-        "path_norm_high": Shown("\nhigh", _NORM_SHOWN, gives_way=1),
-        "path_norm_median": Shown("\nmedian", _NORM_SHOWN, gives_way=3),
-        "path_norm_rms": Shown("\nrms", _NORM_SHOWN),
-        "samples": Shown(gives_way=4),
-        "stopped": Shown(left=True, gives_way=5),
+        name: shown
+        for named in (_SHOWN, *(estimator.shown for estimator in estimators()))
+        for name, shown in named.items()
     }
     figure = "paths.path_gradients"
     what = "gradient norms by path length"
 
     def printed(self, rows: Rows) -> Mapping[str, Shown]:
         """Of the methods that were run, and the share of what a length contributes at the end."""
-        columns = {**self.shown, _share_column(rows): _SHARE_SHOWN}
+        in_order = {f.name: self.shown[f.name] for f in fields(self.row) if f.name in self.shown}
+        columns = {**in_order, _share_column(rows): _SHARE_SHOWN}
         return {name: how for name, how in columns.items() if any(row[name] is not None for row in rows)}
 
     def bars(self, rows: Rows) -> list[float]:
@@ -307,16 +238,11 @@ def _visible(contributed: dict[str, Series]) -> list[Series]:
         at for series in contributed.values() for at, share in enumerate(series["y"]) if share and share > _VISIBLE
     ]
     end = max(visible, default=0) + 2
-    looks: dict[str, dict[str, Any]] = {
-        "exact": {"colour": 2},
-        "sampled": {"colour": 0},
-        "signed": {"colour": 1, "line": "dash"},
-    }
     return [
-        {"key": method, "name": METHODS[method].in_chart, **look}
-        | {name: values[:end] for name, values in contributed[method].items()}
-        for method, look in looks.items()
-        if method in contributed
+        {"key": estimator.name, "name": estimator.in_chart, **estimator.look}
+        | {name: values[:end] for name, values in contributed[estimator.name].items()}
+        for estimator in estimators()
+        if estimator.name in contributed
     ]
 
 

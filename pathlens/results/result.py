@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from pathlens.results.charts import Chart
 from pathlens.results.text import summary
 from pathlens.tables import Column, Table
+from pathlens.tables.declared import Row, Rows, Shown, column, formatted
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
 Facts = Mapping[str, Any]
 """Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
 
+__all__ = ["Facts", "Headline", "Result", "Row", "Rows", "Shown", "column", "formatted"]
+
 _NUMBER = ("int", "float", "null")
 _LARGEST = 2**1000  # of integers where fractions are due: larger ones are no floats
-
-
-def column(unit: str, meaning: str) -> Any:
-    """A field of a row.
-
-    Args:
-        unit: of its numbers; empty for none.
-        meaning: one sentence on what it holds.
-    """
-    return field(default=None, metadata={"unit": unit, "meaning": meaning})
-
-
-def formatted(spec: str) -> Callable[[Row, str], str]:
-    """A cell in a format, such as ``.2f``; nothing for a missing value."""
-    return lambda row, name: "" if row[name] is None else format(row[name], spec)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How a column is printed.
-
-    Attributes:
-        title: its heading; by default its name.
-        text: a row and the column's name -> the cell; by default the value as it is.
-        left: aligned to the left, as text is; numbers are aligned to the right.
-        folds: goes on in a second line where the terminal is narrow.
-        gives_way: left out where the terminal is narrow; columns of higher numbers first.
-    """
-
-    title: str = ""
-    text: Callable[[Row, str], str] | None = None
-    left: bool = False
-    folds: bool = False
-    gives_way: int = 0
 
 
 @dataclass(frozen=True)

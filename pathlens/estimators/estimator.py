@@ -1,0 +1,149 @@
+"""What an estimator of path gradients is, and what it is given."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pathlens.tables.declared import Row, Shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from pathlens.residual.gradients import Linearisation
+
+NORM = "loss per unit of input"
+"""Unit of a gradient norm."""
+
+_LARGEST_POWER = 960  # of two; sums of so large contributions are still floats
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one call, each with the meaning that it has in :func:`pathlens.path_gradients`."""
+
+    at: str
+    max_length: int | None = None
+    tolerance: float = 0.0
+    rel_error: float = 0.1
+    max_samples: int = 1
+    draws: int = 1
+    share: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is resolved by path length.
+
+    Attributes:
+        request: the options.
+        free: blocks at which a path chooses between branch and shortcut.
+        forced: blocks whose branch every path takes.
+        blocks: number of blocks of the network.
+        batches: number of batches.
+        device: where to compute.
+        dtype: what to compute with.
+        linearise: (images, labels) -> the network linearised at a batch.
+        measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
+            function of (number, images, labels) finds on each batch, by number; it gives what JSON can hold.
+    """
+
+    request: Request
+    free: tuple[int, ...]
+    forced: tuple[int, ...]
+    blocks: int
+    batches: int
+    device: torch.device
+    dtype: torch.dtype
+    linearise: Callable[[torch.Tensor, torch.Tensor], Linearisation]
+    measure: Callable[..., dict[int, Any]]
+
+    @property
+    def lengths(self) -> range:
+        """Those of the table."""
+        shortest, longest = len(self.forced), self.request.max_length
+        return range(shortest, (shortest + len(self.free) if longest is None else longest) + 1)
+
+
+class Estimator(ABC):
+    """A way to resolve a gradient by path length.
+
+    Args:
+        name: what users call it; also that of its journal.
+
+    Attributes:
+        columns: dataclass of the columns that it fills, each a :func:`pathlens.tables.declared.column`.
+        last_columns: of those at the end of the table.
+        shown: how columns are printed.
+        norm: the column that says what a length contributes.
+        of_one: whether that is the norm of one path, to be multiplied by their number.
+        rank: a figure shades the effective lengths of the estimator of lowest rank.
+        on_terminal: what it is called there.
+        in_headline: likewise.
+        in_chart: likewise.
+        look: of its line in a chart.
+    """
+
+    columns: ClassVar[type]
+    last_columns: ClassVar[type] = object
+    shown: ClassVar[Mapping[str, Shown]] = {}
+    norm: ClassVar[str]
+    of_one: ClassVar[bool]
+    rank: ClassVar[int]
+    on_terminal: ClassVar[str]
+    in_headline: ClassVar[str]
+    in_chart: ClassVar[str]
+    look: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Measure all batches and fill the table.
+
+        Args:
+            problem: what is resolved.
+            rows: of the table, by length.
+
+        Returns:
+            What the provenance says of it.
+        """
+
+    def contributions(self, rows: Sequence[Row]) -> list[float | None]:
+        """What each length contributes: the norm of its sum, or the number of its paths times the norm of one.
+
+        Args:
+            rows: of the table.
+
+        Returns:
+            In the unit of the norm; divided by a power of two where a float has no room for the largest.
+        """
+        norms = [row.get(self.norm) for row in rows]
+        counts = [int(row["n_paths"]) if self.of_one else 1 for row in rows]
+        products = [
+            _product(norm, count) if norm and norm > 0 else (0.0, 0) for norm, count in zip(norms, counts, strict=True)
+        ]
+        shift = max(0, max(exponent for _, exponent in products) - _LARGEST_POWER)
+        return [
+            None if norm is None else math.ldexp(mantissa, exponent - shift)
+            for norm, (mantissa, exponent) in zip(norms, products, strict=True)
+        ]
+
+
+def _product(one: float, other: float) -> tuple[float, int]:
+    """The product of numbers of any size, as a mantissa and a power of two."""
+    (mantissa, exponent), (factor, more) = _parts(one), _parts(other)
+    return mantissa * factor, exponent + more
+
+
+def _parts(value: float) -> tuple[float, int]:
+    """As :func:`math.frexp`, of integers of any size too."""
+    if isinstance(value, float):
+        return math.frexp(value)
+    bits = value.bit_length()
+    return value / 2**bits, bits

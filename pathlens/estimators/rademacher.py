@@ -1,0 +1,84 @@
+r"""The root mean square norm of single paths, by random signs of the blocks.
+
+With independent signs :math:`\epsilon`, :math:`E\|\sum_p \epsilon_p g_p\|^2 = \sum_p \|g_p\|^2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.tables.declared import Shown, column, formatted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STREAM = 1  # of random numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Root mean square norms of single paths."""
+
+    path_norm_rms: float | None = column(NORM, "root mean square over all paths and examples, by random signs")
+    path_norm_rms_error: float | None = column(NORM, "its standard error over draws of signs")
+    tail: float | None = column(
+        "", "path_norm_rms over path_norm_mean: far above 1 means that few paths carry most of the norm"
+    )
+
+
+class Rademacher(Estimator):
+    """Second moments of the norms of single paths."""
+
+    columns = Columns
+    shown: ClassVar[Mapping[str, Shown]] = {"path_norm_rms": Shown("\nrms", formatted(".3g"))}
+    norm = "path_norm_rms"
+    of_one = True
+    rank = 2
+    on_terminal = "root mean square contribution"
+    in_headline = "root mean squares"
+    in_chart = "paths × root mean square"
+    look: ClassVar[Mapping[str, Any]] = {"colour": 1, "line": "dash"}
+
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """See :meth:`Estimator.estimate`."""
+        _fill(rows, list(problem.measure(self.name, partial(_measure, problem)).values()))
+        return {"draws": problem.request.draws}
+
+
+def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """For each draw, the sum over examples of the squared norm at each length."""
+    import torch
+
+    linear = problem.linearise(images, labels)
+    rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
+    squares = []
+    for _ in range(problem.request.draws):
+        bits = rng.integers(0, 2, size=(problem.blocks, len(images)))
+        signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
+        profile = linear.exact(problem.lengths[-1], 0.0, signs)
+        squares.append(profile.norms().square().sum(1).tolist())
+    return {"examples": len(images), "squares": squares}
+
+
+def _fill(rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+    """Root mean squares, and how far they are above the mean where that was estimated before."""
+    examples = sum(result["examples"] for result in results)
+    # for each draw the mean over all examples; draws are independent of each other
+    draws = np.sum([result["squares"] for result in results], axis=0) / examples
+    for index, row in enumerate(rows):
+        mean, count = float(draws[:, index].mean()), row["n_paths"]
+        row["path_norm_rms"] = math.sqrt(mean / count)
+        if len(draws) > 1 and mean > 0:
+            error = float(draws[:, index].std(ddof=1)) / math.sqrt(len(draws))
+            row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
+        elif mean == 0:
+            row["path_norm_rms_error"] = 0.0
+        if row.get("path_norm_mean"):
+            row["tail"] = row["path_norm_rms"] / row["path_norm_mean"]

@@ -1,0 +1,221 @@
+"""Norms of random paths of each length, drawn until their mean is known well enough or the budget is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.paths import all_paths, sample_paths
+from pathlens.tables.declared import Shown, column, formatted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STEP = 4  # paths of a length that are drawn for a batch at a time
+_FEWEST = 8  # paths that an interval may rest on
+_RESAMPLES = 999  # of the bootstrap
+_PATHS, _BOOTSTRAP = 2, 3  # streams of random numbers
+_AT_ONCE = 256  # paths that gradients are carried through together
+
+
+@dataclass(frozen=True)
+class Round:
+    """The paths of one round: fresh ones of each open length for every batch."""
+
+    number: int
+    batches: int
+    blocks: int
+    seed: int
+    lengths: tuple[int, ...]
+
+    @property
+    def units(self) -> range:
+        """Numbers of this round's units, one for each batch; no other round has them."""
+        return range(self.number * self.batches, (self.number + 1) * self.batches)
+
+    def paths_for(self, unit: int) -> dict[int, list[tuple[int, ...]]]:
+        """Paths of each length for a unit; all of them where they are few."""
+        drawn = {}
+        for length in self.lengths:
+            if math.comb(self.blocks, length) <= _STEP:
+                drawn[length] = all_paths(self.blocks, length)
+            else:
+                rng = np.random.default_rng([self.seed, _PATHS, unit, length])
+                drawn[length] = sample_paths(self.blocks, length, _STEP, rng)
+        return drawn
+
+
+@dataclass
+class Sampler:
+    """Decides which lengths need more paths.
+
+    Attributes:
+        norms: length -> norms of single paths for single examples.
+        means: length -> for each path and batch, the mean over its examples; the unit of the bootstrap.
+        intervals: length -> 95 % bootstrap interval of the mean, or None where nothing varies.
+        stopped: length -> ``interval``, ``budget`` or ``all paths``.
+    """
+
+    blocks: int
+    longest: int
+    rel_error: float
+    max_samples: int
+    seed: int
+    norms: dict[int, list[float]] = field(default_factory=dict)
+    means: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    intervals: dict[int, tuple[float, float]] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    _rounds: int = 0
+
+    @property
+    def open_lengths(self) -> tuple[int, ...]:
+        """Lengths that need more paths."""
+        return tuple(length for length in range(self.longest + 1) if length not in self.stopped)
+
+    def next_round(self, batches: int) -> Round:
+        """Fresh paths of every open length for every batch."""
+        self._rounds += 1
+        return Round(self._rounds - 1, batches, self.blocks, self.seed, self.open_lengths)
+
+    def take(self, step: Round, results: dict[int, Any]) -> None:
+        """Add a round's norms, and stop the lengths that need no more."""
+        for length in step.lengths:
+            for unit in sorted(results):
+                for path in results[unit][str(length)]:
+                    self.norms.setdefault(length, []).extend(path)
+                    self.means.setdefault(length, []).append((math.fsum(path) / len(path), len(path)))
+            self._judge(length, step)
+
+    def _judge(self, length: int, step: Round) -> None:
+        every = math.comb(self.blocks, length) <= _STEP
+        low, high = self.intervals[length] = self._interval(length)
+        mean = self.mean(length)
+        taken = len(self.means[length])
+        if every:
+            self.stopped[length] = "all paths"
+        elif taken >= _FEWEST and (high - low) / 2 <= self.rel_error * mean:
+            self.stopped[length] = "interval"
+        elif (self._rounds * _STEP) >= self.max_samples:
+            self.stopped[length] = "budget"
+
+    def mean(self, length: int) -> float:
+        """Mean over paths and examples."""
+        return math.fsum(self.norms[length]) / len(self.norms[length])
+
+    def _interval(self, length: int) -> tuple[float, float]:
+        """95 % bootstrap interval (percentile) of the mean, resampling paths with their batches."""
+        values = np.array([mean for mean, _ in self.means[length]])
+        weights = np.array([count for _, count in self.means[length]], dtype=float)
+        if len(values) < 2 or np.ptp(values) == 0:
+            return self.mean(length), self.mean(length)
+
+        # scipy.stats takes seconds to import, and most analyses draw no paths
+        from scipy.stats import bootstrap
+
+        def weighted(v: Any, w: Any, axis: int = -1) -> Any:
+            return (v * w).sum(axis=axis) / w.sum(axis=axis)
+
+        found = bootstrap(
+            (values, weights),
+            weighted,
+            paired=True,
+            vectorized=True,
+            n_resamples=_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng([self.seed, _BOOTSTRAP, length, len(values)]),
+        )
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Norms of sampled paths."""
+
+    path_norm_mean: float | None = column(
+        NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
+    )
+    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths")
+    path_norm_high: float | None = column(NORM, "upper end of that interval")
+    path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
+    path_norm_q05: float | None = column(NORM, "5 % quantile")
+    path_norm_q95: float | None = column(NORM, "95 % quantile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastColumns:
+    """What all paths of a length contribute, and on how many it rests."""
+
+    contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
+    contribution_share: float | None = column("fraction", "contribution over its sum over all lengths")
+    samples: int | None = column("", "sampled paths, those of different batches counted apart")
+    stopped: str | None = column(
+        "", "why sampling ended: interval (narrow enough), budget (spent) or all paths (nothing to draw)"
+    )
+
+
+class Sampled(Estimator):
+    """The paper's protocol: the mean norm of single random paths (Veit et al. 2016, section 5)."""
+
+    columns = Columns
+    last_columns = LastColumns
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "path_norm_mean": Shown("path norm\nmean", formatted(".3g")),
+        "path_norm_low": Shown("95 %\nlow", formatted(".3g"), gives_way=1),
+        "path_norm_high": Shown("\nhigh", formatted(".3g"), gives_way=1),
+        "path_norm_median": Shown("\nmedian", formatted(".3g"), gives_way=3),
+        "samples": Shown(gives_way=4),
+        "stopped": Shown(left=True, gives_way=5),
+    }
+    norm = "path_norm_mean"
+    of_one = True
+    rank = 0
+    on_terminal = "sampled contribution"
+    in_headline = "sampled paths"
+    in_chart = "paths × mean norm (sampled)"
+    look: ClassVar[Mapping[str, Any]] = {"colour": 0}
+
+    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Round after round, until no length needs more paths."""
+        request = problem.request
+        longest = problem.lengths[-1] - problem.lengths[0]
+        sampler = Sampler(len(problem.free), longest, request.rel_error, request.max_samples, request.seed)
+        while sampler.open_lengths:
+            step = sampler.next_round(problem.batches)
+            sampler.take(step, problem.measure(self.name, partial(_measure, problem, step), step.units))
+        self._fill(rows, sampler)
+        return {}
+
+    def _fill(self, rows: list[dict[str, Any]], sampler: Sampler) -> None:
+        """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""
+        for chosen, row in enumerate(rows):
+            norms = np.array(sampler.norms[chosen])
+            row["path_norm_mean"] = sampler.mean(chosen)
+            row["path_norm_low"], row["path_norm_high"] = sampler.intervals[chosen]
+            row["path_norm_q05"], row["path_norm_median"], row["path_norm_q95"] = (
+                float(value) for value in np.quantile(norms, (0.05, 0.5, 0.95))
+            )
+            row["samples"] = len(sampler.means[chosen])
+            row["stopped"] = sampler.stopped[chosen]
+        contributions: list[Any] = self.contributions(rows)
+        everything = math.fsum(contributions)
+        for row, contribution in zip(rows, contributions, strict=True):
+            row["contribution"] = contribution
+            row["contribution_share"] = contribution / everything if everything else 0.0
+
+
+def _measure(problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor) -> dict[str, list[list[float]]]:
+    """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
+    linear = problem.linearise(images, labels)
+    drawn = step.paths_for(unit)
+    flat = [(*problem.forced, *(problem.free[place] for place in path)) for paths in drawn.values() for path in paths]
+    norms: list[list[float]] = []
+    for start in range(0, len(flat), _AT_ONCE):
+        norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()
+    remaining = iter(norms)
+    return {str(length): [next(remaining) for _ in paths] for length, paths in drawn.items()}
