@@ -35,14 +35,11 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def members(kind: type) -> dict[str, Any]:
-    """Public methods and properties that a class defines itself; functions may also be values of its fields."""
-    fields = getattr(kind, "__dataclass_fields__", {})
+    """Public methods and properties that a class defines itself."""
     return {
         name: getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
         for name, thing in vars(kind).items()
-        if not name.startswith("_")
-        and name not in fields
-        and (inspect.isfunction(thing) or isinstance(thing, property | classmethod))
+        if not name.startswith("_") and (inspect.isfunction(thing) or isinstance(thing, property | classmethod))
     }
 
 
@@ -77,11 +74,10 @@ def described(thing: Any) -> set[str]:
 def referred(name: str) -> Any:
     """The function whose arguments this one takes too, where its docstring says so."""
     text = inspect.getdoc(PUBLIC[name]) or ""
-    overridden = re.fullmatch(r"See :meth:`(\w+\.\w+)`\.", text)
-    if overridden:
-        return PUBLIC[f"{name.rsplit('.', 2)[0]}.{overridden[1]}"]
-    match = re.search(r"[Aa]rguments(?: and errors)? as (?:of )?:\w+:`(\w+)`", text)
-    return PUBLIC[f"{name.rpartition('.')[0]}.{match[1]}"] if match else None
+    match = re.search(r"(?:[Aa]rguments(?: and errors)? as (?:of )?|See ):\w+:`([\w.]+)`", text)
+    home = name.rpartition(".")[0]
+    named = [f"{place}.{match[1]}" for place in (home, home.rpartition(".")[0]) if match]
+    return next((PUBLIC[other] for other in named if other in PUBLIC), None)
 
 
 @pytest.fixture(scope="module")

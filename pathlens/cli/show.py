@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from pathlens.errors import printable
 from pathlens.results import Shown, named
-from pathlens.results.result import Rows
+from pathlens.results.result import Row, Rows
 from pathlens.tables import Table
 
 _BAR = 28
@@ -35,7 +35,8 @@ class _Printed:
 
     @classmethod
     def of(cls, name: str, how: Shown, rows: Rows) -> _Printed:
-        return cls(how.title or name.replace("_", " "), [printable(how.text(row, name)) for row in rows], how)
+        text = how.text or _plain
+        return cls(how.title or name.replace("_", " "), [printable(text(row, name)) for row in rows], how)
 
     @property
     def width(self) -> int:
@@ -93,6 +94,10 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
     left_out = [column.title.replace("\n", " ") for column in columns if column not in kept]
     if left_out:
         _print(f"(not shown for want of room: {', '.join(left_out)}; --json and --out have all columns)")
+
+
+def _plain(row: Row, name: str) -> str:
+    return "" if row[name] is None else str(row[name])
 
 
 def _needed(columns: Sequence[_Printed]) -> int:

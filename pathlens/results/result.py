@@ -9,12 +9,12 @@ from typing import Any, ClassVar, get_args, get_type_hints
 from pathlens.results.charts import Chart
 from pathlens.results.text import summary
 from pathlens.tables import Column, Table
-from pathlens.tables.declared import Row, Rows, Shown, column, formatted, plain
+from pathlens.tables.declared import Row, Rows, Shown, column, formatted
 
 Facts = Mapping[str, Any]
 """Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
 
-__all__ = ["Facts", "Headline", "Result", "Row", "Rows", "Shown", "column", "formatted", "plain"]
+__all__ = ["Facts", "Headline", "Result", "Row", "Rows", "Shown", "column", "formatted"]
 
 _NUMBER = ("int", "float", "null")
 _LARGEST = 2**1000  # of integers where fractions are due: larger ones are no floats
@@ -22,7 +22,13 @@ _LARGEST = 2**1000  # of integers where fractions are due: larger ones are no fl
 
 @dataclass(frozen=True)
 class Headline:
-    """One number of a result: what it is, its value, and what belongs to it."""
+    """One number of a result.
+
+    Attributes:
+        label: what it is.
+        value: as text, with its unit.
+        detail: what belongs to it.
+    """
 
     label: str
     value: str
@@ -66,6 +72,10 @@ class Result:
     def table(self, rows: Rows, facts: Facts) -> Table:
         """The rows as a table, with where they came from.
 
+        Args:
+            rows: with the names of the columns as keys.
+            facts: provenance of the table, or the manifest of its run.
+
         Raises:
             NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
         """
@@ -76,6 +86,9 @@ class Result:
 
         The needed columns are there and hold numbers, texts or nothing, as they should; those of an ``int`` hold one in
         each row. Other columns of fractional numbers may be missing, but hold no text.
+
+        Args:
+            table: from a file that may hold anything.
         """
         if not table.rows or not set(self.needed) <= table.types.keys():
             return False
@@ -83,31 +96,39 @@ class Result:
         return all(_holds(table, name, hints[name], name in self.needed) for name in table.types.keys() & hints.keys())
 
     def printed(self, rows: Rows) -> Mapping[str, Shown]:
-        """The columns that a terminal prints of these rows, in order."""
+        """The columns that a terminal prints, in order.
+
+        Args:
+            rows: of the table.
+        """
         return self.shown
 
     def bars(self, rows: Rows) -> list[float] | None:
-        """Fractions that a terminal draws as bars, one for each row."""
+        """Fractions that a terminal draws as bars, one for each row. Arguments as :meth:`printed`."""
         return [row[self.bar] for row in rows] if self.bar else None
 
     def notes(self, facts: Facts) -> list[str]:
-        """Lines under the table on a terminal."""
+        """Lines under the table on a terminal.
+
+        Args:
+            facts: provenance of the table.
+        """
         return [summary(facts)]
 
     def figure_options(self, facts: Facts) -> dict[str, Any]:
-        """Arguments of the figure, beside the table."""
+        """What the figure takes beside the table. Arguments as :meth:`notes`."""
         return {}
 
     def title(self, rows: Rows, facts: Facts) -> str:
-        """What was done, with these rows."""
+        """What was done. Arguments as :meth:`table`."""
         return self.what
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
-        """The numbers that a reader looks for first."""
+        """The numbers that a reader looks for first. Arguments as :meth:`table`."""
         return []
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
-        """The charts of a page."""
+        """The charts of a page. Arguments as :meth:`table`."""
         return []
 
 

@@ -11,13 +11,13 @@ Rows = Sequence[Row]
 
 
 def column(unit: str, meaning: str) -> Any:
-    """A field of a row: the unit of its numbers (empty for none), and one sentence on what it holds."""
+    """A field of a row.
+
+    Args:
+        unit: of its numbers; empty for none.
+        meaning: one sentence on what it holds.
+    """
     return field(default=None, metadata={"unit": unit, "meaning": meaning})
-
-
-def plain(row: Row, name: str) -> str:
-    """A cell as it is; nothing for a missing value."""
-    return "" if row[name] is None else str(row[name])
 
 
 def formatted(spec: str) -> Callable[[Row, str], str]:
@@ -31,14 +31,14 @@ class Shown:
 
     Attributes:
         title: its heading; by default its name.
-        text: a row and the column's name -> the cell.
+        text: a row and the column's name -> the cell; by default the value as it is.
         left: aligned to the left, as text is; numbers are aligned to the right.
         folds: goes on in a second line where the terminal is narrow.
         gives_way: left out where the terminal is narrow; columns of higher numbers first.
     """
 
     title: str = ""
-    text: Callable[[Row, str], str] = plain
+    text: Callable[[Row, str], str] | None = None
     left: bool = False
     folds: bool = False
     gives_way: int = 0
