@@ -64,7 +64,7 @@ def delete_blocks(
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.run_plans`.
     """
-    view = _view_of(model, data, options)
+    view = view_for(model, data, options)
     return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
 
 
@@ -82,7 +82,7 @@ def delete_skips(
     Raises:
         UsageError: as :func:`delete_blocks`, and for plain networks, which have no shortcuts.
     """
-    view = _view_of(model, data, options)
+    view = view_for(model, data, options)
     if view.is_plain:
         raise UsageError(
             f"{type(view.model).__name__} is a plain network without shortcuts; use delete-blocks, which deletes layers"
@@ -116,7 +116,7 @@ def reorder_blocks(
     Raises:
         UsageError: no two blocks can be exchanged, or numbers below 1.
     """
-    view = _view_of(model, data, options)
+    view = view_for(model, data, options)
     sizes = _sizes(swaps, "swaps")
     _check_samples(samples)
     rng = _generator(options)
@@ -289,7 +289,13 @@ def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> l
     return [f"{engines.missing(device, dtype)}: products are computed in float32 and rounded"]
 
 
-def _view_of(model: nn.Module | ResidualView, data: Data, options: SweepOptions) -> ResidualView:
+def view_for(model: nn.Module | ResidualView, data: Data, options: SweepOptions) -> ResidualView:
+    """The blocks of a network, found with the first images where it is no view yet.
+
+    Raises:
+        UsageError: it is no module.
+        NoResidualBlocksError: it has neither residual blocks nor a plain chain of layers.
+    """
     if isinstance(model, ResidualView):
         return model
     if not isinstance(model, nn.Module):

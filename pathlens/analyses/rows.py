@@ -27,7 +27,7 @@ def lesion(
             count=len(blocks),
             sample=sample,
             **_which(view, blocks),
-            **_result(counts),
+            **counted(counts),
         )
     )
 
@@ -50,7 +50,7 @@ def reordering(
             moved=len(moved),
             **_which(view, sorted(moved)),
             order=_joined(plan.order),
-            **_result(counts),
+            **counted(counts),
         )
     )
 
@@ -87,7 +87,8 @@ def _joined(items: Any) -> str:
     return ",".join(str(item) for item in items)
 
 
-def _result(counts: ClassificationCounts) -> dict[str, Any]:
+def counted(counts: ClassificationCounts) -> dict[str, Any]:
+    """The columns that end a table of lesions: what was counted of one network."""
     low, high = counts.error_interval
     return {
         "error": counts.error,

@@ -51,7 +51,7 @@ def delete_blocks(
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-blocks", common, arguments, blocks)
+    run("delete-blocks", common, arguments, blocks)
 
 
 @o.takes_objects
@@ -64,7 +64,7 @@ def delete_skips(
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    _run("delete-skips", common, arguments, blocks)
+    run("delete-skips", common, arguments, blocks)
 
 
 @o.takes_objects
@@ -75,10 +75,18 @@ def reorder_blocks(
     common: LesionOptions,
 ) -> None:
     """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""
-    _run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
+    run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
-def _run(verb: str, common: LesionOptions, arguments: dict[str, Any], blocks: str | None = None) -> None:
+def run(verb: str, common: LesionOptions, arguments: dict[str, Any], blocks: str | None = None) -> None:
+    """Carry out a verb of :mod:`pathlens.analyses` on what the options say, and show and write its table.
+
+    Args:
+        verb: its name.
+        common: the shared options.
+        arguments: its own.
+        blocks: the range of blocks that was asked for, as it was written.
+    """
     with setting(verb, common) as current:
         o.check_last(blocks, len(current.view))
         from pathlens import analyses

@@ -277,9 +277,10 @@ def finish(
         }
         try:
             from pathlens import figures
+            from pathlens.results import named
 
             tables = {current.verb: table, **(more or {})}
-            drawn = {stem: figures.draw(stem, made) for stem, made in tables.items()}
+            drawn = {stem: figures.draw(stem, made) for stem, made in tables.items() if named(stem).figure}
             written = write_run(common.out, tables, drawn, manifest)
         except PathlensError as error:
             failure = error  # raised below, because the numbers should not be lost with it

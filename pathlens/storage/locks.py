@@ -37,10 +37,11 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # a link would have its target overwritten
     except OSError as error:
         raise disk_error(error, folder / _LOCK) from error
-    # one lock for each path, so that its holder may take it again; the file stays, for removing it would race
-    lock = FileLock(path, timeout=0, is_singleton=True, preserve_lock_file=True, on_acquired=_sign)
+    # one lock for each path, so that its holder may take it again
+    lock = FileLock(path, timeout=0, is_singleton=True)
     try:
         lock.acquire()
+        path.write_text(f"{os.getpid()}\n")
     except Timeout as error:
         holder = path.read_text(errors="replace").strip()
         who = f"process {holder}" if holder.isdigit() else "another process"
@@ -51,9 +52,3 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-
-
-def _sign(handle: int) -> None:
-    """Say in the file which process holds it."""
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
