@@ -368,7 +368,7 @@ def _lesioned(chain: Chain, route: Route) -> tuple[Segment, list[str]]:
             *(Piece(link.start, (link.end,), swap) for _, link in links),
             Piece(chain.boundaries[-1], outputs, swap),
         ]
-    pieces, updated = with_updates(trace, chain.discovery.dependent, pieces)
+    pieces, updated = with_updates(trace, chain.discovery.input_dependent, pieces)
     buffers = [name for names in updated for name in names]
     ends = [*outputs, *(trace.mutations[name] for name in buffers)]
     return splice(trace, pieces, ends), buffers
@@ -410,7 +410,7 @@ def _places(name: str, part: _Intervened, view: ResidualView, chain: Chain) -> t
     """
     path, its_view = tuple(name.split(".")), part.known_view()
     places = tuple(i for i, link in enumerate(chain.links) if module_path(link.total)[: len(path)] == path)
-    stacks = [node.meta.get("nn_module_stack") or {} for node in chain.discovery.dependent]
+    stacks = [node.meta.get("nn_module_stack") or {} for node in chain.discovery.input_dependent]
     # each call of a module has a key of its own
     calls = {key for stack in stacks for key, (where, _) in stack.items() if where == name}
     same = its_view is None or [_looks(its_view, i) for i in range(len(its_view))] == [_looks(view, i) for i in places]

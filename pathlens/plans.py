@@ -393,7 +393,7 @@ def _direct(view: ResidualView, index: int) -> bool:
         return False
     chain = view.chain()
     link = chain.links[index]
-    return not any(node.target in WEIGHTED for node in nodes_between(chain, link.start, link.fork))
+    return not any(node.target in WEIGHTED for node in nodes_between(chain, link.start, link.branch_point))
 
 
 def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:

@@ -20,8 +20,8 @@ import pathlens
 from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import NumericsError, PathlensError
-from pathlens.machine import processes
 from pathlens.residual import find_blocks
+from pathlens.runtime import processes
 
 RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 

@@ -23,7 +23,7 @@ from PIL import Image
 from pathlens.analyses.sources import make_source
 from pathlens.data import images, open_data
 from pathlens.errors import PathlensError
-from pathlens.measure import count_values
+from pathlens.metrics import count_values
 from pathlens.residual.losses import cross_entropy
 
 PIXELS = noise(1, 8, 8, 3)[0]

@@ -20,8 +20,8 @@ from model_helpers import Small
 
 from pathlens.cli import main
 from pathlens.errors import LONGEST, CheckpointError, PathlensError, ResourceError, UsageError, printable
-from pathlens.machine import memory
 from pathlens.models import load_into, load_model, load_state_dict_file, resnet, save_weights
+from pathlens.runtime import memory
 
 MARGIN = 2**29  # bytes that loading may take beside the network
 

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from pathlens.models import load_model
 from pathlens.residual import find_blocks, gradients
-from pathlens.residual.adjoint import AutogradAdjoint, StackedAdjoint
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import cross_entropy
+from pathlens.residual.vjp import BatchedVJP, SequentialVJP
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -93,8 +93,8 @@ def test_single_paths(name):
 def test_stacks_are_used_for_convolutions_and_change_nothing(name):
     fast, slow = linearised(name), linearised(name, stacked=False)
     kinds = {type(parts.branch) for parts in fast._blocks.values()}
-    assert kinds == {StackedAdjoint}
-    assert {type(parts.branch) for parts in slow._blocks.values()} == {AutogradAdjoint}
+    assert kinds == {BatchedVJP}
+    assert {type(parts.branch) for parts in slow._blocks.values()} == {SequentialVJP}
     assert_lengths_equal(fast.exact().gradients, slow.exact().gradients, 1e-12)
     assert_lengths_equal(fast.along([(0,), (0, 2)]), slow.along([(0,), (0, 2)]), 1e-12)
 

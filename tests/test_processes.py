@@ -21,8 +21,8 @@ import pathlens
 from pathlens.cli import main
 from pathlens.data import open_data
 from pathlens.errors import DataError, RunError
-from pathlens.machine import processes
 from pathlens.residual import find_blocks
+from pathlens.runtime import processes
 
 HERE = Path(__file__).parent
 PATIENCE = 240  # seconds until a test that hangs is ended
@@ -185,7 +185,7 @@ def test_nccl_where_each_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus
 
 def test_one_process_alone() -> None:
     with processes.joined() as group:
-        assert (group.rank, group.world, group.leads) == (0, 1, True)
+        assert (group.rank, group.world, group.is_main) == (0, 1, True)
         assert group.gather("part") == ["part"]
         with group.agreed() as look:
             assert look() is None

@@ -157,7 +157,7 @@ def test_differences_have_newcombes_interval():
     # Newcombe 1998, table II, case (a): 56/70 and 48/80, method 10: 0.0524 to 0.3339
     rows = []
     for failures, n in ((56, 70), (48, 80)):
-        low, high = pathlens.measure.wilson_interval(failures, n)
+        low, high = pathlens.metrics.wilson_interval(failures, n)
         rows.append({"error": failures / n, "error_low": low, "error_high": high})
     found = shortcuts.newcombe(*rows)
     assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import pathlens
 from pathlens import figures
-from pathlens.measure import ClassificationCounts
+from pathlens.metrics import ClassificationCounts
 from pathlens.tables import read_table
 from pathlens.training import PathLengths
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from training_oracle import by_hand, digits, network
 
 from pathlens.errors import PathlensError
-from pathlens.machine import processes
 from pathlens.models import state_sha256
+from pathlens.runtime import processes
 from pathlens.training import (
     BlocksPerBatch,
     Full,
@@ -112,7 +112,7 @@ def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
         run = trained(rule, stranger=name == "per sample")
         found[name] = {"curve": curve(run), "sha256": state_sha256(run.model), "drawn": list(drawn)}
         found[name]["result"] = [dict(row) for row in run.result.rows]
-        if group.leads:
+        if group.is_main:
             found[name]["weights"] = weights(run)
     try:
         trained(PathLengths(1, 2))

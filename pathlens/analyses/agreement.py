@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
 from pathlens.intervene import active_plans, suspended
-from pathlens.machine.memory import ran_out
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Part
+from pathlens.runtime.memory import ran_out
 
 _CHECKED_IMAGES = 16
 #: modules with hooks that a message names

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathlens import measure, plans, results
+from pathlens import metrics, plans, results
 from pathlens.analyses import rows, tuning
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.provenance import EngineFacts, LesionProvenance, Stated
@@ -20,14 +20,14 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data, make_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
-from pathlens.machine import processes
-from pathlens.machine.memory import memory_named
 from pathlens.plans import Deletion, Plan, SkipDeletion
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 from pathlens.results.reordering import REORDER_BLOCKS
+from pathlens.runtime import processes
+from pathlens.runtime.memory import oom_as_error
 from pathlens.tables import Table
 
 #: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
@@ -125,7 +125,7 @@ def reorder_blocks(
     result, provenance = run_plans("reorder-blocks", view, tried, data, **options)
     made = []
     for (size, sample), plan, counts in zip(labels, tried, result.counts, strict=True):
-        tau = measure.kendall_tau(plan.order)
+        tau = metrics.kendall_tau(plan.order)
         made.append(rows.reordering(view, plan, size, sample if size else None, tau, counts))
     made += [
         rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1
@@ -271,8 +271,8 @@ def _prepared(given: Engine | None, view: ResidualView, runner: Runner, networks
         choice = EngineFacts(engine=before[0], engine_chosen="resumed")
     else:
         group = runner.group
-        with group.agreed(), torch.inference_mode(), memory_named(runner.source.batch_size):
-            if group.leads:  # one process measures for all
+        with group.agreed(), torch.inference_mode(), oom_as_error(runner.source.batch_size):
+            if group.is_main:  # one process measures for all
                 network, choice = tuning.choose(view, runner, networks)
         (choice, *_) = group.gather(choice)
     assert choice is not None

@@ -19,13 +19,13 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
-from pathlens.machine import processes
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Part, Route, intact
+from pathlens.runtime import processes
 
 #: examples at a time where nothing is given
 BATCH_SIZE = 32

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pathlens.measure import ClassificationCounts, sample_interval
+from pathlens.metrics import ClassificationCounts, sample_interval
 from pathlens.plans import Reordering
 from pathlens.residual import ResidualView
 from pathlens.results.lesions import LesionRow

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pathlens.analyses.provenance import Json
 from pathlens.analyses.sources import Data, Source, make_source
-from pathlens.machine import processes
-from pathlens.machine.memory import memory_named
-from pathlens.machine.precision import precision
-from pathlens.machine.processes import Processes
 from pathlens.models import state_sha256
 from pathlens.residual import ResidualView
+from pathlens.runtime import processes
+from pathlens.runtime.memory import oom_as_error
+from pathlens.runtime.precision import precision
+from pathlens.runtime.processes import Processes
 from pathlens.storage.journal import Journal, code_version, key_of
 
 Progress = Callable[[int, int], None]
@@ -134,7 +134,7 @@ class Runner:
         self._finished += len(done)
         self._planned += len(done) + len(mine or ())
         found: dict[int, Any] = {}
-        with group.agreed() as look, memory_named(self.source.batch_size):
+        with group.agreed() as look, oom_as_error(self.source.batch_size):
             for batch, images, labels in self.source.batches(mine):
                 if mine is None and batch % group.world != group.rank:
                     continue
@@ -160,7 +160,7 @@ class Runner:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Remove the journals where all is done; otherwise keep what they hold."""
         for journal in self._journals.values():
-            if kind is None and self.group.leads:
+            if kind is None and self.group.is_main:
                 journal.clear()
             else:
                 journal.close()
@@ -188,7 +188,7 @@ def running(
     """
     with precision(dtype) as kind:
         group = processes.current()
-        with group.agreed(), memory_named(batch_size):
+        with group.agreed(), oom_as_error(batch_size):
             where = processes.device_of(model, device)
             source = make_source(data, batch_size, mean, std, where)
         folder = Path(journal) if journal is not None and source.fingerprint else None

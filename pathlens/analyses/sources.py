@@ -14,7 +14,7 @@ from torch.utils.data import RandomSampler
 from pathlens.analyses.provenance import DataFacts
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
-from pathlens.machine import processes
+from pathlens.runtime import processes
 
 Data = ImageData | Iterable[Any]
 """An opened data set, or batches of (images, labels)."""

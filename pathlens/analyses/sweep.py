@@ -17,11 +17,11 @@ from torch import Tensor
 from pathlens.analyses.agreement import check_agreement, check_images
 from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
-from pathlens.machine.memory import memory_named
-from pathlens.measure import ClassificationCounts, count_values, require_labels
+from pathlens.metrics import ClassificationCounts, count_values, require_labels
 from pathlens.plans import Plan, route
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Route
+from pathlens.runtime.memory import oom_as_error
 
 PHASE = "sweep"
 """Name of the counts in the journal."""
@@ -87,7 +87,7 @@ def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepRes
         RunError: another process has ended.
     """
     source = runner.source
-    with runner.group.agreed(), torch.inference_mode(), memory_named(source.batch_size):
+    with runner.group.agreed(), torch.inference_mode(), oom_as_error(source.batch_size):
         routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
 

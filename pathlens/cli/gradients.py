@@ -107,7 +107,7 @@ def path_gradients(
     }
     with setting("path-gradients", common) as current:
         from pathlens import analyses, plans
-        from pathlens.machine.memory import memory_named
+        from pathlens.runtime.memory import oom_as_error
 
         shared = current.options(None)
         del shared["engine"], shared["fast"], shared["progress"]
@@ -121,7 +121,7 @@ def path_gradients(
         with (
             progress_bar("path-gradients", current.shows_progress, notes) as progress,
             foreign_output(),
-            memory_named(common.batch_size),
+            oom_as_error(common.batch_size),
         ):
             table = analyses.path_gradients(
                 current.view, current.data, **asked, **sampling, **shared, progress=progress

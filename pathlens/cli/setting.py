@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
-    from pathlens.machine.processes import Processes
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
+    from pathlens.runtime.processes import Processes
     from pathlens.tables import Table
 
 DEFAULT_MODEL = "digits54"
@@ -63,7 +63,7 @@ class Setting:
     @property
     def shows_progress(self) -> bool:
         """Whether this process says anything on stderr."""
-        return self.group.leads and not self.common.quiet
+        return self.group.is_main and not self.common.quiet
 
     def options(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         """Keyword arguments for a verb of :mod:`pathlens.analyses`."""
@@ -98,19 +98,19 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
 
     from pathlens.analyses import view_of
     from pathlens.data import check_labels
-    from pathlens.machine import processes
-    from pathlens.machine.memory import memory_named
     from pathlens.report import check_run_folder
+    from pathlens.runtime import processes
+    from pathlens.runtime.memory import oom_as_error
 
     mean, std = parse_normalisation(common.mean, common.std)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.joined())
         opening = f"opening {common.model or DEFAULT_MODEL}"
-        with group.agreed(), waiting(opening, group.leads and not common.quiet), memory_named(common.batch_size):
+        with group.agreed(), waiting(opening, group.is_main and not common.quiet), oom_as_error(common.batch_size):
             device = processes.pick_device(common.device.value)
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            if common.out is not None and group.leads and os.path.exists(common.out):
+            if common.out is not None and group.is_main and os.path.exists(common.out):
                 check_run_folder(common.out, verb)
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
@@ -121,7 +121,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             loaded.model.to(device)
             with foreign_output():
                 view = view_of(loaded.model, example.to(device), common.output)
-            if common.out is not None and group.leads:
+            if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
         yield Setting(
             verb=verb,
@@ -147,8 +147,8 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
 def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
     from pathlens.data import open_data
-    from pathlens.machine.memory import check_input_fits
     from pathlens.models import load_model
+    from pathlens.runtime.memory import check_input_fits
 
     def opened(image_size: int | None) -> ImageData:
         return open_data(
@@ -258,7 +258,7 @@ def finish(
         arguments: of the verb itself, for the manifest.
         more: further tables by stem.
     """
-    if not current.group.leads:
+    if not current.group.is_main:
         return
     from dataclasses import replace
 

@@ -103,7 +103,7 @@ def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
     """An input of two examples."""
     import torch
 
-    from pathlens.machine.memory import check_input_fits
+    from pathlens.runtime.memory import check_input_fits
 
     check_input_fits(shape, 2, "give a smaller --input-shape")
     return torch.zeros(2, *shape)

@@ -31,7 +31,7 @@ from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
     from pathlens.data import ImageData
-    from pathlens.machine.processes import Processes
+    from pathlens.runtime.processes import Processes
     from pathlens.training import Recipe, Rule, Trained
 
 _PATHS, _RECIPE, _RUN, _DATA = "Paths", "Recipe", "Run", "Data"
@@ -184,9 +184,9 @@ def train(options: TrainingOptions) -> None:
     keep = parse_range(options.keep_epochs, "keep-epochs") or ()
     import torch
 
-    from pathlens.machine import processes
     from pathlens.models import load_model
     from pathlens.report import provenance, write_run
+    from pathlens.runtime import processes
     from pathlens.training import recipe_for
     from pathlens.training import train as run_training
 
@@ -196,7 +196,7 @@ def train(options: TrainingOptions) -> None:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.joined())
-        with group.agreed(), waiting("opening the data", group.leads and not quiet):
+        with group.agreed(), waiting("opening the data", group.is_main and not quiet):
             where = processes.pick_device(options.device.value)
             if where.type == "cuda":
                 torch.cuda.set_device(where)
@@ -210,7 +210,7 @@ def train(options: TrainingOptions) -> None:
                 seed=seed,
             )
             check_channels(loaded, parts[0])
-            if group.leads:
+            if group.is_main:
                 stack.enter_context(run_folder(folder, "train"))
         facts = {
             "model": loaded.spec,
@@ -219,7 +219,7 @@ def train(options: TrainingOptions) -> None:
             "test_sha256": parts[2].fingerprint if parts[2] is not None else None,
         }
         facts = provenance(**facts)
-        shown = group.leads and not quiet
+        shown = group.is_main and not quiet
         notes = (f"{rule}; {_words(recipe)}; into {folder}", *loaded.notes)
         with (
             progress_bar("train", shown, notes) as progress,
@@ -256,7 +256,7 @@ def train(options: TrainingOptions) -> None:
                 on_epoch=on_epoch,
                 facts=facts,
             )
-        if group.leads:
+        if group.is_main:
             manifest = {
                 **trained.result.provenance,
                 "verb": "train",
@@ -342,7 +342,7 @@ def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageD
 
 @contextlib.contextmanager
 def _board(wanted: bool, folder: Path, group: Processes) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    if not wanted or not group.leads:
+    if not wanted or not group.is_main:
         yield None
         return
     try:

@@ -1,10 +1,11 @@
 """A traced network as a small directed graph: what joins tensors, and the segments of layers between.
 
 The vertices that matter to paths are the input and the *merges*: additions and concatenations of two or more tensors
-that depend on the input, with something between their fork and them that is more than moving or scaling values (so the
-additions of a hand-written GELU, rotary embeddings and patch merging drop out). What computes from a single tensor is
-one segment, however often it parts and joins by products inside (gates, attention). An operation that takes tensors of
-several vertices without adding or concatenating them (a gate from another level, cross attention) is a *joint*.
+that depend on the input, with something between their branch point and them that is more than moving or scaling values
+(so the additions of a hand-written GELU, rotary embeddings and patch merging drop out). What computes from a single
+tensor is one segment, however often it parts and joins by products inside (gates, attention). An operation that takes
+tensors of several vertices without adding or concatenating them (a gate from another level, cross attention) is a
+*joint*.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class _Collapse:
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         if node is self.trace.source:
             return []
-        return [operand for operand in node.all_input_nodes if operand in self.chain.discovery.dependent]
+        return [operand for operand in node.all_input_nodes if operand in self.chain.discovery.input_dependent]
 
     def _needed(self) -> list[fx.Node]:
         """What the main output is computed from, in execution order."""
@@ -98,9 +99,9 @@ class _Collapse:
         return {node: given for node, given in merges.items() if node not in self.partial}
 
     def _given(self, node: fx.Node) -> Iterator[fx.Node]:
-        dependent = self.chain.discovery.dependent
+        input_dependent = self.chain.discovery.input_dependent
         if node.target in ops.ADDITIONS and len(node.args) > 1:
-            pair = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and operand in dependent]
+            pair = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and operand in input_dependent]
             # what is stretched to be added (a mean, a bias made from the input) is a part of an operation
             if len({str(tuple(self.trace.value(operand).shape[1:])) for operand in pair}) == 1:
                 yield from pair
@@ -114,8 +115,8 @@ class _Collapse:
                 yield from self._sums_inside(operand, terms)
 
     def _is_substantial(self, node: fx.Node, given: Iterable[fx.Node]) -> bool:
-        fork = self._fork(node)
-        between = {item for operand in given for item in self._between(fork, operand)}
+        branch_point = self._fork(node)
+        between = {item for operand in given for item in self._between(branch_point, operand)}
         return any(not ops.is_elementwise(item) and not self._is_moved(item) for item in between)
 
     def _is_moved(self, node: fx.Node) -> bool:
@@ -123,10 +124,10 @@ class _Collapse:
 
     def _fork(self, node: fx.Node) -> fx.Node:
         """The last tensor that everything that enters ``node`` has passed."""
-        fork = self.dominators[node]
-        while not isinstance(self.trace.value(fork), Tensor):
-            fork = self.dominators[fork]
-        return fork
+        branch_point = self.dominators[node]
+        while not isinstance(self.trace.value(branch_point), Tensor):
+            branch_point = self.dominators[branch_point]
+        return branch_point
 
     def _between(self, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
         return nodes_between(self.chain, first, last)
@@ -153,7 +154,7 @@ class _Collapse:
             if vertex is not self.trace.source:
                 cuts.add(self._settled(self._fork(vertex)))
         for link in self.chain.links:
-            cuts |= {self._settled(node) for node in (link.start, link.fork, link.total, link.end)}
+            cuts |= {self._settled(node) for node in (link.start, link.branch_point, link.total, link.end)}
         cuts.add(self._settled(self.trace.main))
         return cuts
 
@@ -177,7 +178,7 @@ class _Collapse:
         held: set[fx.Node] = set()
         nodes: dict[fx.Node, tuple[fx.Node, ...]] = {}
         segments = sorted(self.cuts - self.vertices, key=self.order.__getitem__)
-        # what a gate's two sides share belongs to the branch
+        # what a gate's two operand paths share belongs to the branch
         for cut in sorted(segments, key=lambda cut: cut in shortcuts):
             own = tuple(node for node in self._between(self._parent(cut), cut) if node not in held)
             held.update(own)

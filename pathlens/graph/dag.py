@@ -47,12 +47,16 @@ def _whole(chain: Chain) -> list[Part]:
 
     here = add(source, chain.boundaries[0])
     for link in chain.links:
-        fork = add(here, link.fork, nodes_between(chain, link.start, link.fork))
+        branch_point = add(here, link.branch_point, nodes_between(chain, link.start, link.branch_point))
         if link.addition.is_layer:
-            here = add(fork, link.end, link.addition.branch_nodes)
+            here = add(branch_point, link.end, link.addition.branch_nodes)
             continue
-        branch = add(fork, link.branch, link.addition.branch_nodes)
-        shortcut = fork if link.addition.kind == "identity" else add(fork, link.shortcut, link.addition.shortcut_nodes)
+        branch = add(branch_point, link.branch, link.addition.branch_nodes)
+        shortcut = (
+            branch_point
+            if link.addition.kind == "identity"
+            else add(branch_point, link.shortcut, link.addition.shortcut_nodes)
+        )
         parts.append(Part(link.total, "add", (link.total,), (branch, shortcut)))
         here = add(link.total, link.end, link.post)
     add(here, main, nodes_between(chain, chain.boundaries[-1], main))
@@ -70,7 +74,7 @@ class _Builder:
         found = chain.discovery
         self.additions = {a.node: a for a in (*found.trunk, *found.nested, *found.off_trunk)}
         self.shortcuts = {node for a in self.additions.values() for node in a.shortcut_nodes}
-        self.spine = set(found.spine)
+        self.dominators = set(found.dominators)
         self.used: Counter[str] = Counter()
 
     def _places(self) -> dict[fx.Node, tuple[str, int | None]]:
@@ -89,9 +93,9 @@ class _Builder:
             put((link.total,), "layer" if layer else "add", index)
             put((*link.addition.branch_nodes, link.branch), "layer" if layer else "branch", index)
             put(link.addition.shortcut_nodes, "shortcut", index)
-            put((link.shortcut,) if link.shortcut is not link.fork else (), "shortcut", index)
+            put((link.shortcut,) if link.shortcut is not link.branch_point else (), "shortcut", index)
             put(link.post, "post", index)
-            put(nodes_between(chain, link.start, link.fork), "transition", index)
+            put(nodes_between(chain, link.start, link.branch_point), "transition", index)
         put(nodes_between(chain, chain.trace.source, chain.boundaries[0]), "stem", None)
         put(nodes_between(chain, chain.boundaries[-1], chain.trace.main), "head", None)
         return places
@@ -160,11 +164,11 @@ class _Builder:
         """Whether passing this part adds one to the length of a path."""
         if self.whole_blocks:
             return role == "branch"
-        if part.kind != "segment" or part.end in self.spine or part.end in self.shortcuts or role == "shortcut":
+        if part.kind != "segment" or part.end in self.dominators or part.end in self.shortcuts or role == "shortcut":
             return False
-        dependent = self.chain.discovery.dependent
+        input_dependent = self.chain.discovery.input_dependent
         weighted = (node for node in part.nodes if node.target in ops.WEIGHTED)
-        return any(not dependent.issuperset(node.all_input_nodes) for node in weighted)
+        return any(not input_dependent.issuperset(node.all_input_nodes) for node in weighted)
 
     def _name(self, part: Part, role: str, block: int | None) -> str:
         """The module that holds the part; where none does, the modules that it runs through."""

@@ -25,9 +25,9 @@ def equation(view: ResidualView, form: Literal["text", "latex"] = "text", blocks
 
     ``y = x + f0[x] + f1[x + f0[x]]`` and ``dy/dx = I + f0' + f1' + f1' f0'`` for two blocks, with x the input of the
     first block of the window and y the output of the last. Symbols carry the numbers of the blocks: fi is the branch of
-    block i; its shortcut Si, its post-activation si, and Ti, what is computed between the block before and its fork,
-    are written where they are not the identity. A derivative is taken at what its function is applied to in the forward
-    pass, and a product goes from the last block to the first.
+    block i; its shortcut Si, its post-activation si, and Ti, what is computed between the block before and its branch
+    point, are written where they are not the identity. A derivative is taken at what its function is applied to in the
+    forward pass, and a product goes from the last block to the first.
 
     Args:
         view: the network's blocks.

@@ -35,7 +35,7 @@ class Symbols:
         return bool(self.view.chain().links[block].post)
 
     def has_transition(self, block: int) -> bool:
-        """Whether anything is computed between the block before and this one's fork."""
+        """Whether anything is computed between the block before and this one's branch point."""
         return bool(self.view.blocks[block].transition)
 
     def symbol(self, role: str, block: int) -> str:
@@ -51,21 +51,21 @@ class Symbols:
             self._outputs[block] = f"{self.symbol('post', block)}[{total}]" if self.has_post(block) else total
         return self._outputs[block]
 
-    def fork(self, block: int) -> str:
+    def branch_point(self, block: int) -> str:
         """What branch and shortcut of a block start from."""
         below = self.output(block - 1)
         return f"{self.symbol('transition', block)}[{below}]" if self.has_transition(block) else below
 
     def total(self, block: int) -> str:
         """The sum of shortcut and branch."""
-        fork = self.fork(block)
-        shortcut = f"{self.symbol('shortcut', block)}[{fork}]" if self.has_shortcut(block) else fork
-        return f"{shortcut} + {self.symbol('branch', block)}[{fork}]"
+        branch_point = self.branch_point(block)
+        shortcut = f"{self.symbol('shortcut', block)}[{branch_point}]" if self.has_shortcut(block) else branch_point
+        return f"{shortcut} + {self.symbol('branch', block)}[{branch_point}]"
 
     def applied(self, role: str, block: int) -> str:
         """A function of a block together with what it is applied to."""
         if role == "post":
             return f"{self.symbol(role, block)}[{self.total(block)}]"
         if role == "transition":
-            return self.fork(block)
-        return f"{self.symbol(role, block)}[{self.fork(block)}]"
+            return self.branch_point(block)
+        return f"{self.symbol(role, block)}[{self.branch_point(block)}]"

@@ -15,8 +15,8 @@ import safetensors.torch
 from torch import Tensor
 
 from pathlens.errors import CheckpointError, ResourceError
-from pathlens.machine.memory import total_memory
 from pathlens.models.torchfile import read_torch_file
+from pathlens.runtime.memory import total_memory
 
 DEFAULT_MAX_BYTES = 16 * 2**30
 

@@ -32,18 +32,18 @@ class Link:
     Attributes:
         addition: the residual addition.
         start: x_{i-1}; its post-activation output is the start of the next link.
-        fork: t_i, where branch and shortcut part.
+        branch_point: t_i, where branch and shortcut part.
         branch: value of F_i(t_i) as it enters the sum.
         shortcut: value of S_i(t_i) as it enters the sum.
         total: the sum.
         end: x_i, after the post-activation.
         post: nodes of the post-activation, in execution order.
-        bypass: what the sum becomes when the block is deleted: the shortcut, for gated blocks the fork.
+        bypass: what the sum becomes when the block is deleted: the shortcut, for gated blocks the branch point.
     """
 
     addition: Addition
     start: fx.Node
-    fork: fx.Node
+    branch_point: fx.Node
     branch: fx.Node
     shortcut: fx.Node
     total: fx.Node
@@ -91,16 +91,16 @@ class Chain:
         return self._between(link.start, link.end, None if part is Part.BLOCK else (link.total, link.remainder(part)))
 
     def transition(self, index: int) -> Segment:
-        """T_i, from x_{i-1} to the fork t_i."""
-        return self._between(self.links[index].start, self.links[index].fork)
+        """T_i, from x_{i-1} to the branch point t_i."""
+        return self._between(self.links[index].start, self.links[index].branch_point)
 
     def branch(self, index: int) -> Segment:
-        """F_i, from the fork to what enters the sum."""
-        return self._between(self.links[index].fork, self.links[index].branch)
+        """F_i, from the branch point to what enters the sum."""
+        return self._between(self.links[index].branch_point, self.links[index].branch)
 
     def shortcut(self, index: int) -> Segment:
-        """S_i, from the fork to what enters the sum."""
-        return self._between(self.links[index].fork, self.links[index].shortcut)
+        """S_i, from the branch point to what enters the sum."""
+        return self._between(self.links[index].branch_point, self.links[index].shortcut)
 
     def post(self, index: int) -> Segment:
         """s_i, from the sum to x_i."""
@@ -131,27 +131,27 @@ def build_chain(trace: Trace, model_name: str) -> Chain:
     discovery = discover(trace)
     if not discovery.trunk:
         raise NoResidualBlocksError(_why_none(discovery, trace, model_name))
-    position = {node: index for index, node in enumerate(discovery.spine)}
+    position = {node: index for index, node in enumerate(discovery.dominators)}
     links: list[Link] = []
-    start = discovery.trunk[0].fork
+    start = discovery.trunk[0].branch_point
     for index, addition in enumerate(discovery.trunk):
         following = discovery.trunk[index + 1] if index + 1 < len(discovery.trunk) else None
-        limit = position[following.fork] if following else len(discovery.spine) - 1
-        after = discovery.spine[position[addition.node] + 1 : limit + 1]
-        post = _post_activation(addition, after, discovery.dependent)
+        limit = position[following.branch_point] if following else len(discovery.dominators) - 1
+        after = discovery.dominators[position[addition.node] + 1 : limit + 1]
+        post = _post_activation(addition, after, discovery.input_dependent)
         end = post[-1] if post else addition.node
         branch, shortcut = _operands(trace, addition)
         links.append(
             Link(
                 addition=addition,
                 start=start,
-                fork=addition.fork,
+                branch_point=addition.branch_point,
                 branch=branch,
                 shortcut=shortcut,
                 total=addition.node,
                 end=end,
                 post=post,
-                bypass=addition.fork if addition.kind == "gated" else shortcut,
+                bypass=addition.branch_point if addition.kind == "gated" else shortcut,
             )
         )
         start = end
@@ -164,7 +164,7 @@ def _why_none(discovery: Discovery, trace: Trace, model_name: str) -> str:
             f"{model_name} has {len(discovery.off_trunk)} residual additions, but none that every path passes "
             "(parallel trunks); study one of its trunks as a module of its own"
         )
-    targets = [node.target for node in trace.graph.nodes if node in discovery.dependent]
+    targets = [node.target for node in trace.graph.nodes if node in discovery.input_dependent]
     if any(target is aten.cat.default for target in targets):
         return (
             f"{model_name} has no residual addition: its skip connections are concatenations, which block deletion "
@@ -189,14 +189,16 @@ def module_path(node: fx.Node) -> tuple[str, ...]:
     return () if path == kind else tuple(part for part in path.split(".") if part not in ("", "_orig_mod"))
 
 
-def _post_activation(addition: Addition, after: tuple[fx.Node, ...], dependent: set[fx.Node]) -> tuple[fx.Node, ...]:
+def _post_activation(
+    addition: Addition, after: tuple[fx.Node, ...], input_dependent: set[fx.Node]
+) -> tuple[fx.Node, ...]:
     """The leading run of activations and norms that belong to the module that adds."""
     owner = module_path(addition.node)
     post: list[fx.Node] = []
     last = addition.node
     for node in after:
-        feeds = [operand for operand in node.all_input_nodes if operand in dependent]
-        takers = [user for user in last.users if user in dependent and not ops.is_statistics(user)]
+        feeds = [operand for operand in node.all_input_nodes if operand in input_dependent]
+        takers = [user for user in last.users if user in input_dependent and not ops.is_statistics(user)]
         if feeds != [last] or takers != [node]:
             break
         inside = module_path(node)[: len(owner)] == owner

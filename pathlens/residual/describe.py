@@ -31,8 +31,8 @@ class Block:
         branch: modules of the branch.
         shortcut: operations of the shortcut; empty for an identity.
         post_activation: operations between the addition and the block's output; empty if there are none.
-        transition: operations between the previous block's output and this block's fork; empty if there are none.
-        in_shape: shape of the fork t_i without the batch dimension.
+        transition: operations between the previous block's output and the branch point; empty if there are none.
+        in_shape: shape of the branch point t_i without the batch dimension.
         out_shape: shape of x_i without the batch dimension.
         parameters: number of parameters of the branch.
         shortcut_parameters: number of parameters of the shortcut.
@@ -100,7 +100,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
     nested = {addition.node for addition in chain.discovery.nested}
     for index, link in enumerate(chain.links):
         branch, shortcut = link.addition.branch_nodes, link.addition.shortcut_nodes
-        transition = nodes_between(chain, link.start, link.fork)
+        transition = nodes_between(chain, link.start, link.branch_point)
         shape = shape_of(trace, link.end)
         if shape != previous:
             stage += 1
@@ -115,7 +115,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
                 shortcut=", ".join(_operations(shortcut)),
                 post_activation=", ".join(_operations(link.post)),
                 transition=", ".join(_operations(transition)),
-                in_shape=shape_of(trace, link.fork),
+                in_shape=shape_of(trace, link.branch_point),
                 out_shape=shape,
                 parameters=count_parameters(chain, branch),
                 shortcut_parameters=count_parameters(chain, shortcut),
@@ -140,7 +140,7 @@ def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node,
         node = stack.pop()
         if node is not first and node not in found:
             found.add(node)
-            stack += [operand for operand in node.all_input_nodes if operand in chain.discovery.dependent]
+            stack += [operand for operand in node.all_input_nodes if operand in chain.discovery.input_dependent]
     return tuple(sorted(found))
 
 
@@ -151,7 +151,7 @@ def count_parameters(chain: Chain, nodes: tuple[fx.Node, ...]) -> int:
     stack = [operand for node in nodes for operand in node.all_input_nodes]
     while stack:
         node = stack.pop()
-        if node in seen or node in chain.discovery.dependent:
+        if node in seen or node in chain.discovery.input_dependent:
             continue
         seen.add(node)
         if chain.trace.tensors.get(node.name, ("",))[0] == "parameter":

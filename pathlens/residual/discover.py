@@ -1,9 +1,9 @@
 r"""Find the residual blocks in a traced graph.
 
 A residual addition adds a tensor to something computed from it (He et al. 2016, equation 1). In the graph that is an
-addition of two tensors of equal shape, both of which depend on the input. Its *fork* is the immediate dominator of the
-addition: the last tensor through which everything that is added has passed. Between the fork and each operand lie the
-two sides; one is the shortcut and the other the branch. No table of architectures is consulted.
+addition of two tensors of equal shape, both of which depend on the input. Its *branch point* is the immediate dominator
+of the addition: the last tensor through which everything that is added has passed. Between the branch point and each
+operand lie the two operand paths; one is the shortcut and the other the branch. No table of architectures is consulted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Addition:
 
     Attributes:
         node: where the sum is complete.
-        fork: the tensor that branch and shortcut both start from.
-        shortcut: the operand that ends the shortcut (the fork itself for an identity).
+        branch_point: the tensor that branch and shortcut both start from.
+        shortcut: the operand that ends the shortcut (the branch point itself for an identity).
         terms: the operands that end the branch; several when parallel branches are summed.
         branch_nodes: nodes of the branch, in execution order.
         shortcut_nodes: nodes of the shortcut, in execution order, without those that the branch also needs.
@@ -35,7 +35,7 @@ class Addition:
     """
 
     node: fx.Node
-    fork: fx.Node
+    branch_point: fx.Node
     shortcut: fx.Node
     terms: tuple[fx.Node, ...]
     branch_nodes: tuple[fx.Node, ...]
@@ -58,8 +58,8 @@ class Discovery:
         off_trunk: residual additions beside the trunk (parallel trunks, U-shaped networks).
         refused: node name -> why an addition of two input-dependent tensors is not a residual block.
         order: position of each node in the graph.
-        dependent: nodes that depend on the input.
-        spine: the dominators of the main output, in order: where the graph may be cut.
+        input_dependent: nodes that depend on the input.
+        dominators: the dominators of the main output, in order: where the graph may be cut.
     """
 
     trunk: tuple[Addition, ...]
@@ -67,71 +67,73 @@ class Discovery:
     off_trunk: tuple[Addition, ...]
     refused: dict[str, str]
     order: dict[fx.Node, int]
-    dependent: set[fx.Node]
-    spine: tuple[fx.Node, ...]
+    input_dependent: set[fx.Node]
+    dominators: tuple[fx.Node, ...]
 
 
 def discover(trace: Trace) -> Discovery:
     """Find the residual additions of a trace and sort them into trunk, nested and off-trunk."""
     order = {node: position for position, node in enumerate(trace.graph.nodes)}
-    dependent = _dependent(trace)
-    dominators = _dominators(trace, order, dependent)
-    spine = _spine(trace, dominators)
-    finder = _Finder(trace, order, dependent, dominators)
+    input_dependent = _input_dependent(trace)
+    immediate = _immediate_dominators(trace, order, input_dependent)
+    dominators = _dominators_of_output(trace, immediate)
+    finder = _Finder(trace, order, input_dependent, immediate)
     found: list[Addition] = []
     for node in trace.graph.nodes:
-        if node in dependent and finder.is_candidate(node):
+        if node in input_dependent and finder.is_candidate(node):
             addition = finder.examine(node)
             if addition is not None:
                 found.append(addition)
-    return _sort(found, finder.refused, order, dependent, spine)
+    return _sort(found, finder.refused, order, input_dependent, dominators)
 
 
 def _sort(
     found: list[Addition],
     refused: dict[str, str],
     order: dict[fx.Node, int],
-    dependent: set[fx.Node],
-    spine: tuple[fx.Node, ...],
+    input_dependent: set[fx.Node],
+    dominators: tuple[fx.Node, ...],
 ) -> Discovery:
     inside: set[fx.Node] = set()
     for addition in found:
         inside.update(addition.branch_nodes, addition.shortcut_nodes)
     within = {node.name for node in inside}
     refused = {name: reason for name, reason in refused.items() if name not in within}
-    on_spine = set(spine)
+    on_trunk = set(dominators)
     trunk, nested, off_trunk = [], [], []
     for addition in found:
         if addition.node in inside:
             nested.append(addition)
-        elif addition.node in on_spine and addition.fork in on_spine:
+        elif addition.node in on_trunk and addition.branch_point in on_trunk:
             trunk.append(addition)
         else:
             off_trunk.append(addition)
-    return Discovery(tuple(trunk), tuple(nested), tuple(off_trunk), refused, order, dependent, spine)
+    return Discovery(tuple(trunk), tuple(nested), tuple(off_trunk), refused, order, input_dependent, dominators)
 
 
-def _dependent(trace: Trace) -> set[fx.Node]:
+def _input_dependent(trace: Trace) -> set[fx.Node]:
     """Nodes whose *values* depend on the input; sizes do not count (a mask made from the batch size is a constant)."""
-    dependent = {trace.source}
+    input_dependent = {trace.source}
     for node in trace.graph.nodes:
         if node.op != "call_function" or not _is_tensor(trace.value(node)):
             continue
-        if any(operand in dependent for operand in node.all_input_nodes):
-            dependent.add(node)
-    return dependent
+        if any(operand in input_dependent for operand in node.all_input_nodes):
+            input_dependent.add(node)
+    return input_dependent
 
 
-def _dominators(trace: Trace, order: dict[fx.Node, int], dependent: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+def _immediate_dominators(
+    trace: Trace, order: dict[fx.Node, int], input_dependent: set[fx.Node]
+) -> dict[fx.Node, fx.Node]:
     """Immediate dominators: where the paths from the input to a node last meet.
 
     Source: Cooper, Harvey, Kennedy, A Simple, Fast Dominance Algorithm, 2001; one pass, since the graph has no cycles.
     """
     found = {trace.source: trace.source}
     for node in trace.graph.nodes:
-        if node not in dependent or node is trace.source:
+        if node not in input_dependent or node is trace.source:
             continue
-        meeting, *others = [operand for operand in node.all_input_nodes if operand in dependent]
+        meeting, *others = [operand for operand in node.all_input_nodes if operand in input_dependent]
         for operand in others:
             other = operand
             while meeting is not other:
@@ -149,7 +151,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _spine(trace: Trace, dominators: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
+def _dominators_of_output(trace: Trace, dominators: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
     chain = [trace.main]
     while chain[-1] is not trace.source:
         chain.append(dominators[chain[-1]])
@@ -158,11 +160,11 @@ def _spine(trace: Trace, dominators: dict[fx.Node, fx.Node]) -> tuple[fx.Node, .
 
 class _Finder:
     def __init__(
-        self, trace: Trace, order: dict[fx.Node, int], dependent: set[fx.Node], dominators: dict[fx.Node, fx.Node]
+        self, trace: Trace, order: dict[fx.Node, int], input_dependent: set[fx.Node], dominators: dict[fx.Node, fx.Node]
     ) -> None:
         self.trace = trace
         self.order = order
-        self.dependent = dependent
+        self.input_dependent = input_dependent
         self.dominators = dominators
         self.refused: dict[str, str] = {}
         self._learned: dict[fx.Node, bool] = {}
@@ -180,7 +182,7 @@ class _Finder:
         left, right = node.args[:2]
         if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
             return False
-        if left not in self.dependent or right not in self.dependent:
+        if left not in self.input_dependent or right not in self.input_dependent:
             return False
         a, b = self.trace.value(left), self.trace.value(right)
         return a.dim() == b.dim() and all(_same_size(m, n) for m, n in zip(a.shape, b.shape, strict=True))
@@ -209,17 +211,17 @@ class _Finder:
 
     def examine(self, node: fx.Node) -> Addition | None:
         """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
-        fork = self.dominators[node]
-        while not isinstance(self.trace.value(fork), Tensor):
+        branch_point = self.dominators[node]
+        while not isinstance(self.trace.value(branch_point), Tensor):
             # the parts of a split start where the whole did
-            fork = self.dominators[fork]
+            branch_point = self.dominators[branch_point]
         terms = self._terms(node)
-        sides = [self._between(fork, term) for term in terms]
-        learned = [any(self._is_learned(item) for item in side) for side in sides]
-        if not any(learned) or all(ops.is_elementwise(item) for side in sides for item in side):
+        operand_paths = [self._between(branch_point, term) for term in terms]
+        learned = [any(self._is_learned(item) for item in path) for path in operand_paths]
+        if not any(learned) or all(ops.is_elementwise(item) for path in operand_paths for item in path):
             # within an activation, a learned one (PReLU, Snake) included
             return None
-        shortcut, kind, reason = self._choose(node, fork, terms, sides, learned)
+        shortcut, kind, reason = self._choose(node, branch_point, terms, operand_paths, learned)
         if shortcut is None:
             self.refused[node.name] = reason
             return None
@@ -227,17 +229,17 @@ class _Finder:
             self.refused[node.name] = "the input is subtracted from the branch"
             return None
         branch: set[fx.Node] = set()
-        for index, side in enumerate(sides):
+        for index, path in enumerate(operand_paths):
             if index != shortcut:
-                branch |= side
+                branch |= path
         branch |= self._inner_sums(node, terms)
         return Addition(
             node=node,
-            fork=fork,
+            branch_point=branch_point,
             shortcut=terms[shortcut],
             terms=tuple(term for index, term in enumerate(terms) if index != shortcut),
             branch_nodes=self._sorted(branch),
-            shortcut_nodes=self._sorted(sides[shortcut] - branch),
+            shortcut_nodes=self._sorted(operand_paths[shortcut] - branch),
             kind=kind,
         )
 
@@ -250,75 +252,85 @@ class _Finder:
         return inner
 
     def _choose(
-        self, node: fx.Node, fork: fx.Node, terms: list[fx.Node], sides: list[set[fx.Node]], learned: list[bool]
+        self,
+        node: fx.Node,
+        branch_point: fx.Node,
+        terms: list[fx.Node],
+        operand_paths: list[set[fx.Node]],
+        learned: list[bool],
     ) -> tuple[int | None, str, str]:
-        """Which side is the shortcut, and of which kind."""
-        size = [(self._weights(side), len(side)) for side in sides]
+        """Which path is the shortcut, and of which kind."""
+        size = [(self._weights(path), len(path)) for path in operand_paths]
         plain = [index for index in range(len(terms)) if not learned[index]]
         if plain:
             best = min(plain, key=lambda index: size[index])
-            kind = self._plain_kind(fork, terms[best], sides[best])
+            kind = self._plain_kind(branch_point, terms[best], operand_paths[best])
             factor = node.kwargs.get("alpha", 1) if terms[best] is node.args[1] else 1
             return best, "scaled" if kind == "identity" and factor != 1 else kind, ""
         for index, term in enumerate(terms):
-            if self._is_gated(fork, term):
+            if self._is_gated(branch_point, term):
                 return index, "gated", ""
-        linear = [all(ops.is_linear(item, self.dependent) for item in side) for side in sides]
-        # of sides with as many weights, a linear one is the shortcut however many operations it has
+        linear = [all(ops.is_linear(item, self.input_dependent) for item in path) for path in operand_paths]
+        # of operand paths with as many weights, a linear one is the shortcut however many operations it has
         best = min(range(len(terms)), key=lambda index: (size[index][0], not linear[index], size[index][1]))
         rest = [index for index in range(len(terms)) if index != best]
         if all(linear):
-            if self._weights(sides[best]) == 0:
+            if self._weights(operand_paths[best]) == 0:
                 return best, "projection", ""
             return None, "", "a sum of linear branches, of which none is a shortcut"
-        resized = not self._same_shape(fork, terms[best])
-        layered = not all(ops.is_elementwise(item) for item in sides[best])
+        resized = not self._same_shape(branch_point, terms[best])
+        layered = not all(ops.is_elementwise(item) for item in operand_paths[best])
         if layered and not resized and all(self._is_rescaled(term) for term in terms):
             return None, "", "a weighted sum of branches, of which none is a shortcut"
         if linear[best] and not all(linear[index] for index in rest):
             return best, "projection", ""
-        if resized and self._weights(sides[best]) <= 1 and all(self._weights(sides[index]) > 1 for index in rest):
+        if (
+            resized
+            and self._weights(operand_paths[best]) <= 1
+            and all(self._weights(operand_paths[index]) > 1 for index in rest)
+        ):
             return best, "projection", ""
-        maps = [index for index, side in enumerate(sides) if self._is_map_of_activation(fork, side)]
-        if len(maps) == 1 and not self._same_shape(fork, terms[maps[0]]):
+        maps = [index for index, path in enumerate(operand_paths) if self._is_map_of_activation(branch_point, path)]
+        if len(maps) == 1 and not self._same_shape(branch_point, terms[maps[0]]):
             return maps[0], "projection", ""
         return None, "", "both sides are nonlinear, so that neither is a shortcut"
 
-    def _is_map_of_activation(self, fork: fx.Node, side: set[fx.Node]) -> bool:
-        """Whether a side is linear in an activation of the fork, as where shake-shake networks change shapes."""
+    def _is_map_of_activation(self, branch_point: fx.Node, path: set[fx.Node]) -> bool:
+        """Whether a path is linear in an activation of the branch point, as in shake-shake networks."""
         return all(
-            ops.is_linear(item, self.dependent) or (ops.is_pointwise(item) and item.all_input_nodes == [fork])
-            for item in side
+            ops.is_linear(item, self.input_dependent)
+            or (ops.is_pointwise(item) and item.all_input_nodes == [branch_point])
+            for item in path
         )
 
     def _is_rescaled(self, term: fx.Node) -> bool:
         """Whether a term is something times one number, fixed or learned."""
         if term.target not in ops.SCALINGS:
             return False
-        factor = next((item for item in reversed(term.args[:2]) if item not in self.dependent), None)
+        factor = next((item for item in reversed(term.args[:2]) if item not in self.input_dependent), None)
         if isinstance(factor, fx.Node):
             value = self.trace.value(factor)
             return isinstance(value, Tensor) and all(size == 1 for size in value.shape)
         return factor is not None
 
-    def _same_shape(self, fork: fx.Node, term: fx.Node) -> bool:
-        before, after = self.trace.value(fork).shape, self.trace.value(term).shape
+    def _same_shape(self, branch_point: fx.Node, term: fx.Node) -> bool:
+        before, after = self.trace.value(branch_point).shape, self.trace.value(term).shape
         return len(before) == len(after) and all(_same_size(m, n) for m, n in zip(before, after, strict=True))
 
-    def _plain_kind(self, fork: fx.Node, term: fx.Node, side: set[fx.Node]) -> str:
-        if all(item.target in ops.PRESERVING for item in side):
+    def _plain_kind(self, branch_point: fx.Node, term: fx.Node, path: set[fx.Node]) -> str:
+        if all(item.target in ops.PRESERVING for item in path):
             return "identity"
-        return "scaled" if self._same_shape(fork, term) else "padding"
+        return "scaled" if self._same_shape(branch_point, term) else "padding"
 
-    def _is_gated(self, fork: fx.Node, term: fx.Node) -> bool:
+    def _is_gated(self, branch_point: fx.Node, term: fx.Node) -> bool:
         """Highway networks (Srivastava et al. 2015, equation 2): the input times a learned gate."""
-        if term.target is not aten.mul.Tensor or fork not in term.args[:2]:
+        if term.target is not aten.mul.Tensor or branch_point not in term.args[:2]:
             return False
-        gate = term.args[0] if term.args[1] is fork else term.args[1]
-        return isinstance(gate, fx.Node) and gate in self.dependent
+        gate = term.args[0] if term.args[1] is branch_point else term.args[1]
+        return isinstance(gate, fx.Node) and gate in self.input_dependent
 
-    def _weights(self, side: set[fx.Node]) -> int:
-        return sum(item.target in ops.WEIGHTED and self._is_learned(item) for item in side)
+    def _weights(self, path: set[fx.Node]) -> int:
+        return sum(item.target in ops.WEIGHTED and self._is_learned(item) for item in path)
 
     def _is_learned(self, node: fx.Node) -> bool:
         """Whether a node has an operand that was learned: a parameter, or a constant weight of a convolution."""
@@ -328,7 +340,8 @@ class _Finder:
             if node.target in ops.NORMS:
                 kinds.add("buffer")
             cached = any(
-                operand not in self.dependent and self._rests_on(operand, kinds) for operand in node.all_input_nodes
+                operand not in self.input_dependent and self._rests_on(operand, kinds)
+                for operand in node.all_input_nodes
             )
             self._learned[node] = cached
         return cached
@@ -345,17 +358,17 @@ class _Finder:
             stack += item.all_input_nodes
         return False
 
-    def _between(self, fork: fx.Node, term: fx.Node) -> set[fx.Node]:
-        """Nodes on the way from the fork (excluded) to ``term`` (included)."""
-        side: set[fx.Node] = set()
+    def _between(self, branch_point: fx.Node, term: fx.Node) -> set[fx.Node]:
+        """Nodes on the way from the branch point (excluded) to ``term`` (included)."""
+        path: set[fx.Node] = set()
         stack = [term]
         while stack:
             item = stack.pop()
-            if item is fork or item in side:
+            if item is branch_point or item in path:
                 continue
-            side.add(item)
-            stack += [operand for operand in item.all_input_nodes if operand in self.dependent]
-        return side
+            path.add(item)
+            stack += [operand for operand in item.all_input_nodes if operand in self.input_dependent]
+        return path
 
     def _sorted(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         return tuple(sorted(nodes, key=self.order.__getitem__))

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
-from pathlens.residual.adjoint import Adjoint, AutogradAdjoint, Identity, linearise
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
+from pathlens.residual.vjp import VJP, Identity, SequentialVJP, linearise
 
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
 _CHUNK = 2**23
@@ -37,17 +37,17 @@ _SMALL = 2.0**-30
 
 @dataclass(frozen=True)
 class _BlockAdjoints:
-    transition: Adjoint
-    shortcut: Adjoint
-    branch: Adjoint
-    post: Adjoint
+    transition: VJP
+    shortcut: VJP
+    branch: VJP
+    post: VJP
 
 
 @dataclass(frozen=True)
 class _LesionAdjoint:
     """A block with one side, from x_i to x_{i-1}, and how much longer it makes a path."""
 
-    post: Adjoint
+    post: VJP
     longer: int
 
 
@@ -180,7 +180,7 @@ class Linearisation:
         self._blocks: dict[int, _BlockAdjoints | _LesionAdjoint] = {}
         stem = chain.stem
         if self.boundary < 0:
-            self._stem: Adjoint | None = linearise(stem, images, stacked)
+            self._stem: VJP | None = linearise(stem, images, stacked)
             x = self._stem.output
         else:
             self._stem = None
@@ -228,9 +228,9 @@ class Linearisation:
                 raise refused
             return _LesionAdjoint(whole, int(part is Part.BRANCH))
         transition = linearise(chain.transition(block), x, self._stacked)
-        fork = transition.output
-        branch = linearise(chain.branch(block), fork, self._stacked)
-        shortcut = linearise(chain.shortcut(block), fork, self._stacked)
+        branch_point = transition.output
+        branch = linearise(chain.branch(block), branch_point, self._stacked)
+        shortcut = linearise(chain.shortcut(block), branch_point, self._stacked)
         post = linearise(chain.post(block), branch.output + shortcut.output, self._stacked)
         if not (transition.passes and (branch.passes or shortcut.passes) and post.passes):
             raise refused
@@ -400,27 +400,27 @@ class Linearisation:
             longer[stop] = taken[-1]
         return Scaled(self._chunked(parts.transition, longer), exponents)
 
-    def _new(self, rows: int, transition: Adjoint) -> Tensor:
-        """An empty stack of cotangents at a fork, channels-last where the activations are."""
-        fork = transition.output
-        shape = (rows, *fork.shape)
-        if fork.dim() == 4 and fork.is_contiguous(memory_format=torch.channels_last):
+    def _new(self, rows: int, transition: VJP) -> Tensor:
+        """An empty stack of cotangents at a branch point, channels-last where the activations are."""
+        branch_point = transition.output
+        shape = (rows, *branch_point.shape)
+        if branch_point.dim() == 4 and branch_point.is_contiguous(memory_format=torch.channels_last):
             flat = torch.empty(
                 (rows * shape[1], *shape[2:]),
-                dtype=fork.dtype,
-                device=fork.device,
+                dtype=branch_point.dtype,
+                device=branch_point.device,
                 memory_format=torch.channels_last,
             )
             return flat.unflatten(0, (rows, -1))
-        return fork.new_empty(shape)
+        return branch_point.new_empty(shape)
 
     def _chunk_of(self, stack: Tensor) -> int:
         return max(1, _CHUNK // max(1, stack[0].numel()))
 
-    def _chunked(self, adjoint: Adjoint, stack: Tensor) -> Tensor:
+    def _chunked(self, adjoint: VJP, stack: Tensor) -> Tensor:
         """Carry a stack through a piece in chunks, so that what is alive meanwhile is bounded."""
         size = self._chunk_of(stack)
-        if stack.shape[0] <= size or isinstance(adjoint, (AutogradAdjoint, Identity)):
+        if stack.shape[0] <= size or isinstance(adjoint, (SequentialVJP, Identity)):
             return adjoint(stack)
         return torch.cat([adjoint(stack[start : start + size]) for start in range(0, stack.shape[0], size)])
 

@@ -78,7 +78,7 @@ ADDITIONS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _AFFINE_SHIFTS = _overloads("add", "sub", "rsub")
 
 
-def is_linear(node: fx.Node, dependent: set[fx.Node]) -> bool:
+def is_linear(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     """Whether a node is an affine map of the operands that depend on the input.
 
     Batch norm counts as affine in both modes (it is per channel); layer and group norms do not.
@@ -88,11 +88,13 @@ def is_linear(node: fx.Node, dependent: set[fx.Node]) -> bool:
         return True
     if target in (aten.batch_norm.default, batch_norm_update):
         return True
-    moving = [operand for operand in node.all_input_nodes if operand in dependent]
+    moving = [operand for operand in node.all_input_nodes if operand in input_dependent]
     if target in _AFFINE_SHIFTS:
         return True
     if target in WEIGHTED or target in SCALINGS:
-        return len(moving) == 1 and not (target in SCALINGS and node.args[1] in dependent and "div" in str(target))
+        return len(moving) == 1 and not (
+            target in SCALINGS and node.args[1] in input_dependent and "div" in str(target)
+        )
     return False
 
 

@@ -49,16 +49,18 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
         NoResidualBlocksError: ``otherwise``, when the network is not a plain chain of layers.
     """
     discovery = discover(trace)
-    dependent = discovery.dependent
-    spine = discovery.spine
+    input_dependent = discovery.input_dependent
+    dominators = discovery.dominators
     learned = [
-        n for n in trace.graph.nodes if n in dependent and n.target in ops.WEIGHTED and _has_weight(n, trace, dependent)
+        n
+        for n in trace.graph.nodes
+        if n in input_dependent and n.target in ops.WEIGHTED and _has_weight(n, trace, input_dependent)
     ]
     if (
         discovery.off_trunk
         or discovery.nested
-        or any(node not in spine for node in learned)
-        or not _is_chain(dependent)
+        or any(node not in dominators for node in learned)
+        or not _is_chain(input_dependent)
     ):
         raise otherwise
     if len(learned) < 2:
@@ -66,37 +68,39 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
     links: list[Link] = []
     start: fx.Node | None = None
     for layer in learned[:-1]:
-        position = spine.index(layer)
-        fork = spine[position - 1]
+        position = dominators.index(layer)
+        branch_point = dominators[position - 1]
         end = layer
-        for node in spine[position + 1 :]:
+        for node in dominators[position + 1 :]:
             if not ops.is_norm(node) and not ops.is_pointwise(node):
                 break
             end = node
-        links.append(_link(trace, start or fork, fork, end, spine[position : spine.index(end) + 1]))
+        links.append(
+            _link(trace, start or branch_point, branch_point, end, dominators[position : dominators.index(end) + 1])
+        )
         start = end
     return Chain(trace, discovery, tuple(links))
 
 
-def _has_weight(node: fx.Node, trace: Trace, dependent: set[fx.Node]) -> bool:
-    return any(operand not in dependent for operand in node.all_input_nodes)
+def _has_weight(node: fx.Node, trace: Trace, input_dependent: set[fx.Node]) -> bool:
+    return any(operand not in input_dependent for operand in node.all_input_nodes)
 
 
-def _is_chain(dependent: set[fx.Node]) -> bool:
-    return all(sum(operand in dependent for operand in node.all_input_nodes) <= 1 for node in dependent)
+def _is_chain(input_dependent: set[fx.Node]) -> bool:
+    return all(sum(operand in input_dependent for operand in node.all_input_nodes) <= 1 for node in input_dependent)
 
 
-def _link(trace: Trace, start: fx.Node, fork: fx.Node, end: fx.Node, nodes: tuple[fx.Node, ...]) -> Link:
-    before, after = trace.value(fork).shape[1:], trace.value(end).shape[1:]
+def _link(trace: Trace, start: fx.Node, branch_point: fx.Node, end: fx.Node, nodes: tuple[fx.Node, ...]) -> Link:
+    before, after = trace.value(branch_point).shape[1:], trace.value(end).shape[1:]
     resized = tuple(before) != tuple(after)
-    bypass = fork
+    bypass = branch_point
     if resized:
-        with trace.graph.inserting_after(fork):
-            bypass = trace.graph.call_function(match_shape, (fork, tuple(int(size) for size in after)))
+        with trace.graph.inserting_after(branch_point):
+            bypass = trace.graph.call_function(match_shape, (branch_point, tuple(int(size) for size in after)))
         bypass.meta = dict(end.meta)
     addition = Addition(
         node=end,
-        fork=fork,
+        branch_point=branch_point,
         shortcut=bypass,
         terms=(end,),
         branch_nodes=nodes,
@@ -106,7 +110,7 @@ def _link(trace: Trace, start: fx.Node, fork: fx.Node, end: fx.Node, nodes: tupl
     return Link(
         addition=addition,
         start=start,
-        fork=fork,
+        branch_point=branch_point,
         branch=end,
         shortcut=bypass,
         total=end,

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pathlens.residual.adjoint import StackedAdjoint, is_stackable
 from pathlens.residual.chain import Chain
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
+from pathlens.residual.vjp import BatchedVJP, is_stackable
 
 #: up to so many cotangents autograd's graph, which is there anyway, is faster than preparing a branch for a stack
 _FEW = 2
@@ -88,12 +88,12 @@ def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
     pieces = [Piece(trace.source, (chain.boundaries[0],), {})]
     for part, block in route:
         link = chain.links[block]
-        pieces.append(Piece(link.start, (link.fork,), {}))
-        sides = (link.branch, link.shortcut) if part is Part.BLOCK else (link.remainder(part),)
-        pieces.append(Piece(link.fork, sides, {}))
+        pieces.append(Piece(link.start, (link.branch_point,), {}))
+        operand_paths = (link.branch, link.shortcut) if part is Part.BLOCK else (link.remainder(part),)
+        pieces.append(Piece(link.branch_point, operand_paths, {}))
         pieces.append(Piece(link.total, (link.end,), {}))
     pieces.append(Piece(chain.boundaries[-1], outputs, {}))
-    extended, buffers = with_updates(trace, chain.discovery.dependent, pieces)
+    extended, buffers = with_updates(trace, chain.discovery.input_dependent, pieces)
     parts = [
         _part(chain, whole, len(piece.ends), mine) for piece, whole, mine in zip(pieces, extended, buffers, strict=True)
     ]
@@ -124,7 +124,7 @@ class _Record:
 
     x: Tensor
     fork_out: Tensor
-    fork: Tensor
+    branch_point: Tensor
     branch: Tensor | None
     shortcut: Tensor | None
     total: Tensor
@@ -172,13 +172,17 @@ class _Tape:
                 before, both, after = parts
                 x = x.detach().requires_grad_()
                 (fork_out,) = _call(before, x, self._local, self._updates)
-                fork = fork_out.detach().requires_grad_()
-                sides = _call(both, fork, self._local, self._updates)
-                total = (sides[0] + sides[1] if part is Part.BLOCK else sides[0]).detach().requires_grad_()
+                branch_point = fork_out.detach().requires_grad_()
+                operand_paths = _call(both, branch_point, self._local, self._updates)
+                total = (
+                    (operand_paths[0] + operand_paths[1] if part is Part.BLOCK else operand_paths[0])
+                    .detach()
+                    .requires_grad_()
+                )
                 (end,) = _call(after, total, self._local, self._updates)
-                branch = None if part is Part.SHORTCUT else sides[0]
-                shortcut = None if part is Part.BRANCH else sides[-1]
-                self._records.append(_Record(x, fork_out, fork, branch, shortcut, total, end, parts))
+                branch = None if part is Part.SHORTCUT else operand_paths[0]
+                shortcut = None if part is Part.BRANCH else operand_paths[-1]
+                self._records.append(_Record(x, fork_out, branch_point, branch, shortcut, total, end, parts))
                 x = end
         return x.detach()
 
@@ -208,9 +212,9 @@ class _Tape:
             self._collect(shortcut, both, self._allowed(stack), grads)
         if branch is None:
             assert shortcut is not None
-            stack = stack.carried(shortcut, record.fork)
+            stack = stack.carried(shortcut, record.branch_point)
         elif shortcut is None:
-            stack = self._shortened(_Stack(stack.rows, stack.first + 1)).carried(branch, record.fork)
+            stack = self._shortened(_Stack(stack.rows, stack.first + 1)).carried(branch, record.branch_point)
         else:
             stack = self._longer(block, record, stack)
         self._collect(record.fork_out, before, self._allowed(stack), grads)
@@ -228,14 +232,14 @@ class _Tape:
         assert record.shortcut is not None
         fed = self._shortened(_Stack(stack.rows, stack.first + 1)).rows
         count = max(stack.rows.shape[0], fed.shape[0] + 1)
-        longer = torch.zeros((count, *record.fork.shape), dtype=stack.rows.dtype, device=stack.rows.device)
-        longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.fork, stack.rows)
+        longer = torch.zeros((count, *record.branch_point.shape), dtype=stack.rows.dtype, device=stack.rows.device)
+        longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.branch_point, stack.rows)
         if fed.shape[0]:
             branch = self._network.chain.branch(block)
             if fed.shape[0] > _FEW and is_stackable(branch.graph):
-                through = StackedAdjoint(branch, record.fork.detach())(fed)
+                through = BatchedVJP(branch, record.branch_point.detach())(fed)
             else:
-                through = _carry(record.branch, record.fork, fed)
+                through = _carry(record.branch, record.branch_point, fed)
             longer[1 : fed.shape[0] + 1] += through
         return _Stack(longer, stack.first)
 

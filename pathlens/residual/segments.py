@@ -137,12 +137,14 @@ class _Reached:
     sizes: list[fx.Node]
 
 
-def with_updates(trace: Trace, dependent: set[fx.Node], pieces: Sequence[Piece]) -> tuple[list[Piece], list[list[str]]]:
+def with_updates(
+    trace: Trace, input_dependent: set[fx.Node], pieces: Sequence[Piece]
+) -> tuple[list[Piece], list[list[str]]]:
     """Let each piece also return the new batch-norm statistics of what it computes; what is cut out updates nothing.
 
     Args:
         trace: the graph.
-        dependent: its nodes that depend on the input.
+        input_dependent: its nodes that depend on the input.
         pieces: in the order in which they run.
 
     Returns:
@@ -157,7 +159,7 @@ def with_updates(trace: Trace, dependent: set[fx.Node], pieces: Sequence[Piece])
         modules = {
             name.rpartition(".")[0]
             for name, node in pending.items()
-            if node in reached or (node in dependent and _happens(node, reached))
+            if node in reached or (node in input_dependent and _happens(node, reached))
         }
         mine = [name for name in pending if name.rpartition(".")[0] in modules]
         swap = {**piece.swap, **_skipped_updates(trace, reached)} if len(pieces) == 1 else piece.swap

@@ -246,7 +246,7 @@ class ResidualView:
             index: of the block.
             t: t_i, which :meth:`transition` gives.
         """
-        return self._block(index, t, "fork", Chain.branch)
+        return self._block(index, t, "branch_point", Chain.branch)
 
     def shortcut(self, index: int, t: Tensor) -> Tensor:
         """S_i(t_i), as it enters the addition.
@@ -255,7 +255,7 @@ class ResidualView:
             index: of the block.
             t: t_i, which :meth:`transition` gives.
         """
-        return self._block(index, t, "fork", Chain.shortcut)
+        return self._block(index, t, "branch_point", Chain.shortcut)
 
     def post(self, index: int, total: Tensor) -> Tensor:
         """x_i = s_i(total): the post-activation.

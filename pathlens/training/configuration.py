@@ -95,7 +95,7 @@ class Configuration:
 
     @property
     def precision(self) -> str:
-        """What weights and images are held in, as ``pathlens.machine.precision`` names it."""
+        """What weights and images are held in, as ``pathlens.runtime.precision`` names it."""
         return "float32" if self.dtype in _AUTOCAST else self.dtype
 
     @property

@@ -73,7 +73,7 @@ def _inside(link: Link) -> set[fx.Node]:
     waiting = [link.branch, link.shortcut]
     while waiting:
         node = waiting.pop()
-        if node is not link.fork and node not in inside:
+        if node is not link.branch_point and node not in inside:
             inside.add(node)
             waiting += node.all_input_nodes
     return inside

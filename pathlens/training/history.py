@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pathlens.measure import ClassificationCounts
+from pathlens.metrics import ClassificationCounts
 from pathlens.results.training import EVALUATION, HISTORY, EpochRow, EvaluationRow
 from pathlens.tables import Table
 

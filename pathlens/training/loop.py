@@ -59,7 +59,7 @@ class Loop:
         """
         checkpoint, arguments = self._session.checkpoint, self._session.arguments
         optimizer = self._optimizer()
-        position = state.Position(0, [0.0] * 5, [], arguments)
+        position = state.TrainState(0, [0.0] * 5, [], arguments)
         if checkpoint is not None:
             position = state.peek(checkpoint)
             state.load(checkpoint, self._model, optimizer)
@@ -86,12 +86,12 @@ class Loop:
                 seconds = earlier + time.monotonic() - began
                 self._end_epoch(done, lr, [*sums.tolist(), seconds])
                 sums.zero_()
-                position = state.Position(done, [0.0] * 5, self.history, arguments)
+                position = state.TrainState(done, [0.0] * 5, self.history, arguments)
                 self._save(optimizer, position)
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
             elif self._session.folder is not None and time.monotonic() - saved > self._config.checkpoint_seconds:
                 self._look(sums, step, lr, weights=True)
-                position = state.Position(
+                position = state.TrainState(
                     done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, arguments
                 )
                 self._save(optimizer, position)
@@ -223,12 +223,12 @@ class Loop:
         row = epoch_row(epoch, done, lr, sums, self._batches.per_epoch, tested)
         row |= {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         self.history.append(row)
-        if self._on_epoch is not None and self._group.leads:
+        if self._on_epoch is not None and self._group.is_main:
             self._on_epoch(row)
 
-    def _save(self, optimizer: torch.optim.Optimizer, position: state.Position) -> None:
+    def _save(self, optimizer: torch.optim.Optimizer, position: state.TrainState) -> None:
         if self._session.folder is None:
             return
         with self._group.agreed():
-            if self._group.leads:
+            if self._group.is_main:
                 state.save(self._session.folder, self._model, optimizer, position)

@@ -118,8 +118,8 @@ class Partial(nn.Module):
                 (x,) = parts.whole[index](updates, x)
             else:
                 before, both, after = parts.split[index]
-                (fork,) = before(updates, x)
-                branch, shortcut, bypass = both(updates, fork)
+                (branch_point,) = before(updates, x)
+                branch, shortcut, bypass = both(updates, branch_point)
                 factor = 1.0 if factors is None else float(factors[index])
                 total = _total(self._view[index].is_layer, branch, shortcut, bypass, mask, factor)
                 (x,) = after(updates, total)
@@ -139,8 +139,8 @@ class Partial(nn.Module):
         stem, *blocks, head = self._made(chain, [ends[0], *whole, ends[1]])
         split: list[Piece] = []
         for link in chain.links:
-            split.append(Piece(link.start, (link.fork,), {}))
-            split.append(Piece(link.fork, (link.branch, link.shortcut, link.bypass), {}))
+            split.append(Piece(link.start, (link.branch_point,), {}))
+            split.append(Piece(link.branch_point, (link.branch, link.shortcut, link.bypass), {}))
             split.append(Piece(link.total, (link.end,), {}))
         _, *inner, _ = self._made(chain, [ends[0], *split, ends[1]])
         bypass = [Piece(link.start, (link.end,), {link.total: link.bypass}) for link in chain.links]
@@ -153,7 +153,7 @@ class Partial(nn.Module):
         )
 
     def _made(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
-        extended, buffers = with_updates(chain.trace, chain.discovery.dependent, pieces)
+        extended, buffers = with_updates(chain.trace, chain.discovery.input_dependent, pieces)
         made = []
         for piece, whole, names in zip(pieces, extended, buffers, strict=True):
             segment = splice(chain.trace, [whole], whole.ends)

@@ -15,13 +15,13 @@ from torch import nn
 
 from pathlens.data import ImageData, check_labels
 from pathlens.errors import ModelError, RunError, UsageError
-from pathlens.machine import processes
-from pathlens.machine.memory import memory_named
-from pathlens.machine.precision import precision
-from pathlens.measure import ClassificationCounts, count_values
+from pathlens.metrics import ClassificationCounts, count_values
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
+from pathlens.runtime import processes
+from pathlens.runtime.memory import oom_as_error
+from pathlens.runtime.precision import precision
 from pathlens.storage import lock_run, make_folder, write_together
 from pathlens.tables import Table
 from pathlens.training import state
@@ -132,7 +132,7 @@ class Session:
     def keep(self, epoch: int, network: nn.Module) -> None:
         """Write the weights of an epoch, from the process that leads."""
         with self.group.agreed():
-            if self.folder is None or not self.group.leads:
+            if self.folder is None or not self.group.is_main:
                 return
             path = self.folder / "epochs" / f"epoch-{epoch:03}.safetensors"
             make_folder(path.parent)
@@ -151,7 +151,7 @@ class Session:
         epochs, result = history_table(history, self.about), result_table(counts, self.about)
         weights = None if self.folder is None else self.folder / WEIGHTS
         with self.group.agreed():
-            if weights is not None and self.group.leads:
+            if weights is not None and self.group.is_main:
                 errors = {f"{split}_error": f"{found.error:.6f}" for split, found in counts.items()}
                 save_weights(weights, self.model, {**self.metadata, **errors})
                 files = {**epochs.files("history"), **result.files("result")}
@@ -177,13 +177,13 @@ def opened(
     folder = None if out is None else Path(out)
     with contextlib.ExitStack() as stack:
         with group.agreed():
-            if folder is not None and group.leads:
+            if folder is not None and group.is_main:
                 stack.enter_context(lock_run(folder))
             if resume and folder is None:
                 raise UsageError("--resume needs the folder of the run; give --out")
             where = processes.device_of(model, device)
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        stack.enter_context(memory_named(max(1, config.recipe.batch_size // group.world)))
+        stack.enter_context(oom_as_error(max(1, config.recipe.batch_size // group.world)))
         dtype = stack.enter_context(precision(config.precision))
         model.to(device=where, dtype=dtype)
         arguments = {**config.arguments(data, validation), "start_sha256": state_sha256(model)}

@@ -31,7 +31,7 @@ _VERSION = 3
 
 
 @dataclass
-class Position:
+class TrainState:
     """Where a run stands.
 
     Attributes:
@@ -47,7 +47,7 @@ class Position:
     arguments: dict[str, Any]
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: TrainState) -> None:
     """Write the checkpoint; the one before it is kept under another name.
 
     Raises:
@@ -96,14 +96,14 @@ def find(folder: Path) -> Path | None:
     return next((path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()), None)
 
 
-def peek(path: Path) -> Position:
+def peek(path: Path) -> TrainState:
     """The position that a checkpoint states, without its tensors.
 
     Raises:
         CheckpointError: the file is damaged, or no checkpoint of a training run.
     """
     record = _record(path)
-    return Position(record["step"], record["sums"], record["history"], record["arguments"])
+    return TrainState(record["step"], record["sums"], record["history"], record["arguments"])
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

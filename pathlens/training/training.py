@@ -24,7 +24,7 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
         images: how many to hold out.
 
     Raises:
-        UsageError: no image would be left on one of the sides, or too few for every class.
+        UsageError: no image would be left on one of the operand paths, or too few for every class.
     """
     from sklearn.model_selection import train_test_split
 
@@ -36,7 +36,7 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
         )
     try:
         kept, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
-    except ValueError as error:  # a class of one image cannot be on both sides
+    except ValueError as error:  # a class of one image cannot be on both operand paths
         raise UsageError(
             f"--validation {images}: {data.name} cannot be divided by class ({' '.join(str(error).split())[:120]}); "
             "give more images or --validation 0"

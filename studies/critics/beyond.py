@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pathlens
-from pathlens.measure import sample_interval
+from pathlens.metrics import sample_interval
 from pathlens.tables import Table
 from studies.common import Page, Setting, make_table, say, train_all
 from studies.critics.drawing import lengths_figure, pairs_figure

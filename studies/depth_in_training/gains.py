@@ -41,17 +41,17 @@ def gains(view: ResidualView, images: Tensor, labels: Tensor) -> dict[str, float
         parts = []
         x = view.stem(images)
         for index in range(len(view)):
-            fork = view.transition(index, x)
-            branch, shortcut = view.branch(index, fork), view.shortcut(index, fork)
+            branch_point = view.transition(index, x)
+            branch, shortcut = view.branch(index, branch_point), view.shortcut(index, branch_point)
             total = branch + shortcut
             x = view.post(index, total)
-            parts.append((fork, branch, shortcut, total))
+            parts.append((branch_point, branch, shortcut, total))
         loss = cross_entropy(view.head(x), labels, reduction="sum")
         arriving = torch.autograd.grad(loss, [part[-1] for part in parts], retain_graph=True)
         responses, ratios = [], []
-        for (fork, branch, shortcut, _), gradient in zip(parts, arriving, strict=True):
+        for (branch_point, branch, shortcut, _), gradient in zip(parts, arriving, strict=True):
             through_branch, through_shortcut = (
-                torch.autograd.grad(side, fork, gradient, retain_graph=True)[0] for side in (branch, shortcut)
+                torch.autograd.grad(side, branch_point, gradient, retain_graph=True)[0] for side in (branch, shortcut)
             )
             responses.append((branch.std() / shortcut.std()).item())
             ratios.append(_mean_norm(through_branch) / _mean_norm(through_shortcut))

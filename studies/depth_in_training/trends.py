@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.measure import sample_interval
+from pathlens.metrics import sample_interval
 
 Row = Mapping[str, Any]
 GAINS = ("gamma", "response_ratio", "gradient_ratio", "predicted_length")

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.measure import sample_interval
+from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
 from studies.common import Page, make_table
 from studies.veit2016.trainings import Training

@@ -36,7 +36,7 @@ class Processes:
     world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
 

@@ -2,8 +2,8 @@ r"""Vector-Jacobian products of a piece of a network for a whole stack of cotang
 
 A piece is run forward once, at its inputs; then any number of cotangents is carried back through it together. Two ways:
 
-* :class:`AutogradAdjoint` asks autograd for one cotangent after the other. It works for every operation.
-* :class:`StackedAdjoint` handles pieces made of convolutions, batch norms in eval mode, activations, additions and
+* :class:`SequentialVJP` asks autograd for one cotangent after the other. It works for every operation.
+* :class:`BatchedVJP` handles pieces made of convolutions, batch norms in eval mode, activations, additions and
   parameter-free rearrangements. The derivative of such a piece is a chain of convolutions and element-wise factors, so
   that a stack of K cotangents for N examples is one batch of K N images, with batch norms folded into the convolutions.
 
@@ -29,7 +29,7 @@ from pathlens.residual.trace import batch_norm_update
 aten = torch.ops.aten
 
 
-class Adjoint:
+class VJP:
     """The transposed derivative of a piece at its inputs.
 
     Attributes:
@@ -52,7 +52,7 @@ class Adjoint:
         raise NotImplementedError
 
 
-class Identity(Adjoint):
+class Identity(VJP):
     """A piece that does nothing."""
 
     def __init__(self, x: Tensor) -> None:
@@ -63,7 +63,7 @@ class Identity(Adjoint):
         return cotangents
 
 
-class AutogradAdjoint(Adjoint):
+class SequentialVJP(VJP):
     """One cotangent after the other through autograd's graph of the piece."""
 
     def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -74,7 +74,7 @@ class AutogradAdjoint(Adjoint):
         self.passes = _depends(self._result, self._input)
 
     def __call__(self, cotangents: Tensor) -> Tensor:
-        """See :class:`Adjoint`."""
+        """See :class:`VJP`."""
         if not self.passes:
             return cotangents.new_zeros(cotangents.shape[:1] + self._input.shape)
         back = torch.empty(cotangents.shape[:1] + self._input.shape, dtype=self._input.dtype, device=self._input.device)
@@ -100,39 +100,39 @@ def _depends(result: Tensor, start: Tensor) -> bool:
     return result is start
 
 
-def linearise(segment: Segment, x: Tensor, stacked: bool = True) -> Adjoint:
+def linearise(segment: Segment, x: Tensor, stacked: bool = True) -> VJP:
     """Run a piece at ``x`` and return its adjoint.
 
     Args:
         segment: one input, one output.
         x: where to linearise, shape (N, ...).
-        stacked: use :class:`StackedAdjoint` where the piece allows it.
+        stacked: use :class:`BatchedVJP` where the piece allows it.
     """
     graph = segment.graph
     if not any(node.op == "call_function" for node in graph.nodes):
         return Identity(x)
     if stacked and is_stackable(graph):
-        return StackedAdjoint(segment, x)
-    return AutogradAdjoint(lambda value: segment(value)[0], x)
+        return BatchedVJP(segment, x)
+    return SequentialVJP(lambda value: segment(value)[0], x)
 
 
 def is_stackable(graph: fx.Graph) -> bool:
-    """Whether every operation on the way is one that :class:`StackedAdjoint` knows."""
+    """Whether every operation on the way is one that :class:`BatchedVJP` knows."""
     start = next(iter(graph.nodes))
-    dependent = {start}
+    input_dependent = {start}
     for node in graph.nodes:
-        if node.op != "call_function" or not any(operand in dependent for operand in node.all_input_nodes):
+        if node.op != "call_function" or not any(operand in input_dependent for operand in node.all_input_nodes):
             continue
         if node.target is aten.sym_size.int:
             return False
-        dependent.add(node)
-        if not _is_known(node, dependent):
+        input_dependent.add(node)
+        if not _is_known(node, input_dependent):
             return False
     return True
 
 
-def _is_known(node: fx.Node, dependent: set[fx.Node]) -> bool:
-    moving = [operand for operand in node.all_input_nodes if operand in dependent]
+def _is_known(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
+    moving = [operand for operand in node.all_input_nodes if operand in input_dependent]
     target = node.target
     if target in (aten.add.Tensor, aten.sub.Tensor):
         # where an operand is broadcast, its cotangent would have to be summed
@@ -164,7 +164,7 @@ _REARRANGING = (aten.pad.default, aten.constant_pad_nd.default, aten.avg_pool2d.
 _KNOWN = frozenset({aten.conv2d.default, aten.slice.Tensor, *_REARRANGING})
 
 
-class StackedAdjoint(Adjoint):
+class BatchedVJP(VJP):
     """All cotangents at once, as one large batch of images."""
 
     def __init__(self, segment: Segment, x: Tensor) -> None:
@@ -185,7 +185,7 @@ class StackedAdjoint(Adjoint):
         self.output = values[self._end]
 
     def __call__(self, cotangents: Tensor) -> Tensor:
-        """See :class:`Adjoint`."""
+        """See :class:`VJP`."""
         stack = cotangents.shape[0]
         flowing: dict[fx.Node, Tensor] = {self._end: cotangents.flatten(0, 1)}
         with torch.no_grad():

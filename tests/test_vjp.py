@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nets import Lambda
 from torch import Tensor, nn
 
-from pathlens.residual.adjoint import AutogradAdjoint, Identity, StackedAdjoint, is_stackable, linearise
 from pathlens.residual.segments import Segment, cut
 from pathlens.residual.trace import trace
+from pathlens.residual.vjp import BatchedVJP, Identity, SequentialVJP, is_stackable, linearise
 
 SHAPE = (6, 9, 8)
 
@@ -52,7 +52,7 @@ def compare(
     module: nn.Module,
     x: Tensor,
     *,
-    kind: type = StackedAdjoint,
+    kind: type = BatchedVJP,
     stack: int = 5,
     tolerance: float = 1e-12,
     segment: Segment | None = None,
@@ -252,7 +252,7 @@ OTHERS = {
 def test_other_pieces_are_refused_and_go_through_autograd(name):
     module, x = seeded(OTHERS[name]().double()), batch()
     assert not is_stackable(segment_of(module, x).graph)
-    compare(module, x, kind=AutogradAdjoint)
+    compare(module, x, kind=SequentialVJP)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_asked_for_autograd():
     module, x = seeded(PIECES["post-activation"]().double()), batch()
     segment = segment_of(module, x)
     one, two = linearise(segment, x), linearise(segment, x, stacked=False)
-    assert (type(one), type(two)) == (StackedAdjoint, AutogradAdjoint)
+    assert (type(one), type(two)) == (BatchedVJP, SequentialVJP)
     cotangents = torch.randn(4, *one.output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one(cotangents), two(cotangents), rtol=1e-12, atol=1e-12)
 
@@ -400,7 +400,7 @@ def test_random_chains(chain, seed, count, stack):
     module = seeded(nn.Sequential(*layers).double(), seed)
     x = batch((channels, *size), count, seed=seed)
     adjoint = linearise(segment_of(module, x), x)
-    assert isinstance(adjoint, StackedAdjoint)
+    assert isinstance(adjoint, BatchedVJP)
     cotangents = batch(tuple(adjoint.output.shape[1:]), stack * count, seed=seed + 1).unflatten(0, (stack, -1))
     expected = oracle(module, x, cotangents)
     scale = max(1e-6, float(expected.abs().max()))

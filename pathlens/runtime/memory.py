@@ -60,7 +60,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_named(batch_size: int | None) -> Iterator[None]:
+def oom_as_error(batch_size: int | None) -> Iterator[None]:
     """Say what to do when a batch does not fit in memory.
 
     Args:

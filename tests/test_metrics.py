@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pathlens.errors
 from pathlens.errors import DataError, ModelError, NumericsError, UsageError
-from pathlens.measure import ClassificationCounts, count_values, kendall_tau, sample_interval, wilson_interval
+from pathlens.metrics import ClassificationCounts, count_values, kendall_tau, sample_interval, wilson_interval
 
 ROOT = Path(pathlens.errors.__file__).parents[1]
 
@@ -230,7 +230,7 @@ def test_kendall_tau_ends_and_refusals():
 
 
 def test_import_is_light():
-    code = "import sys, pathlens.measure; print([m for m in ('torch', 'scipy', 'numpy') if m in sys.modules])"
+    code = "import sys, pathlens.metrics; print([m for m in ('torch', 'scipy', 'numpy') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
