@@ -39,7 +39,7 @@ SCALES = ("smoke", "cpu", "paper")
 
 
 @dataclass(frozen=True)
-class Setting:
+class StudySetting:
     """What a study was asked for.
 
     Attributes:
@@ -63,7 +63,7 @@ class Setting:
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.scale]
 
 
-def setting(name: str, description: str | None, argv: Sequence[str] | None) -> Setting:
+def setting(name: str, description: str | None, argv: Sequence[str] | None) -> StudySetting:
     """Read the command line of a study."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: %(default)s")
@@ -75,7 +75,7 @@ def setting(name: str, description: str | None, argv: Sequence[str] | None) -> S
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side")
     args = parser.parse_args(argv)
     runs = args.runs or ROOT / "runs" / f"{name}-{args.scale}"
-    return Setting(name, args.scale, args.out, runs, args.device, max(1, args.jobs))
+    return StudySetting(name, args.scale, args.out, runs, args.device, max(1, args.jobs))
 
 
 def say(text: str) -> None:
@@ -83,7 +83,7 @@ def say(text: str) -> None:
     print(f"study: {text}", file=sys.stderr, flush=True)
 
 
-def train_all(wanted: Mapping[str, Sequence[str]], study: Setting) -> dict[str, Path]:
+def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting) -> dict[str, Path]:
     """Train networks with ``pathlens train``, some side by side; those that are there already are left as they are.
 
     Args:
@@ -173,7 +173,7 @@ class Page:
         protocol: how, with the differences from the paper's protocol.
     """
 
-    study: Setting
+    study: StudySetting
     title: str
     question: str
     protocol: str

@@ -15,7 +15,7 @@ from pathlens import ResidualView
 from pathlens.data import ImageData
 from pathlens.errors import DataError
 from pathlens.models import LoadedModel
-from studies.common import Setting
+from studies.common import StudySetting
 
 #: published weights of github.com/akamaster/pytorch_resnet_cifar10, as files of the folder that PATHLENS_MODELS names
 PUBLISHED = {
@@ -70,7 +70,9 @@ class Subject:
         return {"mean": self.mean, "std": self.std, "facts": facts}
 
 
-def subject(study: Setting, name: str, words: str, loaded: LoadedModel, spec: str = "digits", **more: Any) -> Subject:
+def subject(
+    study: StudySetting, name: str, words: str, loaded: LoadedModel, spec: str = "digits", **more: Any
+) -> Subject:
     """A network on the device that the study was asked for, with images of a data set."""
     wanted = study.device
     if wanted == "auto":
@@ -80,12 +82,12 @@ def subject(study: Setting, name: str, words: str, loaded: LoadedModel, spec: st
     return Subject(name, words, loaded, spec, more.pop("data_name", spec), mean, std, **more)
 
 
-def packaged(study: Setting) -> Subject:
+def packaged(study: StudySetting) -> Subject:
     """The network that comes with pathlens: 54 pre-activation blocks, trained on digits."""
     return subject(study, "digits54", "the network that comes with pathlens, on digits", pathlens.load_model())
 
 
-def published(study: Setting, name: str) -> Subject:
+def published(study: StudySetting, name: str) -> Subject:
     """A network that others trained and published, on the test images of CIFAR-10 as JPEG files.
 
     Raises:
@@ -108,7 +110,7 @@ def published(study: Setting, name: str) -> Subject:
     )
 
 
-def untrained(study: Setting, name: str) -> Subject:
+def untrained(study: StudySetting, name: str) -> Subject:
     """A reference network with seeded random weights on digits, for tests: its numbers mean nothing."""
     loaded = pathlens.load_model(name, "random", in_channels=1, num_classes=10, seed=0)
     return subject(study, name, f"{name} with random weights, on digits", loaded)

@@ -31,6 +31,9 @@ settings.load_profile("pathlens")
 _LONGEST = (
     "test_studies_veit2016.py",
     "test_docs.py",
+    "test_contributing.py",
+    "test_benchmark_first_table.py",
+    "test_estimators.py",
     "test_sweep.py",
     "test_training_resume.py",
     "test_tutorial.py",

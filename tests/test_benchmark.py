@@ -123,9 +123,7 @@ def test_images_decided_by_rounding_are_counted():
 
 
 @pytest.mark.usefixtures("random_everything")
-def test_trained_weights_and_real_images_are_taken_where_they_lie(
-    sweep, shared_models: Path, shared_data: Path, monkeypatch
-):
+def test_trained_weights_and_real_images_are_taken_where_they_lie(shared_models: Path, shared_data: Path, monkeypatch):
     monkeypatch.setenv("PATHLENS_MODELS", str(shared_models))
     monkeypatch.setenv("PATHLENS_DATA", str(shared_data))
     loaded = sweep.open_network("resnet20", 0)

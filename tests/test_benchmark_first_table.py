@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_this_version_beside_itself(tmp_path, capsys):
+def test_this_version_beside_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
     small = ["--before", str(ROOT), "--repeats", "1", "--networks", "find_blocks", "--out", str(tmp_path)]
     assert first_table.main(small) == 0
     rows = {(row["benchmark"], row["version"]): dict(row) for row in read_table(tmp_path / "first_table.csv").rows}

@@ -18,7 +18,7 @@ import pathlens
 from pathlens.analyses import lesions, sweep, tuning
 from pathlens.analyses.provenance import EngineFacts
 from pathlens.analyses.runner import Runner
-from pathlens.analyses.sources import make_source
+from pathlens.analyses.sources import batch_source
 from pathlens.errors import DataError, UsageError
 from pathlens.residual import ResidualView, engines, find_blocks
 from pathlens.residual.engines import Engine
@@ -133,7 +133,7 @@ def test_with_the_capabilities_taken_away(tmp_path: Path) -> None:
 
 
 def test_the_fastest_is_chosen_where_measuring_pays(view: ResidualView, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = make_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
+    source = batch_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
     runner = Runner(source, CPU, torch.float32)
     offered = engines.candidates(CPU, torch.float32, 64)
     for winner in offered:
@@ -154,7 +154,7 @@ def test_the_fastest_is_chosen_where_measuring_pays(view: ResidualView, monkeypa
 def test_measuring_stops_where_setting_up_an_engine_is_what_takes_time(
     view: ResidualView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = make_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
+    source = batch_source([(torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.long))], 0, None, None, CPU)
     runner = Runner(source, CPU, torch.float32)
     measured: list[Engine] = []
 

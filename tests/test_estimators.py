@@ -71,7 +71,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_new_estimator_is_one_file_and_one_line(copy: Path) -> None:
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "pathlens", "path-gradients", "--limit", "3", "--batch-size", "2", "-q"]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "140"}
+        environment = {**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "140", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, *arguments], env=environment, cwd=copy, capture_output=True, text=True, check=True, timeout=300
         )

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pathlens.analyses.sources import make_source
+from pathlens.analyses.sources import batch_source
 from pathlens.data import images, open_data
 from pathlens.errors import PathlensError
 from pathlens.metrics import count_values
@@ -237,7 +237,7 @@ def labels(draw: st.DrawFn) -> Any:
 def test_any_labels_are_counted_or_refused(given_labels: Any) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 5)
-    source = make_source([(torch.zeros(4, 3, 2, 2), given_labels)], 4, None, None, torch.device("cpu"))
+    source = batch_source([(torch.zeros(4, 3, 2, 2), given_labels)], 4, None, None, torch.device("cpu"))
 
     def errors() -> None:
         ((_, _, found),) = source.batches()
@@ -268,7 +268,7 @@ BATCHES = st.sampled_from(
 @settings(max_examples=40)
 def test_any_batches_are_read_or_refused(batches: Any) -> None:
     def call() -> None:
-        source = make_source(batches, 4, None, None, torch.device("cpu"))
+        source = batch_source(batches, 4, None, None, torch.device("cpu"))
         first = source.first()
         assert len(first)
         assert first.dim()

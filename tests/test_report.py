@@ -127,7 +127,7 @@ def test_out_that_is_no_folder_is_refused(tmp_path):
         lambda out: check_run_folder(out, "blocks"),
         lambda out: lock_run(out).__enter__(),
     ):
-        with pytest.raises(RunError, match=r"is a file, not a run folder"):
+        with pytest.raises(RunError, match=r"is a file, not a folder"):
             call(path)
         with pytest.raises(RunError, match=r"cannot write .*file/below"):
             call(path / "below")

@@ -94,7 +94,7 @@ def free(folder: Path) -> bool:
 @pytest.fixture
 def small(run: ModuleType, tmp_path: Path) -> Any:
     """A study that has done nothing yet."""
-    setting = run.Setting("gpu", "smoke", tmp_path / "out", tmp_path / "runs", "cpu", 1)
+    setting = run.StudySetting("gpu", "smoke", tmp_path / "out", tmp_path / "runs", "cpu", 1)
     return run.Study(setting, None, 480)
 
 
@@ -166,7 +166,7 @@ def test_they_are_small_enough_for_a_repository(run: ModuleType, tmp_path: Path,
 def test_nothing_is_done_twice_but_what_a_trained_network_changes(
     run: ModuleType, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setting = run.Setting("gpu", "smoke", done / "out", done / "runs", "cpu", 1)
+    setting = run.StudySetting("gpu", "smoke", done / "out", done / "runs", "cpu", 1)
     study = run.Study(setting, None, 480)
     slices = [*run.timed.slices(study), *run.trained.slices(study, 12)]
     left = {piece.name: piece.pending() for piece in slices if piece.pending()}

@@ -17,7 +17,7 @@ from pathlens.analyses import rows, tuning
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.provenance import EngineFacts, LesionProvenance, Stated
 from pathlens.analyses.runner import Progress, Runner, running
-from pathlens.analyses.sources import Data, make_source
+from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
 from pathlens.plans import Deletion, Plan, SkipDeletion
@@ -301,7 +301,7 @@ def view_for(model: nn.Module | ResidualView, data: Data, options: SweepOptions)
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     where = processes.device_of(model, None)
-    source = make_source(data, 2, options.get("mean"), options.get("std"), where)
+    source = batch_source(data, 2, options.get("mean"), options.get("std"), where)
     return view_of(model, source.first())
 
 

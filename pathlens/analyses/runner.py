@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.analyses.provenance import Json
-from pathlens.analyses.sources import Data, Source, make_source
+from pathlens.analyses.sources import BatchSource, Data, batch_source
 from pathlens.models import state_sha256
 from pathlens.residual import ResidualView
 from pathlens.runtime import processes
@@ -41,7 +41,7 @@ class Runner:
 
     def __init__(
         self,
-        source: Source,
+        source: BatchSource,
         device: torch.device,
         dtype: torch.dtype,
         folder: Path | None = None,
@@ -190,7 +190,7 @@ def running(
         group = processes.current()
         with group.agreed(), oom_as_error(batch_size):
             where = processes.device_of(model, device)
-            source = make_source(data, batch_size, mean, std, where)
+            source = batch_source(data, batch_size, mean, std, where)
         folder = Path(journal) if journal is not None and source.fingerprint else None
         with Runner(source, where, kind, folder, progress) as runner:
             yield runner

@@ -21,7 +21,7 @@ Data = ImageData | Iterable[Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class BatchSource:
     """Numbered batches of (images, labels), the same at every pass.
 
     Attributes:
@@ -74,13 +74,13 @@ class Source:
         raise DataError("the data has no images; give at least one batch")
 
 
-def make_source(
+def batch_source(
     data: Data,
     batch_size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     device: torch.device,
-) -> Source:
+) -> BatchSource:
     """Wrap a data set, a list of batches or a ``DataLoader`` (without shuffling).
 
     Raises:
@@ -104,7 +104,7 @@ def make_source(
         )
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
-        return Source(data, batch_size, own_mean, own_std, device, count, facts, digest)
+        return BatchSource(data, batch_size, own_mean, own_std, device, count, facts, digest)
     if mean is not None or std is not None:
         raise UsageError("mean and std apply to data sets opened by pathlens; normalise your own batches yourself")
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
@@ -116,7 +116,7 @@ def make_source(
         raise UsageError("a DataLoader that shuffles cannot be shared between processes; give shuffle=False")
     length = len(data) if isinstance(data, Sized) else None
     facts = DataFacts(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
-    return Source(data, None, None, None, device, length, facts, "")
+    return BatchSource(data, None, None, None, device, length, facts, "")
 
 
 def _images(given: Tensor, batch: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pathlens.data.images import ImageData, Normalisation
-from pathlens.data.sources import ArraySource, EncodedSource, Source
+from pathlens.data.sources import ArraySource, EncodedSource, PixelSource
 from pathlens.errors import DataError, MissingSplitError
 
 CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR-10 training-set constants")
@@ -69,7 +69,7 @@ def open_cifar(
     )
 
 
-def _source(images: np.ndarray, name: str, split: str, image_size: int | None) -> Source:
+def _source(images: np.ndarray, name: str, split: str, image_size: int | None) -> PixelSource:
     """``images``: uint8 (n, 32, 32, 3)."""
     if image_size is None:
         return ArraySource(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), 255)

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from pathlens.data.sources import ArraySource, PickedSource, Source
+from pathlens.data.sources import ArraySource, PickedSource, PixelSource
 from pathlens.errors import DataError
 
 KEEP_BYTES = 2**30
@@ -68,7 +68,7 @@ class ImageData:
     num_classes: int
     class_names: tuple[str, ...] | None = field(repr=False)
     labels: torch.Tensor = field(repr=False)
-    _source: Source = field(repr=False)
+    _source: PixelSource = field(repr=False)
     _normalisation: Normalisation | None = field(repr=False)
     _kept: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -288,7 +288,7 @@ class ImageData:
         return numbers
 
 
-def computed_normalisation(source: Source, rows: int) -> Normalisation:
+def computed_normalisation(source: PixelSource, rows: int) -> Normalisation:
     """Mean and population standard deviation of each channel over the first ``rows`` rows, of pixels in [0, 1].
 
     The limit on the rows in use does not enter: a prefix of a set is normalised as the set is.
@@ -328,13 +328,13 @@ def check_labels(data: ImageData, num_classes: int) -> None:
         )
 
 
-def _chunks(source: Source, rows: int) -> Iterator[tuple[int, int]]:
+def _chunks(source: PixelSource, rows: int) -> Iterator[tuple[int, int]]:
     step = max(1, min(1024, _CHUNK_BYTES // math.prod(source.shape)))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
 
-def _read_all(source: Source, rows: int) -> torch.Tensor:
+def _read_all(source: PixelSource, rows: int) -> torch.Tensor:
     if isinstance(source, ArraySource):
         return source.pixels(0, rows)
     out = torch.empty((rows, *source.shape), dtype=torch.uint8)

@@ -10,7 +10,7 @@ import torch
 from pathlens.data.decode import Item, decode_many, image_warnings, to_pixels
 
 
-class Source(Protocol):
+class PixelSource(Protocol):
     """Rows of pixels in a fixed order."""
 
     @property
@@ -48,7 +48,7 @@ class ArraySource:
 class PickedSource:
     """Some rows of another source, in an order of their own."""
 
-    def __init__(self, source: Source, rows: torch.Tensor):
+    def __init__(self, source: PixelSource, rows: torch.Tensor):
         self._source = source
         self._rows = rows.tolist()
         self.shape = source.shape

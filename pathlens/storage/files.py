@@ -98,7 +98,7 @@ def make_folder(out: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise RunError(f"{folder} is a file, not a run folder; choose another folder") from error
+        raise RunError(f"{folder} is a file, not a folder; choose another folder") from error
     except OSError as error:
         raise disk_error(error, folder) from error
     return folder

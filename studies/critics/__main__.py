@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pathlens.errors import DataError, PathlensError
-from studies.common import Page, Setting, one_thread, say, setting, start_fresh
+from studies.common import Page, StudySetting, one_thread, say, setting, start_fresh
 from studies.critics.answers import TALK, answers
 from studies.critics.beyond import beyond
 from studies.critics.cancellation import cancellation
@@ -41,7 +41,7 @@ PROTOCOL = (
 )
 
 
-def subjects_of(study: Setting) -> tuple[list[Subject], str]:
+def subjects_of(study: StudySetting) -> tuple[list[Subject], str]:
     """The networks of (a) to (c), and what is missing."""
     if study.scale == "smoke":
         return [untrained(study, "preresnet20")], ""

@@ -10,7 +10,7 @@ from typing import Any
 import pathlens
 from pathlens.metrics import sample_interval
 from pathlens.tables import Table
-from studies.common import Page, Setting, make_table, say, train_all
+from studies.common import Page, StudySetting, make_table, say, train_all
 from studies.critics.drawing import lengths_figure, pairs_figure
 from studies.critics.responses import correlation, measure_responses, response_rows
 from studies.critics.shortcuts import PAIRS, pair_rows
@@ -58,7 +58,7 @@ SUMMARY = (
 )
 
 
-def networks(study: Setting) -> dict[str, tuple[str, tuple[str, ...]]]:
+def networks(study: StudySetting) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name -> (callable of nets.py, arguments of its training)."""
     # a shift by one pixel, which the recipe for digits has, takes a transformer of 2x2 patches far longer to learn
     recipe = (
@@ -74,7 +74,7 @@ def networks(study: Setting) -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
-def trained(study: Setting) -> list[tuple[int | None, Subject]]:
+def trained(study: StudySetting) -> list[tuple[int | None, Subject]]:
     """The trained networks with their seeds."""
     seeds = study.pick(range(1), range(3), range(5))
     chosen = networks(study)
@@ -138,7 +138,7 @@ def summary_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def beyond(page: Page, study: Setting, packaged: Subject, known: Mapping[str, Table]) -> list[dict[str, Any]]:
+def beyond(page: Page, study: StudySetting, packaged: Subject, known: Mapping[str, Table]) -> list[dict[str, Any]]:
     """The section of the page; returns the means over seeds.
 
     Args:

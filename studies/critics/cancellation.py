@@ -12,7 +12,7 @@ import pathlens
 from pathlens import figures
 from pathlens.paths import effective_paths
 from pathlens.tables import Table
-from studies.common import Page, Setting, make_table, say
+from studies.common import Page, StudySetting, make_table, say
 from studies.critics.drawing import cancellation_figure
 from studies.critics.tails import TAILS, one_tail
 from studies.subjects import Subject
@@ -102,7 +102,7 @@ def range_rows(network: str, table: Table, draws: int) -> list[dict[str, Any]]:
     return rows
 
 
-def cancellation(page: Page, study: Setting, subjects: Sequence[Subject]) -> dict[str, list[dict[str, Any]]]:
+def cancellation(page: Page, study: StudySetting, subjects: Sequence[Subject]) -> dict[str, list[dict[str, Any]]]:
     """The section of the page; returns rows of effective ranges, of tails, and of each network's lengths."""
     page.section(
         "c. Single paths, cancellation and heavy tails",

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from pathlens.tables import Table
-from studies.common import Page, Setting, make_table, say
+from studies.common import Page, StudySetting, make_table, say
 from studies.critics.drawing import responses_figure
 from studies.subjects import Subject
 
@@ -103,7 +103,7 @@ def correlation(rows: Sequence[Mapping[str, Any]], response: str, harm: str, res
 
 
 def responses(
-    page: Page, study: Setting, subjects: Sequence[Subject], lesions: Mapping[str, Table]
+    page: Page, study: StudySetting, subjects: Sequence[Subject], lesions: Mapping[str, Table]
 ) -> list[dict[str, Any]]:
     """The section of the page; returns the correlations."""
     page.section(

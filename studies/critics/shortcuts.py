@@ -12,7 +12,7 @@ from scipy import stats
 
 import pathlens
 from pathlens.tables import Table
-from studies.common import Page, Setting, make_table, say
+from studies.common import Page, StudySetting, make_table, say
 from studies.critics.drawing import counts_figure, pairs_figure
 from studies.subjects import Subject
 
@@ -141,7 +141,7 @@ def count_rows(network: str, tables: Mapping[str, Table]) -> list[dict[str, Any]
 
 
 def shortcuts(
-    page: Page, study: Setting, subjects: Sequence[Subject]
+    page: Page, study: StudySetting, subjects: Sequence[Subject]
 ) -> tuple[dict[str, dict[str, Table]], list[dict[str, Any]]]:
     """The section of the page; returns the lesion tables of each network, and the summary."""
     page.section(

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import pathlens
 from pathlens.paths import sample_paths
-from studies.common import Page, Setting, say
+from studies.common import Page, StudySetting, say
 from studies.critics.drawing import tails_figure
 from studies.subjects import Subject
 
@@ -108,7 +108,7 @@ def few_means(tail: Tail, paths: int, draws: int) -> np.ndarray:
     return means[np.random.default_rng(paths).integers(0, len(means), size=(draws, paths))].mean(axis=1)
 
 
-def one_tail(page: Page, study: Setting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def one_tail(page: Page, study: StudySetting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Distributions of the path norms of some lengths, with their figure."""
     say(f"single paths of {subject.name}, lengths {', '.join(map(str, lengths))}")
     images = study.pick(2, 16, 64)

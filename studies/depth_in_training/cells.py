@@ -21,7 +21,7 @@ from pathlens.report import provenance
 from pathlens.results.path_profile import contributions
 from pathlens.storage import atomic_write_bytes
 from pathlens.tables import Table
-from studies.common import Setting, say
+from studies.common import StudySetting, say
 from studies.depth_in_training.gains import gains
 
 #: lengths that carry less than this share are left out of the curves
@@ -67,7 +67,7 @@ class Cell:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def measure_all(cells: Sequence[Cell], study: Setting) -> list[dict[str, Any]]:
+def measure_all(cells: Sequence[Cell], study: StudySetting) -> list[dict[str, Any]]:
     """Measure checkpoints, some side by side on a CPU; those that were measured before are read."""
     folder = study.runs / "depth_in_training"
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pathlens.tables import read_table
-from studies.common import ROOT, Setting
+from studies.common import ROOT, StudySetting
 from studies.depth_in_training.cells import Cell
 from studies.veit2016.trainings import cifar, trainings
 
@@ -20,7 +20,7 @@ TINY = f"{Path(__file__).resolve().parent / 'nets.py'}:tiny"
 
 
 @dataclass(frozen=True)
-class Run:
+class WatchedTraining:
     """A training run of the whole network.
 
     Attributes:
@@ -36,37 +36,39 @@ class Run:
     sampled: bool
 
 
-def shared(study: Setting) -> Setting:
+def shared(study: StudySetting) -> StudySetting:
     """The setting with the runs of the study of Veit et al., whose networks these are, unless ``--runs`` was given."""
     if study.scale == "smoke" or study.runs != ROOT / "runs" / f"{NAME}-{study.scale}":
         return study
     return dataclasses.replace(study, runs=ROOT / "runs" / f"veit2016-{study.scale}")
 
 
-def wanted(study: Setting) -> dict[str, Run]:
+def wanted(study: StudySetting) -> dict[str, WatchedTraining]:
     """Name -> run: the whole networks of the study of Veit et al., and the same without weight decay."""
     if study.scale == "smoke":
         short = ("--data", "digits", "--epochs", "2", "--limit", "100", "--validation", "20", "--keep-epochs", "0,1,2")
         whole = {
-            f"tiny-full-seed{seed}": Run(TINY, seed, ("--model", TINY, "--seed", str(seed), *short), True)
+            f"tiny-full-seed{seed}": WatchedTraining(TINY, seed, ("--model", TINY, "--seed", str(seed), *short), True)
             for seed in (0, 1)
         }
     else:
         network = study.pick(None, "digits54", "preresnet110")
         whole = {
-            training.name: Run(training.network, training.seed, training.arguments, True)
+            training.name: WatchedTraining(training.network, training.seed, training.arguments, True)
             for training in trainings(study)
             if training.rule == "full" and training.network == network
         }
     without = {
-        name.replace("-full-", "-nodecay-"): Run(run.network, run.seed, (*run.arguments, "--weight-decay", "0"), False)
+        name.replace("-full-", "-nodecay-"): WatchedTraining(
+            run.network, run.seed, (*run.arguments, "--weight-decay", "0"), False
+        )
         for name, run in whole.items()
         if run.seed < study.pick(1, 3, 2)
     }
     return {**whole, **without}
 
 
-def cells(study: Setting, runs: Mapping[str, Run], done: Mapping[str, Path]) -> list[Cell]:
+def cells(study: StudySetting, runs: Mapping[str, WatchedTraining], done: Mapping[str, Path]) -> list[Cell]:
     """Every kept checkpoint of every run."""
     device = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     data = str(cifar()) if study.scale == "paper" else "digits"

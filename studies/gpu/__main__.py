@@ -26,7 +26,7 @@ import torch
 
 from pathlens.errors import DataError, PathlensError, UsageError
 from pathlens.storage import lock_run
-from studies.common import ROOT, Setting, one_thread
+from studies.common import ROOT, StudySetting, one_thread
 from studies.gpu import timed, trained
 from studies.gpu.kept import Late, Slice, Study
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(argv)
         if args.scale == "smoke":
             one_thread()
-        setting = Setting("gpu", args.scale, args.out, args.runs, args.device, args.jobs)
+        setting = StudySetting("gpu", args.scale, args.out, args.runs, args.device, args.jobs)
         with lock_run(args.out):
             study = Study(setting, Path(args.data) if args.data else None, args.slice_limit)
             slices = [*timed.slices(study), *trained.slices(study, args.epochs)]

@@ -16,7 +16,7 @@ from pathlens.data import ImageData
 from pathlens.errors import DataError, RunError
 from pathlens.report import provenance
 from pathlens.tables import read_table
-from studies.common import ROOT, Page, Setting, make_table
+from studies.common import ROOT, Page, StudySetting, make_table
 from studies.veit2016.retraining import RUNS
 
 TIMINGS = (
@@ -84,7 +84,7 @@ class Study:
         RunError: the results in the folder are of another scale, or damaged.
     """
 
-    def __init__(self, setting: Setting, folder: Path | None, limit: float) -> None:
+    def __init__(self, setting: StudySetting, folder: Path | None, limit: float) -> None:
         self.setting, self.limit, self.deadline = setting, limit, float("inf")
         self.spec = "digits" if folder is None else f"parquet:{Path(folder, 'cifar10-jpeg').resolve()}"
         if folder is not None and not Path(folder, "cifar10-jpeg").is_dir():

@@ -15,7 +15,7 @@ import pathlens
 from pathlens import figures
 from pathlens.errors import PathlensError
 from pathlens.tables import Table
-from studies.common import Page, Setting, make_table, one_thread, say, setting, start_fresh
+from studies.common import Page, StudySetting, make_table, one_thread, say, setting, start_fresh
 from studies.pretrained_resnets.headlines import HEADLINES, headlines, intact
 from studies.subjects import Subject, published, untrained
 
@@ -37,7 +37,7 @@ PROTOCOL = (
 SETS = {"count": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
 
 
-def subjects_of(study: Setting) -> list[Subject]:
+def subjects_of(study: StudySetting) -> list[Subject]:
     """The networks.
 
     Raises:
@@ -48,7 +48,7 @@ def subjects_of(study: Setting) -> list[Subject]:
     return [published(study, name) for name in ("resnet20", "resnet56")]
 
 
-def measure(page: Page, study: Setting, subject: Subject) -> dict[str, Table]:
+def measure(page: Page, study: StudySetting, subject: Subject) -> dict[str, Table]:
     """All measurements of one network, with figures and tables on the page."""
     pick, name = study.pick, subject.name
     data, options, view = subject.images(pick(16, 1000, 10_000)), subject.options, subject.view

@@ -16,7 +16,7 @@ import pathlens
 from pathlens import figures
 from pathlens.data import ImageData
 from pathlens.paths import length_range
-from studies.common import Page, Setting, keep_checkpoint, one_thread, say, setting, start_fresh, train_all
+from studies.common import Page, StudySetting, keep_checkpoint, one_thread, say, setting, start_fresh, train_all
 from studies.veit2016.facts import facts
 from studies.veit2016.retraining import retraining
 from studies.veit2016.trainings import Training, cifar, trainings
@@ -38,7 +38,7 @@ PROTOCOL = (
 class Study:
     """The networks and the page that the sections work on."""
 
-    def __init__(self, study: Setting) -> None:
+    def __init__(self, study: StudySetting) -> None:
         self.setting = study
         self.page = Page(
             study,

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.common import Setting
+from studies.common import StudySetting
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ DIGITS_KEPT = "0,1,2,5,10,20,30,40,50,60"
 CIFAR_KEPT = "0,1,2,5,10,20,40,80,100,120,150,160,200"
 
 
-def trainings(study: Setting) -> list[Training]:
+def trainings(study: StudySetting) -> list[Training]:
     """Everything that is trained at a scale."""
     found: list[Training] = []
     if study.scale == "smoke":

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.tables import read_table
-from studies.common import Setting
+from studies.common import StudySetting
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 ALL = "all"
@@ -42,7 +42,7 @@ class Training:
     arguments: tuple[str, ...]
 
 
-def networks(study: Setting) -> tuple[str, ...]:
+def networks(study: StudySetting) -> tuple[str, ...]:
     """Functions of ``nets.py``, the deep network first."""
     found: tuple[str, ...] = study.pick(
         ("deep9", "wide3_small"), ("deep27", "wide9", "wide3"), ("deep54_cifar", "wide9_cifar", "wide3_cifar")
@@ -50,7 +50,7 @@ def networks(study: Setting) -> tuple[str, ...]:
     return found
 
 
-def data_of(study: Setting) -> str:
+def data_of(study: StudySetting) -> str:
     """The data in the words of ``--data``.
 
     Raises:
@@ -65,12 +65,12 @@ def data_of(study: Setting) -> str:
     return f"parquet:{path}"
 
 
-def spec_of(network: str, study: Setting) -> str:
+def spec_of(network: str, study: StudySetting) -> str:
     """``--model`` for a network, from the folder of the runs, so that no place of this machine gets into a table."""
     return f"{os.path.relpath(NETS, study.runs.resolve())}:{network}"
 
 
-def trainings(study: Setting) -> list[Training]:
+def trainings(study: StudySetting) -> list[Training]:
     """Every network and seed: the deep one with each effective depth, the wide ones with whole gradients."""
     more = study.pick(
         ("--epochs", "1", "--limit", "100", "--validation", "20"),
@@ -97,7 +97,7 @@ def trainings(study: Setting) -> list[Training]:
     ]
 
 
-def cost(network: str, study: Setting) -> dict[str, Any]:
+def cost(network: str, study: StudySetting) -> dict[str, Any]:
     """A row of the table ``networks``: blocks, widths, parameters, and multiply-adds of one image."""
     loaded = pathlens.load_model(f"{NETS}:{network}")
     model = loaded.model.eval()
@@ -115,7 +115,7 @@ def cost(network: str, study: Setting) -> dict[str, Any]:
     }
 
 
-def costs(study: Setting) -> list[dict[str, Any]]:
+def costs(study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``networks``.
 
     Raises:
@@ -129,7 +129,7 @@ def costs(study: Setting) -> list[dict[str, Any]]:
     return rows
 
 
-def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: Setting) -> list[dict[str, Any]]:
+def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``runs``: errors of each run, and which path lengths carry its whole gradient afterwards."""
     images = study.pick(6, 64, 256)
     data = pathlens.open_data(data_of(study), limit=images)
