@@ -20,10 +20,12 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from training_oracle import digits, network
 
 from pathlens.cli import main
 from pathlens.errors import CheckpointError, NumericsError, PathlensError, ResourceError, RunError
+from pathlens.models import state_sha256
 from pathlens.training import (
     BlocksPerBatch,
     PathLengths,
@@ -236,6 +238,23 @@ def test_no_flipped_bit_goes_unnoticed(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match="damaged"):
             state.load(path, model, optimizer)
+
+
+@pytest.mark.parametrize("name", ["stranger/x", "optimizer/x/momentum_buffer", "optimizer/999/momentum_buffer"])
+def test_a_forged_checkpoint_is_refused_before_the_model_is_touched(name: str, folder: Path, tmp_path: Path) -> None:
+    source, path = folder / state.CHECKPOINT, tmp_path / state.CHECKPOINT
+    with safe_open(source, "pt") as file:
+        record = json.loads(file.metadata()[state._KEY])
+        tensors = {key: file.get_tensor(key) for key in file.keys()} | {name: torch.zeros(1)}  # noqa: SIM118
+    record["sha256"] = state_sha256(tensors)
+    del record["record_sha256"]
+    record["record_sha256"] = state._digest_of_record(record)
+    path.write_bytes(safetensors.torch.save(tensors, {state._KEY: json.dumps(record)}))
+    model = network().float()
+    before = state_sha256(model)
+    with pytest.raises(CheckpointError, match="holds what no training run keeps"):
+        state.load(path, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    assert state_sha256(model) == before
 
 
 def test_a_checkpoint_of_another_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

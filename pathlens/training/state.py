@@ -120,20 +120,24 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     if not isinstance(tensors, dict) or state_sha256(tensors) != record["sha256"]:
         raise _damaged(path, "its contents do not have the checksum that it states")
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition("/")
-        parts[kind][rest] = value
-    load_into(model, parts["model"], str(path))
-    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in record["scalars"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in parts["optimizer"].items():
-        number, _, key = name.partition("/")
-        index = int(number)
-        if value.shape == parameters[index].shape and value.is_floating_point():
-            # in the memory layout of the parameter, which kernels that update both at once rely on
-            value = torch.empty_like(parameters[index], requires_grad=False).copy_(value)  # noqa: PLW2901
-        state.setdefault(index, {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    entries: dict[int, dict[str, Any]] = {}
+    try:
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = value
+        entries |= {int(index): dict(entry) for index, entry in record["scalars"].items()}
+        for name, value in parts["optimizer"].items():
+            number, _, key = name.partition("/")
+            parameter = parameters[int(number)]
+            if value.shape == parameter.shape and value.is_floating_point():
+                # in the memory layout of the parameter, which kernels that update both at once rely on
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # noqa: PLW2901
+            entries.setdefault(int(number), {})[key] = value
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, "it holds what no training run keeps") from error
+    load_into(model, parts["model"], str(path))
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def check_arguments(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
