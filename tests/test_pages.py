@@ -21,9 +21,9 @@ import pathlens
 from pathlens.cli import main
 from pathlens.errors import PathlensError, RunError, UsageError
 from pathlens.pages.encode import encode, script_json
-from pathlens.pages.runs import read_runs
 from pathlens.pages.words import charts
 from pathlens.report import write_run
+from pathlens.report.reading import read_runs
 from pathlens.tables import Column, Table
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}

@@ -19,9 +19,8 @@ from page_runs import lesions, write_lesions, write_paths
 
 import pathlens
 from pathlens.errors import PathlensError, RunError
-from pathlens.pages import runs as pages_runs
-from pathlens.pages.runs import read_runs
-from pathlens.report import check_run_folder, write_run
+from pathlens.report import check_run_folder, reading, write_run
+from pathlens.report.reading import read_runs
 from pathlens.storage import files, lock_run
 from pathlens.tables import disk, read_table
 
@@ -60,7 +59,7 @@ def test_a_figure_that_the_run_did_not_write_is_not_shown(
     folder = write_lesions(tmp_path / "run")
     make(folder / "figure.png")
     listed(folder, "figure.png", SECRET)  # even if its content could be guessed
-    monkeypatch.setattr(pages_runs, "_LARGEST_PICTURES", 10_000)
+    monkeypatch.setattr(reading, "_LARGEST_PICTURES", 10_000)
     (run,) = read_runs([folder])
     assert run.pictures == ()
     (warning,) = run.warnings
@@ -85,7 +84,7 @@ def test_a_table_that_the_run_did_not_write_is_refused(
     (folder / name).unlink()
     make(folder / name)
     listed(folder, name, SECRET)
-    monkeypatch.setattr(pages_runs, "LARGEST_TABLE", 10_000)
+    monkeypatch.setattr(reading, "LARGEST_TABLE", 10_000)
     with pytest.raises(RunError, match=words) as caught:
         read_runs([folder])
     assert "\n" not in str(caught.value)
@@ -107,7 +106,7 @@ def test_figures_together_are_limited(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("a.png", "b.png", "c.png"):
         (folder / name).write_bytes(name.encode() * 100)
         listed(folder, name, name.encode() * 100)
-    monkeypatch.setattr(pages_runs, "_LARGEST_PICTURES", 1100)
+    monkeypatch.setattr(reading, "_LARGEST_PICTURES", 1100)
     (run,) = read_runs([folder])
     assert [picture.name for picture in run.pictures] == ["a.png", "b.png"]
     assert "longer than the 100 bytes" in run.warnings[0]
@@ -119,7 +118,7 @@ def test_a_manifest_that_is_no_plain_file(case: str, tmp_path: Path, monkeypatch
     folder = write_lesions(tmp_path / "run")
     (folder / "manifest.json").unlink()
     make(folder / "manifest.json")
-    for module in (pages_runs, pathlens.report.folder):
+    for module in (reading, pathlens.report.folder):
         monkeypatch.setattr(module, "LARGEST_MANIFEST", 10_000)
     for call in (lambda: read_runs([folder]), lambda: check_run_folder(folder, "delete-blocks")):
         with pytest.raises(RunError, match=words):

@@ -19,9 +19,9 @@ import pathlens
 from pathlens import figures, results
 from pathlens.cli.show import show
 from pathlens.errors import UsageError
-from pathlens.pages.runs import read_runs
 from pathlens.pages.words import charts, headlines, title
 from pathlens.report import write_run
+from pathlens.report.reading import read_runs
 from pathlens.results.charts import Chart, StageRun, chart, stage_runs
 from pathlens.results.path_profile import contributions, path_shares, shares
 from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted

@@ -99,7 +99,7 @@ Download = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds the memory.", rich_help_panel=_RUN)]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=_RUN)]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute with.", rich_help_panel=_RUN)]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.", rich_help_panel=_RUN)]
+Seed = Annotated[int, typer.Option(help="Seed of the random draws.", rich_help_panel=_RUN)]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Write CSV, Parquet, figures and a manifest there.", rich_help_panel=_RUN),

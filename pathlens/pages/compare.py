@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pathlens.pages.runs import Run
+from pathlens.report.reading import Run
 from pathlens.results import Headline
 from pathlens.results.charts import Chart
 from pathlens.results.text import said

@@ -12,8 +12,8 @@ from typing import Any
 from pathlens.pages import words
 from pathlens.pages.compare import differences, overlays, shared_numbers, subject
 from pathlens.pages.encode import encode
-from pathlens.pages.runs import Run, read_runs
 from pathlens.pages.shell import checked_target, rendered
+from pathlens.report.reading import Run, read_runs
 from pathlens.results import Headline
 from pathlens.results.charts import stages_of
 from pathlens.results.lattice import LATTICE

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from pathlens import results
-from pathlens.pages.runs import Run
+from pathlens.report.reading import Run
 from pathlens.results import Headline, Result
 from pathlens.results.charts import Chart
 from pathlens.results.text import said

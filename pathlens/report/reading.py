@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pathlens.errors import RunError, UsageError
-from pathlens.report import LARGEST_MANIFEST, MANIFEST
+from pathlens.report.folder import LARGEST_MANIFEST, MANIFEST
 from pathlens.storage import read_regular
 from pathlens.tables import LARGEST_TABLE, Table, table_from
 
