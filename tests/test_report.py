@@ -194,6 +194,21 @@ def test_folder_in_use_by_another_process_is_refused_until_it_dies(tmp_path):
     assert MANIFEST in contents(tmp_path)
 
 
+def test_a_full_disk_while_locking_is_said_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(ResourceError, match="No space left on device; free some space"), lock_run(tmp_path):
+            pass
+    found = []
+    thread = threading.Thread(target=lambda: found.append(lock_run(tmp_path).__enter__()))
+    thread.start()
+    thread.join()
+    assert found == [tmp_path]
+
+
 def test_lock_is_the_threads_own_and_ends_with_the_body(tmp_path):
     refused = []
 

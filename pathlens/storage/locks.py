@@ -41,7 +41,6 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
     lock = FileLock(path, timeout=0, is_singleton=True)
     try:
         lock.acquire()
-        path.write_text(f"{os.getpid()}\n")
     except Timeout as error:
         holder = path.read_text(errors="replace").strip()
         who = f"process {holder}" if holder.isdigit() else "another process"
@@ -49,6 +48,10 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"run folder {folder} cannot be locked: {error.strerror}; choose a local folder") from error
     try:
+        try:
+            path.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise disk_error(error, folder / _LOCK) from error
         yield folder
     finally:
         lock.release()
