@@ -117,6 +117,13 @@ def test_a_table_that_only_has_the_name_is_shown_as_it_is(warm, tmp_path):
         assert charts(run) == []
 
 
+def test_a_result_without_a_figure_says_so():
+    row = {"split": "test", "n": 1, "error": 0.0, "error_low": 0.0, "error_high": 0.8, "loss": 0.1}
+    table = results.RESULTS["result"].table([row], {})
+    with pytest.raises(UsageError, match="no figure"):
+        figures.draw("result", table)
+
+
 def test_a_figure_is_the_one_that_the_result_names(warm):
     history = results.named("history").table(
         [{**vars(results.named("history").row()), "epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_error": 0.5}], {}

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from matplotlib.figure import Figure
 
+from pathlens.errors import UsageError
 from pathlens.figures.blocks import structure
 from pathlens.figures.lesions import deletion, skips
 from pathlens.figures.paths import lattice, path_gradients
@@ -45,9 +46,11 @@ def draw(name: str, table: Table) -> Figure:
         table: of it, with the provenance that the verb gave it.
 
     Raises:
-        UsageError: no result has this name, or the table has nothing to draw.
+        UsageError: no result has this name, it has no figure, or the table has nothing to draw.
     """
     result = named(name)
+    if not result.figure:
+        raise UsageError(f"{name} has no figure")
     module, function = result.figure.split(".")
     drawn: Figure = getattr(import_module(f"pathlens.figures.{module}"), function)(
         table, **result.figure_options(table.provenance)
