@@ -91,5 +91,5 @@ gpu:
 	    $$python -m studies.gpu --out results/gpu --data "$(GPU_DATA)" $(GPU_ARGS)
 
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from pathlens.models.reading import read_metadata
 from pathlens.storage import lock_run
 from pathlens.tables import read_table
 from pathlens.training import Full, hold_out, recipe_for, state
-from studies.gpu import __main__ as gpu
+from studies.gpu import __main__ as run
 
 TINY = f"{STUDIES / 'depth_in_training' / 'nets.py'}:tiny"
 CPU = ("--scale", "smoke", "--device", "cpu")
@@ -43,11 +43,6 @@ def _alone() -> Iterator[None]:
         patch.delenv("PATHLENS_DATA", raising=False)
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def run() -> ModuleType:
-    return gpu
 
 
 def places(folder: Path) -> tuple[str, ...]:
@@ -70,7 +65,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[di
 
 
 @pytest.fixture(scope="module")
-def done(run: ModuleType, killed: tuple[Path, Any]) -> Path:
+def done(killed: tuple[Path, Any]) -> Path:
     """The same folder when another call has done everything."""
     assert run.main([*CPU, *places(killed[0]), "--jobs", "1", *EPOCHS]) == 0
     return killed[0]
@@ -92,7 +87,7 @@ def free(folder: Path) -> bool:
 
 
 @pytest.fixture
-def small(run: ModuleType, tmp_path: Path) -> Any:
+def small(tmp_path: Path) -> Any:
     """A study that has done nothing yet."""
     setting = run.StudySetting("gpu", "smoke", tmp_path / "out", tmp_path / "runs", "cpu", 1)
     return run.Study(setting, None, 480)
@@ -155,7 +150,7 @@ def test_weights_are_kept_as_float16(done: Path) -> None:
 
 
 @pytest.mark.parametrize("network", ["preresnet110", "resnet110"])
-def test_they_are_small_enough_for_a_repository(run: ModuleType, tmp_path: Path, network: str) -> None:
+def test_they_are_small_enough_for_a_repository(tmp_path: Path, network: str) -> None:
     model = pathlens.load_model(network, "random").model
     save_weights(tmp_path / "weights.safetensors", model, {"training": json.dumps({"model": network, "command": "x"})})
     file = run.trained.keep_checkpoint(tmp_path, tmp_path, network, dtype=torch.float16)
@@ -164,7 +159,7 @@ def test_they_are_small_enough_for_a_repository(run: ModuleType, tmp_path: Path,
 
 
 def test_nothing_is_done_twice_but_what_a_trained_network_changes(
-    run: ModuleType, done: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = run.StudySetting("gpu", "smoke", done / "out", done / "runs", "cpu", 1)
     study = run.Study(setting, None, 480)
@@ -190,9 +185,7 @@ def test_the_command_line_takes_up_its_runs(done: Path) -> None:
     assert (folder / "history.csv").read_bytes() == history
 
 
-def test_a_call_without_time_says_what_is_left(
-    run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_without_time_says_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main([*CPU, *places(tmp_path), "--budget", "1e-6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == ("gpu: left: sweep, profile, training, tiny-full, tiny-m1, tiny-own; the same command goes on")
@@ -201,7 +194,7 @@ def test_a_call_without_time_says_what_is_left(
 
 
 def test_a_training_stops_where_the_next_epoch_would_be_too_long(
-    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0, 10)  # a step takes ten seconds, and an epoch of five steps fifty
     monkeypatch.setattr(run.trained, "time", SimpleNamespace(time=lambda: next(clock)))
@@ -215,9 +208,7 @@ def test_a_training_stops_where_the_next_epoch_would_be_too_long(
     assert not (tmp_path / "result.csv").exists()
 
 
-def test_a_measurement_that_takes_a_whole_slice_is_given_up(
-    run: ModuleType, small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measurement_that_takes_a_whole_slice_is_given_up(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(_view: Any, _data: Any, progress: Any = None, **_options: Any) -> None:
         if progress:
             small.deadline = 0.0
@@ -237,7 +228,7 @@ def test_a_measurement_that_takes_a_whole_slice_is_given_up(
     assert row["note"] == "given up after 480 s: stopped after 3 of 10 batches"
 
 
-def test_each_card_has_a_plain_loop_of_its_own(run: ModuleType, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_card_has_a_plain_loop_of_its_own(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.timed, "plain", lambda *_: (12.0 if small.card == "slow" else 8.0, 1.0))
     monkeypatch.setattr(run.timed, "ours", lambda *_: (2.0, 1.0))
     training = run.timed.slices(small)[-1]
@@ -253,7 +244,7 @@ def test_each_card_has_a_plain_loop_of_its_own(run: ModuleType, small: Any, monk
     ]
 
 
-def test_two_cards_take_the_command_line(run: ModuleType, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_cards_take_the_command_line(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as one process can show it: the program is the one of torchrun, and what it would run runs."""
 
     def torchrun(command: list[str], **_options: Any) -> None:
@@ -275,7 +266,7 @@ def test_two_cards_take_the_command_line(run: ModuleType, small: Any, monkeypatc
     assert row["seconds"] > 0
 
 
-def test_the_same_number_of_blocks_is_not_trained_twice(run: ModuleType, small: Any) -> None:
+def test_the_same_number_of_blocks_is_not_trained_twice(small: Any) -> None:
     *_, some, own = run.trained.slices(small, 2)
     assert (some.name, own.name) == ("tiny-m1", "tiny-own")
     with pytest.raises(run.Late, match="waits for tiny-full"):
@@ -296,7 +287,6 @@ def test_the_same_number_of_blocks_is_not_trained_twice(run: ModuleType, small: 
     ],
 )
 def test_bad_input_is_one_line(
-    run: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -314,7 +304,7 @@ def test_bad_input_is_one_line(
 
 
 def test_results_of_another_scale_are_left_alone(
-    run: ModuleType, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
@@ -327,9 +317,7 @@ def test_results_of_another_scale_are_left_alone(
     assert {path: path.read_bytes() for path in (done / "out").glob("*.*")} == before
 
 
-def test_a_slice_that_fails_leaves_the_others_their_turn(
-    run: ModuleType, small: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slice_that_fails_leaves_the_others_their_turn(small: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(_unit: str) -> None:
         raise RunError("in use")
 

@@ -127,9 +127,12 @@ def opened(
             view = None
         if view is None:
             view = view_of(module, source.first(), model.output if isinstance(model, ResidualView) else None)
-        if source.count is None:
-            runner.source = source = replace(source, count=sum(1 for _ in source.batches()))
-        images = source.facts.images or sum(len(batch) for _, batch, _ in source.batches())
+        images = source.facts.images
+        if images is None:
+            sizes = [len(batch) for _, batch, _ in source.batches()]
+            images = sum(sizes)
+            if source.count is None:
+                runner.source = source = replace(source, count=len(sizes))
         with in_mode(module, training=mode == "train"), _frozen(module):
             active = (*active_plans(given, view), *_checked(lesion, view))
             route = plans.route(active, len(view))

@@ -97,14 +97,13 @@ def candidates(
         activation: values in the largest activation of an image, or None where that is not known.
     """
     first = default(device, dtype, batch_size, activation)
-    if device.type != "cpu":
+    if first.images is None:
         return (first,)
-    forms = ("packed", "folded") if packs(device, dtype) else ("folded",)
-    images = _images(batch_size, activation)
-    ways: list[tuple[int, int]] = [(images, 1)]
+    forms = dict.fromkeys((first.form, "folded"))
+    ways: list[tuple[int, int]] = [(first.images, 1)]
     lanes = min(torch.get_num_threads(), batch_size)
     if lanes > 1:
-        ways.append((min(images // 2, batch_size // lanes), lanes))
+        ways.append((min(first.images // 2, batch_size // lanes), lanes))
     return (*(Engine(form, *way) for way in ways for form in forms), Engine("plain"))
 
 

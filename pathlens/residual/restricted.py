@@ -123,7 +123,7 @@ class _Record:
     """What one block's forward left for its backward; a side that the block lost is None."""
 
     x: Tensor
-    fork_out: Tensor
+    transitioned: Tensor
     branch_point: Tensor
     branch: Tensor | None
     shortcut: Tensor | None
@@ -171,8 +171,8 @@ class _Tape:
             for (part, _), parts in zip(self._network.route, self._network.blocks, strict=True):
                 before, both, after = parts
                 x = x.detach().requires_grad_()
-                (fork_out,) = _call(before, x, self._local, self._updates)
-                branch_point = fork_out.detach().requires_grad_()
+                (transitioned,) = _call(before, x, self._local, self._updates)
+                branch_point = transitioned.detach().requires_grad_()
                 operand_paths = _call(both, branch_point, self._local, self._updates)
                 total = (
                     (operand_paths[0] + operand_paths[1] if part is Part.BLOCK else operand_paths[0])
@@ -182,7 +182,7 @@ class _Tape:
                 (end,) = _call(after, total, self._local, self._updates)
                 branch = None if part is Part.SHORTCUT else operand_paths[0]
                 shortcut = None if part is Part.BRANCH else operand_paths[-1]
-                self._records.append(_Record(x, fork_out, branch_point, branch, shortcut, total, end, parts))
+                self._records.append(_Record(x, transitioned, branch_point, branch, shortcut, total, end, parts))
                 x = end
         return x.detach()
 
@@ -217,8 +217,8 @@ class _Tape:
             stack = self._shortened(_Stack(stack.rows, stack.first + 1)).carried(branch, record.branch_point)
         else:
             stack = self._longer(block, record, stack)
-        self._collect(record.fork_out, before, self._allowed(stack), grads)
-        return stack.carried(record.fork_out, record.x)
+        self._collect(record.transitioned, before, self._allowed(stack), grads)
+        return stack.carried(record.transitioned, record.x)
 
     def _shortened(self, stack: _Stack) -> _Stack:
         """Without lengths that are too long for any allowed path."""

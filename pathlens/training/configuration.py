@@ -103,12 +103,13 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: ImageData, validation: ImageData | None) -> dict[str, Any]:
+    def arguments(self, data: ImageData, validation: ImageData | None, start_sha256: str) -> dict[str, Any]:
         """What a continuation must be given again, in the order in which tables state it.
 
         Args:
             data: the training images.
             validation: the images to watch, or None.
+            start_sha256: hash of the weights that the run starts from.
         """
         found: dict[str, Any] = {
             "recipe": self.recipe.spoken(),
@@ -124,6 +125,6 @@ class Configuration:
             "validation_images": validation.n if validation else 0,
             "compiled": self.compiled,
             "keep_epochs": sorted(self.keep_epochs),
-            "start_sha256": "",
+            "start_sha256": start_sha256,
         }
         return found if self.synced else {**found, "synced": False}

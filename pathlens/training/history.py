@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathlens.metrics import ClassificationCounts
-from pathlens.results.training import EVALUATION, HISTORY, EpochRow, EvaluationRow
+from pathlens.results.training import EVALUATION, EpochRow, EvaluationRow
 from pathlens.tables import Table
 
 
@@ -46,11 +46,6 @@ def epoch_row(
             images_per_second=round(images / max(seconds, 1e-9), 1),
         )
     )
-
-
-def history_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Table:
-    """The history as a table."""
-    return HISTORY.table(rows, facts)
 
 
 def result_table(counts: Mapping[str, ClassificationCounts], facts: Mapping[str, Any]) -> Table:

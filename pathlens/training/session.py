@@ -19,6 +19,7 @@ from pathlens.metrics import ClassificationCounts, count_values
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
+from pathlens.results.training import HISTORY
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
 from pathlens.runtime.precision import precision
@@ -28,7 +29,7 @@ from pathlens.training import state
 from pathlens.training.batches import Augmentation, TrainingBatches
 from pathlens.training.configuration import Configuration
 from pathlens.training.fold import fold, last_layers
-from pathlens.training.history import history_table, result_table
+from pathlens.training.history import result_table
 from pathlens.training.rules import Rule
 
 WEIGHTS = "weights.safetensors"
@@ -148,7 +149,7 @@ class Session:
             self._fold(self.model)
         parts = [part for part in (self.validation, self.test) if part is not None]
         counts = {part.split: self.evaluate(self.model, part) for part in parts}
-        epochs, result = history_table(history, self.about), result_table(counts, self.about)
+        epochs, result = HISTORY.table(history, self.about), result_table(counts, self.about)
         weights = None if self.folder is None else self.folder / WEIGHTS
         with self.group.agreed():
             if weights is not None and self.group.is_main:
@@ -186,7 +187,7 @@ def opened(
         stack.enter_context(oom_as_error(max(1, config.recipe.batch_size // group.world)))
         dtype = stack.enter_context(precision(config.precision))
         model.to(device=where, dtype=dtype)
-        arguments = {**config.arguments(data, validation), "start_sha256": state_sha256(model)}
+        arguments = config.arguments(data, validation, state_sha256(model))
         if any(parameter.dim() == 4 for parameter in model.parameters()):
             model.to(memory_format=torch.channels_last)
         with group.agreed():
@@ -228,7 +229,7 @@ def opened(
             checkpoint=checkpoint,
             arguments=arguments,
             about=about,
-            metadata=_metadata(model, first.images, config.mean, config.std, about),
+            metadata=_metadata(first.images, config.mean, config.std, about),
         )
 
 
@@ -287,7 +288,7 @@ def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) ->
 
 
 def _metadata(
-    model: nn.Module, example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
+    example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a weights file says of itself; the first four are understood when it is loaded."""
     plain = {name: value for name, value in about.items() if name not in ("mean", "std", "keep_epochs")}
