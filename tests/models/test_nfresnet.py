@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from model_helpers import batch_norm, one_line, parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from pathlens.__main__ import main
 from pathlens.errors import ModelError
 from pathlens.models import nfresnet
 from pathlens.models.nfresnet_cifar import VARIANTS
+from tests.helpers.model_helpers import batch_norm, one_line, parameters
 
 #: depth -> parameters without norms and multiply-adds: with a projection in every block, and only where shapes change
 #: (Civitelli et al. 2021, tables 1 and 2: parameters, and FLOPs as twice the multiply-adds)
