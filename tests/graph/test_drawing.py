@@ -11,7 +11,6 @@ import torch
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.textpath import text_to_path
-from page_graphs import chain, longer, norms, unet
 
 import pathlens
 from pathlens import figures
@@ -19,6 +18,7 @@ from pathlens.graph import place
 from pathlens.graph.cells import lattice_cells
 from pathlens.graph.drawing import shortened, text_width
 from pathlens.pages import graph_html
+from tests.helpers.page_graphs import chain, longer, norms, unet
 
 
 @pytest.mark.parametrize("page", [{}, {"widths": (3.5, 7.2), "height": 8.5}], ids=["screen", "paper"])
