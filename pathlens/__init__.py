@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pathlens.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
+    from pathlens.analyses import (
+        delete_blocks,
+        delete_skips,
+        lattice,
+        path_gradients,
+        reorder_blocks,
+        signal_propagation,
+    )
     from pathlens.data import open_data
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
@@ -27,6 +34,7 @@ _HOMES = {
     "lattice": "pathlens.analyses",
     "path_gradients": "pathlens.analyses",
     "reorder_blocks": "pathlens.analyses",
+    "signal_propagation": "pathlens.analyses",
     "open_data": "pathlens.data",
     "equation": "pathlens.graph",
     "unravel": "pathlens.graph",
@@ -64,6 +72,7 @@ __all__ = [
     "reordered",
     "report_page",
     "restrict_backward",
+    "signal_propagation",
     "skips_deleted",
     "train",
     "unravel",
