@@ -252,9 +252,11 @@ def _summed(left: _Signal | None, right: _Signal | None, factor: float) -> _Sign
 
 
 def _activated(node: fx.Node, signal: _Signal | None) -> tuple[_Signal | None, float | None]:
-    """Moments of an activation of normal values, by quadrature with the operation itself."""
+    """Moments of an activation of normal values: of a ReLU in closed form, else by quadrature with the operation."""
     if signal is None or not signal.centred or len(node.all_input_nodes) != 1:
         return None, None
+    if ops.short_name(node) == "relu":
+        return _rectified(signal), 0.5
     target: Any = node.target
 
     def phi(x: Tensor) -> Tensor:
@@ -274,6 +276,13 @@ def _activated(node: fx.Node, signal: _Signal | None) -> tuple[_Signal | None, f
     pairs = phi(size * first)[:, None] * phi(size * mixed)
     c = float((outer[:, None] * outer[None, :] * pairs).sum())
     return _Signal(q, min(c, q), m, False), gain
+
+
+def _rectified(signal: _Signal) -> _Signal:
+    """Behind a ReLU, by the arc-cosine kernel (Cho and Saul 2009, equation 6)."""
+    cosine = min(1.0, signal.c / signal.q) if signal.q > 0 else 0.0
+    kernel = (math.sqrt(1 - cosine**2) + cosine * (math.pi - math.acos(cosine))) / (2 * math.pi)
+    return _Signal(signal.q / 2, signal.q * kernel, math.sqrt(signal.q / (2 * math.pi)), False)
 
 
 def _normal(points: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
+from pathlens.propagation import expectation
 
 WIDE, MANY = 128, 8
 Step = Callable[[nn.ModuleList, Tensor], Tensor]
@@ -152,6 +153,20 @@ def test_activations_without_a_closed_form_are_integrated() -> None:
     for row in found["output"]:
         assert row["second_moment"] == pytest.approx(row["expected_second_moment"], rel=0.2)
         assert row["gradient_second_moment"] == pytest.approx(row["expected_gradient_second_moment"], rel=0.35)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 1.0])
+def test_quadrature_against_the_closed_form_of_relu(common: float) -> None:
+    """``leaky_relu`` of slope 0 is a ReLU that goes the long way."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    short = graph.call_function(torch.ops.aten.relu.default, (x,))
+    long = graph.call_function(torch.ops.aten.leaky_relu.default, (x, 0.0))
+    signal = expectation._Signal(3.0, 3.0 * common, 0.0, True)
+    (due, gain), (got, integrated) = (expectation._activated(node, signal) for node in (short, long))
+    assert integrated == pytest.approx(gain, rel=1e-3)
+    assert (got.q, got.c, got.m) == pytest.approx((due.q, due.c, due.m), rel=2e-3)
+    assert due.c == pytest.approx({0.0: 3 / (2 * math.pi), 1.0: 1.5}.get(common, due.c))
 
 
 def test_nothing_is_expected_of_networks_that_rectify_their_sums() -> None:
