@@ -82,8 +82,6 @@ def signal_propagation(
             )
             return found.model
 
-        shared = current.options(None)
-        del shared["engine"], shared["fast"], shared["progress"]
         with (
             progress_bar("signal-propagation", current.shows_progress, current.notes) as progress,
             foreign_output(),
@@ -96,7 +94,9 @@ def signal_propagation(
                 given=not random,
                 standardise=common.standardise,
                 build=build,
+                seed=common.seed,
+                dtype=common.dtype.value,
                 progress=progress,
-                **shared,
+                **current.options,
             )
         finish(current, table, {**asked, "standardise": common.standardise})

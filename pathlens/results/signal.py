@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
-from pathlens.results.charts import Chart, Series, block_head, chart, stages_of
+from pathlens.results.charts import Axis, Chart, Series, block_head, chart, stages_of
 from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number
 
@@ -143,7 +143,7 @@ class SignalPropagation(Result):
                     "heads": {str(row["block"]): "stem" if row["block"] < 0 else block_head(row) for row in first},
                     "stages": stages_of([row for row in first if row["block"] >= 0]),
                 }
-                y = {"label": title.lower(), "log": True}
+                y: Axis = {"label": title.lower(), "log": True}
                 found.append(chart(f"signal {quantity}", f"{title} by block", "block", y, series, **more))
         return found
 
