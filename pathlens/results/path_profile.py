@@ -9,12 +9,12 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from pathlens.estimators import estimators
-from pathlens.results.charts import Chart, Series, chart, cut_off
+from pathlens.results.charts import Axis, Chart, Series, chart, cut_off
 from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
 
 _BELOW_PEAKS = 3  # powers of ten below the peak of the smallest curve of contributions that are drawn
-_READABLE = 10**15  # numbers of paths up to which all digits are written
+_READABLE = 10**15  # numbers of paths below this are written with all digits
 _MOST_BLOCKS = 100_000  # a table that was read back may state any number of paths
 
 
@@ -30,7 +30,7 @@ class _Length:
     n_paths: int = column("", "number of paths of this length, exact")
 
 
-# columns of the last base come first
+# dataclass fields of the last base come first
 _BASES = (*(estimator.columns for estimator in estimators()), *(estimator.last_columns for estimator in estimators()))
 
 
@@ -169,9 +169,9 @@ class PathProfile(Result):
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
         """The norm of the gradient, the effective lengths, and how exact the sums are."""
-        found = []
+        headlines = []
         if isinstance(facts.get("gradient_norm"), float):
-            found.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
+            headlines.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
         effective = facts.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):
@@ -185,11 +185,11 @@ class PathProfile(Result):
                 ]
                 words = METHODS[method].in_headline if method in METHODS else method
                 value = f"{span['first']} to {span['last']}"
-                found.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
+                headlines.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
         difference = facts.get("relative_difference_to_autograd")
         if isinstance(difference, float):
-            found.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
-        return found
+            headlines.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
+        return headlines
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Number of paths, norm of one, and what all of a length contribute."""
@@ -199,15 +199,15 @@ class PathProfile(Result):
         lengths, x = [row["length"] for row in rows], "path length (blocks)"
         paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": path_shares(rows)}
         heads = {str(row["length"]): f"length {row['length']}: {_count_words(row['n_paths'])}" for row in rows}
-        y: dict[str, Any] = {"label": "share of all paths (%)", "percent": True}
-        found = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
+        y: Axis = {"label": "share of all paths (%)", "percent": True}
+        charts = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
         for family, title, label, (series, note) in (
             ("norm of a path", "One path", "gradient norm of one path", one_path_series(rows)),
             ("contribution", "All paths of a length", "gradient norm of a length", _in_charts(rows)),
         ):
             y = {"label": label, "log": True, "note": note}
-            found += [chart(family, title, x, y, series, shade=shade)] if series else []
-        return found
+            charts += [chart(family, title, x, y, series, shade=shade)] if series else []
+        return charts
 
 
 def _share_column(rows: Rows) -> str:
