@@ -29,28 +29,28 @@ settings.load_profile("pathlens")
 # Test files that take longest, longest first: side by side (pytest -n) with each file in one process, a long file that
 # comes last would be waited for by all others. Files that are not named come after these, in their usual order.
 _LONGEST = (
-    "test_studies_veit2016.py",
-    "test_docs.py",
-    "test_contributing.py",
-    "test_benchmark_first_table.py",
-    "test_estimators.py",
-    "test_sweep.py",
-    "test_training_resume.py",
-    "test_tutorial.py",
-    "test_training_network.py",
-    "test_find_errors.py",
-    "test_training_processes.py",
-    "test_studies_depth.py",
-    "test_cli.py",
-    "test_processes.py",
-    "test_studies_critics.py",
-    "test_studies_wider.py",
-    "test_gradients.py",
-    "test_path_gradients.py",
-    "test_pages_browser.py",
-    "test_plain.py",
-    "test_training_cli.py",
-    "test_training_loop.py",
+    "studies/test_veit2016.py",
+    "project/test_docs.py",
+    "project/test_contributing.py",
+    "studies/benchmarks/test_first_table.py",
+    "estimators/test_estimators.py",
+    "analyses/test_sweep.py",
+    "training/test_resume.py",
+    "project/test_tutorial.py",
+    "training/test_network.py",
+    "residual/test_find_errors.py",
+    "training/test_processes.py",
+    "studies/test_depth_in_training.py",
+    "cli/test_commands.py",
+    "runtime/test_processes.py",
+    "studies/test_critics.py",
+    "studies/test_wider_or_deeper.py",
+    "residual/test_gradients.py",
+    "analyses/test_path_gradients.py",
+    "pages/test_page_browser.py",
+    "residual/test_plain.py",
+    "cli/test_training.py",
+    "training/test_loop.py",
 )
 
 
@@ -61,8 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: index for index, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    place = {Path(__file__).parent / name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def _folder_named_by(variable: str) -> Path:

@@ -1,0 +1,20 @@
+"""Studies run in the process of the tests."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from tests.helpers import ROOT
+
+STUDIES = ROOT / "studies"
+
+
+def run_study(name: str, *arguments: str) -> None:
+    """Run a study to its end."""
+    threads = torch.get_num_threads()
+    try:
+        assert importlib.import_module(f"studies.{name}.__main__").main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)

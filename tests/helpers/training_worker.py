@@ -1,0 +1,147 @@
+"""What each of two processes does in ``tests/training/test_processes.py``; prints one JSON object for each.
+
+Run as ``python -m tests.helpers.training_worker FOLDER`` with the environment that torchrun would set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from pathlens.errors import PathlensError
+from pathlens.models import state_sha256
+from pathlens.runtime import processes
+from pathlens.training import (
+    BlocksPerBatch,
+    Full,
+    PathLengths,
+    Recipe,
+    Rule,
+    StochasticDepth,
+    Trained,
+    hold_out,
+    train,
+)
+from pathlens.training.network import Partial
+from pathlens.training.synced import SyncedBatchNorm
+from tests.helpers.training_oracle import by_hand, digits, network
+
+#: the last batch of an epoch has 5 images: three in one process and two in the other
+RECIPE = Recipe(epochs=2, batch_size=25, lr=0.05, warmup=0.5, crop=1, flip=True)
+RULES: dict[str, Rule] = {
+    "full": Full(),
+    "blocks": BlocksPerBatch(2),
+    "per batch": StochasticDepth("linear", 0.5),
+    # so unlikely that often the images of one process alone keep a block
+    "per sample": StochasticDepth("uniform", 0.08, "sample"),
+}
+
+
+def trained(rule: Rule, **options: Any) -> Trained:
+    kept, held = hold_out(digits(100), 20)
+    if rule == RULES["per sample"]:
+        options = {"rescale": "none", **options}
+    given: dict[str, Any] = {"recipe": RECIPE, "rule": rule, "seed": 9, "dtype": "float64", "validation": held}
+    return train(by_hand() if options.pop("stranger", False) else network(), kept, **{**given, **options})
+
+
+def curve(run: Trained) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in run.history.rows]
+
+
+def weights(run: Trained) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in run.model.state_dict().items()}
+
+
+class Normed(nn.Module):
+    """A batch norm in each way that they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.bare = nn.BatchNorm2d(3, affine=False, track_running_stats=False)
+        self.flat = nn.BatchNorm1d(12, momentum=0.3, eps=1e-3)
+        self.average = nn.BatchNorm1d(12, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bare(torch.tanh(self.norm(x)) * x)
+        return self.average(F.silu(self.flat(x.flatten(1))))
+
+
+def normed(rows: slice) -> dict[str, Any]:
+    """Outputs, gradients and statistics of batch norms over these rows of a fixed batch."""
+    torch.manual_seed(5)
+    net, images, seeds = Normed().double(), torch.randn(7, 3, 2, 2).double() + 2, torch.randn(7, 12).double()
+    nn.init.normal_(net.norm.weight)
+    nn.init.normal_(net.norm.bias)
+    mine = images[rows].requires_grad_()
+    for _ in range(2):
+        out = net(mine)
+    (out * seeds[rows]).sum().backward()
+    assert mine.grad is not None
+    return {
+        "out": out.tolist(),
+        "grad": mine.grad.tolist(),
+        "parameters": {name: value.grad.tolist() for name, value in net.named_parameters()},  # type: ignore[union-attr]
+        "buffers": {name: value.tolist() for name, value in net.named_buffers()},
+    }
+
+
+def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"rank": group.rank}
+    with SyncedBatchNorm(dist.new_group()):
+        found["norms"] = normed(slice(0, 3) if group.rank == 0 else slice(3, 7))
+    original, drawn = Partial.forward, list[str]()
+
+    def recorded(self: Partial, images: Any, kept: Any = None, *more: Any) -> Any:
+        if kept is not None and kept.dim() == 1:
+            drawn.append("".join("01"[bool(keep)] for keep in kept))
+        return original(self, images, kept, *more)
+
+    Partial.forward = recorded  # type: ignore[method-assign]
+    for name, rule in RULES.items():
+        drawn.clear()
+        run = trained(rule, stranger=name == "per sample")
+        found[name] = {"curve": curve(run), "sha256": state_sha256(run.model), "drawn": list(drawn)}
+        found[name]["result"] = [dict(row) for row in run.result.rows]
+        if group.is_main:
+            found[name]["weights"] = weights(run)
+    try:
+        trained(PathLengths(1, 2))
+    except PathlensError as error:
+        found["path lengths"] = [type(error).__name__, str(error)]
+    # statistics of each process by itself: no table of one process to compare with, but all have the same network
+    run = trained(PathLengths(1, 2), synced=False)
+    found["unsynced"] = [state_sha256(run.model), curve(run)]
+    try:
+        trained(Full(), recipe=Recipe(epochs=1, batch_size=3, warmup=0))
+    except PathlensError as error:
+        found["small batch"] = [type(error).__name__, str(error)]
+    # the folder of the leading process serves all
+    run = trained(Full(), out=folder / "run", recipe=Recipe(epochs=1, batch_size=25, warmup=0))
+    again = trained(Full(), out=folder / "run", recipe=Recipe(epochs=1, batch_size=25, warmup=0), resume=True)
+    found["resumed"] = [state_sha256(run.model), state_sha256(again.model)]
+    try:
+        trained(Full(), out=folder / "run", recipe=Recipe(epochs=1, batch_size=25, warmup=0))
+    except PathlensError as error:
+        found["not resumed"] = [type(error).__name__, str(error)]
+    try:
+        trained(Full(), recipe=Recipe(epochs=1, batch_size=25, lr=1e300, warmup=0))
+    except PathlensError as error:
+        found["diverged"] = [type(error).__name__, str(error)]
+    found["digest"] = hashlib.sha256(repr(group.gather("here")).encode()).hexdigest()
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes.joined() as everybody:
+        print(json.dumps(scenarios(everybody, Path(sys.argv[1]))), flush=True)
