@@ -270,9 +270,15 @@ class Page:
             figures.save(draw(), self.study.out, stem)
         self._parts.append(f"![{caption}]({stem}.png)\n\n*{caption}*")
 
-    def claims(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the table of claims, and say what it holds."""
-        self.tables.put("claims", claims.table(rows, study=self.study.name, scale=self.study.scale))
+    def claims(self, rows: Sequence[Mapping[str, Any]], data: Callable[[str], str]) -> None:
+        """Write the table of claims, and say what it holds.
+
+        Args:
+            rows: of the table.
+            data: which images a network of the table was judged on.
+        """
+        whole = [{**row, "data": data(row["network"])} for row in rows]
+        self.tables.put("claims", claims.table(whole, study=self.study.name, scale=self.study.scale))
         kept = self.tables["claims"].rows
         self.section("What was claimed, and what the numbers say", claims.tally(kept))
         self.text(claims.listing(kept))

@@ -75,7 +75,9 @@ def state(study: StudySetting) -> Page:
     for part in (shortcuts, responses, cancellation):
         part.state(page, names)
     beyond.state(page)
-    page.claims(verdicts(page.tables, names))
+    tables = page.tables
+    data = {name: tables[f"lesions-{name}"].provenance["data"] for name in names}
+    page.claims(verdicts(tables, names), lambda name: data.get(name, tables["beyond-blocks"].provenance["data"]))
     page.text(TALK)
     return page
 

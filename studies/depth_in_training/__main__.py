@@ -150,7 +150,7 @@ def state(study: StudySetting) -> Page:
         "rho_high": "+.2f", "measured_over_predicted": ".2f",
     }  # fmt: skip
     page.table("mechanism", shown)
-    page.claims(verdicts(means, tests, scales, decay))
+    page.claims(verdicts(means, tests, scales, decay), lambda _: tables["ranges"].provenance["data"])
     page.text(DISCUSSION)
     return page
 

@@ -150,7 +150,7 @@ def state(study: StudySetting) -> Page:
             for name, row in errors
         ),
     )
-    page.claims(verdicts(tables, names, pair, twin))
+    page.claims(verdicts(tables, names, pair, twin), lambda _: tables[f"lesions-{twin}"].provenance["data"])
     return page
 
 

@@ -36,6 +36,7 @@ COLUMNS = (
     ("rule", "", "what the numbers have to show, set before looking"),
     ("test", "", "interval or test, and correction"),
     ("network", "", "what it was judged on"),
+    ("data", "", "images of it"),
     ("seeds", "", "trained networks behind it; missing for one that others trained"),
     ("value", "", "the number that was judged; of several networks the median, of differences over seeds the mean"),
     ("value_low", "", "lower end of its 95 % interval; of several networks the smallest value"),

@@ -84,7 +84,8 @@ def state(study: StudySetting, missing: Sequence[str]) -> Page:
     if "lesions-imagenet" in tables:
         _imagenet(page)
     _retraining(page, runs)
-    page.claims(verdicts(tables, runs))
+    data = {run["network"]: run["data"] for run in runs}
+    page.claims(verdicts(tables, runs), lambda network: data[network.split(",")[0]])
     return page
 
 

@@ -167,7 +167,7 @@ def state(study: StudySetting) -> Page:
         "mean_length": ".2f",
     }  # fmt: skip
     page.table("lengths", shown)
-    page.claims(verdicts(summary, nets))
+    page.claims(verdicts(summary, nets), lambda _: tables["runs"].provenance["data"])
     page.text(DISCUSSION)
     return page
 
