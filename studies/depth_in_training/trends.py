@@ -10,8 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.metrics import sample_interval
-from studies.rules.claims import holm
+from pathlens.metrics import holm, sample_interval
 
 Row = Mapping[str, Any]
 GAINS = ("gamma", "response_ratio", "gradient_ratio", "predicted_length")

@@ -117,15 +117,6 @@ def majority(of: int, shown: int, shown_not: int) -> str:
     return AGREES if shown > of / 2 else DISAGREES if shown_not > of / 2 else CANNOT_TELL
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """P values corrected by Holm's step-down method (1979), in the order given."""
-    corrected, largest = [0.0] * len(ps), 0.0
-    for place, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
-        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
-        corrected[index] = largest
-    return corrected
-
-
 def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
     """One verdict over networks that differ in the seed of their training: what all of at least three show alike."""
     outcomes = [verdict.outcome for verdict in verdicts]

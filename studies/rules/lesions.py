@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pathlens.metrics import holm
 from pathlens.tables import Table
-from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, holm, majority
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
 
 _Z = float(stats.norm.ppf(0.975))

@@ -9,9 +9,9 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
 from pathlens.tables import read_table
-from studies.rules.claims import LEVEL, Verdict, decide, holm, of_seeds, paired
+from studies.rules.claims import LEVEL, Verdict, decide, of_seeds, paired
 from studies.rules.veit import MARGIN
 from studies.veit2016.trainings import Training
 

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from pathlens import figures
+from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting
 from studies.rules import lesions as lesion_rules
 from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import OURS, Claim, Verdict, decide, holm, of_seeds, over_networks, paired, row
+from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
 from studies.rules.networks import judge
 from studies.veit2016 import retraining
 

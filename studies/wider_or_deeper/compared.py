@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pathlens.metrics import sample_interval
-from studies.rules.claims import AGREES, CANNOT_TELL, LEVEL, Claim, Verdict, decide, holm, of_seeds, paired, row
+from pathlens.metrics import holm, sample_interval
+from studies.rules.claims import AGREES, CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
 from studies.rules.veit import MARGIN
 
 Row = Mapping[str, Any]

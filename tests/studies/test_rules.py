@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pathlens.metrics import mcnemar_p, paired_interval
+from pathlens.metrics import holm, mcnemar_p, paired_interval
 from pathlens.paths import path_counts
 from pathlens.tables import Column, Table
 from studies.rules import claims, networks, paths, veit
@@ -24,7 +24,7 @@ def lesions(costs, kinds=None, n=1000, intact=0.1):
     names = ("name", "kind", "error", "difference", "difference_low", "difference_high", "p", "p_holm")
     rows = [{"block": None, "count": 0, "sample": None, "n": n, **dict.fromkeys(names), "error": intact}]
     ps = [mcnemar_p(lost, lost // 10) for lost in costs]
-    for block, (lost, p) in enumerate(zip(costs, claims.holm(ps), strict=True)):
+    for block, (lost, p) in enumerate(zip(costs, holm(ps), strict=True)):
         gained = lost // 10
         low, high = paired_interval(lost, gained, n)
         difference = (lost - gained) / n
