@@ -40,7 +40,6 @@ def test_a_record_is_complete_and_true(name: str) -> None:
         assert not step["commit"].endswith("-dirty")
     assert known["trainings"] or name == "pretrained_resnets"
     for one in known["trainings"]:
-        assert one["commit"], one["run"]
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
     files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
     assert {str(path) for path in files} == {*known["files"], "README.md", record.NAME}
