@@ -163,8 +163,9 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
             )
         parts.append("\n".join(_line(study, row) for row in rows))
     if len(parts) == 1:
-        parts.append("Not measured yet.")
-    parts += [f"![{finding.title}]({figure})" for figure in finding.figures if (results / figure).is_file()]
+        parts.append("Not measured by these rules yet.")
+    else:
+        parts += [f"![{finding.title}]({figure})" for figure in finding.figures if (results / figure).is_file()]
     parts.append(f"**What would refute it.** {finding.refuted}")
     return "\n\n".join(parts)
 

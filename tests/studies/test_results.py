@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pathlens.tables import read_table
-from studies import common, record
+from studies import common, findings, record
 from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
@@ -65,6 +65,14 @@ def test_no_verdict_without_a_test_and_three_seeds(name: str) -> None:
         assert row["test"]
         if row["outcome"] != "cannot tell" and row["seeds"] is not None:
             assert row["seeds"] >= claims.SEEDS, row["claim"]
+
+
+def test_findings_are_what_the_tables_of_claims_say() -> None:
+    assert findings.text(RESULTS) == (RESULTS / findings.NAME).read_text()
+    studies = {study for finding in findings.FINDINGS for study, _ in finding.claims}
+    for study in studies & set(STUDIES):
+        told = {row["claim"] for row in read_table(RESULTS / study / "claims.csv").rows}
+        assert told == {claim for finding in findings.FINDINGS for of, claim in finding.claims if of == study}
 
 
 def test_no_file_names_a_place_of_a_machine() -> None:
