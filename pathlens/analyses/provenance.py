@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-"""What JSON can hold."""
+from pathlens.tables import Json
 
 Stated = Mapping[str, Any]
 """What a caller says besides, such as where the weights are from; anything that JSON can hold."""
