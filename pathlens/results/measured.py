@@ -83,8 +83,8 @@ def notes(facts: Facts) -> list[str]:
     lines = []
     if compared := facts.get("comparison"):
         lines.append(
-            f"{compared['differ']} of {compared['networks']} lesioned networks differ from the intact one at "
-            f"{100 * LEVEL:.0f} % ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
+            f"networks that differ from the intact one at {100 * LEVEL:.0f} %: {compared['differ']} of "
+            f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
         )
     if few := facts.get("few"):
         lines.append(few)
