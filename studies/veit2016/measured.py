@@ -10,6 +10,7 @@ from typing import Any
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.residual import ResidualView, view_of
 from pathlens.tables import Table
 from studies.common import StudySetting, say
 from studies.veit2016.cifar import NETWORK, Kept
@@ -32,8 +33,8 @@ class Network:
     weights: Path
     spec: str
 
-    def opened(self, study: StudySetting) -> tuple[Any, dict[str, Any]]:
-        """The network, and the options of its analyses."""
+    def opened(self, study: StudySetting) -> tuple[ResidualView, dict[str, Any]]:
+        """The blocks of the network, found once, and the options of its analyses."""
         loaded = pathlens.load_model(self.model, self.weights)
         options = {
             "mean": loaded.mean,
@@ -41,7 +42,7 @@ class Network:
             "device": None if study.device == "auto" else study.device,
             "facts": {"model": self.model, "run": self.name, "weights": loaded.sha256},
         }
-        return loaded.model, options
+        return view_of(loaded.model.float(), self.images(2).batch(0, 2).images), options
 
     def images(self, limit: int, split: str = "test") -> ImageData:
         """The first images of a split."""
@@ -87,7 +88,7 @@ def measure_one(
         fewer: test images for many.
     """
     pick = study.pick
-    model, options = network.opened(study)
+    view, options = network.opened(study)
     swept = {**options, "journal": study.runs / "journal"}
 
     def keep(key: str, table: Table) -> None:
@@ -95,19 +96,19 @@ def measure_one(
 
     if single:
         say(f"lesions of {network.name}")
-        keep("lesions", pathlens.delete_blocks(model, network.images(images), **swept))
+        keep("lesions", pathlens.delete_blocks(view, network.images(images), **swept))
     if many:
         say(f"random sets and orders of {network.name}")
         most, samples, data = pick(2, 20, 20), pick(2, 10, 10), network.images(fewer)
-        keep("sets", pathlens.delete_blocks(model, data, count=range(1, most + 1), samples=samples, **swept))
+        keep("sets", pathlens.delete_blocks(view, data, count=range(1, most + 1), samples=samples, **swept))
     if many and gradients:
-        keep("orders", pathlens.reorder_blocks(model, data, swaps=range(1, most + 1), samples=samples, **swept))
+        keep("orders", pathlens.reorder_blocks(view, data, swaps=range(1, most + 1), samples=samples, **swept))
     if gradients:
         say(f"path gradients of {network.name}")
         # batches of 16, and so many paths of a length for each
         paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
         data = network.images(pick(4, 512, 512), "train")
-        keep("gradients", pathlens.path_gradients(model, data, **paths, **options))
+        keep("gradients", pathlens.path_gradients(view, data, **paths, **options))
 
 
 def measure_imagenet(study: StudySetting) -> None:
