@@ -65,13 +65,17 @@ def _p(row: Row, name: str) -> str:
 
 
 NEEDED = ("error", "error_low", "error_high")
-SHOWN = {
+ALONE = {
     "error": Shown("error %", lambda row, name: f"{100 * row[name]:.2f}"),
     "error_low": Shown("95 % interval", _interval),
-    "difference": Shown(text=_points, gives_way=2),
-    "p_holm": Shown("p (Holm)", _p, gives_way=3),
     "loss": Shown(text=lambda row, name: "not finite" if row[name] is None else f"{row[name]:.4f}"),
 }
+"""How a terminal prints what was measured of one network."""
+
+_COMPARED = {"difference": Shown(text=_points, gives_way=2), "p_holm": Shown("p (Holm)", _p, gives_way=3)}
+
+SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, "loss": ALONE["loss"]}
+"""Likewise, and how it differs from the intact network."""
 
 
 def notes(facts: Facts) -> list[str]:
