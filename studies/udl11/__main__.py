@@ -33,7 +33,7 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
         done = train_all({one.name: one.arguments for one in wanted}, study)
     else:
         done = trained.finished(wanted, study)
-    networks, inputs = study.pick(3, 100, 100), study.pick(32, 1000, 1000)
+    networks, inputs = study.pick(3, 50, 50), study.pick(32, 1000, 1000)
     width = study.pick(20, shattered.WIDTH, shattered.WIDTH)
     say("gradients along a line of inputs")
     specs = (

@@ -99,9 +99,9 @@ def notebook_text(rows: Tables) -> str:
     deepest, cured = _variant(rows, own, 50), _variant(rows, both, 50)
     return (
         "Notebook 11.1 of the textbook draws all weights and biases, also those of the first layer, with variance 1/D, "
-        "D the number of hidden units, and asks why this is no convincing replication. The caption of figure 11.3 names "
-        "the same draws: Glorot initialization for both the weights and biases. Measured here with them: "
-        f"the variance over the inputs of what enters the ReLUs falls by a factor of {ratio:.3f} a layer, while "
+        "D the number of hidden units, and asks why this is no convincing replication. The caption of figure 11.3 "
+        "names the same draws: Glorot initialization for both the weights and biases. Measured here with them: the "
+        f"variance over the inputs of what enters the ReLUs falls by a factor of {ratio:.3f} a layer, while "
         f"every layer's biases add 1/D anew. After 24 layers the input makes up {share:.1g} of the mean square, the "
         f"rest is biases, and {last['switching']:.1%} of the units switch anywhere on the line of inputs. A gradient "
         f"that hardly any ReLU switches is a constant in a few pieces: {counts(own)} pieces on average at 1, 24 and 50 "
@@ -142,8 +142,8 @@ def growth_text(rows: Tables) -> str:
         f"{mean(normed, 'branch_unit_variance'):.3f} is variance of a unit and "
         f"{mean(normed, 'branch_unit_mean_square'):.3f} its squared mean (expected "
         f"{1 - 1 / math.pi:.3f} and {1 / math.pi:.3f}).",
-        f"Without batch norm inputs become alike: after {narrow.blocks - 1} blocks the variance of a unit over the inputs "
-        f"is {units(narrow):.1%} of the second moment (with batch norm {units(normed):.1%}), because a ReLU makes the "
+        f"Without batch norm inputs become alike: after {narrow.blocks - 1} blocks the variance of a unit over the "
+        f"inputs is {units(narrow):.1%} of the second moment (with batch norm {units(normed):.1%}), because a ReLU makes the "
         "angle between two inputs smaller. The doubling is that of their common part.",
         f"Plain layers with batch norm, {plain.width} units: the gradient's root mean square grows by "
         f"{mean(plain, 'backward') ** 0.5:.3f} a layer backwards (expected {growth.NORMED_LAYER:.3f}): He's weights "
