@@ -58,6 +58,7 @@ def blocks(
         model_sha256=loaded.sha256,
         input_shape=list(example.shape[1:]),
         output=view.output,
+        **vars(view.totals),
         notes=[*loaded.notes, *view.notes],
     )
     table = BLOCKS.table(view.rows(), facts)

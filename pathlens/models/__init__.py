@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlens.models.checkpoints import load_into, load_state_dict_file, save_weights, state_sha256
     from pathlens.models.highway_cifar import CifarHighway, highway
     from pathlens.models.load import LoadedModel, load_model
+    from pathlens.models.nfresnet_cifar import NFResNet, nfresnet
     from pathlens.models.preresnet_cifar import PreActResNet, digits54, preresnet
     from pathlens.models.resnet_cifar import CifarResNet, resnet
     from pathlens.models.shakeshake_cifar import CifarShakeShake, shakeshake
@@ -25,12 +26,14 @@ __all__ = [
     "CifarShakeShake",
     "CifarVGG",
     "LoadedModel",
+    "NFResNet",
     "PreActResNet",
     "digits54",
     "highway",
     "load_into",
     "load_model",
     "load_state_dict_file",
+    "nfresnet",
     "preresnet",
     "reference_names",
     "resnet",
@@ -44,6 +47,7 @@ _HOMES = {
     "load": ("LoadedModel", "load_model"),
     "checkpoints": ("load_into", "load_state_dict_file", "save_weights", "state_sha256"),
     "highway_cifar": ("CifarHighway", "highway"),
+    "nfresnet_cifar": ("NFResNet", "nfresnet"),
     "preresnet_cifar": ("PreActResNet", "digits54", "preresnet"),
     "resnet_cifar": ("CifarResNet", "resnet"),
     "shakeshake_cifar": ("CifarShakeShake", "shakeshake"),

@@ -65,6 +65,11 @@ REFERENCES: Mapping[str, Reference] = {
         for w in (32, 64, 96)
     },
     "vgg15": Reference("vgg_cifar", "vgg15"),
+    **{
+        f"nfresnet{d}:{variant}": Reference("nfresnet_cifar", "nfresnet", {"depth": d, "variant": variant})
+        for d in (18, 50, 101)
+        for variant in ("batchnorm", "plain", "idshort", "learnscalar", "convshort")
+    },
     DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),
 }
 

@@ -192,7 +192,7 @@ def module_path(node: fx.Node) -> tuple[str, ...]:
 def _post_activation(
     addition: Addition, after: tuple[fx.Node, ...], input_dependent: set[fx.Node]
 ) -> tuple[fx.Node, ...]:
-    """The leading run of activations and norms that belong to the module that adds."""
+    """The leading run of activations, norms and fixed factors that belong to the module that adds."""
     owner = module_path(addition.node)
     post: list[fx.Node] = []
     last = addition.node
@@ -202,7 +202,7 @@ def _post_activation(
         if feeds != [last] or takers != [node]:
             break
         inside = module_path(node)[: len(owner)] == owner
-        active = ops.is_pointwise(node) or (ops.is_norm(node) and bool(owner))
+        active = ops.is_pointwise(node) or ((ops.is_norm(node) or ops.is_scaling(node)) and bool(owner))
         if not (inside and active) and node.target not in ops.PRESERVING:
             break
         post.append(node)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
@@ -87,6 +87,31 @@ class Block:
             "shortcut_multiply_adds": self.shortcut_multiply_adds,
             "nested": self.nested,
         }
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A whole network, with stem and head.
+
+    Attributes:
+        parameters: all of the model, also those that this output does not need.
+        norm_parameters: those of them that norms use.
+        multiply_adds: for one example, of convolutions and matrix products (torch.utils.flop_counter).
+    """
+
+    parameters: int
+    norm_parameters: int
+    multiply_adds: int
+
+
+def totals(chain: Chain, model: nn.Module) -> Totals:
+    """Parameters and multiply-adds of the whole network."""
+    norms = tuple(node for node in chain.discovery.input_dependent if node.target in ops.NORMS)
+    return Totals(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        norm_parameters=count_parameters(chain, norms),
+        multiply_adds=sum(multiply_adds(chain.trace).values()),
+    )
 
 
 def describe(chain: Chain) -> tuple[Block, ...]:

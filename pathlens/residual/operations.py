@@ -103,6 +103,11 @@ def is_pointwise(node: fx.Node) -> bool:
     return node.target in ACTIVATIONS and "softmax" not in str(node.target)
 
 
+def is_scaling(node: fx.Node) -> bool:
+    """Whether a node is a tensor times a fixed number, or divided by one."""
+    return node.target in SCALINGS and len(node.args) == 2 and not isinstance(node.args[1], fx.Node) and not node.kwargs
+
+
 def is_norm(node: fx.Node) -> bool:
     """Whether a node is a norm, or the output of a batch norm that also gives new statistics."""
     return node.target in NORMS or (_of_batch_norm(node) and node.args[1] in (0,))

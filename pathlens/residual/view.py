@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import Chain, build_chain, check_index
-from pathlens.residual.describe import Block, describe, shape_of
+from pathlens.residual.describe import Block, Totals, describe, shape_of, totals
 from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
 from pathlens.residual.routes import Part
@@ -105,6 +105,11 @@ class ResidualView:
     def output(self) -> str | None:
         """Name of the output that is studied, where the model returns several tensors."""
         return self._studied
+
+    @property
+    def totals(self) -> Totals:
+        """Parameters and multiply-adds of the whole network, with stem and head."""
+        return totals(self.chain(), self._model)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -53,8 +53,15 @@ class Structure(Result):
     figure = "blocks.structure"
 
     def notes(self, facts: Facts) -> list[str]:
-        """None: no data were used."""
-        return []
+        """Parameters and multiply-adds of the whole network; no data were used."""
+        counts = [facts.get(name) for name in ("parameters", "norm_parameters", "multiply_adds")]
+        if not all(isinstance(count, int) for count in counts):
+            return []
+        parameters, of_norms, multiply_adds = counts
+        return [
+            f"whole network, with stem, shortcuts and head: {parameters:,} parameters ({of_norms:,} of them in norms), "
+            f"{multiply_adds:,} multiply-adds of an example"
+        ]
 
     def figure_options(self, facts: Facts) -> dict[str, Any]:
         """The network's name, for a title."""

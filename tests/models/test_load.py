@@ -170,6 +170,9 @@ def test_seed_out_of_range(seed: int) -> None:
         load_model("resnet20", "random", seed=seed)
 
 
+NF_VARIANTS = ("batchnorm", "plain", "idshort", "learnscalar", "convshort")
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +185,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"highway{d}" for d in (19, 31, 58)),
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),
         "vgg15",
+        *(f"nfresnet{d}:{v}" for d in (18, 50, 101) for v in NF_VARIANTS),
         "digits54",
     }
     code = "import sys, pathlens.models as m; m.reference_names(); assert 'torch' not in sys.modules; m.load_model"
