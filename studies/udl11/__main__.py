@@ -33,8 +33,7 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
         done = train_all({one.name: one.arguments for one in wanted}, study)
     else:
         done = trained.finished(wanted, study)
-    networks, inputs = study.pick(3, 50, 50), study.pick(32, 1000, 1000)
-    width = study.pick(20, shattered.WIDTH, shattered.WIDTH)
+    networks, width = study.pick(3, 50, 50), study.pick(20, shattered.WIDTH, shattered.WIDTH)
     say("gradients along a line of inputs")
     specs = (
         *shattered.PLAIN, *shattered.NORMED, *shattered.RESIDUAL, *shattered.THROUGH, *shattered.NOTEBOOKS
@@ -48,8 +47,8 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
     for case in growth.CASES:
         say(f"growth: {case.name}")
         if study.scale == "smoke":
-            case = replace(case, width=8, blocks=3, networks=3)  # noqa: PLW2901
-        found = growth.walks(case, inputs)
+            case = replace(case, width=8, blocks=3, networks=3, inputs=32)  # noqa: PLW2901
+        found = growth.walks(case)
         profiles += growth.growth_rows(case, found)
         rates += growth.rate_rows(case, found)
     tables = {

@@ -66,6 +66,7 @@ class Case:
         width: units.
         blocks: blocks or layers.
         networks: how many are drawn.
+        inputs: of each.
         plain: layers in place of residual blocks.
         first: the place from which on growth is fitted; 1 leaves the input out, which no ReLU has halved.
     """
@@ -75,12 +76,13 @@ class Case:
     width: int = 100
     blocks: int = 50
     networks: int = 50
+    inputs: int = 1000
     plain: bool = False
     first: int = 0
 
 
 RESIDUAL = Case("residual", residual_mlp)
-WIDE = Case("residual, 400 wide", residual_mlp, width=400, networks=20)
+WIDE = Case("residual, 400 wide", residual_mlp, width=400, networks=20, inputs=250)
 SCALED = Case("residual, 1/sqrt 2", lambda width, blocks: residual_mlp(width, blocks, scale=math.sqrt(0.5)))
 NORMED = Case("residual, batch norm", lambda width, blocks: residual_mlp(width, blocks, norm=True))
 PLAIN = Case("plain, batch norm", plain_mlp, width=200, blocks=20, plain=True, first=1)
@@ -134,7 +136,7 @@ def walk(view: pathlens.ResidualView, x: Tensor, cotangent: Tensor) -> Walk:
     )
 
 
-def walks(case: Case, inputs: int) -> list[Walk]:
+def walks(case: Case) -> list[Walk]:
     """One network after the other; the blocks are found once, in the first."""
     seeded(0)
     model = case.build(case.width, case.blocks)
@@ -145,7 +147,7 @@ def walks(case: Case, inputs: int) -> list[Walk]:
     for seed in range(FIRST_SEED, FIRST_SEED + case.networks):
         seeded(seed)
         model.load_state_dict(case.build(case.width, case.blocks).state_dict())
-        x = torch.randn(inputs, case.width, dtype=DTYPE)
+        x = torch.randn(case.inputs, case.width, dtype=DTYPE)
         found.append(walk(view, x, torch.randn_like(x)))
     return found
 

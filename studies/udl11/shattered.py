@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,16 @@ def drawn(spec: Scalar, seed: int, width: int = WIDTH) -> nn.Sequential:
     return spec.build(width)
 
 
+@cache
+def _gradients(spec: Scalar, networks: int, width: int) -> tuple[Array, ...]:
+    return tuple(gradient(drawn(spec, seed, width), inputs()) for seed in seeds(networks))
+
+
+def gradients(spec: Scalar, networks: int, width: int) -> tuple[Array, ...]:
+    """Of one network a seed; networks that only the name of their description tells apart are drawn once."""
+    return _gradients(replace(spec, name=""), networks, width)
+
+
 def gradient(model: nn.Module, x: Tensor) -> Array:
     """The gradient of each output by its input; of the sum of the outputs where batch statistics pass gradients on."""
     x = x.clone().requires_grad_()
@@ -151,16 +162,15 @@ def pieces(values: Array) -> int:
 
 def curves(specs: Iterable[Scalar], networks: int, width: int = WIDTH) -> tuple[list[dict[str, Any]], ...]:
     """Rows of ``autocorrelation``, ``autocorrelation-networks`` and ``gradients``."""
-    x = inputs()
     correlations: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for spec in specs:
-        series = {seed: gradient(drawn(spec, seed, width), x) for seed in seeds(networks)}
+        series = dict(zip(seeds(networks), gradients(spec, networks, width), strict=True))
         first = series[FIRST_SEED] / np.sqrt((series[FIRST_SEED] ** 2).mean())
         examples += [
             {"network": spec.name, "x": float(place), "gradient": float(value)}
-            for place, value in zip(x[:, 0], first, strict=True)
+            for place, value in zip(inputs()[:, 0], first, strict=True)
         ]
         found = {seed: autocorrelation(values) for seed, values in series.items()}
         every += [
@@ -190,13 +200,12 @@ def curves(specs: Iterable[Scalar], networks: int, width: int = WIDTH) -> tuple[
 
 def question(networks: int, width: int = WIDTH) -> tuple[list[dict[str, Any]], ...]:
     """Rows of ``notebook`` and ``notebook-pieces``: which of its choices keeps gradients from shattering."""
-    x = inputs()
     rows: list[dict[str, Any]] = []
     each: list[dict[str, Any]] = []
     for variant in VARIANTS:
         for depth in NOTEBOOK_DEPTHS:
             spec = replace(variant, depth=depth)
-            series = [gradient(drawn(spec, seed, width), x) for seed in seeds(networks)]
+            series = gradients(spec, networks, width)
             centred = [one for one in map(autocorrelation, series) if one is not None]
             counts = [pieces(one) for one in series]
             each += [

@@ -25,18 +25,18 @@ PROTOCOL = (
     "norm before every ReLU, over the 256 inputs; its mean and variance are constants to the gradient, which is then "
     "that of a function of one input (rows `through the statistics`: the other way). Residual: x + scale * W "
     "ReLU(norm(x)), one weight layer a block. Figure 11.6: blocks x + W ReLU(x), found by pathlens as in any network, "
-    "He's weights, 1000 standard normal inputs, the gradient of a random projection of the output; measured where "
-    "every block begins, growth is the slope of the logarithm by least squares, in each network. Notes on batch norm: "
-    "plain layers of a linear map, batch norm and ReLU, growth from where the second layer begins to where the last "
-    "one does. Everything in float64, from seed 1000 on. Rules and tolerances were fixed before these seeds were run, "
-    "after a look at 6 to 30 networks of each kind with seeds below 1000. That look also chose the order of operations "
-    "in the residual network of figure 11.3 and what its gradient is, neither of which came with the numbers it is "
-    "compared with, so that its agreement with them is weak evidence. Problem numbers are those given with the task; "
-    "editions differ, and in the public one that we could read, problems 11.8 and 11.10 are 11.6 and 11.8, and the "
-    "growth laws are in sections 11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference networks `plain20`, "
-    "`plain56`, `resnet20` and `resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale "
-    "cpu` 20,000 images at 16x16, 12 epochs, cosine schedule and bfloat16; at `--scale paper` as He et al. 2016a, "
-    "section 4.2."
+    "He's weights, 1000 standard normal inputs (250 at 400 units), the gradient of a random projection of the output; "
+    "measured where every block begins, growth is the slope of the logarithm by least squares, in each network. Notes "
+    "on batch norm: plain layers of a linear map, batch norm and ReLU, growth from where the second layer begins to "
+    "where the last one does. Everything in float64, from seed 1000 on. Rules and tolerances were fixed before these "
+    "seeds were run, after a look at 6 to 30 networks of each kind with seeds below 1000. That look also chose the "
+    "order of operations in the residual network of figure 11.3 and what its gradient is, neither of which came with "
+    "the numbers it is compared with, so that its agreement with them is weak evidence. Problem numbers are those "
+    "given with the task; editions differ, and in the public one that we could read, problems 11.8 and 11.10 are 11.6 "
+    "and 11.8, and the growth laws are in sections 11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference "
+    "networks `plain20`, `plain56`, `resnet20` and `resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds "
+    "each; at `--scale cpu` 20,000 images at 16x16, 12 epochs, cosine schedule and bfloat16; at `--scale paper` as He "
+    "et al. 2016a, section 4.2."
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "
@@ -143,8 +143,8 @@ def growth_text(rows: Tables) -> str:
         f"{mean(normed, 'branch_unit_mean_square'):.3f} its squared mean (expected "
         f"{1 - 1 / math.pi:.3f} and {1 / math.pi:.3f}).",
         f"Without batch norm inputs become alike: after {narrow.blocks - 1} blocks the variance of a unit over the "
-        f"inputs is {units(narrow):.1%} of the second moment (with batch norm {units(normed):.1%}), because a ReLU makes the "
-        "angle between two inputs smaller. The doubling is that of their common part.",
+        f"inputs is {units(narrow):.1%} of the second moment (with batch norm {units(normed):.1%}), because a ReLU "
+        "makes the angle between two inputs smaller. The doubling is that of their common part.",
         f"Plain layers with batch norm, {plain.width} units: the gradient's root mean square grows by "
         f"{mean(plain, 'backward') ** 0.5:.3f} a layer backwards (expected {growth.NORMED_LAYER:.3f}): He's weights "
         "keep it, and batch norm divides by the standard deviation of what it normalises, the root of 1 - 1/pi.",
