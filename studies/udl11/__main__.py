@@ -117,7 +117,7 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
     page.table("growth", tables["growth"])
     page.table("rates", tables["rates"])
 
-    page.section("Parameters")
+    page.section("Parameters", words.parameters_text(rows))
     page.table("parameters", tables["parameters"], {"network": "", "problem": "", "by_hand": ",d", "counted": ",d"})
 
     page.section("Deeper and worse, and shortcuts (figure 11.2)", words.deeper_text(rows, study))
@@ -140,7 +140,7 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
     }  # fmt: skip
     page.text(words.claims(verdicts))
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale}
-    page.table("expectations", make_table(judged.COLUMNS, verdicts, **facts), shown)
+    page.table("expectations", make_table(judged.COLUMNS, verdicts, **facts), shown, rows=judged.is_random)
     page.section("What the numbers can and cannot say", words.DISCUSSION)
     return page
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pathlens.figures import DOUBLE, Figure
-from pathlens.figures.style import COLOURS, INK, MUTED, block_ticks, legend_outside, new_figure, style
+from pathlens.figures.style import COLOURS, INK, MUTED, block_ticks, legend_outside, new_figure, powers_of_ten, style
 from studies.udl11 import growth, shattered
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,6 +72,7 @@ def notebook_figure(layers: Rows) -> Figure:
         first = own.iloc[0]
         expected = first["signal"] * 0.5 ** (own["layer"] - first["layer"])
         left.semilogy(own["layer"], expected, color=INK, ls=_DASHED, lw=0.8, label="halved every layer")
+        powers_of_ten(left)
         left.set_ylabel("what enters the ReLUs, notebook")
         for (name, line), colour, dashes in zip(
             frame.groupby("variant", sort=False), looks, ("-", "-", "-", _DASHED), strict=True
@@ -99,13 +100,14 @@ def growth_figure(rows: Rows) -> Figure:
         )
         for case, words, colour, rate in cases:
             own = frame[frame["network"] == case.name]
-            for axes, name, start in ((forward, "log2_variance", 0), (backward, "log2_gradient", case.blocks - 1)):
+            ends = own["block"].min(), own["block"].max()
+            for axes, name, start in zip((forward, backward), ("log2_variance", "log2_gradient"), ends, strict=True):
                 _band(axes, own, name, colour, words)
                 if rate is not None:
                     line = rate * np.abs(own["block"] - start)
                     axes.plot(own["block"], line, color=INK, ls=_DASHED, lw=0.8)
         forward.set_ylabel("log2 of the variance")
-        backward.set_ylabel("log2 of the gradient's mean square")
+        backward.set_ylabel("log2 of the gradient, squared")
         own = frame[frame["network"] == growth.NORMED.name]
         for name, words, colour, step in (
             ("second_moment", "second moment", COLOURS[2], 1.0),
@@ -117,9 +119,9 @@ def growth_figure(rows: Rows) -> Figure:
         linear.set_ylabel("batch norm: activations")
         own = frame[(frame["network"] == growth.PLAIN.name) & (frame["block"] >= growth.PLAIN.first)]
         _band(plain, own, "log2_gradient", COLOURS[3], "plain layers with batch norm")
-        steps = 2 * np.log2(growth.NORMED_LAYER) * (growth.PLAIN.blocks - 1 - own["block"])
+        steps = 2 * np.log2(growth.NORMED_LAYER) * (own["block"].max() - own["block"])
         plain.plot(own["block"], steps, color=INK, ls=_DASHED, lw=0.8, label="1.21 a layer, squared")
-        plain.set_ylabel("log2 of the gradient's mean square")
+        plain.set_ylabel("log2 of the gradient, squared")
         for axes in (forward, backward, linear, plain):
             axes.set_xlabel("layer" if axes is plain else "block")
             axes.xaxis.set_major_locator(block_ticks())

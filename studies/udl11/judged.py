@@ -115,6 +115,11 @@ GIVEN = {
 }
 
 
+def is_random(row: Mapping[str, Any]) -> bool:
+    """Whether a verdict is about networks that were drawn, and not one of counting."""
+    return bool(row["claim"] != COUNT.name)
+
+
 def near(low: float | None, high: float | None, expected: float, slack: float) -> str:
     """Whether a number is within some slack of another, by its interval."""
     if low is None or high is None:

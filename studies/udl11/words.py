@@ -152,6 +152,15 @@ def growth_text(rows: Tables) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def parameters_text(rows: Tables) -> str:
+    """Text of the section on parameters."""
+    equal = sum(row["by_hand"] == row["counted"] for row in rows["parameters"])
+    return (
+        "By hand: weights and biases of every layer, and a scale and an offset for every unit or channel that a batch "
+        f"norm normalises. {equal} of {len(rows['parameters'])} agree with what the modules of torch hold."
+    )
+
+
 def deeper_text(rows: Tables, study: StudySetting) -> str:
     """Text of the section on figure 11.2."""
     runs = rows.get("runs", ())

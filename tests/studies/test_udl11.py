@@ -50,7 +50,7 @@ def check_page(folder, study):
     assert [row["measured"] for row in kept] == pytest.approx([row["measured"] for row in verdicts], nan_ok=True)
     for text in (
         words.shattered_text(rows), words.notebook_text(rows), words.growth_text(rows), words.deeper_text(rows, study),
-        words.tally(verdicts), words.claims(verdicts),
+        words.parameters_text(rows), words.tally(verdicts), words.claims(verdicts),
     ):  # fmt: skip
         assert text in page
     for stem in (*tables, "expectations"):
