@@ -10,7 +10,6 @@ from pathlens.errors import UsageError
 from pathlens.figures.blocks import structure
 from pathlens.figures.lesions import deletion, skips
 from pathlens.figures.paths import lattice, path_gradients
-from pathlens.figures.placing import Placed, placed
 from pathlens.figures.reorder import reordering
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
@@ -22,13 +21,11 @@ __all__ = [
     "DOUBLE",
     "SINGLE",
     "Figure",
-    "Placed",
     "deletion",
     "draw",
     "files",
     "lattice",
     "path_gradients",
-    "placed",
     "reordering",
     "save",
     "skips",

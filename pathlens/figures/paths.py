@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathlens.errors import UsageError
+from pathlens.figures.cells import draw_cells
 from pathlens.figures.lesions import whiskers
 from pathlens.figures.style import (
     COLOURS,
@@ -27,6 +27,7 @@ from pathlens.figures.style import (
     style,
     to_rows,
 )
+from pathlens.graph.cells import norm_cells
 from pathlens.results.charts import Series
 from pathlens.results.path_profile import contribution_series, path_shares
 from pathlens.results.result import Rows
@@ -44,7 +45,6 @@ _EFFECTIVE = "#e4e4e4"
 _DASHES = (0, (4, 1.5))
 _MARKED = 30  # lengths up to which each is marked
 _VISIBLE = 0.1  # percent: longer paths that contribute less are left out of the last panel
-_DECADES = 12  # of the lattice's colours; smaller norms look like the smallest
 
 
 def path_gradients(
@@ -182,37 +182,12 @@ def lattice(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
         UsageError: columns are missing, or no norm is above zero.
     """
     rows = to_rows(table, LATTICE, "lattice")
-    norms = {(row["length"], row["boundary"]): row["norm"] for row in rows if row["norm"] and row["norm"] > 0}
-    if not norms:
-        raise UsageError("every norm of the lattice is zero; give one with gradients")
-    top, least = max(norms.values()), min(norms.values())
-    floor = max(least, top * 10.0**-_DECADES)
-    longest = max(length for (length, _), norm in norms.items() if norm >= floor)
-    places = [row["boundary"] for row in rows]
-    first, last = min(places), max(places)
-    grid = np.full((longest + 1, last - first + 1), np.nan)
-    for (length, place), norm in norms.items():
-        if length <= longest:
-            grid[length, place - first] = norm
+    cells = norm_cells({(row["boundary"], row["length"]): row["norm"] or 0.0 for row in rows})
     with style():
         figure = new_figure(width or SINGLE, 3.0)
         axes = figure.add_subplot()
-        mesh = axes.pcolormesh(
-            np.arange(first, last + 2) - 0.5,
-            np.arange(longest + 2) - 0.5,
-            grid.clip(floor),
-            norm=LogNorm(min(floor, top / 10), top),
-            cmap="viridis",
-            rasterized=True,  # as vectors, viewers show seams between the cells
-        )
-        there = np.flatnonzero(~np.isnan(grid).all(axis=0))
-        ridge = (first + there, np.nanargmax(grid[:, there], axis=0))
-        axes.plot(*ridge, color="white", lw=1.6, solid_capstyle="round")
-        axes.plot(*ridge, color=INK, lw=0.8, label="largest at its place", **_line(last - first + 1))
-        bar = figure.colorbar(mesh, ax=axes, aspect=25, extend="min" if least < floor else "neither", pad=0.02)
-        bar.set_label("gradient norm (loss per unit of xᵢ)")
-        powers_of_ten(bar.ax)
-        input_too = "\n(−1: input of the network)" if first < 0 else ""
+        draw_cells(figure, axes, cells, marked=cells.sizes.shape[1] <= _MARKED)
+        input_too = "\n(−1: input of the network)" if cells.first < 0 else ""
         axes.set_xlabel(f"place i: gradient at xᵢ, the input of block i{input_too}")
         axes.set_ylabel("path length (blocks after the place)")
         axes.xaxis.set_major_locator(block_ticks())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlens.graph.drawing import Drawing
 from pathlens.graph.equation import equation
 from pathlens.graph.export import from_dot, from_graphml, from_json, to_dot, to_graphml, to_json
 from pathlens.graph.layout import Layout, graphviz_layout, has_graphviz
+from pathlens.graph.place import place
 from pathlens.graph.unravel import as_view, unravel
 
 __all__ = [
+    "Drawing",
     "Layout",
     "as_view",
     "equation",
@@ -16,6 +19,7 @@ __all__ = [
     "from_json",
     "graphviz_layout",
     "has_graphviz",
+    "place",
     "to_dot",
     "to_graphml",
     "to_json",

@@ -1,4 +1,4 @@
-"""Where Graphviz puts the nodes and edges of a graph."""
+"""Places by Graphviz, or in layers where it is not installed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import networkx as nx
 
 from pathlens.errors import UsageError
+from pathlens.graph.drawing import Edge, Piece, Point
 from pathlens.graph.export import import_pydot, quoted
 
 _POINTS = 72  # to an inch
-Point = tuple[float, float]
+_BETWEEN, _LAYER = 0.12, 0.42  # inches between neighbours, and from layer to layer
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Layout:
     width: float
     height: float
     nodes: dict[Hashable, Point]
-    edges: dict[tuple[Hashable, Hashable], list[Point]]
+    edges: dict[Edge, Piece]
 
 
 def has_graphviz() -> bool:
@@ -86,6 +87,30 @@ def graphviz_layout(
         ]
         for item in found.get("edges", ())
     }
+    return Layout(width, height, nodes, edges)
+
+
+def layered_layout(graph: nx.DiGraph, sizes: Mapping[Hashable, Point]) -> Layout:
+    """Without Graphviz: the longest way from the input as the layer, and neighbours side by side."""
+    layers = [list(layer) for layer in nx.topological_generations(graph)]
+    wide = [sum(sizes[node][0] + _BETWEEN for node in layer) for layer in layers]
+    height = _LAYER * (len(layers) - 1) + 0.4
+    nodes: dict[Hashable, Point] = {}
+    for depth, (layer, needed) in enumerate(zip(layers, wide, strict=True)):
+        x = (max(wide) - needed) / 2
+        for node in layer:
+            nodes[node] = (x + (_BETWEEN + sizes[node][0]) / 2, height - 0.2 - _LAYER * depth)
+            x += sizes[node][0] + _BETWEEN
+    edges: dict[Edge, Piece] = {}
+    width = max(wide)
+    for start, end in graph.edges:
+        (x0, y0), (x1, y1) = nodes[start], nodes[end]
+        drop, bend = y0 - y1, 0.0
+        if drop > 1.1 * _LAYER:  # long edges go around what lies between
+            bend = 0.3 * drop**0.8
+            x0, x1 = x0 + sizes[start][0] / 2, x1 + sizes[end][0] / 2
+        width = max(width, max(x0, x1) + 0.8 * bend)
+        edges[start, end] = [(x0, y0), (x0 + bend, y0 - drop / 3), (x1 + bend, y1 + drop / 3), (x1, y1)]
     return Layout(width, height, nodes, edges)
 
 

@@ -125,13 +125,13 @@ def _tiles(graph: nx.DiGraph) -> Iterator[tuple[str, str, str]]:
 
 def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
     """Boxes and lines of a dag or a tree in pixels, with what is said of each."""
-    from pathlens.figures import placed
+    from pathlens.graph import place  # not above: it loads torch, and pages of runs need none
 
-    drawn = placed(graph, layout)
+    drawing = place(graph, layout)
     ids = {node: place for place, node in enumerate(graph)}
     nodes = []
     for node, data in graph.nodes(data=True):
-        box = drawn.nodes[node]
+        box = drawing.nodes[node]
         nodes.append(
             {
                 "id": str(node),
@@ -139,6 +139,7 @@ def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
                 "label": data["label"],
                 "lines": list(box.lines),
                 "tint": box.tint,
+                "filled": box.filled,
                 "facts": _facts(data),
                 "paths": f"{data['n_paths']:,}",
             }
@@ -146,25 +147,27 @@ def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
     edges = []
     for start, end, data in graph.edges(data=True):
         through = graph.nodes[start]["n_paths_in"] * graph.nodes[end]["n_paths_out"]
-        pieces = [_pixels(*(value for point in piece for value in point)) for piece in drawn.edges[start, end]]
+        line = drawing.edges[start, end]
         edges.append(
             {
                 "ends": [ids[start], ids[end]],
-                "pieces": pieces,
-                "skip": data.get("skip"),
+                "pieces": list(map(_line, line.pieces)),
+                "skip": line.skip,
                 "facts": [*_facts(data), ("Paths through it", f"{through:,}")],
                 "paths": f"{through:,}",
             }
         )
-    width, height = _pixels(drawn.width, drawn.height)
+    width, height = _pixels(drawing.width, drawing.height)
     return {
         "width": width,
         "height": height,
-        "direction": drawn.direction,
-        "curved": drawn.curved,
+        "direction": drawing.direction,
+        "curved": drawing.curved,
         "nodes": nodes,
         "edges": edges,
-        "notes": [[*_pixels(x, y), text] for x, y, text in drawn.notes],
+        "notes": [[*_pixels(x, y), text] for x, y, text in drawing.notes],
+        "dots": [_pixels(*dot) for dot in drawing.dots],
+        "stubs": list(map(_line, drawing.stubs)),
         "input": ids[graph.graph["input"]],
         "output": ids[graph.graph["output"]],
     }
@@ -172,6 +175,10 @@ def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
 
 def _pixels(*inches: float) -> list[float]:
     return [round(_PIXELS * value, 1) for value in inches]
+
+
+def _line(piece: list[tuple[float, float]]) -> list[float]:
+    return _pixels(*(value for point in piece for value in point))
 
 
 def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -194,11 +201,27 @@ def _value(name: str, value: object) -> str:
 
 def _cells(graph: nx.DiGraph) -> dict[str, Any]:
     """The lattice without its numbers of paths, which the page computes exactly from those of blocks."""
+    from pathlens.graph.cells import LENGTH, PLACE, lattice_cells
+
     facts = graph.graph
     first, blocks = facts["first"], facts["n_blocks"]
     norms = _checked(graph, first, blocks)
-    found: dict[str, Any] = {"first": first, "blocks": blocks, "names": facts["names"], "stages": facts["stages"]}
-    if not np.isnan(norms).all():
+    cells = lattice_cells(graph)
+    found: dict[str, Any] = {
+        "first": first,
+        "blocks": blocks,
+        "names": facts["names"],
+        "stages": facts["stages"],
+        "axes": [PLACE, LENGTH],
+        "floor": cells.floor,
+        "top": cells.top,
+        "cut": cells.is_cut,
+        "shown": cells.longest,
+        "ridge": [[place - first, length] for place, length in cells.ridge],
+        "ridge_label": cells.ridge_label,
+        "partings": [last + 0.5 - first for _, _, last in cells.stages[:-1]],
+    }
+    if cells.by_norm:
         found["norms"] = base64.b64encode(norms.astype("<f8").tobytes()).decode()
     return found
 

@@ -256,7 +256,7 @@ def triangle(blocks: int, decay: float = 0.6, first: int = -1) -> Table:
 
 def cells(figure: figures.Figure) -> np.ma.MaskedArray:
     (mesh,) = [item for item in figure.axes[0].collections if item.get_array() is not None]
-    return mesh.get_array()
+    return np.ma.power(10.0, mesh.get_array())
 
 
 def test_cells_are_the_norms():
@@ -276,7 +276,8 @@ def test_cells_are_the_norms():
     assert axes.get_xlim() == (-1.5, 6.5)
     assert axes.get_ylim() == (-0.5, 6.5)
     (mesh,) = [item for item in axes.collections if item.get_array() is not None]
-    assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx((min(expected.values()), max(expected.values())))
+    ends = math.log10(min(expected.values())), math.log10(max(expected.values()))
+    assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx(ends)
     ridge = axes.lines[-1]
     for boundary, length in zip(*ridge.get_data(), strict=True):
         assert expected[length, boundary] == max(value for (_, at), value in expected.items() if at == boundary)

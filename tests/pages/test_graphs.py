@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 import pathlens
-from pathlens import figures
 from pathlens.errors import PathlensError, RunError, UsageError
 from pathlens.pages import graph_html, graph_page
 from tests.helpers.page_graphs import chain, hostile, longer, norms, unet
@@ -67,35 +66,6 @@ def test_every_node_and_edge_is_there_with_its_exact_numbers(kind):
     assert sum(int(facts(edge)["Paths through it"]) for edge in last) == 16 or kind == "dag"
     first = [edge for edge in data["edges"] if edge["ends"][0] == data["input"]]
     assert sum(int(edge["paths"]) for edge in first) == 16
-
-
-@pytest.mark.parametrize(("kind", "layout"), [("dag", "rows"), ("dag", "layers"), ("tree", "auto")])
-def test_nothing_is_drawn_outside_or_over_another(kind, layout):
-    placed = figures.placed(pathlens.unravel(chain(6), kind=kind), layout)
-    boxes = list(placed.nodes.values())
-    for box in boxes:
-        assert box.width / 2 <= box.x + 1e-9
-        assert box.x + box.width / 2 <= placed.width
-        assert box.height / 2 <= box.y + 1e-9
-        assert box.y + box.height / 2 <= placed.height
-    for at, one in enumerate(boxes):
-        for other in boxes[:at]:
-            apart = abs(one.x - other.x) - (one.width + other.width) / 2
-            above = abs(one.y - other.y) - (one.height + other.height) / 2
-            assert max(apart, above) > 0, (one, other)
-    for (start, end), pieces in placed.edges.items():
-        for node, (x, y) in ((start, pieces[0][0]), (end, pieces[-1][-1])):
-            box = placed.nodes[node]
-            assert abs(x - box.x) <= box.width / 2 + 1e-9, (start, end)
-            assert abs(y - box.y) <= box.height / 2 + 1e-9, (start, end)
-
-
-def test_long_chains_are_broken_into_rows():
-    placed = figures.placed(pathlens.unravel(chain(12)))
-    assert len({round(box.y, 6) for node, box in placed.nodes.items() if str(node).startswith("add")}) > 1
-    broken = [pieces for pieces in placed.edges.values() if len(pieces) == 2]
-    assert broken
-    assert all(pieces[1][0][0] == 0 for pieces in broken)
 
 
 def test_other_networks_are_laid_out_downward():

@@ -6,8 +6,8 @@ const NODES = [30, 26]; // pixels of a cell from which nodes and edges are drawn
 class Cells extends View {
   constructor(stage, panel, readout, data) {
     super(stage, panel, readout);
-    const { first, blocks, names, stages } = data;
-    Object.assign(this, { first, blocks, names, stages, wide: blocks + 1, unit: "blocks", total: blocks });
+    const { blocks } = data;
+    Object.assign(this, data, { wide: blocks + 1, unit: "blocks", total: blocks });
     this.read(data.norms);
     this.paintSmall();
     this.canvas = make("canvas", { "aria-hidden": "true" });
@@ -43,13 +43,6 @@ class Cells extends View {
         for (let length = 0; length <= after; length += 1) this.sizes[length * wide + place] = place * Math.log10(2) + factorials[after] - factorials[length] - factorials[after - length];
       }
     }
-    const known = this.sizes.filter((size) => !Number.isNaN(size));
-    this.top = known.reduce((most, size) => Math.max(most, size), -Infinity);
-    const least = known.reduce((most, size) => Math.min(most, size), Infinity);
-    this.floor = norms ? Math.max(least, this.top - DECADES) : 0;
-    this.cut = least < this.floor;
-    this.shown = norms ? 0 : blocks;
-    for (let at = 0; norms && at < this.sizes.length; at += 1) if (this.sizes[at] >= this.floor) this.shown = Math.max(this.shown, Math.floor(at / wide));
   }
 
   exists(place, length) {
@@ -81,8 +74,9 @@ class Cells extends View {
     const value = (size) => (this.norms ? digits(10 ** size, 2) : size < 6 ? grouped(Math.round(10 ** size)) : power(Math.round(size)));
     const word = this.norms ? "gradient norm" : "paths through it";
     const line = (look) => draw("svg", { width: 24, height: 12, "aria-hidden": "true" }, draw("path", { class: `sample ${look}`, d: "M1 6H23" }));
-    const known = Number.isFinite(this.top);
-    return make("div", { class: "legend" }, make("span", { class: "entry" }, `${word} ${this.cut ? "≤ " : ""}${known ? value(this.floor) : 0}`, ramp(), known ? value(this.top) : "0"), make("span", { class: "entry" }, line(""), "through the shortcut"), make("span", { class: "entry" }, line("dashed"), "through the branch"));
+    const ridge = draw("svg", { width: 24, height: 8, "aria-hidden": "true" }, draw("path", { class: "ridge-under", d: "M1 4H23" }), draw("path", { class: "ridge", d: "M1 4H23" }));
+    const entry = (...parts) => make("span", { class: "entry" }, ...parts);
+    return make("div", { class: "legend" }, entry(`${word} ${this.cut ? "≤ " : ""}${value(this.floor)}`, ramp(), value(this.top)), entry(ridge, this.ridge_label), entry(line(""), "through the shortcut"), entry(line("dashed"), "through the branch"));
   }
 
   home(view) {
@@ -119,6 +113,7 @@ class Cells extends View {
     }
     this.drawStages(context, colour);
     if (this.near) this.drawEdges(context, colour);
+    else this.drawRidge(context);
     if (this.target) this.drawThrough(context, colour);
     if (this.near) this.drawNodes(context, colour);
     if (this.target && !this.target.role) this.drawFrame(context);
@@ -192,14 +187,23 @@ class Cells extends View {
     context.setLineDash([3, 3]);
     context.lineWidth = 1;
     context.beginPath();
-    for (let block = 1; block < this.blocks; block += 1) {
-      if (this.stages[block] === this.stages[block - 1]) continue;
-      const [x] = this.view.toStage(block + 1, 0); // the input of a stage's first block is still of the stage before
+    for (const place of this.partings) {
+      const [x] = this.view.toStage(place + 0.5, 0);
       context.moveTo(x, 0);
       context.lineTo(x, this.view.height);
     }
     context.stroke();
     context.setLineDash([]);
+  }
+
+  drawRidge(context) {
+    context.beginPath();
+    for (const [place, length] of this.ridge) context.lineTo(...this.at(place, length));
+    for (const [width, ink] of [[3.2, "#ffffff"], [1.3, "#1b1f23"]]) {
+      context.lineWidth = width;
+      context.strokeStyle = ink;
+      context.stroke();
+    }
   }
 
   /** Everything that paths through the target pass, and its own edges. */
@@ -293,10 +297,10 @@ class Cells extends View {
     context.font = `12.5px ${this.font}`;
     context.textAlign = "center";
     context.textBaseline = "alphabetic";
-    context.fillText("place i: input of block i", left + across / 2, view.height - 5);
+    context.fillText(this.axes[0], left + across / 2, view.height - 5);
     context.translate(17, top + up / 2);
     context.rotate(-Math.PI / 2);
-    context.fillText("branches from there to the output", 0, 0);
+    context.fillText(this.axes[1], 0, 0);
   }
 
   hit(x, y) {

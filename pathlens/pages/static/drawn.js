@@ -31,13 +31,15 @@ class Drawn extends View {
 
   make() {
     const { data } = this;
+    const join = (piece) => `M${piece.slice(0, 2)}${data.curved ? "C" : "L"}${piece.slice(2)}`;
     this.lineParts = data.edges.map(({ pieces, skip }) => {
-      const join = (piece) => (data.curved ? `M${piece.slice(0, 2)}C${piece.slice(2)}` : `M${piece.slice(0, 2)}L${piece.slice(2)}`);
       return draw("path", { class: `edge${["add", "concat"].includes(skip) ? ` skip-${skip}` : ""}`, d: pieces.map(join).join("") });
     });
     this.boxParts = data.nodes.map((node) => box(node));
     const notes = data.notes.map(([x, y, text]) => draw("text", { class: "note", x, y }, text));
-    this.world = draw("g", { class: "world" }, ...this.lineParts, ...this.boxParts, ...notes);
+    const stubs = data.stubs.map((piece) => draw("path", { class: "stub", d: join(piece) }));
+    const dots = data.dots.map(([cx, cy]) => draw("circle", { class: "dot", cx, cy, r: 2 }));
+    this.world = draw("g", { class: "world" }, ...this.lineParts, ...stubs, ...dots, ...this.boxParts, ...notes);
     this.svg = draw("svg", { "aria-hidden": "true" }, this.world);
     this.stage.prepend(this.svg);
   }
@@ -170,13 +172,14 @@ class Drawn extends View {
   }
 }
 
-function box({ box: [x, y, wide, high], lines, tint }) {
+function box({ box: [x, y, wide, high], lines, tint, filled }) {
   if (lines.length === 1 && lines[0] === "+") {
     const arm = 0.3 * wide;
     return draw("g", { class: "node plus" }, draw("circle", { cx: x, cy: y, r: wide / 2 }), draw("path", { d: `M${x - arm} ${y}h${2 * arm}M${x} ${y - arm}v${2 * arm}` }));
   }
   const texts = lines.map((line, index) => draw("text", { x, y: y + 4.5 + 15 * (index - (lines.length - 1) / 2), class: index ? "second" : null }, line));
-  return draw("g", { class: `node${tint === null ? "" : ` tinted c${tint % 8}`}` }, draw("rect", { x: x - wide / 2, y: y - high / 2, width: wide, height: high, rx: 4 }), ...texts);
+  const look = `${filled ? " filled" : ""}${tint === null ? "" : ` tinted c${tint % 8}`}`;
+  return draw("g", { class: `node${look}` }, draw("rect", { x: x - wide / 2, y: y - high / 2, width: wide, height: high, rx: 4 }), ...texts);
 }
 
 function cut(text) {
