@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
     from pathlens.data import open_data
     from pathlens.graph import equation, unravel
+    from pathlens.initialisation import initialise
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
     from pathlens.models import load_model
     from pathlens.pages import report_page
@@ -29,6 +30,7 @@ _HOMES = {
     "open_data": "pathlens.data",
     "equation": "pathlens.graph",
     "unravel": "pathlens.graph",
+    "initialise": "pathlens.initialisation",
     "applied": "pathlens.intervene",
     "deleted": "pathlens.intervene",
     "reordered": "pathlens.intervene",
@@ -53,6 +55,7 @@ __all__ = [
     "equation",
     "find_blocks",
     "find_layers",
+    "initialise",
     "lattice",
     "load_model",
     "open_data",

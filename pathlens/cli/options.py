@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
+from pathlens.cli.initialised import Init, Standardise
 from pathlens.errors import UsageError
 
 _LONGEST = 1_000_000
@@ -129,6 +130,8 @@ class Network:
     model: Model = None
     weights: Weights = None
     output: Output = None
+    init: Init = None
+    standardise: Standardise = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathlens.cli.initialised import check_init, initialised
 from pathlens.cli.options import Common, parse_channels
 from pathlens.cli.progress import say, waiting
 from pathlens.errors import DataError, PathlensError, UsageError
@@ -44,6 +45,7 @@ class Setting:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     facts: Stated
+    initialisation: Table | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -103,6 +105,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
     from pathlens.runtime.memory import oom_as_error
 
     mean, std = parse_normalisation(common.mean, common.std)
+    check_init(common, common.weights)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.joined())
         opening = f"opening {common.model or DEFAULT_MODEL}"
@@ -120,6 +123,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             example = data.batch(0, min(2, data.n), mean=mean, std=std).images
             loaded.model.to(device)
             with foreign_output():
+                loaded, initialisation = initialised(loaded, common, example, common.seed, common.output)
                 view = view_of(loaded.model, example.to(device), common.output)
             if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
@@ -133,6 +137,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             group=group,
             mean=mean,
             std=std,
+            initialisation=initialisation,
             facts={
                 "model": loaded.spec,
                 "weights": loaded.weights,
@@ -280,6 +285,8 @@ def finish(
             from pathlens.results import named
 
             tables = {current.verb: table, **(more or {})}
+            if current.initialisation is not None:
+                tables["initialisation"] = current.initialisation
             drawn = {stem: figures.draw(stem, made) for stem, made in tables.items() if named(stem).figure}
             written = write_run(common.out, tables, drawn, manifest)
         except PathlensError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pathlens.cli import options as o
+from pathlens.cli.initialised import check_init, initialised
 from pathlens.cli.progress import say, waiting
 from pathlens.cli.setting import foreign_output
 from pathlens.errors import UsageError
@@ -94,10 +95,15 @@ def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None)
     from pathlens.models import load_model
 
     known = network.model is None or ".py:" in network.model
-    loaded = load_model(network.model, network.weights if network.weights or known else "random", seed=seed)
-    if loaded.example is not None and shape is None:
-        return loaded, loaded.example
-    return loaded, _zeros(shape or loaded.input_shape or _DEFAULT_INPUT)
+    weights = network.weights if network.weights or known else "random"
+    check_init(network, weights)
+    loaded = load_model(network.model, weights, seed=seed)
+    example = loaded.example
+    if example is None or shape is not None:
+        example = _zeros(shape or loaded.input_shape or _DEFAULT_INPUT)
+    with foreign_output():
+        loaded, _ = initialised(loaded, network, example, seed, network.output)
+    return loaded, example
 
 
 def _zeros(shape: tuple[int, ...]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pathlens.cli import options as o
+from pathlens.cli.initialised import Init, Standardise, check_init, initialised
 from pathlens.cli.options import parse_channels, parse_range
 from pathlens.cli.progress import progress_bar, say, waiting
 from pathlens.cli.setting import (
@@ -151,6 +152,8 @@ class TrainingOptions:
     label_smoothing: Smoothing = None
     model: o.Model = None
     weights: Weights = "random"
+    init: Init = None
+    standardise: Standardise = False
     data: o.Data = None
     limit: o.Limit = None
     image_size: o.ImageSize = None
@@ -181,6 +184,7 @@ def train(options: TrainingOptions) -> None:
     """
     rule = _rule(options)
     mean, std = parse_normalisation(options.mean, options.std)
+    check_init(options, options.weights)
     keep = parse_range(options.keep_epochs, "keep-epochs") or ()
     import torch
 
@@ -210,6 +214,8 @@ def train(options: TrainingOptions) -> None:
                 seed=seed,
             )
             check_channels(loaded, parts[0])
+            with foreign_output():
+                loaded, initialisation = initialised(loaded, options, parts[0].batch(0, 2).images, seed)
             if group.is_main:
                 stack.enter_context(run_folder(folder, "train"))
         facts = {
@@ -266,6 +272,8 @@ def train(options: TrainingOptions) -> None:
             from pathlens import figures
 
             tables = {"history": trained.history, "result": trained.result}
+            if initialisation is not None:
+                tables["initialisation"] = initialisation
             write_run(folder, tables, {"history": figures.training(trained.history)}, manifest)
             _show(trained, options)
 

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pathlens.errors import CheckpointError, NumericsError, RunError
 from pathlens.models.reading import DEFAULT_MAX_BYTES, no_memory, read_weights_file
@@ -164,7 +165,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
 
     Args:
         path: the file to write or replace.
-        model: the network.
+        model: the network. Weights that parametrizations of torch compute are written as what they are computed to,
+            so that the file fits the network without them.
         metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) and
             ``num_classes`` are understood when the file is loaded.
 
@@ -174,7 +176,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
     """
     path = Path(path)
     # Copies, because safetensors refuses tensors that share memory (tied weights).
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _plain_state(model).items()}
     data = _with_sorted_metadata(safetensors.torch.save(tensors, dict(metadata)))
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write weights to {path}: there is no folder {path.parent}: give another path")
@@ -182,6 +184,18 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
         atomic_write_bytes(path, data)
     except RunError as error:
         raise CheckpointError(str(error).replace("cannot write", "cannot write weights to", 1)) from error
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state dict, with those that are computed from parameters as what they are computed to."""
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for owner, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            prefix = f"{owner}." if owner else ""
+            state = {name: value for name, value in state.items() if not name.startswith(f"{prefix}parametrizations.")}
+            parametrized: Any = module.parametrizations
+            state |= {f"{prefix}{leaf}": getattr(module, leaf) for leaf in parametrized}
+    return state
 
 
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:

@@ -66,7 +66,7 @@ class NFBlock(nn.Module):
         in_channels: channels that come in.
         channels: of each convolution of the branch: two of 3x3, or three of 1x1, 3x3 and 1x1.
         stride: of the block.
-        variant: one of :data:`VARIANTS`.
+        variant: one of ``VARIANTS``.
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], stride: int, variant: str) -> None:
@@ -101,7 +101,7 @@ class NFResNet(nn.Module):
     Args:
         bottleneck: blocks of three convolutions, of which the last has four times the width.
         blocks: of each stage; the second and later stages halve the resolution.
-        variant: one of :data:`VARIANTS`.
+        variant: one of ``VARIANTS``.
         num_classes: logits.
         in_channels: channels of the images.
         widths: channels of the stages; the stem has ``widths[0]``.
@@ -162,7 +162,7 @@ def nfresnet(
 
     Args:
         depth: convolutional and linear layers on the longest path: 18 of basic blocks, 50 and 101 of bottlenecks.
-        variant: one of :data:`VARIANTS`.
+        variant: one of ``VARIANTS``.
         num_classes: logits.
         in_channels: channels of the images.
         widths: channels of the four stages, before the expansion of bottlenecks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlens.errors import UsageError
+from pathlens.results.initialisation import INITIALISATION
 from pathlens.results.lattice import LATTICE
 from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
 from pathlens.results.path_profile import PATH_GRADIENTS
@@ -23,6 +24,7 @@ RESULTS: dict[str, Result] = {
         HISTORY,
         EVALUATION,
         BLOCKS,
+        INITIALISATION,
     )
 }
 """Every result by the file stem of its table."""

@@ -1,0 +1,192 @@
+"""Set the weights of a network by a scheme, and say in a table what was set where."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.errors import ModelError, UsageError
+from pathlens.initialisation.places import BranchEnd, Place, find_ends, find_places, other_parameters
+from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detach_all
+from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme
+from pathlens.residual import ResidualView, view_of
+from pathlens.results.initialisation import INITIALISATION
+from pathlens.tables import Table
+
+#: what a normal distribution that is cut off at two standard deviations has left of one (as Keras has it)
+_TRUNCATED_STD = 0.87962566103423978
+_CUT = 2.0
+
+
+def initialise(
+    model: nn.Module | ResidualView,
+    scheme: str,
+    *,
+    example: Tensor | None = None,
+    standardise: bool = False,
+    generator: torch.Generator | None = None,
+) -> Table:
+    """Give a network fresh weights by a published scheme, in place.
+
+    Weights of convolutions and linear maps are drawn, biases of these become 0, and norms start anew. All other
+    parameters (embeddings, layer scales, weights that the output does not use) are kept. ``skipinit``, ``rezero``,
+    ``fixup`` and ``stable`` put a factor at the end of each branch: on the weight and bias of the layer that ends it,
+    as a parametrization of torch, so that the class of the network is not changed and the factor trains as if it stood
+    in the forward pass.
+
+    Args:
+        model: the network or its view.
+        scheme: a name of ``SCHEMES``.
+        example: an input, shape (N, ...), by which the blocks of a network are found; a view has its own.
+        standardise: bring each output channel of what is drawn to mean zero and the variance that is due, exactly.
+        generator: of the draws, on the CPU (default: one of seed 0). The global random state is not touched.
+
+    Returns:
+        A row for each parameter.
+
+    Raises:
+        UsageError: an unknown scheme, or a network without an example.
+        ModelError: the scheme does not fit: there are no weights, or a branch does not end in what it needs.
+
+    Example:
+        >>> import torch, pathlens
+        >>> net = pathlens.load_model("nfresnet18:plain", "random").model
+        >>> table = pathlens.initialise(net, "stable", example=torch.zeros(2, 3, 32, 32))
+        >>> [round(row["factor"], 4) for row in table.rows if row["factor"] is not None]
+        [0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536]
+    """
+    if scheme not in SCHEMES:
+        close = difflib.get_close_matches(scheme, SCHEMES, n=2)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(f"unknown initialisation {scheme!r}: {hint}Give one of {', '.join(SCHEMES)}")
+    chosen = SCHEMES[scheme]
+    view = _view(model, example)
+    places = find_places(view)
+    ends = _checked(scheme, chosen, view, places)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    network = view.model
+    rows: dict[str, dict[str, Any]] = {}
+    with torch.no_grad():
+        for place in places:
+            draw = chosen.draw(place)
+            done = _set(network.get_parameter(place.parameter), draw, standardise, generator)
+            rows[place.parameter] = {
+                "role": place.role,
+                "block": place.block,
+                "layer": place.layer,
+                "distribution": draw.distribution,
+                "gain": draw.gain if draw.fan else None,
+                "fan": draw.fan,
+                "std_due": draw.std,
+                "standardised": done,
+            }
+        for name, role in other_parameters(network, places).items():
+            rows[name] = {"role": role, "distribution": "kept" if role == "other" else "constant"}
+            if role != "other":
+                network.get_parameter(name).fill_(1.0 if role == "norm" and name.endswith("weight") else 0.0)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.reset_running_stats()
+    table = [{**_EMPTY, **rows[name], **_values(name, p)} for name, p in network.named_parameters()]
+    factors = _reparametrise(view, chosen, places, ends)
+    for row in table:
+        row["factor"] = factors.get(row["parameter"])
+    facts = {"verb": "initialise", "network": type(network).__name__, "scheme": scheme, "standardised": standardise}
+    return INITIALISATION.table(table, {**facts, "notes": [chosen.note] if chosen.note else []})
+
+
+_EMPTY: dict[str, Any] = {
+    "parameter": "",
+    **dict.fromkeys(("block", "layer", "gain", "fan", "std_due", "factor")),
+    "standardised": False,
+}
+
+
+def _view(model: nn.Module | ResidualView, example: Tensor | None) -> ResidualView:
+    """A view of the network as it is without what an earlier initialisation attached."""
+    if isinstance(model, ResidualView):
+        like = torch.zeros(2, *model.input_shape)
+        return view_of(model.model, like, model.output) if detach_all(model.model) else model
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
+    if example is None:
+        raise UsageError("give example=, an input of shape (N, ...), by which the blocks are found, or a view")
+    detach_all(model)
+    return view_of(model, example)
+
+
+def _checked(name: str, scheme: Scheme, view: ResidualView, places: tuple[Place, ...]) -> tuple[BranchEnd, ...]:
+    """The ends of the branches, if the scheme concerns them and fits all of them."""
+    network = type(view.model).__name__
+    if not places:
+        raise ModelError(f"{name} does not fit {network}: it has no weight of a convolution or linear map to draw")
+    if not scheme.ends:
+        return ()
+    if view.is_plain:
+        raise ModelError(f"{name} does not fit {network}: it has no residual branches; take a scheme such as he-fan-in")
+    ends = find_ends(view)
+    for end in ends:
+        if end.kind not in scheme.ends or not end.parameters:
+            wanted = " or a ".join("weight layer" if kind == "weight" else kind for kind in scheme.ends)
+            raise ModelError(
+                f"{name} does not fit {network}: the branch of block {end.block} ({end.name}) ends in {end.kind} and "
+                f"not in a {wanted} of its own; take a scheme that does not concern the ends, such as he-fan-in"
+            )
+    return ends
+
+
+def _set(weight: nn.Parameter, draw: Draw, standardise: bool, generator: torch.Generator) -> bool:
+    """Draw in float64, so that every type gets the same weights; whether channels were standardised."""
+    values = torch.zeros(weight.shape, dtype=torch.float64)
+    if draw.distribution == "normal":
+        values.normal_(0.0, draw.std, generator=generator)
+    elif draw.distribution == "uniform":
+        limit = draw.std * 3**0.5
+        values.uniform_(-limit, limit, generator=generator)
+    elif draw.distribution == "truncated normal":
+        wide = draw.std / _TRUNCATED_STD
+        nn.init.trunc_normal_(values, 0.0, wide, -_CUT * wide, _CUT * wide, generator=generator)
+    channels = values.flatten(1)
+    done = standardise and draw.std > 0 and channels.shape[1] > 1
+    if done:
+        deviation, mean = torch.std_mean(channels, 1, correction=0, keepdim=True)
+        channels.sub_(mean).mul_(draw.std / deviation)
+    weight.copy_(values)
+    return done
+
+
+def _values(name: str, parameter: Tensor) -> dict[str, Any]:
+    values = parameter.detach().double()
+    return {
+        "parameter": name,
+        "shape": "x".join(map(str, parameter.shape)),
+        "mean": float(values.mean()),
+        "std": float(values.std(correction=0)) if values.numel() > 1 else None,
+    }
+
+
+def _reparametrise(
+    view: ResidualView, scheme: Scheme, places: tuple[Place, ...], ends: tuple[BranchEnd, ...]
+) -> dict[str, float]:
+    """Attach what the scheme keeps while the network trains; the factor by parameter."""
+    network = view.model
+    factors: dict[str, float] = {}
+    if scheme.standardises:
+        for place in places:
+            weight = network.get_parameter(place.parameter)
+            if weight.dim() > 2 and weight[0].numel() > 1:
+                gain = scheme.draw(place).gain
+                attach(network, place.parameter, ScaledStandardisation(gain, weight))
+    if scheme.factor is None:
+        return factors
+    for end in ends:
+        value = scheme.factor(len(view))
+        parts = [name for name in end.parameters if name not in factors]
+        factor = Factor(value, scheme.learned, network.get_parameter(end.parameters[0]))
+        for name in parts:
+            attach(network, name, factor)
+            factors[name] = value
+    return factors

@@ -1,0 +1,191 @@
+"""Where the weights of a network stand: which of them end a branch, and what each is fed with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pathlens.residual import ResidualView
+from pathlens.residual import operations as ops
+from pathlens.residual.chain import Chain, Link
+
+aten = torch.ops.aten
+
+_MAPS = ops.CONVOLUTIONS | {aten.linear.default}
+_TRANSPOSED = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input})
+_RECTIFIERS = frozenset(
+    {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
+)
+_POOLING = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """One weight: where it stands, and the numbers that schemes go by.
+
+    Attributes:
+        parameter: its qualified name.
+        role: ``stem``, ``transition``, ``branch``, ``shortcut`` or ``head``.
+        block: index of the block, or None outside of blocks.
+        layer: position among the weights of the branch, from 0.
+        layers: weights of the branch.
+        blocks: of the network.
+        fan_in: values that each output is a sum over.
+        fan_out: values that each input adds to.
+        rectified: whether a ReLU or something of its kind stands before it.
+        last: whether it is the last weight of the network.
+    """
+
+    parameter: str
+    role: str
+    block: int | None
+    layer: int | None
+    layers: int
+    blocks: int
+    fan_in: int
+    fan_out: int
+    rectified: bool
+    last: bool
+
+    @property
+    def ends_branch(self) -> bool:
+        """Whether it is the last weight of its branch."""
+        return self.layer is not None and self.layer == self.layers - 1
+
+
+@dataclass(frozen=True)
+class BranchEnd:
+    """What a branch ends in.
+
+    Attributes:
+        block: index of the block.
+        name: the block's.
+        kind: ``weight``, ``norm``, or the operation that it is otherwise.
+        parameters: qualified names of its weight and bias; none for other operations.
+    """
+
+    block: int
+    name: str
+    kind: str
+    parameters: tuple[str, ...]
+
+
+def find_places(view: ResidualView) -> tuple[Place, ...]:
+    """The weights of convolutions and linear maps on the way to the output that is studied, in order.
+
+    A weight that is used several times has the place of its first use.
+    """
+    chain = view.chain()
+    maps = [node for node in chain.trace.graph.nodes if _is_map(node) and node in chain.discovery.input_dependent]
+    named = {node: name for node in maps if (name := _weight_of(chain, node)) is not None}
+    places: dict[str, Place] = {}
+    parameters = dict(view.model.named_parameters(remove_duplicate=False))
+    for node, name in named.items():
+        if name in places:
+            continue
+        role, block, siblings = _role(chain, node)
+        # a chain of layers has no branches
+        layers = [sibling for sibling in siblings if sibling in named] if role == "branch" else []
+        weight = parameters[name]
+        places[name] = Place(
+            parameter=name,
+            role=role,
+            block=block,
+            layer=layers.index(node) if layers else None,
+            layers=len(layers),
+            blocks=len(chain.links),
+            fan_in=weight[0].numel(),
+            fan_out=weight[:, 0].numel(),
+            rectified=_is_rectified(node, chain.discovery.input_dependent),
+            last=node is maps[-1],
+        )
+    return tuple(places.values())
+
+
+def find_ends(view: ResidualView) -> tuple[BranchEnd, ...]:
+    """What each branch ends in, behind dropout, fixed or learned factors and rearrangements."""
+    chain = view.chain()
+    return tuple(_end(chain, link, view[index].name, index) for index, link in enumerate(chain.links))
+
+
+def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
+    node = link.branch
+    while True:
+        moving = [operand for operand in node.all_input_nodes if operand in chain.discovery.input_dependent]
+        passes = ops.is_rearranging(node) or node.target in ops.SCALINGS
+        taken = len(moving) == 1 and passes and moving[0] in link.addition.branch_nodes
+        statistics = ops.is_norm(node) and node.target not in ops.NORMS
+        if not (taken or statistics):
+            break
+        node = moving[0]
+    kind = "weight" if _is_map(node) else "norm" if node.target in ops.NORMS else ops.short_name(node)
+    operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
+    found = [_parameter(chain, operand) for operand in operands] if kind in ("weight", "norm") else []
+    return BranchEnd(index, name, kind, tuple(parameter for parameter in found if parameter is not None))
+
+
+def _is_map(node: fx.Node) -> bool:
+    return node.target in _MAPS and node.target not in _TRANSPOSED
+
+
+def _weight_of(chain: Chain, node: fx.Node) -> str | None:
+    operand: Any = node.args[1]
+    return _parameter(chain, operand)
+
+
+def _parameter(chain: Chain, operand: fx.Node) -> str | None:
+    """The one parameter that an operand is, or None where it is made of something."""
+    kind, target = chain.trace.tensors.get(operand.name, ("", None))
+    return str(target) if kind == "parameter" else None
+
+
+def _role(chain: Chain, node: fx.Node) -> tuple[str, int | None, tuple[fx.Node, ...]]:
+    order = chain.discovery.order
+    for index, link in enumerate(chain.links):
+        if node in link.addition.branch_nodes:
+            return ("layer" if link.addition.is_layer else "branch"), index, link.addition.branch_nodes
+        if node in link.addition.shortcut_nodes:
+            return "shortcut", index, ()
+    if order[node] < order[chain.links[0].total]:
+        return "stem", None, ()
+    return ("head" if order[node] > order[chain.links[-1].total] else "transition"), None, ()
+
+
+def _is_rectified(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
+    """Whether what a map is applied to comes out of a rectifier, maybe pooled or rearranged on the way."""
+    fed: Any = node.args[0]
+    while True:
+        name = ops.short_name(fed)
+        if name in _RECTIFIERS:
+            return True
+        moving = [operand for operand in fed.all_input_nodes if operand in input_dependent]
+        passes = ops.is_rearranging(fed) or name in _POOLING or fed.target in ops.SCALINGS or name == "getitem"
+        if len(moving) != 1 or not passes:
+            return False
+        fed = moving[0]
+
+
+def other_parameters(model: nn.Module, places: tuple[Place, ...]) -> dict[str, str]:
+    """Role of each parameter that is no weight of a place: ``norm``, ``bias`` of a map, or ``other``."""
+    known = {place.parameter for place in places}
+    owners = {name.rpartition(".")[0] for name in known}
+    roles = {}
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if name in known:
+            continue
+        norm = isinstance(model.get_submodule(owner), _NORM_MODULES) and leaf in ("weight", "bias")
+        bias = owner in owners and leaf == "bias" and parameter.dim() == 1
+        roles[name] = "norm" if norm else "bias" if bias else "other"
+    return roles
+
+
+_NORM_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
