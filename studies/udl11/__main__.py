@@ -40,7 +40,7 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
     )  # fmt: skip
     correlations, each, curves = shattered.curves(specs, networks, width)
     say("the notebook")
-    variants, pieces = shattered.question(networks, width)
+    variants, networks_of_variants = shattered.question(networks, width)
     layers, halving = shattered.layers(networks, width=width)
     profiles: list[dict[str, Any]] = []
     rates: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
         "autocorrelation-networks": (shattered.EACH, each),
         "gradients": (shattered.CURVES, curves),
         "notebook": (shattered.QUESTION, variants),
-        "notebook-pieces": (shattered.PIECES, pieces),
+        "notebook-networks": (shattered.VARIANT_NETWORKS, networks_of_variants),
         "notebook-layers": (shattered.LAYERS, layers),
         "notebook-halving": (shattered.HALVING, halving),
         "growth": (growth.GROWTH, profiles),
@@ -104,7 +104,7 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
         "raw_lag_16": "+.2f",
     }  # fmt: skip
     page.table("notebook", tables["notebook"], shown)
-    for stem in ("notebook-pieces", "notebook-layers", "notebook-halving"):
+    for stem in ("notebook-networks", "notebook-layers", "notebook-halving"):
         page.table(stem, tables[stem])
 
     page.section("Growth of activations and gradients (figure 11.6)", words.growth_text(rows))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pathlens
 from pathlens.metrics import sample_interval
-from studies.udl11.nets import DTYPE, plain_mlp, residual_mlp, seeded
+from studies.udl11.nets import DTYPE, plain_mlp, residual_mlp
 
 Array = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ class Case:
 
     Attributes:
         name: for tables.
-        build: from (width, blocks), with weights from the global generator.
+        build: from (width, blocks).
         width: units.
         blocks: blocks or layers.
         networks: how many are drawn.
@@ -137,18 +137,15 @@ def walk(view: pathlens.ResidualView, x: Tensor, cotangent: Tensor) -> Walk:
 
 
 def walks(case: Case) -> list[Walk]:
-    """One network after the other; the blocks are found once, in the first."""
-    seeded(0)
-    model = case.build(case.width, case.blocks)
-    example = torch.randn(4, case.width, dtype=DTYPE)
+    """One network after the other, with He's weights; the blocks are found once."""
     find = pathlens.find_layers if case.plain else pathlens.find_blocks
-    view = find(model, example)
+    view = find(case.build(case.width, case.blocks), torch.zeros(2, case.width, dtype=DTYPE))
     found = []
     for seed in range(FIRST_SEED, FIRST_SEED + case.networks):
-        seeded(seed)
-        model.load_state_dict(case.build(case.width, case.blocks).state_dict())
-        x = torch.randn(case.inputs, case.width, dtype=DTYPE)
-        found.append(walk(view, x, torch.randn_like(x)))
+        draws = torch.Generator().manual_seed(seed)
+        pathlens.initialise(view, "he-fan-in", generator=draws)
+        x, cotangent = torch.randn(2, case.inputs, case.width, dtype=DTYPE, generator=draws)
+        found.append(walk(view, x, cotangent))
     return found
 
 

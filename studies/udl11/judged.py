@@ -75,7 +75,9 @@ SCALE = Claim("small-scale-more-alike", "and still more so with branches scaled 
 NUMBERS = Claim("autocorrelation", "the autocorrelation at lags 1, 4 and 16", BRIEF)
 HALVES = Claim("signal-halves", "with weights of variance 1/D the signal halves with every layer", BRIEF)
 BIASES = Claim(
-    "biases-take-over", "biases of every layer are what keeps the notebook's gradients from shattering", BRIEF
+    "biases-take-over",
+    "the signal shrinks and biases of every layer take over, which keeps the notebook's gradients alike",
+    BRIEF,
 )
 DOUBLES = Claim(
     "variance-doubles", "the variance doubles with every residual block", f"{BOOK}, figure 11.6a; problem 11.5"
@@ -208,16 +210,20 @@ def _correlations(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
 
 
 def _notebook(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    pieces = tables["notebook-pieces"].rows
-    own, _, first, _ = shattered.VARIANTS
+    networks = tables["notebook-networks"].rows
+    own, double, first, _ = shattered.VARIANTS
 
-    def count(variant: Any) -> list[float]:
-        return [one["pieces"] for one in pieces if one["variant"] == variant.name and one["depth"] == 50]
+    def at(variant: Any) -> list[float]:
+        found = (one["lag_4"] for one in networks if one["variant"] == variant.name and one["depth"] == 50)
+        return [value for value in found if value is not None]
 
     ratios = [one["signal_ratio"] for one in tables["notebook-halving"].rows]
     return [
         compared(HALVES, "notebook, 24 layers: factor of the signal's variance", ratios, 0.5, FACTOR * 0.5),
-        difference(BIASES, "pieces at 50 layers: no biases but the first, minus notebook", count(first), count(own), 1),
+        *(
+            difference(BIASES, f"50 layers, lag 4: {other.name}, minus notebook", at(other), at(own), -1)
+            for other in (first, double)
+        ),
     ]
 
 

@@ -58,9 +58,9 @@ def linear(inputs: int, outputs: int, variance: float, bias_variance: float = 0.
     return layer
 
 
-def he(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map with He et al.'s weights: normal, variance 2 over the number of inputs; without biases."""
-    return linear(inputs, outputs, 2 / inputs)
+def square(width: int) -> nn.Linear:
+    """A linear map in float64 without biases, as torch draws it."""
+    return nn.Linear(width, width, bias=False, dtype=DTYPE)
 
 
 @dataclass(frozen=True)
@@ -116,21 +116,21 @@ def residual_mlp(width: int, blocks: int, norm: bool = False, scale: float = 1.0
     return nn.Sequential(
         *(
             Residual(
-                nn.Sequential(*([nn.BatchNorm1d(width, dtype=DTYPE)] if norm else []), nn.ReLU(), he(width, width)),
+                nn.Sequential(*([nn.BatchNorm1d(width, dtype=DTYPE)] if norm else []), nn.ReLU(), square(width)),
                 1.0,
                 scale,
             )
             for _ in range(blocks)
         ),
-        linear(width, width, 1 / width),
+        square(width),
     )
 
 
 def plain_mlp(width: int, layers: int) -> nn.Sequential:
     """Layers of a linear map, a batch norm and a ReLU, and a linear head."""
     return nn.Sequential(
-        *(nn.Sequential(he(width, width), nn.BatchNorm1d(width, dtype=DTYPE), nn.ReLU()) for _ in range(layers)),
-        linear(width, width, 1 / width),
+        *(nn.Sequential(square(width), nn.BatchNorm1d(width, dtype=DTYPE), nn.ReLU()) for _ in range(layers)),
+        square(width),
     )
 
 

@@ -73,11 +73,12 @@ CURVES = (
     ("x", "", "input"),
     ("gradient", "", "of the output by the input, over its root mean square"),
 )
-PIECES = (
+VARIANT_NETWORKS = (
     ("variant", "", "how weights and biases are drawn"),
     ("depth", "", "hidden layers"),
     ("seed", "", "of the weights"),
     ("pieces", "", "stretches of inputs with one gradient"),
+    ("lag_4", "", "autocorrelation of the gradient at lag 4; missing where it does not vary"),
 )
 QUESTION = (
     ("variant", "", "how weights and biases are drawn"),
@@ -199,18 +200,25 @@ def curves(specs: Iterable[Scalar], networks: int, width: int = WIDTH) -> tuple[
 
 
 def question(networks: int, width: int = WIDTH) -> tuple[list[dict[str, Any]], ...]:
-    """Rows of ``notebook`` and ``notebook-pieces``: which of its choices keeps gradients from shattering."""
+    """Rows of ``notebook`` and ``notebook-networks``: which of its choices keeps gradients from shattering."""
     rows: list[dict[str, Any]] = []
     each: list[dict[str, Any]] = []
     for variant in VARIANTS:
         for depth in NOTEBOOK_DEPTHS:
             spec = replace(variant, depth=depth)
             series = gradients(spec, networks, width)
-            centred = [one for one in map(autocorrelation, series) if one is not None]
+            correlations = [autocorrelation(one) for one in series]
+            centred = [one for one in correlations if one is not None]
             counts = [pieces(one) for one in series]
             each += [
-                {"variant": variant.name, "depth": depth, "seed": seed, "pieces": count}
-                for seed, count in zip(seeds(networks), counts, strict=True)
+                {
+                    "variant": variant.name,
+                    "depth": depth,
+                    "seed": seed,
+                    "pieces": count,
+                    "lag_4": None if one is None else float(one[4]),
+                }
+                for seed, count, one in zip(seeds(networks), counts, correlations, strict=True)
             ]
             low, high = sample_interval(counts)
             raw = [one for values in series if (one := autocorrelation(values, centred=False)) is not None]

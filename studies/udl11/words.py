@@ -25,18 +25,18 @@ PROTOCOL = (
     "norm before every ReLU, over the 256 inputs; its mean and variance are constants to the gradient, which is then "
     "that of a function of one input (rows `through the statistics`: the other way). Residual: x + scale * W "
     "ReLU(norm(x)), one weight layer a block. Figure 11.6: blocks x + W ReLU(x), found by pathlens as in any network, "
-    "He's weights, 1000 standard normal inputs (250 at 400 units), the gradient of a random projection of the output; "
-    "measured where every block begins, growth is the slope of the logarithm by least squares, in each network. Notes "
-    "on batch norm: plain layers of a linear map, batch norm and ReLU, growth from where the second layer begins to "
-    "where the last one does. Everything in float64, from seed 1000 on. Rules and tolerances were fixed before these "
-    "seeds were run, after a look at 6 to 30 networks of each kind with seeds below 1000. That look also chose the "
-    "order of operations in the residual network of figure 11.3 and what its gradient is, neither of which came with "
-    "the numbers it is compared with, so that its agreement with them is weak evidence. Problem numbers are those "
-    "given with the task; editions differ, and in the public one that we could read, problems 11.8 and 11.10 are 11.6 "
-    "and 11.8, and the growth laws are in sections 11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference "
-    "networks `plain20`, `plain56`, `resnet20` and `resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds "
-    "each; at `--scale cpu` 20,000 images at 16x16, 12 epochs, cosine schedule and bfloat16; at `--scale paper` as He "
-    "et al. 2016a, section 4.2."
+    "weights by `pathlens.initialise` with `he-fan-in`, 1000 standard normal inputs (250 at 400 units), the gradient "
+    "of a random projection of the output; measured where every block begins, growth is the slope of the logarithm by "
+    "least squares, in each network. Notes on batch norm: plain layers of a linear map, batch norm and ReLU, growth "
+    "from where the second layer begins to where the last one does. Everything in float64, from seed 1000 on. Rules "
+    "and tolerances were fixed before these seeds were run, after a look at 6 to 30 networks of each kind with seeds "
+    "below 1000. That look also chose the order of operations in the residual network of figure 11.3 and what its "
+    "gradient is, neither of which came with the numbers it is compared with, so that its agreement with them is weak "
+    "evidence. Problem numbers are those given with the task; editions differ, and in the public one that we could "
+    "read, problems 11.8 and 11.10 are 11.6 and 11.8, and the growth laws are in sections 11.3 and 11.4 and the notes. "
+    "Figure 11.2: pathlens' reference networks `plain20`, `plain56`, `resnet20` and `resnet56` on CIFAR-10 as JPEG "
+    "files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 20,000 images at 16x16, 12 epochs, cosine schedule and "
+    "bfloat16; at `--scale paper` as He et al. 2016a, section 4.2."
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "
@@ -90,32 +90,36 @@ def notebook_text(rows: Tables) -> str:
     """The answer to the notebook's question."""
     own, double, first, both = shattered.VARIANTS
     ratio = statistics.fmean(row["signal_ratio"] for row in rows["notebook-halving"])
-    last = [row for row in rows["notebook-layers"] if row["variant"] == own.name][-1]
+    profile = [row for row in rows["notebook-layers"] if row["variant"] == own.name]
+    middle, last = profile[len(profile) // 2 - 1], profile[-1]
+    late = (last["signal"] / middle["signal"]) ** (1 / (last["layer"] - middle["layer"]))
     share = last["signal"] / (last["signal"] + last["rest"])
 
-    def counts(variant: Any) -> str:
-        return ", ".join(f"{_variant(rows, variant, depth)['pieces']:.1f}" for depth in shattered.NOTEBOOK_DEPTHS)
+    def of(variant: Any, name: str = "lag_4", look: str = ".2f") -> str:
+        values = (_variant(rows, variant, depth)[name] for depth in shattered.NOTEBOOK_DEPTHS)
+        return ", ".join("no number" if value is None else format(value, look) for value in values)
 
-    deepest, cured = _variant(rows, own, 50), _variant(rows, both, 50)
     return (
         "Notebook 11.1 of the textbook draws all weights and biases, also those of the first layer, with variance 1/D, "
         "D the number of hidden units, and asks why this is no convincing replication. The caption of figure 11.3 "
-        "names the same draws: Glorot initialization for both the weights and biases. Measured here with them: the "
-        f"variance over the inputs of what enters the ReLUs falls by a factor of {ratio:.3f} a layer, while "
-        f"every layer's biases add 1/D anew. After 24 layers the input makes up {share:.1g} of the mean square, the "
-        f"rest is biases, and {last['switching']:.1%} of the units switch anywhere on the line of inputs. A gradient "
-        f"that hardly any ReLU switches is a constant in a few pieces: {counts(own)} pieces on average at 1, 24 and 50 "
-        f"layers, a single one in {deepest['constant']} of {deepest['networks']} networks of 50 layers; its raw "
-        f"autocorrelation, which keeps the mean, is {deepest['raw_lag_16']:.2f} at lag 16 (a constant has "
-        f"{1 - 16 / shattered.POINTS:.2f}).\n\n"
-        "Which of the two choices does it? With the variance of the weights alone doubled, as He has it: "
-        f"{counts(double)} pieces, because the signal keeps its size and biases of every layer still add up. With "
-        f"biases in the first layer alone: {counts(first)}, and with both {counts(both)}: the same networks up to a "
-        "factor, since a ReLU network without further biases only scales with its weights. So the biases are the "
-        "reason, and the weights make it worse: without the factor of two the signal shrinks under them, and the "
-        f"gradient with it (root mean square {deepest['gradient']:.1g} at 50 layers, {cured['gradient']:.1g} with "
-        "both). To see gradients shatter in the notebook: give the weights the factor of two and leave out all biases "
-        "but the first layer's, or put a batch norm before every ReLU."
+        "names the same draws: Glorot initialization for both the weights and biases. Measured here with them:\n\n"
+        f"- The variance over the inputs of what enters the ReLUs falls by a factor of {ratio:.3f} a layer, from layer "
+        f"{middle['layer']} on {late:.3f}, while every layer's biases add 1/D anew. In layer {last['layer']} the input "
+        f"makes up {share:.1g} of the mean square and the rest is biases.\n"
+        f"- So ReLUs no longer switch: {profile[0]['switching']:.0%} of the units do anywhere on the line of inputs in "
+        f"layer 1, {middle['switching']:.1%} in layer {middle['layer']}, {last['switching']:.2%} in layer "
+        f"{last['layer']}. Layers that do not switch are one linear map and add no structure: at 1, 24 and 50 layers "
+        f"the gradient has {of(own, 'pieces', '.0f')} pieces, and its autocorrelation at lag 4 is {of(own)}. The "
+        "network of 50 layers is one of a few layers, followed by a constant.\n"
+        f"- That constant shrinks too, which is the notebook's other question: root mean square of the gradient "
+        f"{of(own, 'gradient', '.1g')}.\n\n"
+        "Which of the two choices does it? Autocorrelation at lag 4 at 1, 24 and 50 layers with biases in the first "
+        f"layer alone: {of(first)}. With the variance of the weights doubled, as He has it, and biases everywhere: "
+        f"{of(double)}; the signal keeps its size, but biases of every layer still add up. With both: {of(both)}, "
+        "the same as without biases alone, since a ReLU network whose later layers have no biases only scales with its "
+        "weights. So the biases are the reason, and the shrinking signal is what makes them large. To see gradients "
+        "shatter in the notebook, leave out all biases but the first layer's, and give the weights the factor of two "
+        "so that the gradient keeps its size; to see the noise of the figure, put a batch norm before every ReLU."
     )
 
 

@@ -16,7 +16,7 @@ from studies.udl11 import growth, judged, nets, shattered, trained, words
 from tests.helpers.study_modules import ROOT, run_study
 
 STEMS = (
-    "autocorrelation", "autocorrelation-networks", "gradients", "notebook", "notebook-pieces", "notebook-layers",
+    "autocorrelation", "autocorrelation-networks", "gradients", "notebook", "notebook-networks", "notebook-layers",
     "notebook-halving", "growth", "rates", "parameters",
 )  # fmt: skip
 FIGURES = ("shattered", "notebook", "growth")
