@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pathlens.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
+    from pathlens.analyses import (
+        delete_blocks,
+        delete_skips,
+        lattice,
+        path_gradients,
+        reorder_blocks,
+        signal_propagation,
+    )
     from pathlens.data import open_data
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
@@ -22,28 +29,17 @@ if TYPE_CHECKING:
     from pathlens.training import train
 
 _HOMES = {
-    "delete_blocks": "pathlens.analyses",
-    "delete_skips": "pathlens.analyses",
-    "lattice": "pathlens.analyses",
-    "path_gradients": "pathlens.analyses",
-    "reorder_blocks": "pathlens.analyses",
-    "open_data": "pathlens.data",
-    "equation": "pathlens.graph",
-    "unravel": "pathlens.graph",
-    "initialise": "pathlens.initialisation",
-    "applied": "pathlens.intervene",
-    "deleted": "pathlens.intervene",
-    "reordered": "pathlens.intervene",
-    "train": "pathlens.training",
-    "restrict_backward": "pathlens.intervene",
-    "skips_deleted": "pathlens.intervene",
-    "load_model": "pathlens.models",
-    "report_page": "pathlens.pages",
-    "Block": "pathlens.residual",
-    "ResidualView": "pathlens.residual",
-    "find_blocks": "pathlens.residual",
-    "find_layers": "pathlens.residual",
+    "analyses": ("delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks", "signal_propagation"),
+    "data": ("open_data",),
+    "graph": ("equation", "unravel"),
+    "initialisation": ("initialise",),
+    "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
+    "models": ("load_model",),
+    "pages": ("report_page",),
+    "residual": ("Block", "ResidualView", "find_blocks", "find_layers"),
+    "training": ("train",),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Block",
@@ -64,6 +60,7 @@ __all__ = [
     "reordered",
     "report_page",
     "restrict_backward",
+    "signal_propagation",
     "skips_deleted",
     "train",
     "unravel",
@@ -71,11 +68,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'pathlens' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOME_OF])

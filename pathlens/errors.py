@@ -35,6 +35,23 @@ def printable(text: object, longest: int | None = None) -> str:
     return f"{line[: longest * 2 // 3]} ... {line[-longest // 4 :]}"
 
 
+def one_line(error: object, longest: int | None = None) -> str:
+    """The text of another library's error, for use in a message of one line.
+
+    Args:
+        error: the exception; its class's name stands in for an empty text.
+        longest: characters that are kept; None keeps all.
+    """
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def described(value: object) -> str:
+    """The type of an unexpected value, with the types of its first items where it is a list or tuple."""
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value[:4]) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 class PathlensError(Exception):
     """Base of everything that pathlens raises on purpose. Exit code 1.
 

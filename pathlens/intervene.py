@@ -199,10 +199,10 @@ class _Active:
     """A plan that is active in one thread.
 
     Attributes:
-        model: what it is for.
+        model: that it changes.
         plan: as the user gave it; block indices may be negative where no view is known.
         view: the user's view, if there is one.
-        key: what the thread's context knows it by.
+        key: identifies the plan in the context variable of the thread.
         thread: identifier of the thread.
         calls: forward passes so far.
     """
@@ -215,9 +215,9 @@ class _Active:
     calls: int = 0
 
 
-#: keys of the plans that were entered here; keys only, because a context may outlive a model
+#: keys of the plans entered in this context; not the plans themselves, because a context may outlive a model
 _keys: ContextVar[tuple[object, ...]] = ContextVar("pathlens_plans", default=())
-#: whether models' own forwards are wanted here
+#: set while the models' own forwards are to run, whatever plans are active
 _suspended: ContextVar[bool] = ContextVar("pathlens_suspended", default=False)
 
 
@@ -251,7 +251,7 @@ class _Intervened:
         """End a plan; with the last one the model's own forward is back. Plans may end in any order."""
         del self._entries[own.key]
         _keys.set(tuple(key for key in _keys.get() if key is not own.key))
-        # whatever the user has put in its place meanwhile is the user's
+        # a forward that the user has assigned meanwhile is kept
         if not self._entries and self.model.__dict__.get("forward") is self:
             if self._original is None:
                 del self.model.forward
@@ -286,10 +286,10 @@ class _Intervened:
         if view is None:
             view = self._view = _find(self.model, images)
         chain = view.chain(images)
-        found = _collected(self.model, view, chain)
-        for entry, _ in found:
+        collected = _collected(self.model, view, chain)
+        for entry, _ in collected:
             entry.calls += 1
-        results, updates = self._run(chain, [plan for _, plan in found], images)
+        results, updates = self._run(chain, [plan for _, plan in collected], images)
         with together(), torch.no_grad():
             for name, value in updates.items():
                 self.model.get_buffer(name).copy_(value)
@@ -321,12 +321,12 @@ class _Intervened:
         return network.run(images, plan.choice)
 
     def _once(self, chain: Chain, route: Route, make: Callable[[Chain, Route], _T]) -> _T:
-        """What a function makes of a chain and a route, made once."""
+        """The result of ``make(chain, route)``, computed at the first call."""
         key = (id(chain), route, make)
         if key not in self._built:
             self._built[key] = (chain, make(chain, route))
-        made: _T = self._built[key][1]
-        return made
+        result: _T = self._built[key][1]
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """A copy of the model is a copy of the network itself: no ``with`` block would ever end its intervention."""
@@ -383,13 +383,13 @@ def _find(model: nn.Module, images: Tensor) -> ResidualView:
 
 def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple[_Active, Plan]]:
     """The plans that are active here on a model and on its parts, each as it applies to the model's blocks."""
-    found: list[tuple[_Active, Plan]] = []
+    collected: list[tuple[_Active, Plan]] = []
     for name, forward in _intervened(model):
         places = _places(name, forward, view, chain) if name else None
         for entry in forward.active():
             plan = entry.plan if places is None else entry.plan.lift(places, len(view), name)
-            found.append((entry, plan.check(view)))
-    return found
+            collected.append((entry, plan.check(view)))
+    return collected
 
 
 def _intervened(model: nn.Module) -> list[tuple[str, _Intervened]]:

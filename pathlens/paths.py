@@ -66,7 +66,7 @@ def shortest_interval(weights: Sequence[float], share: float = 0.95) -> tuple[in
     sums: list[float] = [0]
     for weight in weights:
         sums.append(sums[-1] + weight)
-    # integers stay exact: numbers of paths outgrow floats
+    # integers are kept exact, because numbers of paths exceed the range of floats
     whole = all(isinstance(weight, int) for weight in weights)
     goal = -(-sums[-1] * round(share * 10**9) // 10**9) if whole else sums[-1] * share
     for width in range(1, len(weights) + 1):

@@ -327,11 +327,11 @@ def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:
 def _integers(items: object, what: str) -> tuple[int, ...]:
     if isinstance(items, str) or not isinstance(items, Iterable):
         raise UsageError(f"{what} must be integers; found {items!r}")
-    found = tuple(items)
-    for item in found:
+    numbers = tuple(items)
+    for item in numbers:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
             raise UsageError(f"{what} must be integers; found {item!r}")
-    return tuple(int(item) for item in found)
+    return tuple(int(number) for number in numbers)
 
 
 def _shortened(items: Sequence[int], most: int = 12) -> str:
@@ -367,7 +367,7 @@ def route(active: Iterable[Plan], blocks: int) -> Route:
     Raises:
         UsageError: a block would lose both its branch and its shortcut.
     """
-    return reduce(lambda found, plan: plan.apply(found), active, intact(blocks))
+    return reduce(lambda steps, plan: plan.apply(steps), active, intact(blocks))
 
 
 def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:

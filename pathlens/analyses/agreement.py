@@ -1,4 +1,4 @@
-"""Whether what is computed in a model's place is what the model itself computes."""
+"""Checks that a traced or prepared network computes what the model itself computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
+from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError, one_line
 from pathlens.intervene import active_plans, suspended
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
@@ -18,7 +18,7 @@ from pathlens.residual.routes import Part
 from pathlens.runtime.memory import ran_out
 
 _CHECKED_IMAGES = 16
-#: modules with hooks that a message names
+#: how many modules with hooks a message names
 _NAMED = 5
 _LARGEST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
@@ -29,13 +29,13 @@ def check_images(network: Inference, images: Tensor, batch: int) -> None:
     Raises:
         DataError: another shape than the network was traced with, or pixels that are NaN or infinite.
     """
-    wanted, found = network.view.input_shape, tuple(images.shape[1:])
-    if found != wanted:
+    expected, shape = network.view.input_shape, tuple(images.shape[1:])
+    if shape != expected:
         raise DataError(
-            f"batch {batch} has images of shape {found} and the network was traced with {wanted}; "
+            f"batch {batch} has images of shape {shape} and the network was traced with {expected}; "
             "give images of one shape"
         )
-    # asked here, because a ReLU that is fused into a convolution turns NaN into 0
+    # checked here, because a ReLU that is fused into a convolution turns NaN into 0
     if images.is_floating_point() and not images.isfinite().all():
         raise DataError(f"batch {batch} has pixels that are NaN or infinite; check how the images are normalised")
 
@@ -70,7 +70,7 @@ def check_agreement(network: Inference, images: Tensor) -> float:
 
 
 def check_traced(view: ResidualView, images: Tensor) -> float:
-    """The same for the traced network as it is, in the train/eval mode that the model is in.
+    """As :func:`check_agreement`, for the traced network itself, in the train/eval mode that the model is in.
 
     Raises:
         NumericsError: more than rounding in float32 or float64, or the model draws at random in this mode.
@@ -81,7 +81,7 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
         images = images[:_CHECKED_IMAGES]
     with torch.no_grad(), _buffers_kept(model), suspended():
         reference = _own_output(model, chain, images)
-        if not reference.isfinite().all():  # the loss is not finite either, which is said where it is asked for
+        if not reference.isfinite().all():  # reported later, when the loss is computed
             return float("nan")
         traced = view.head(view.run(view.stem(images)))
         try:
@@ -98,7 +98,7 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
 def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
     """What the model's own forward gives, in float64 on the CPU."""
     own = next((parameter for parameter in model.parameters()), images)
-    # a copy, because a model may work on its input in place
+    # a copy, because a model may change its input in place
     images = images.to(own.device, copy=True)
     if images.is_floating_point():
         images = images.to(own.dtype)
@@ -109,12 +109,12 @@ def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
             raise
         raise ModelError(
             f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
-            f"{_one_line(error)}; run it alone to see where"
+            f"{one_line(error, 200)}; run it alone to see where"
         ) from error
     flat = torch.utils._pytree.tree_leaves(output)
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
-    found: Tensor = flat[position]
-    return found.double().cpu()
+    logits: Tensor = flat[position]
+    return logits.double().cpu()
 
 
 def _logits(network: Inference, images: Tensor) -> Tensor:
@@ -160,14 +160,10 @@ def _hooked(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A pass in train mode leaves its mark on the statistics of batch norms."""
+    """Restore the buffers afterwards, because a forward pass in train mode updates the statistics of batch norms."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
     try:
         yield
     finally:
         for buffer, value in before:
             buffer.copy_(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

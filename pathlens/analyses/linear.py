@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_traced
-from pathlens.analyses.provenance import GradientProvenance, Json, Stated
+from pathlens.analyses.provenance import GradientProvenance, Stated
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
@@ -26,14 +26,15 @@ from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
+from pathlens.tables import Json
 
-#: examples at a time where nothing is given
+#: default number of examples at a time
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the gradient analyses work on.
+    """A network and data, ready for an analysis of gradients.
 
     Attributes:
         view: the network.
@@ -60,7 +61,7 @@ class Opened:
         return Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked, route=self.route)
 
     def identify(self, verb: str, request: object) -> None:
-        """State what the results depend on."""
+        """Name the journals by everything that the results depend on."""
         self.runner.identify(
             verb,
             self.view,
@@ -172,7 +173,7 @@ def _checked(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, .
 
 
 def _spoken(route: Route) -> dict[str, Json]:
-    """The lesion for provenance."""
+    """A lesion as provenance states it."""
     order = [block for _, block in route]
     return {
         "deleted_blocks": sorted(block for part, block in route if part is Part.SHORTCUT),
@@ -183,12 +184,12 @@ def _spoken(route: Route) -> dict[str, Json]:
 
 @contextlib.contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients at activations need none of the parameters."""
-    wanted = [parameter.requires_grad for parameter in module.parameters()]
+    """Freeze the parameters, because only gradients with respect to activations are needed."""
+    before = [parameter.requires_grad for parameter in module.parameters()]
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, needed in zip(module.parameters(), wanted, strict=True):
-            parameter.requires_grad_(needed)
+        for parameter, required in zip(module.parameters(), before, strict=True):
+            parameter.requires_grad_(required)

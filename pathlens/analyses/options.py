@@ -1,4 +1,4 @@
-"""The options that analyses share, as keywords; :func:`run_plans` and :func:`opened` have their meaning."""
+"""Keyword arguments that analyses share; they are described in :func:`run_plans` and :func:`opened`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlens.analyses.runner import Progress
 
 
 class Options(TypedDict, total=False):
-    """Of every analysis."""
+    """Keywords of every analysis."""
 
     batch_size: int
     device: str | torch.device | None
@@ -24,7 +24,7 @@ class Options(TypedDict, total=False):
 
 
 class SweepOptions(Options, total=False):
-    """Of analyses of lesioned networks; see :func:`pathlens.analyses.lesions.run_plans`."""
+    """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.lesions.run_plans`."""
 
     dtype: str
     seed: int
@@ -34,7 +34,7 @@ class SweepOptions(Options, total=False):
 
 
 class GradientOptions(Options, total=False):
-    """Of analyses of gradients; see :func:`pathlens.analyses.linear.opened`."""
+    """Keywords of analyses of gradients; see :func:`pathlens.analyses.linear.opened`."""
 
     dtype: str | None
     mode: str

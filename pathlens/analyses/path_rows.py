@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
 
 from pathlens.paths import path_counts
 from pathlens.residual.routes import Route, path_blocks
 from pathlens.results.lattice import LatticeRow
 from pathlens.results.path_profile import PathRow
+from pathlens.tables.declared import MutableRow, Row
 
 
-def empty(free: int, lengths: range) -> list[dict[str, Any]]:
-    """Rows that estimators fill.
+def empty(free: int, lengths: range) -> list[MutableRow]:
+    """Rows with lengths and numbers of paths, for estimators to fill.
 
     Args:
-        free: blocks at which a path chooses; those of the shortest length it takes in any case.
+        free: number of blocks at which a path chooses between branch and shortcut.
         lengths: of the table.
     """
     counts = path_counts(free)[: len(lengths)]
     return [asdict(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, counts, strict=True)]
 
 
-def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[dict[str, Any]]:
+def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[Row]:
     """Rows of the lattice, from the loss down."""
-    rows = []
+    rows: list[Row] = []
     boundaries = sorted({boundary for boundary, _ in sums}, reverse=True)
     for boundary in boundaries:
         here = {length: total / examples for (place, length), total in sums.items() if place == boundary}

@@ -11,7 +11,6 @@ from pathlens import paths
 from pathlens.analyses import path_rows
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
-from pathlens.analyses.provenance import Json
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
@@ -25,7 +24,7 @@ from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
 from pathlens.results.path_profile import PATH_GRADIENTS
-from pathlens.tables import Table
+from pathlens.tables import Json, Table
 
 
 def path_gradients(
@@ -46,7 +45,7 @@ def path_gradients(
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
-    r"""Gradient norm of every path length (Veit, Wilber, Belongie 2016, section 5), and what lies behind its mean.
+    r"""Gradient norm of every path length (Veit, Wilber, Belongie 2016, section 5), by up to three methods.
 
     Norms are L2 norms of the gradient of an example's own loss, averaged over examples, so that they do not depend on
     the batch size.
@@ -160,7 +159,7 @@ def lattice(
 def _checked(request: Request) -> Request:
     for name, number, least in (
         ("max-samples", request.max_samples, 1),
-        ("draws", request.draws, 1),
+        ("draws", request.num_samples, 1),
         ("max-length", request.max_length, 0),
     ):
         if number is not None and number < least:
@@ -196,7 +195,7 @@ def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
 
 
 def _effective(contributions: list[Any], share: float, problem: Problem) -> dict[str, Json]:
-    """The effective range; ``contributions`` begins at the shortest length, random blocks have a choice."""
+    """The effective range; ``contributions`` begin at the shortest length, which blocks without a shortcut add to."""
     effective = paths.effective_paths(contributions, share, len(problem.free))
     shortest = problem.lengths[0]
     return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}

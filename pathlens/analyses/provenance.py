@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-"""What JSON can hold."""
+from pathlens.tables import Json
 
 Stated = Mapping[str, Any]
 """What a caller says besides, such as where the weights are from; anything that JSON can hold."""
@@ -80,8 +79,9 @@ class Provenance(Record):
 class LesionProvenance(Provenance):
     """What the analyses of lesioned networks say.
 
-    The logits of the prepared network are compared with the model's own; ``counts``, ``swaps`` and ``samples`` are of
-    random lesions.
+    The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
+    were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
+    which sizes no more exist.
     """
 
     seed: int
@@ -93,10 +93,12 @@ class LesionProvenance(Provenance):
     largest_relative_logit_difference: float | None
     resumed_batches: int
     seconds: float
+    comparison: Mapping[str, Json] | None = None
     notes: tuple[str, ...]
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None
+    few: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch.utils.data import RandomSampler
 
 from pathlens.analyses.provenance import DataFacts
 from pathlens.data import ImageData
-from pathlens.errors import DataError, UsageError
+from pathlens.errors import DataError, UsageError, described
 from pathlens.runtime import processes
 
 Data = ImageData | Iterable[Any]
@@ -41,24 +41,27 @@ class BatchSource:
     facts: DataFacts = field(repr=False)
     fingerprint: str
 
-    def batches(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Index, images (N, ...) and labels (N,) of the wanted batches (default: all), in order.
+    def batches(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, images (N, ...) and labels (N,) of some batches (default: all), in order.
+
+        Args:
+            numbers: of the batches.
 
         Raises:
             DataError: an image that cannot be decoded, or something that is no pair of images and labels.
         """
         if isinstance(self.data, ImageData):
             assert self.batch_size is not None
-            for index in range(self.count or 0) if wanted is None else sorted(wanted):
+            for index in range(self.count or 0) if numbers is None else sorted(numbers):
                 batch = self.data.batch(index, self.batch_size, mean=self.mean, std=self.std, device=self.device)
                 yield index, batch.images, batch.labels
             return
-        chosen = None if wanted is None else set(wanted)
+        chosen = None if numbers is None else set(numbers)
         for index, item in enumerate(self.data):
             if chosen is None or index in chosen:
                 if not (isinstance(item, (tuple, list)) and len(item) >= 2 and isinstance(item[0], Tensor)):
                     raise DataError(
-                        f"batch {index} is no pair (images, labels) of tensors; found {_kind(item)}; "
+                        f"batch {index} is no pair (images, labels) of tensors; found {described(item)}; "
                         "give batches as a DataLoader makes them"
                     )
                 yield index, _images(item[0], index), _labels(item[1], index)
@@ -133,12 +136,6 @@ def _labels(given: object, batch: int) -> Tensor:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(
-            f"the labels of batch {batch} are {_kind(given)}, which is no tensor of class indices; "
+            f"the labels of batch {batch} are {described(given)}, which is no tensor of class indices; "
             "give one integer per image"
         ) from error
-
-
-def _kind(item: object) -> str:
-    if isinstance(item, (tuple, list)):
-        return f"a {type(item).__name__} of {', '.join(type(part).__name__ for part in item[:4]) or 'nothing'}"
-    return f"a {type(item).__name__}"

@@ -15,12 +15,12 @@ from pathlens.residual import ResidualView, engines
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
 
-#: the choice may cost this share of the sweep
+#: largest share of the sweep's time that measuring may take
 _SHARE = 0.03
-#: kinds of blocks that are measured, those with most multiply-adds first
+#: how many kinds of blocks are measured, those with most multiply-adds first
 _KINDS = 4
 _REPEATS = 2
-#: another engine must be faster by this factor, so that noise does not choose
+#: another engine must be faster by this factor, so that noise does not decide
 _GAIN = 1.05
 
 
@@ -40,18 +40,18 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
     default = network, EngineFacts(engine=network.engine.name, engine_chosen="default")
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
-    # in images that go through the whole network; plans that share their beginnings take about half
+    # work in images through the whole network; plans that share their beginnings take about half
     sweep = total * plans / 2
     if len(offered) == 1 or probe * (1 + (1 + _REPEATS) * len(blocks) / len(view)) > _SHARE * sweep:
         return default
     inputs = _inputs(network, source.first()[:probe], blocks)
     if any(len(x) != probe for x in inputs.values()):
-        # what runs between the blocks are no images, such as windows, and cannot be cut into parts
+        # activations that are not one row per image (such as windows) cannot be split by images
         return default
     began = time.perf_counter()
     seconds = {network.engine: _seconds(Inference(view, device, dtype, network.engine), inputs, blocks)}
     others = (time.perf_counter() - began) * (len(offered) - 1)
-    # measured, because in a small sweep it is the setting up of the others that takes longest
+    # the time is measured, because in a small sweep preparing the other engines takes longest
     if others > _SHARE * seconds[network.engine] / probe * sweep:
         return default
     for engine in offered[1:]:
@@ -64,7 +64,7 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
 
 
 def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
-    """What some blocks are given when the intact network runs."""
+    """Inputs of some blocks when the intact network runs."""
     check_images(network, images, 0)
     inputs: dict[int, Tensor] = {}
     x = network.stem(network.prepare(images))
@@ -76,7 +76,7 @@ def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict
 
 
 def _kinds(view: ResidualView) -> dict[int, int]:
-    """One block of each of the heaviest kinds, and how many blocks are like it."""
+    """One block of each of the heaviest kinds -> the number of blocks of that kind."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for block in view:
         kind = (block.multiply_adds, block.kind, block.in_shape, block.out_shape, block.parameters)
@@ -86,7 +86,7 @@ def _kinds(view: ResidualView) -> dict[int, int]:
 
 
 def _seconds(network: Inference, inputs: dict[int, Tensor], counts: dict[int, int]) -> float:
-    """Time of the measured blocks, each as often as the network has its like."""
+    """Time of the measured blocks, each times the number of blocks of its kind."""
     total = 0.0
     with network:
         for block, x in inputs.items():
@@ -96,6 +96,6 @@ def _seconds(network: Inference, inputs: dict[int, Tensor], counts: dict[int, in
                 began = time.perf_counter()
                 network.each(network.step(Part.BLOCK, block), parts)
                 times.append(time.perf_counter() - began)
-            # the first call sets up what the others find
+            # the first call includes setting up
             total += counts[block] * min(times[1:])
     return total

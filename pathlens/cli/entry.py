@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
-from pathlens.errors import LONGEST, PathlensError, ResourceError, printable
+from pathlens.cli.propagation import signal_propagation
+from pathlens.errors import LONGEST, PathlensError, ResourceError, one_line, printable
 from pathlens.version import __version__
 
 INTERRUPTED = 130
@@ -26,8 +27,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"pathlens {__version__}")
         raise typer.Exit
 
@@ -50,6 +51,7 @@ app.command("delete-blocks", short_help="Error with blocks deleted, one by one o
 app.command("delete-skips", short_help="Error with shortcuts deleted: the control.")(lesions.delete_skips)
 app.command("reorder-blocks", short_help="Error with the blocks in other orders.")(lesions.reorder_blocks)
 app.command("path-gradients", short_help="Gradient norms by path length.")(gradients.path_gradients)
+app.command("signal-propagation", short_help="Activations and gradients, block by block.")(signal_propagation)
 app.command("unravel", short_help="A network as a graph: as it is, all of its paths, or a lattice.")(unravel.unravel)
 app.command("train", short_help="Train a network, whole or through some of its paths.")(training.train)
 app.command("report", short_help="One HTML page of the results in run folders.")(reporting.report)
@@ -77,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except SystemExit as end:
-        # the parser ends the program where the reader of a pipe left, and in no other case
+        # the parser exits only where the reader of a pipe has gone
         return _BROKEN_PIPE if end.code == 1 else int(end.code or 0)
     except BrokenPipeError:
-        # the reader of a pipe left; nothing more can be said to it
+        # the reader of the pipe has gone, so nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
@@ -100,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    line = printable(" ".join(str(error).split()), LONGEST)
-    # of many processes all end with the same error, and the first one says it
+    line = printable(one_line(error), LONGEST)
+    # all processes of a group end with the same error; only the first prints it
     if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
         print(f"pathlens: error: {line}", file=sys.stderr, flush=True)
     return code

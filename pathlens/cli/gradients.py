@@ -25,69 +25,49 @@ def _method(text: str) -> str:
     return name
 
 
-class Mode(StrEnum):
-    """The mode that the network is differentiated in."""
-
-    eval = "eval"
-    train = "train"
-
-
-MethodOption = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        parser=_method,
-        metavar=f"<{'|'.join(METHODS)}>",
-        autocompletion=lambda: list(METHODS),
-        help="exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all.",
-    ),
-]
-At = Annotated[str, typer.Option(metavar="PLACE", help="Where the gradient is taken: input, stem or block:I.")]
-MaxLength = Annotated[int | None, typer.Option(min=0, metavar="L", help="Leave longer paths out.")]
-Delete = Annotated[
-    str | None, typer.Option(metavar="RANGE", help="Measure the network without these blocks' branches, such as 3,7.")
-]
-DeleteSkips = Annotated[
-    str | None, typer.Option(metavar="RANGE", help="Measure the network without these blocks' shortcuts.")
-]
-Tolerance = Annotated[
-    float,
-    typer.Option(metavar="X", help="Leave lengths out that are below this fraction of the largest, block by block."),
-]
-RelError = Annotated[
-    float, typer.Option(metavar="X", help="Sample until half the 95 % interval is this fraction of the mean.")
-]
-MaxSamples = Annotated[int, typer.Option(min=1, help="Paths of a length for each batch at most.")]
-Draws = Annotated[int, typer.Option(min=1, help="Random sign vectors for each example.")]
-Share = Annotated[float, typer.Option(metavar="X", help="What the effective range holds of the contribution.")]
-Lattice = Annotated[bool, typer.Option("--lattice", help="With --out, also the norm at every block and length.")]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="train: batch norms with the statistics of the batch.")]
-Limit = Annotated[int, typer.Option(min=1, metavar="N", help="Only the first N images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds the memory.")]
+Mode = StrEnum("Mode", "eval train")
 
 
 @dataclass(frozen=True)
 class GradientOptions(o.Common):
     """The shared options, with fewer images."""
 
-    limit: Limit = 128
-    batch_size: BatchSize = 32
+    limit: Annotated[int, o.option("Only the first N images.", min=1, metavar="N")] = 128
+    batch_size: Annotated[int, o.option("Images at a time; bounds the memory.", min=1)] = 32
 
 
 @o.takes_objects
 def path_gradients(
-    method: MethodOption = ALL,
-    at: At = "input",
-    max_length: MaxLength = None,
-    delete: Delete = None,
-    delete_skips: DeleteSkips = None,
-    tolerance: Tolerance = 0.0,
-    rel_error: RelError = 0.1,
-    max_samples: MaxSamples = 64,
-    draws: Draws = 8,
-    share: Share = 0.95,
-    lattice: Lattice = False,
-    mode: ModeOption = Mode.eval,
+    method: Annotated[
+        str,
+        o.option(
+            "exact: sums over all paths; sampled: single random paths; signed: root mean squares; or all.",
+            "--method",
+            parser=_method,
+            metavar=f"<{'|'.join(METHODS)}>",
+            autocompletion=lambda: list(METHODS),
+        ),
+    ] = ALL,
+    at: Annotated[str, o.option("Where the gradient is taken: input, stem or block:I.", metavar="PLACE")] = "input",
+    max_length: Annotated[int | None, o.option("Leave longer paths out.", min=0, metavar="L")] = None,
+    delete: Annotated[
+        str | None, o.option("Measure the network without these blocks' branches, such as 3,7.", metavar="RANGE")
+    ] = None,
+    delete_skips: Annotated[
+        str | None, o.option("Measure the network without these blocks' shortcuts.", metavar="RANGE")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        o.option("Leave lengths out that are below this fraction of the largest, block by block.", metavar="X"),
+    ] = 0.0,
+    rel_error: Annotated[
+        float, o.option("Sample until half the 95 % interval is this fraction of the mean.", metavar="X")
+    ] = 0.1,
+    max_samples: Annotated[int, o.option("Paths of a length for each batch at most.", min=1)] = 64,
+    draws: Annotated[int, o.option("Random sign vectors for each example.", min=1)] = 8,
+    share: Annotated[float, o.option("What the effective range holds of the contribution.", metavar="X")] = 0.95,
+    lattice: Annotated[bool, o.option("With --out, also the norm at every block and length.", "--lattice")] = False,
+    mode: Annotated[Mode, o.option("train: batch norms with the statistics of the batch.", "--mode")] = Mode.eval,
     *,
     common: GradientOptions,
 ) -> None:
@@ -96,7 +76,7 @@ def path_gradients(
     Norms are of the gradient of an example's own loss, averaged over examples. Work that was killed goes on when the
     same command is given again.
     """
-    asked: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
+    paths: dict[str, Any] = {"at": at, "max_length": max_length, "tolerance": tolerance}
     lesion = {"delete": parse_range(delete, "delete"), "delete_skips": parse_range(delete_skips, "delete-skips")}
     sampling: dict[str, Any] = {
         "method": method,
@@ -109,10 +89,8 @@ def path_gradients(
         from pathlens import analyses, plans
         from pathlens.runtime.memory import oom_as_error
 
-        shared = current.options(None)
-        del shared["engine"], shared["fast"], shared["progress"]
-        shared["mode"] = mode.value
-        shared["lesion"] = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
+        plan = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
+        options: dict[str, Any] = {**paths, **current.options, "dtype": common.dtype.value, "mode": mode.value}
         more: dict[str, Table] = {}
         notes = (
             *current.notes,
@@ -124,9 +102,10 @@ def path_gradients(
             oom_as_error(common.batch_size),
         ):
             table = analyses.path_gradients(
-                current.view, current.data, **asked, **sampling, **shared, progress=progress
+                current.view, current.data, **options, **sampling, lesion=plan, seed=common.seed, progress=progress
             )
             if lattice and common.out is not None:
-                del shared["seed"]
-                more["lattice"] = analyses.lattice(current.view, current.data, **asked, **shared, progress=progress)
-        finish(current, table, {**asked, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)
+                more["lattice"] = analyses.lattice(
+                    current.view, current.data, **options, lesion=plan, progress=progress
+                )
+        finish(current, table, {**paths, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)

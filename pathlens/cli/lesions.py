@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
 from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import finish, foreign_output, setting
+from pathlens.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlens.tables import Table
 
 Blocks = Annotated[
     str | None,
-    typer.Option(
+    o.option(
+        "Which blocks to delete one at a time, such as 0:8 (both ends included, unlike Python's range).",
         metavar="RANGE",
-        help="Which blocks to delete one at a time, such as 0:8 (both ends included, unlike Python's range).",
     ),
 ]
 Count = Annotated[
     str | None,
-    typer.Option(metavar="RANGE", help="Delete random sets of these sizes instead, such as 1:20 (both ends included)."),
+    o.option("Delete random sets of these sizes instead, such as 1:20 (both ends included).", metavar="RANGE"),
 ]
-Swaps = Annotated[str, typer.Option(metavar="RANGE", help="How many random pairs of blocks to exchange, such as 1:20.")]
 
 
 @dataclass(frozen=True)
 class LesionOptions(o.Common):
     """The shared options, and how to run the network."""
 
-    engine: o.EngineOption = "auto"
-    plain_forward: o.PlainForward = False
+    engine: Annotated[
+        str,
+        o.option(
+            "auto measures which is fastest; a name from a table's provenance makes it again to the bit.",
+            "--engine",
+            metavar="NAME",
+        ),
+    ] = "auto"
+    plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
+        False
+    )
 
 
 @o.takes_objects
@@ -69,7 +76,9 @@ def delete_skips(
 
 @o.takes_objects
 def reorder_blocks(
-    swaps: Swaps = "1:20",
+    swaps: Annotated[
+        str, o.option("How many random pairs of blocks to exchange, such as 1:20.", metavar="RANGE")
+    ] = "1:20",
     samples: o.Samples = 10,
     *,
     common: LesionOptions,
@@ -78,20 +87,35 @@ def reorder_blocks(
     run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
-def run(verb: str, common: LesionOptions, arguments: dict[str, Any], blocks: str | None = None) -> None:
-    """Carry out a verb of :mod:`pathlens.analyses` on what the options say, and show and write its table.
+def run(verb: str, common: LesionOptions, arguments: Mapping[str, object], blocks: str | None = None) -> None:
+    """Run a verb of :mod:`pathlens.analyses` with the options given, then print its table and write the run folder.
 
     Args:
         verb: its name.
         common: the shared options.
         arguments: its own.
-        blocks: the range of blocks that was asked for, as it was written.
+        blocks: the range of blocks as the user wrote it.
     """
     with setting(verb, common) as current:
-        o.check_last(blocks, len(current.view))
-        from pathlens import analyses
+        from pathlens import analyses, plans
 
+        numbers = parse_range(blocks, "blocks") if blocks and ":" in blocks else ()
+        if numbers:
+            try:
+                plans.delete(max(numbers)).check(current.view)
+            except UsageError as error:
+                raise UsageError(f"{error}; --blocks {blocks} includes both ends, unlike Python's range") from error
         call: Callable[..., Table] = getattr(analyses, verb.replace("-", "_"))
         with progress_bar(verb, current.shows_progress, current.notes) as progress, foreign_output():
-            table = call(current.view, current.data, **arguments, **current.options(progress))
+            table = call(
+                current.view,
+                current.data,
+                **arguments,
+                **current.options,
+                dtype=common.dtype.value,
+                seed=common.seed,
+                engine=common.engine,
+                fast=not common.plain_forward,
+                progress=progress,
+            )
         finish(current, table, arguments)

@@ -1,4 +1,4 @@
-"""Options that verbs share, each declared once; verbs take them as one object. And the small grammar of ranges."""
+"""Options that several verbs share, each declared once, and how ranges and lists of numbers are parsed."""
 
 from __future__ import annotations
 
@@ -18,109 +18,51 @@ from pathlens.errors import UsageError
 _LONGEST = 1_000_000
 
 
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+Device = StrEnum("Device", "auto cpu cuda")
+Dtype = StrEnum("Dtype", "float32 tf32 bfloat16 float16 float64")
 
 
-class Dtype(StrEnum):
-    """What to compute with."""
+def option(text: str, *names: str, **more: Any) -> Any:
+    """An option with its help.
 
-    float32 = "float32"
-    tf32 = "tf32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
+    Args:
+        text: the help.
+        *names: on the command line; by default that of the parameter.
+        **more: as :func:`typer.Option` takes it.
+    """
+    return typer.Option(*names, help=text, **more)
 
-
-_NETWORK = "Network"
-_DATA = "Data"
-_RUN = "Run"
 
 Model = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE. Default: the embedded digits network.",
         "--model",
         "-m",
         metavar="SPEC",
-        help="Reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE. Default: the embedded digits network.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        "-w",
-        metavar="FILE",
-        help="A file of safetensors or torch.save, or 'random' (seeded, untrained), or 'pretrained' (downloads).",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        metavar="NAME",
-        help="Which tensor to study where the network returns several: a key, an attribute or a position, such as "
-        "logits or 0. Default: logits or out, or the only one.",
-        rich_help_panel=_NETWORK,
     ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR. Default with the embedded network: digits.",
         "--data",
         "-d",
         metavar="SPEC",
-        help="digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR. Default with the embedded network: digits.",
-        rich_help_panel=_DATA,
     ),
 ]
-Split = Annotated[str, typer.Option(help="Which split to read.", rich_help_panel=_DATA)]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.", rich_help_panel=_DATA)]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="PIXELS", help="Resize and crop images to this size.", rich_help_panel=_DATA),
-]
-Mean = Annotated[
-    str | None,
-    typer.Option(metavar="R,G,B", help="Mean of each channel, of pixels in [0, 1].", rich_help_panel=_DATA),
-]
-Std = Annotated[
-    str | None,
-    typer.Option(metavar="R,G,B", help="Standard deviation of each channel.", rich_help_panel=_DATA),
-]
-Download = Annotated[
-    bool, typer.Option("--download", help="Allow cifar10 and cifar100 to download.", rich_help_panel=_DATA)
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; bounds the memory.", rich_help_panel=_RUN)]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=_RUN)]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute with.", rich_help_panel=_RUN)]
-Seed = Annotated[int, typer.Option(help="Seed of the random draws.", rich_help_panel=_RUN)]
-Out = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Write CSV, Parquet, figures and a manifest there.", rich_help_panel=_RUN),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.", rich_help_panel=_RUN)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.", rich_help_panel=_RUN)]
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="NAME",
-        help="auto measures which is fastest; a name from a table's provenance makes it again to the bit.",
-        rich_help_panel=_RUN,
-    ),
-]
-PlainForward = Annotated[
-    bool,
-    typer.Option("--plain-forward", help="Run the model's own operations: --engine plain.", rich_help_panel=_RUN),
-]
-Samples = Annotated[int, typer.Option(min=1, help="Random draws of each size.")]
+Limit = Annotated[int | None, option("Only the first N images.", min=1, metavar="N")]
+ImageSize = Annotated[int | None, option("Resize and crop images to this size.", min=1, metavar="PIXELS")]
+Mean = Annotated[str | None, option("Mean of each channel, of pixels in [0, 1].", metavar="R,G,B")]
+Std = Annotated[str | None, option("Standard deviation of each channel.", metavar="R,G,B")]
+Download = Annotated[bool, option("Allow cifar10 and cifar100 to download.", "--download")]
+DeviceOption = Annotated[Device, option("Where to compute.", "--device")]
+DtypeOption = Annotated[Dtype, option("What to compute with.", "--dtype")]
+Seed = Annotated[int, option("Seed of the random draws.")]
+Out = Annotated[Path | None, option("Write CSV, Parquet, figures and a manifest there.", metavar="DIR")]
+Json = Annotated[bool, option("Print one JSON object instead of the table.", "--json")]
+Quiet = Annotated[bool, option("No progress and no notes on stderr.", "--quiet", "-q")]
+Samples = Annotated[int, option("Random draws of each size.", min=1)]
 
 
 @dataclass(frozen=True)
@@ -128,24 +70,43 @@ class Network:
     """Which network, and which of its outputs."""
 
     model: Model = None
-    weights: Weights = None
-    output: Output = None
+    weights: Annotated[
+        str | None,
+        option(
+            "A file of safetensors or torch.save, or 'random' (seeded, untrained), or 'pretrained' (downloads).",
+            "--weights",
+            "-w",
+            metavar="FILE",
+        ),
+    ] = None
+    output: Annotated[
+        str | None,
+        option(
+            "Which tensor to study where the network returns several: a key, an attribute or a position, such as "
+            "logits or 0. Default: logits or out, or the only one.",
+            "--output",
+            metavar="NAME",
+        ),
+    ] = None
     init: Init = None
     standardise: Standardise = False
 
 
 @dataclass(frozen=True)
 class Common(Network):
-    """The options of every verb that runs a network on data. A verb without an engine leaves that to the defaults."""
+    """The options of every verb that runs a network on data.
+
+    The last two are fields without an option, for verbs that have no choice of engine; others declare them again.
+    """
 
     data: Data = None
-    split: Split = "test"
+    split: Annotated[str, option("Which split to read.")] = "test"
     limit: Limit = None
     image_size: ImageSize = None
     mean: Mean = None
     std: Std = None
     download: Download = False
-    batch_size: BatchSize = 128
+    batch_size: Annotated[int, option("Images at a time; bounds the memory.", min=1)] = 128
     device: DeviceOption = Device.auto
     dtype: DtypeOption = Dtype.float32
     seed: Seed = 0
@@ -217,20 +178,6 @@ def parse_range(text: str | None, what: str) -> tuple[int, ...] | None:
             raise UsageError(f"--{what} {text!r} is longer than {_LONGEST:,} numbers; give a larger step")
         numbers += range(ends[0], ends[1] + 1, step) if len(ends) > 1 else [ends[0]]
     return tuple(dict.fromkeys(numbers))
-
-
-def check_last(text: str | None, count: int) -> None:
-    """Refuse a range of blocks that ends after the last one, as Python's ``range`` would be written.
-
-    Raises:
-        UsageError: it does.
-    """
-    numbers = parse_range(text, "blocks")
-    if text and ":" in text and numbers and max(numbers) >= count:
-        raise UsageError(
-            f"block {max(numbers)} does not exist: the network has {count} blocks, numbered 0 to {count - 1}; "
-            f"--blocks {text} includes both ends, unlike Python's range"
-        )
 
 
 def parse_channels(text: str | None, what: str) -> tuple[float, ...] | None:

@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """Print one line on stderr, in which nothing that a file chose can do anything to the terminal."""
+    """Print one line on stderr, with control characters escaped."""
     print(f"pathlens: {printable(text, LONGEST)}", file=sys.stderr, flush=True)
 
 
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 def progress_bar(what: str, shown: bool, notes: Sequence[str] = ()) -> Iterator[Report | None]:
     """A function to call with (done, total); None where nothing is to be shown.
 
-    Notes are printed when the work begins, so that of a command that cannot begin nothing but the error is seen.
+    Notes are printed when the work begins, so that a command that fails before prints only its error.
     """
     if not shown:
         yield None
@@ -48,7 +48,7 @@ def progress_bar(what: str, shown: bool, notes: Sequence[str] = ()) -> Iterator[
 
 @contextlib.contextmanager
 def waiting(what: str, shown: bool) -> Iterator[None]:
-    """Say on a terminal what is waited for, and take it away afterwards."""
+    """Show on a terminal what the command waits for, and erase it afterwards."""
     console = Console(stderr=True)
     line = escape(f"pathlens: {printable(what)}")
     with console.status(line) if shown and console.is_terminal else contextlib.nullcontext():
@@ -66,7 +66,7 @@ def _bar(what: str, console: Console) -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        redirect_stdout=False,  # it would put back what another redirection has taken away meanwhile
+        redirect_stdout=False,  # it would undo the redirection of foreign_output
     ) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

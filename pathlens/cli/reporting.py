@@ -10,14 +10,18 @@ import typer
 from pathlens.cli import options as o
 from pathlens.cli.progress import say, waiting
 
-Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run folders: what verbs wrote with --out.", show_default=False)
-]
-Page = Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="The page; one that is there is replaced.")]
-Title = Annotated[str | None, typer.Option(metavar="TEXT", help="Heading of the page. Default: made from the runs.")]
 
-
-def report(runs: Runs, out: Page = Path("report.html"), title: Title = None, quiet: o.Quiet = False) -> None:
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders: what verbs wrote with --out.", show_default=False),
+    ],
+    out: Annotated[Path, o.option("The page; one that is there is replaced.", "--out", metavar="PAGE.html")] = Path(
+        "report.html"
+    ),
+    title: Annotated[str | None, o.option("Heading of the page. Default: made from the runs.", metavar="TEXT")] = None,
+    quiet: o.Quiet = False,
+) -> None:
     """One HTML page of the results in run folders, to be opened from disk: no network is needed.
 
     For each run: what was asked, on what, with what result, tables that sort and filter, figures, the lattice, and

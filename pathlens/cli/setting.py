@@ -1,17 +1,16 @@
-"""What every verb needs before it starts: the network, the data, the device, and provenance for them."""
+"""What verbs share: opening the network, the data and the device before, and printing and writing the table after."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathlens.cli.initialised import check_init, initialised
 from pathlens.cli.options import Common, parse_channels
@@ -21,6 +20,7 @@ from pathlens.errors import DataError, PathlensError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from pathlens.analyses.options import Options
     from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
     from pathlens.models import LoadedModel
@@ -67,31 +67,27 @@ class Setting:
         """Whether this process says anything on stderr."""
         return self.group.is_main and not self.common.quiet
 
-    def options(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-        """Keyword arguments for a verb of :mod:`pathlens.analyses`."""
+    @property
+    def options(self) -> Options:
+        """Keyword arguments of every analysis."""
         return {
             "batch_size": self.common.batch_size,
             "device": self.device,
-            "dtype": self.common.dtype.value,
-            "seed": self.common.seed,
             "mean": self.mean,
             "std": self.std,
-            "engine": self.common.engine,
-            "fast": not self.common.plain_forward,
             "journal": self.journal,
-            "progress": progress,
             "facts": self.facts,
         }
 
 
-def spoken(options: object) -> dict[str, Any]:
-    """Options as they stand in a manifest."""
+def spoken(options: object) -> dict[str, object]:
+    """Options as a manifest states them: enumerations and paths as text."""
     return {name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in vars(options).items()}
 
 
 @contextlib.contextmanager
 def setting(verb: str, common: Common) -> Iterator[Setting]:
-    """Open everything that the options name, and hold the run folder meanwhile.
+    """Open network, data and device as the options say, with the run folder locked for the length of the body.
 
     Raises:
         PathlensError: whatever is wrong with the options, the network, the weights, the data or the run folder.
@@ -226,7 +222,7 @@ def check_channels(loaded: LoadedModel, data: ImageData) -> None:
 
 @contextlib.contextmanager
 def run_folder(out: Path, verb: str) -> Iterator[None]:
-    """Hold the run folder; one that was made for nothing is taken away again."""
+    """Lock the run folder; a new one is removed again if the body fails before anything is written."""
     from pathlens.report import check_run_folder
     from pathlens.storage import lock_run
 
@@ -252,10 +248,10 @@ def foreign_output() -> Iterator[None]:
 def finish(
     current: Setting,
     table: Table,
-    arguments: dict[str, Any],
+    arguments: Mapping[str, object],
     more: Mapping[str, Table] | None = None,
 ) -> None:
-    """Print the table and, where asked for, write the run folder. Only the leading process does either.
+    """Print the table and, where asked for, write the run folder. Only the main process does either.
 
     Args:
         current: what the verb worked on.
@@ -267,6 +263,7 @@ def finish(
         return
     from dataclasses import replace
 
+    from pathlens.cli.show import show
     from pathlens.report import provenance, write_run
 
     common = current.common
@@ -287,16 +284,11 @@ def finish(
             tables = {current.verb: table, **(more or {})}
             if current.initialisation is not None:
                 tables["initialisation"] = current.initialisation
-            drawn = {stem: figures.draw(stem, made) for stem, made in tables.items() if named(stem).figure}
-            written = write_run(common.out, tables, drawn, manifest)
+            pictures = {stem: figures.draw(stem, item) for stem, item in tables.items() if named(stem).figure}
+            written = write_run(common.out, tables, pictures, manifest)
         except PathlensError as error:
-            failure = error  # raised below, because the numbers should not be lost with it
-    if common.json:
-        print(json.dumps(table.to_json_object(), allow_nan=False))
-    else:
-        from pathlens.cli.show import show
-
-        show(table, current.verb)
+            failure = error  # raised below, after the table was printed
+    show(table, current.verb, common.json)
     if failure is not None:
         raise failure
     if not common.quiet:

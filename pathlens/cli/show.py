@@ -1,7 +1,8 @@
-"""Tables for people: aligned columns that fit the terminal, and bars."""
+"""Tables on stdout: aligned columns that fit the terminal, with bars, or JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -44,13 +45,17 @@ class _Printed:
         return max(map(cell_len, (*self.title.split("\n"), *self.cells)))
 
 
-def show(table: Table, name: str) -> None:
-    """Print a table on stdout as its result declares it.
+def show(table: Table, name: str, as_json: bool = False) -> None:
+    """Print a table on stdout: as its result declares it, or as one JSON object.
 
     Args:
-        table: just made.
+        table: that a verb just made.
         name: of its result.
+        as_json: whether to print JSON.
     """
+    if as_json:
+        print(json.dumps(table.to_json_object(), allow_nan=False))
+        return
     result, rows = named(name), table.rows
     _print_columns([_Printed.of(*column, rows) for column in result.printed(rows).items()], result.bars(rows))
     for line in result.notes(table.provenance):
@@ -64,13 +69,13 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
     then columns that may give way are left out.
     """
     console = make_console()
-    kept = list(columns)
-    while _needed(kept) > console.width and any(column.how.gives_way for column in kept):
-        kept.remove(max(kept, key=lambda column: column.how.gives_way))
-    natural = sum(column.width for column in kept) + _GAP * (len(kept) - 1)
+    fitting = list(columns)
+    while _needed(fitting) > console.width and any(column.how.gives_way for column in fitting):
+        fitting.remove(max(fitting, key=lambda column: column.how.gives_way))
+    natural = sum(column.width for column in fitting) + _GAP * (len(fitting) - 1)
     # the box adds one space between columns to the padding
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
-    for column in kept:
+    for column in fitting:
         grid.add_column(
             column.title,
             justify="left" if column.how.left else "right",
@@ -79,7 +84,7 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
             overflow="fold",
             min_width=min(column.width, _FOLDED) if column.how.folds else column.width,
         )
-    cells = [column.cells for column in kept]
+    cells = [column.cells for column in fitting]
     room = min(_BAR, console.width - natural - _GAP)
     if bars is not None and room >= _SHORTEST_BAR:
         grid.add_column("error", no_wrap=True, min_width=room)
@@ -91,7 +96,7 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
         console.print(grid, markup=False)
     for line in captured.get().splitlines():
         _print(line.rstrip())
-    left_out = [column.title.replace("\n", " ") for column in columns if column not in kept]
+    left_out = [column.title.replace("\n", " ") for column in columns if column not in fitting]
     if left_out:
         _print(f"(not shown for want of room: {', '.join(left_out)}; --json and --out have all columns)")
 

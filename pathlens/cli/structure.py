@@ -1,12 +1,9 @@
-"""``pathlens blocks``: what was found in a network."""
+"""``pathlens blocks``: the residual blocks of a network as a table."""
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from pathlens.cli import options as o
 from pathlens.cli.initialised import check_init, initialised
@@ -23,11 +20,7 @@ if TYPE_CHECKING:
 _DEFAULT_INPUT = (3, 224, 224)
 
 InputShape = Annotated[
-    str | None,
-    typer.Option(metavar="C,H,W", help="Shape of one input. Default: what the network states, else 3,224,224."),
-]
-Picture = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the block structure into a .png or .pdf file.")
+    str | None, o.option("Shape of one input. Default: what the network states, else 3,224,224.", metavar="C,H,W")
 ]
 
 
@@ -35,7 +28,9 @@ Picture = Annotated[
 def blocks(
     network: o.Network,
     input_shape: InputShape = None,
-    picture: Picture = None,
+    picture: Annotated[
+        Path | None, o.option("Draw the block structure into a .png or .pdf file.", metavar="FILE")
+    ] = None,
     seed: o.Seed = 0,
     out: o.Out = None,
     json: o.Json = False,
@@ -46,6 +41,7 @@ def blocks(
     if picture is not None and picture.suffix not in (".png", ".pdf"):
         raise UsageError(f"--picture {picture}: the ending is {picture.suffix or 'none'}; give a .png or .pdf file")
     from pathlens.analyses import view_of
+    from pathlens.cli.show import show
     from pathlens.report import provenance
     from pathlens.results.structure import BLOCKS
 
@@ -67,12 +63,7 @@ def blocks(
     if not quiet:
         for note in (*loaded.notes, *view.notes):
             say(note)
-    if json:
-        print(jsonlib.dumps(table.to_json_object(), allow_nan=False))
-    else:
-        from pathlens.cli.show import show
-
-        show(table, "blocks")
+    show(table, "blocks", json)
 
 
 def _write(table: Table, picture: Path | None, out: Path | None) -> None:
@@ -81,17 +72,17 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
     from pathlens import figures
     from pathlens.report import write_run
 
-    drawn = figures.draw("blocks", table)
+    figure = figures.draw("blocks", table)
     if picture is not None:
         from pathlens.storage import atomic_write_bytes
 
-        atomic_write_bytes(picture, figures.files(drawn, "blocks")[f"blocks{picture.suffix}"])
+        atomic_write_bytes(picture, figures.files(figure, "blocks")[f"blocks{picture.suffix}"])
     if out is not None:
-        write_run(out, {"blocks": table}, {"blocks": drawn}, table.provenance)
+        write_run(out, {"blocks": table}, {"blocks": figure}, table.provenance)
 
 
 def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None) -> tuple[LoadedModel, torch.Tensor]:
-    """A network to be looked at, whose weights need not be trained, and an input for tracing it."""
+    """A network whose structure alone matters, so that weights may be random, and an input to trace it with."""
     from pathlens.models import load_model
 
     known = network.model is None or ".py:" in network.model

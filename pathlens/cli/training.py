@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as jsonlib
 import os
 import re
 import time
@@ -12,8 +11,6 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from pathlens.cli import options as o
 from pathlens.cli.initialised import Init, Standardise, check_init, initialised
@@ -32,126 +29,60 @@ from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
     from pathlens.data import ImageData
-    from pathlens.runtime.processes import Processes
-    from pathlens.training import Recipe, Rule, Trained
+    from pathlens.results.result import Row
+    from pathlens.training import Recipe, Rule
 
-_PATHS, _RECIPE, _RUN, _DATA = "Paths", "Recipe", "Run", "Data"
-
-
-class Rescale(StrEnum):
-    """Where survival probabilities enter."""
-
-    test = "test"
-    train = "train"
-    none = "none"
-
-
-class Per(StrEnum):
-    """What a draw of stochastic depth holds for."""
-
-    batch = "batch"
-    sample = "sample"
-
-
-class Optimizer(StrEnum):
-    """Optimizers."""
-
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    """Learning rate schedules."""
-
-    step = "step"
-    cosine = "cosine"
-    constant = "constant"
-
-
-def _of(panel: str, help_text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
-
-
-Paths = Annotated[str, _of(_PATHS, "'full', or give one of the four options below.", metavar="full")]
-Blocks = Annotated[int | None, _of(_PATHS, "Exactly so many random blocks in each batch.", metavar="M")]
-Depth = Annotated[
-    str | None, _of(_PATHS, "Keep each block at random: linear:P or uniform:P, P for the last block.", metavar="RULE")
-]
-Lengths = Annotated[str | None, _of(_PATHS, "Gradient through paths of these lengths alone.", metavar="A:B")]
-Effective = Annotated[int | None, _of(_PATHS, "Gradient through paths of at most so many blocks.", metavar="L")]
-PerOption = Annotated[Per, _of(_PATHS, "Whether stochastic depth draws for a batch or for each image.")]
-RescaleOption = Annotated[
-    Rescale, _of(_PATHS, "Survival probabilities of random blocks: folded into the weights, divided by, or neither.")
-]
-Epochs = Annotated[int | None, _of(_RECIPE, "Passes over the images. Default: 60 for digits, else 200.", min=1)]
-BatchSize = Annotated[int | None, _of(_RECIPE, "Images in a step, over all processes. Default: 64, 128.", min=1)]
-OptimizerOption = Annotated[Optimizer | None, _of(_RECIPE, "Default: sgd.")]
-Lr = Annotated[float | None, _of(_RECIPE, "Learning rate. Default: 0.1.")]
-Momentum = Annotated[float | None, _of(_RECIPE, "Default: 0.9.")]
-Nesterov = Annotated[bool | None, _of(_RECIPE, "Nesterov's momentum. Default: yes.", "--nesterov/--no-nesterov")]
-Decay = Annotated[float | None, _of(_RECIPE, "Weight decay. Default: 1e-3 for digits, else 1e-4.")]
-ScheduleOption = Annotated[
-    Schedule | None, _of(_RECIPE, "Learning rate schedule. Default: cosine for digits, else step.")
-]
-Milestones = Annotated[str | None, _of(_RECIPE, "Shares of the training. Default: 0.5,0.75.", metavar="A,B")]
-Gamma = Annotated[float | None, _of(_RECIPE, "Factor at a milestone. Default: 0.1.")]
-Warmup = Annotated[float | None, _of(_RECIPE, "Epochs of linear warm-up. Default: 5 for digits, else 1.")]
-Crop = Annotated[int | None, _of(_RECIPE, "Zeros around an image before a random crop. Default: 1, 4.", min=0)]
-Flip = Annotated[bool | None, _of(_RECIPE, "Mirror images at random. Default: not for digits.", "--flip/--no-flip")]
-Smoothing = Annotated[float | None, _of(_RECIPE, "Label smoothing. Default: 0.")]
-Weights = Annotated[
-    str, _of("Network", "Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
-]
-Validation = Annotated[
-    int | None,
-    _of(
-        _DATA,
-        "Training images to hold out and watch. Default: the data's own validation split, else a tenth.",
-        metavar="N",
-        min=0,
-    ),
-]
-Test = Annotated[bool, _of(_DATA, "Read the test split once, at the end.", "--test/--no-test")]
-Out = Annotated[
-    Path | None, _of(_RUN, "Run folder: weights, checkpoint, history. Default: runs/MODEL-seedN.", metavar="DIR")
-]
-Resume = Annotated[bool, _of(_RUN, "Go on with the run in --out, if there is one.", "--resume")]
-Keep = Annotated[str | None, _of(_RUN, "Keep the weights after these epochs, such as 0:200:20.", metavar="RANGE")]
-Seconds = Annotated[float, _of(_RUN, "Between checkpoints inside an epoch.", min=0)]
-Compile = Annotated[bool, _of(_RUN, "Compile the blocks with torch.compile.", "--compile")]
-Sync = Annotated[
-    bool, _of(_RUN, "Batch norms see the images of all processes.", "--sync-batch-norm/--no-sync-batch-norm")
-]
-Board = Annotated[bool, _of(_RUN, "Also write TensorBoard events into the run folder.", "--tensorboard")]
+Rescale = StrEnum("Rescale", "test train none")
+Per = StrEnum("Per", "batch sample")
+Optimizer = StrEnum("Optimizer", "sgd adamw")
+Schedule = StrEnum("Schedule", "step cosine constant")
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
     """All options of a training."""
 
-    paths: Paths = "full"
-    blocks_per_batch: Blocks = None
-    stochastic_depth: Depth = None
-    path_lengths: Lengths = None
-    effective_depth: Effective = None
-    per: PerOption = Per.batch
-    rescale: RescaleOption = Rescale.test
-    epochs: Epochs = None
-    batch_size: BatchSize = None
-    optimizer: OptimizerOption = None
-    lr: Lr = None
-    momentum: Momentum = None
-    nesterov: Nesterov = None
-    weight_decay: Decay = None
-    schedule: ScheduleOption = None
-    milestones: Milestones = None
-    gamma: Gamma = None
-    warmup: Warmup = None
-    crop: Crop = None
-    flip: Flip = None
-    label_smoothing: Smoothing = None
+    paths: Annotated[str, o.option("'full', or give one of the four options below.", metavar="full")] = "full"
+    blocks_per_batch: Annotated[int | None, o.option("Exactly so many random blocks in each batch.", metavar="M")] = (
+        None
+    )
+    stochastic_depth: Annotated[
+        str | None,
+        o.option("Keep each block at random: linear:P or uniform:P, P for the last block.", metavar="RULE"),
+    ] = None
+    path_lengths: Annotated[str | None, o.option("Gradient through paths of these lengths alone.", metavar="A:B")] = (
+        None
+    )
+    effective_depth: Annotated[
+        int | None, o.option("Gradient through paths of at most so many blocks.", metavar="L")
+    ] = None
+    per: Annotated[Per, o.option("Whether stochastic depth draws for a batch or for each image.")] = Per.batch
+    rescale: Annotated[
+        Rescale,
+        o.option("Survival probabilities of random blocks: folded into the weights, divided by, or neither."),
+    ] = Rescale.test
+    epochs: Annotated[int | None, o.option("Passes over the images. Default: 60 for digits, else 200.", min=1)] = None
+    batch_size: Annotated[int | None, o.option("Images in a step, over all processes. Default: 64, 128.", min=1)] = None
+    optimizer: Annotated[Optimizer | None, o.option("Default: sgd.")] = None
+    lr: Annotated[float | None, o.option("Learning rate. Default: 0.1.")] = None
+    momentum: Annotated[float | None, o.option("Default: 0.9.")] = None
+    nesterov: Annotated[bool | None, o.option("Nesterov's momentum. Default: yes.", "--nesterov/--no-nesterov")] = None
+    weight_decay: Annotated[float | None, o.option("Weight decay. Default: 1e-3 for digits, else 1e-4.")] = None
+    schedule: Annotated[Schedule | None, o.option("Learning rate schedule. Default: cosine for digits, else step.")] = (
+        None
+    )
+    milestones: Annotated[str | None, o.option("Shares of the training. Default: 0.5,0.75.", metavar="A,B")] = None
+    gamma: Annotated[float | None, o.option("Factor at a milestone. Default: 0.1.")] = None
+    warmup: Annotated[float | None, o.option("Epochs of linear warm-up. Default: 5 for digits, else 1.")] = None
+    crop: Annotated[int | None, o.option("Zeros around an image before a random crop. Default: 1, 4.", min=0)] = None
+    flip: Annotated[bool | None, o.option("Mirror images at random. Default: not for digits.", "--flip/--no-flip")] = (
+        None
+    )
+    label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
     model: o.Model = None
-    weights: Weights = "random"
+    weights: Annotated[
+        str, o.option("Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
+    ] = "random"
     init: Init = None
     standardise: Standardise = False
     data: o.Data = None
@@ -160,18 +91,34 @@ class TrainingOptions:
     mean: o.Mean = None
     std: o.Std = None
     download: o.Download = False
-    validation: Validation = None
-    test: Test = True
+    validation: Annotated[
+        int | None,
+        o.option(
+            "Training images to hold out and watch. Default: the data's own validation split, else a tenth.",
+            metavar="N",
+            min=0,
+        ),
+    ] = None
+    test: Annotated[bool, o.option("Read the test split once, at the end.", "--test/--no-test")] = True
     device: o.DeviceOption = o.Device.auto
     dtype: o.DtypeOption = o.Dtype.float32
     seed: o.Seed = 0
-    out: Out = None
-    resume: Resume = False
-    keep_epochs: Keep = None
-    checkpoint_seconds: Seconds = 300.0
-    compile: Compile = False
-    sync_batch_norm: Sync = True
-    tensorboard: Board = False
+    out: Annotated[
+        Path | None,
+        o.option("Run folder: weights, checkpoint, history. Default: runs/MODEL-seedN.", metavar="DIR"),
+    ] = None
+    resume: Annotated[bool, o.option("Go on with the run in --out, if there is one.", "--resume")] = False
+    keep_epochs: Annotated[
+        str | None, o.option("Keep the weights after these epochs, such as 0:200:20.", metavar="RANGE")
+    ] = None
+    checkpoint_seconds: Annotated[float, o.option("Between checkpoints inside an epoch.", min=0)] = 300.0
+    compile: Annotated[bool, o.option("Compile the blocks with torch.compile.", "--compile")] = False
+    sync_batch_norm: Annotated[
+        bool, o.option("Batch norms see the images of all processes.", "--sync-batch-norm/--no-sync-batch-norm")
+    ] = True
+    tensorboard: Annotated[bool, o.option("Also write TensorBoard events into the run folder.", "--tensorboard")] = (
+        False
+    )
     json: o.Json = False
     quiet: o.Quiet = False
 
@@ -188,6 +135,7 @@ def train(options: TrainingOptions) -> None:
     keep = parse_range(options.keep_epochs, "keep-epochs") or ()
     import torch
 
+    from pathlens.cli.show import show
     from pathlens.models import load_model
     from pathlens.report import provenance, write_run
     from pathlens.runtime import processes
@@ -230,10 +178,10 @@ def train(options: TrainingOptions) -> None:
         with (
             progress_bar("train", shown, notes) as progress,
             foreign_output(),
-            _board(options.tensorboard, folder, group) as board,
+            _board(options.tensorboard and group.is_main, folder) as board,
         ):
 
-            def on_epoch(row: dict[str, Any]) -> None:
+            def on_epoch(row: Row) -> None:
                 if board is not None:
                     board(row)
                 if shown:
@@ -275,7 +223,9 @@ def train(options: TrainingOptions) -> None:
             if initialisation is not None:
                 tables["initialisation"] = initialisation
             write_run(folder, tables, {"history": figures.training(trained.history)}, manifest)
-            _show(trained, options)
+            show(trained.result, "result", options.json)
+            if not (options.json or quiet):
+                say(f"wrote {trained.weights} and the run's tables beside it")
 
 
 def _rule(options: TrainingOptions) -> Rule:
@@ -304,7 +254,7 @@ def _rule(options: TrainingOptions) -> Rule:
 
 
 def _changes(options: TrainingOptions) -> dict[str, Any]:
-    """What is given of a recipe; None stands for the recipe's own."""
+    """Fields of the recipe that the command line sets; None leaves the default."""
     from pathlens.training import Recipe
 
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
@@ -330,27 +280,28 @@ def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageD
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
-    data, wanted = opened("train", options.limit), options.validation
+    data, held_out = opened("train", options.limit), options.validation
     watched: ImageData | None = None
-    if wanted is None:
+    if held_out is None:
         try:
             watched = other("validation")
         except MissingSplitError:
-            wanted = max(data.n // 10, len(set(data.labels.tolist())))
+            held_out = max(data.n // 10, len(set(data.labels.tolist())))
     tested: ImageData | None = None
     if options.test:
         try:
             tested = other("test")
         except MissingSplitError as error:
             raise MissingSplitError(f"{error}; give --no-test to train without test images") from error
-    if wanted:
-        data, watched = hold_out(data, wanted)
+    if held_out:
+        data, watched = hold_out(data, held_out)
     return data, watched, tested
 
 
 @contextlib.contextmanager
-def _board(wanted: bool, folder: Path, group: Processes) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    if not wanted or not group.is_main:
+def _board(enabled: bool, folder: Path) -> Iterator[Callable[[Row], None] | None]:
+    """A function that writes a row of the history as TensorBoard events; None where it is not enabled."""
+    if not enabled:
         yield None
         return
     try:
@@ -361,7 +312,7 @@ def _board(wanted: bool, folder: Path, group: Processes) -> Iterator[Callable[[d
         ) from error
     with SummaryWriter(os.fspath(folder / "tensorboard")) as writer:
 
-        def write(row: dict[str, Any]) -> None:
+        def write(row: Row) -> None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name not in ("epoch", "step"):
                     writer.add_scalar(name, value, row["epoch"])
@@ -373,23 +324,10 @@ def _words(recipe: Recipe) -> str:
     return f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"
 
 
-def _line(row: dict[str, Any], recipe: Recipe) -> str:
+def _line(row: Row, recipe: Recipe) -> str:
     loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
     watched = "" if row["validation_error"] is None else f", validation error {100 * row['validation_error']:.2f} %"
     return (
         f"epoch {row['epoch']} of {recipe.epochs}: loss {loss}, error as trained {100 * row['train_error']:.2f} %"
         f"{watched}, {row['images_per_second']:.0f} images/s"
     )
-
-
-def _show(trained: Trained, options: TrainingOptions) -> None:
-    if options.json:
-        print(jsonlib.dumps(trained.result.to_json_object(), allow_nan=False))
-        return
-    print(f"{'split':12}{'images':>8}{'error %':>10}{'95 % interval':>18}{'loss':>10}")
-    for row in trained.result.rows:
-        interval = f"{100 * float(row['error_low'] or 0):.2f} - {100 * float(row['error_high'] or 0):.2f}"
-        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
-        print(f"{row['split']:12}{row['n']:>8}{100 * float(row['error'] or 0):>10.2f}{interval:>18}{loss:>10}")
-    if not options.quiet:
-        say(f"wrote {trained.weights} and the run's tables beside it")

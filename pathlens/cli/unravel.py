@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
-
 from pathlens.cli import options as o
 from pathlens.cli.progress import say, waiting
 from pathlens.cli.setting import foreign_output
@@ -26,101 +24,53 @@ if TYPE_CHECKING:
 
 _LATTICE = "lattice.parquet"
 
-
-class Kind(StrEnum):
-    """Which view."""
-
-    dag = "dag"
-    tree = "tree"
-    lattice = "lattice"
-    equation = "equation"
-
-
-class Format(StrEnum):
-    """How it is written."""
-
-    text = "text"
-    json = "json"
-    graphml = "graphml"
-    dot = "dot"
-    svg = "svg"
-    png = "png"
-    pdf = "pdf"
-    html = "html"
-    latex = "latex"
-
-
-class Detail(StrEnum):
-    """What a dag shows."""
-
-    merges = "merges"
-    blocks = "blocks"
-
-
-class Arrange(StrEnum):
-    """Where a picture of a dag puts its nodes."""
-
-    auto = "auto"
-    rows = "rows"
-    graphviz = "graphviz"
-    layers = "layers"
-
+Kind = StrEnum("Kind", "dag tree lattice equation")
+Format = StrEnum("Format", "text json graphml dot svg png pdf html latex")
+Detail = StrEnum("Detail", "merges blocks")
+Arrange = StrEnum("Arrange", "auto rows graphviz layers")
 
 _ENDINGS = {".txt": "text", ".tex": "latex", ".gv": "dot", ".htm": "html"} | {f".{f.value}": f.value for f in Format}
-_PICTURES = (Format.svg, Format.png, Format.pdf)
 _OF_EQUATIONS = (Format.text, Format.latex)
-
-KindOption = Annotated[
-    Kind,
-    typer.Option(
-        "--kind",
-        help="dag: the network as it is; tree: each path of its own; lattice: block by path length; equation.",
-    ),
-]
-Blocks = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FIRST:LAST",
-        help="Window of a tree, lattice or equation, both ends included, unlike Python's range. Default: all.",
-    ),
-]
-FormatOption = Annotated[
-    Format | None,
-    typer.Option(
-        "--format",
-        "-f",
-        help="text (a summary, or the equation), latex (equations only), html (an interactive page), or a file. "
-        "Default: what --out ends with.",
-    ),
-]
-OutFile = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Write there. Default: standard output, for texts.")
-]
-GradientsOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="RUN", help="Weight a lattice: a run folder of path-gradients --lattice, or a table of a lattice."
-    ),
-]
-DetailOption = Annotated[
-    Detail,
-    typer.Option("--detail", help="Of a dag: all that is added or concatenated, or blocks as wholes."),
-]
-ArrangeOption = Annotated[
-    Arrange,
-    typer.Option("--layout", help="Of a picture or page of a dag. auto: rows for chains of blocks, else Graphviz."),
-]
 
 
 @o.takes_objects
 def unravel(
-    kind: KindOption = Kind.dag,
-    blocks: Blocks = None,
-    form: FormatOption = None,
-    out: OutFile = None,
-    gradients: GradientsOption = None,
-    detail: DetailOption = Detail.merges,
-    layout: ArrangeOption = Arrange.auto,
+    kind: Annotated[
+        Kind,
+        o.option(
+            "dag: the network as it is; tree: each path of its own; lattice: block by path length; equation.", "--kind"
+        ),
+    ] = Kind.dag,
+    blocks: Annotated[
+        str | None,
+        o.option(
+            "Window of a tree, lattice or equation, both ends included, unlike Python's range. Default: all.",
+            metavar="FIRST:LAST",
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None,
+        o.option(
+            "text (a summary, or the equation), latex (equations only), html (an interactive page), or a file. "
+            "Default: what --out ends with.",
+            "--format",
+            "-f",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, o.option("Write there. Default: standard output, for texts.", "--out", metavar="FILE")
+    ] = None,
+    gradients: Annotated[
+        Path | None,
+        o.option("Weight a lattice: a run folder of path-gradients --lattice, or a table of a lattice.", metavar="RUN"),
+    ] = None,
+    detail: Annotated[
+        Detail, o.option("Of a dag: all that is added or concatenated, or blocks as wholes.", "--detail")
+    ] = Detail.merges,
+    layout: Annotated[
+        Arrange,
+        o.option("Of a picture or page of a dag. auto: rows for chains of blocks, else Graphviz.", "--layout"),
+    ] = Arrange.auto,
     *,
     network: o.Network,
     input_shape: InputShape = None,
@@ -132,7 +82,7 @@ def unravel(
     Any network has a dag, with concatenations and nested additions; the other views are of chains of residual blocks.
     """
     shape, window = parse_shape(input_shape), _window(blocks)
-    wanted = _format(form, out, kind)
+    target = _format(form, out, kind)
     if gradients is not None and kind != Kind.lattice:
         raise UsageError(f"--gradients belong to --kind lattice, not to {kind.value}")
     if window is not None and kind == Kind.dag:
@@ -141,13 +91,15 @@ def unravel(
     loaded, example = loaded_network(network, seed, shape)
     if norms is not None:
         _check_network(norms, loaded, gradients)
-    data = _made(loaded.model.eval(), example, kind, wanted, window, norms, detail, layout, network.output, not quiet)
+    data = _content(
+        loaded.model.eval(), example, kind, target, window, norms, detail, layout, network.output, not quiet
+    )
     if not quiet:
         for note in loaded.notes:
             say(note)
     if out is None:
         text = data.decode()
-        if wanted in _OF_EQUATIONS:
+        if target in _OF_EQUATIONS:
             text = "\n".join(map(printable, text.split("\n")))
         sys.stdout.write(text)
         return
@@ -158,11 +110,11 @@ def unravel(
         say(f"wrote {out}")
 
 
-def _made(
+def _content(
     model: nn.Module,
     example: torch.Tensor,
     kind: Kind,
-    wanted: Format,
+    target: Format,
     window: tuple[int, int] | None,
     norms: Table | None,
     detail: Detail,
@@ -170,14 +122,14 @@ def _made(
     output: str | None,
     shows: bool,
 ) -> bytes:
-    """What is to be written."""
+    """The bytes to be written in the target format."""
     from pathlens import graph as graphs
 
     with waiting(f"tracing {type(model).__name__}", shows), foreign_output():
         view = graphs.as_view(model, example, output)
     if kind == Kind.equation:
-        return graphs.equation(view, "latex" if wanted == Format.latex else "text", window).encode()
-    made = graphs.unravel(
+        return graphs.equation(view, "latex" if target == Format.latex else "text", window).encode()
+    graph = graphs.unravel(
         view, kind=cast(Any, kind.value), blocks=window, detail=cast(Any, detail.value), gradients=norms
     )
     writers: dict[Format, Callable[[nx.DiGraph], bytes]] = {
@@ -186,16 +138,16 @@ def _made(
         Format.dot: graphs.to_dot,
         Format.text: lambda graph: _summary(graph).encode(),
     }
-    if wanted in writers:
-        return writers[wanted](made)
-    if wanted == Format.html:
+    if target in writers:
+        return writers[target](graph)
+    if target == Format.html:
         from pathlens.pages import graph_html
 
-        return graph_html(made, layout.value)
+        return graph_html(graph, layout.value)
     from pathlens import figures
 
-    drawn = figures.unraveled(made, layout=layout.value)
-    return figures.files(drawn, "graph", (wanted.value,))[f"graph.{wanted.value}"]
+    figure = figures.unraveled(graph, layout=layout.value)
+    return figures.files(figure, "graph", (target.value,))[f"graph.{target.value}"]
 
 
 def _format(form: Format | None, out: Path | None, kind: Kind) -> Format:
@@ -204,15 +156,15 @@ def _format(form: Format | None, out: Path | None, kind: Kind) -> Format:
     if form is None and out is not None and ending is None:
         known = ", ".join(sorted(_ENDINGS))
         raise UsageError(f"--out {out}: the ending {out.suffix or '(none)'} says no format; give --format or {known}")
-    wanted = form or Format(ending or "text")
-    if ending is not None and wanted != ending:
-        raise UsageError(f"--format {wanted.value} and --out {out} do not agree; give one of them, or the same")
-    if (kind == Kind.equation) != (wanted in _OF_EQUATIONS) and wanted != Format.text:
+    target = form or Format(ending or "text")
+    if ending is not None and target != ending:
+        raise UsageError(f"--format {target.value} and --out {out} do not agree; give one of them, or the same")
+    if (kind == Kind.equation) != (target in _OF_EQUATIONS) and target != Format.text:
         fitting = ", ".join(f.value for f in Format if (f in _OF_EQUATIONS) == (kind == Kind.equation) or f == "text")
-        raise UsageError(f"--format {wanted.value} is not for --kind {kind.value}; give one of {fitting}")
-    if out is None and wanted in (Format.png, Format.pdf):
-        raise UsageError(f"--format {wanted.value} is no text; give --out FILE")
-    return wanted
+        raise UsageError(f"--format {target.value} is not for --kind {kind.value}; give one of {fitting}")
+    if out is None and target in (Format.png, Format.pdf):
+        raise UsageError(f"--format {target.value} is no text; give --out FILE")
+    return target
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
@@ -252,14 +204,14 @@ def _check_network(norms: Table, loaded: LoadedModel, place: Path | None) -> Non
 
 def _summary(graph: nx.DiGraph) -> str:
     """What a reader wants to know of a graph without drawing it."""
-    facts: dict[str, Any] = graph.graph
-    parts = [f"{facts['network']}, {facts['kind']}: {len(graph)} nodes, {graph.number_of_edges()} edges"]
-    if facts["kind"] != "dag":
-        parts[0] += f", blocks {facts['first']} to {facts['last']}"
-    elif facts["n_skips_add"] or facts["n_skips_concat"]:
-        parts.append(f"skips: {facts['n_skips_add']} added, {facts['n_skips_concat']} concatenated")
-    parts.append(f"paths from input to output: {facts['n_paths']}")
-    lengths = facts["n_paths_by_length"]
+    about = graph.graph
+    parts = [f"{about['network']}, {about['kind']}: {len(graph)} nodes, {graph.number_of_edges()} edges"]
+    if about["kind"] != "dag":
+        parts[0] += f", blocks {about['first']} to {about['last']}"
+    elif about["n_skips_add"] or about["n_skips_concat"]:
+        parts.append(f"skips: {about['n_skips_add']} added, {about['n_skips_concat']} concatenated")
+    parts.append(f"paths from input to output: {about['n_paths']}")
+    lengths = about["n_paths_by_length"]
     width = max(len(str(count)) for count in lengths)
     parts += ["", f"length  {'paths':>{max(5, width)}}"]
     parts += [f"{length:>6}  {count:>{max(5, width)}}" for length, count in enumerate(lengths) if count]

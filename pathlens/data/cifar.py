@@ -12,7 +12,7 @@ import torch
 
 from pathlens.data.images import ImageData, Normalisation
 from pathlens.data.sources import ArraySource, EncodedSource, PixelSource
-from pathlens.errors import DataError, MissingSplitError
+from pathlens.errors import DataError, MissingSplitError, one_line
 
 CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR-10 training-set constants")
 CIFAR100 = Normalisation((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR-100 training-set constants")
@@ -31,8 +31,8 @@ def open_cifar(
     torchvision checks the files against their published MD5 before it reads them.
 
     Raises:
-        MissingSplitError: There is no such split.
-        DataError: The files are missing or damaged and ``download`` is not given or fails.
+        MissingSplitError: there is no such split.
+        DataError: the files are missing or damaged and ``download`` is not given or fails.
     """
     from torchvision import datasets
 
@@ -52,8 +52,9 @@ def open_cifar(
             try:
                 loaded = kind(str(folder), train=split == "train", download=True)
             except (OSError, RuntimeError) as failure:
-                reason = " ".join(str(failure).split())
-                raise DataError(f"{name} could not be downloaded to {folder} ({reason}); try again") from failure
+                raise DataError(
+                    f"{name} could not be downloaded to {folder} ({one_line(failure)}); try again"
+                ) from failure
     labels = torch.tensor(loaded.targets, dtype=torch.int64)
     n = len(labels) if limit is None else min(limit, len(labels))
     return ImageData(

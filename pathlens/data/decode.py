@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from pathlens.errors import DataError
+from pathlens.errors import DataError, one_line
 
 Item = bytes | Path | np.ndarray
 """An image that is not decoded yet: the bytes of a file, the path of one, or pixels (H, W, C) or (H, W)."""
 
 GREY_MODES = frozenset({"1", "L"})
-# Pillow would clip these to 8 bits without a word.
+# Pillow would clip images of these modes to 8 bits without a warning.
 _DEEP_MODES = ("I", "F")
 # The formats of torchvision's image folders, and GIF. Others are not tried: Pillow hands EPS to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-# What Pillow's plug-ins for them raise on damaged files, beside UnidentifiedImageError (an OSError): found by fuzzing.
+# Errors that Pillow's plug-ins for these formats raise on damaged files, found by fuzzing.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -46,7 +46,7 @@ def open_image(item: Item, where: str) -> Image.Image:
     """Read the header of an image; its pixels are decoded on first use.
 
     Raises:
-        DataError: The item is no image, or has more pixels than Pillow's limit for images from strangers.
+        DataError: the item is no image, or has more pixels than Pillow's limit for images from strangers.
     """
     with _damage_named(where):
         if isinstance(item, Path) and not stat.S_ISREG(os.stat(item).st_mode):  # a pipe would never end
@@ -63,9 +63,9 @@ def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
     with ``resize_size=256``.
 
     Raises:
-        DataError: The resized image would be absurdly large, because the size is or because the image is so narrow.
+        DataError: the resized image would be absurdly large, because the size is or because the image is so narrow.
     """
-    # torchvision takes seconds to import, which images of their own size are spared
+    # imported here, because torchvision takes seconds to import and only resizing needs it
     from torchvision.transforms import functional
 
     short = max(1, image_size * 256 // 224)
@@ -82,22 +82,22 @@ def to_pixels(item: Item, where: str, channels: int, image_size: int | None) -> 
     """Decode one image.
 
     Args:
-        item: The encoded image.
-        where: Its name in messages.
+        item: the encoded image.
+        where: its name in messages.
         channels: 1 (grey) or 3 (RGB; grey, palette and CMYK images are converted, an alpha channel is dropped).
-        image_size: Side of the result, see :func:`resized`; None keeps the size.
+        image_size: side of the result, see :func:`resized`; None keeps the size.
 
     Returns:
         uint8 of shape (channels, height, width).
 
     Raises:
-        DataError: The image cannot be decoded, or has more than 8 bits a channel.
+        DataError: the image cannot be decoded, or has more than 8 bits a channel.
     """
     with open_image(item, where) as image:
         if image.mode.startswith(_DEEP_MODES):
             raise DataError(f"{where}: the image has mode {image.mode}, more than 8 bits a channel; write it as 8 bits")
         with _damage_named(where):
-            # By way of RGBA, or Pillow complains about a palette's transparent entries.
+            # Through RGBA, because Pillow warns about transparent entries of a palette.
             plain = image.convert("RGBA") if "transparency" in image.info else image
             plain = plain.convert("RGB" if channels == 3 else "L")
         if image_size is not None:
@@ -115,16 +115,16 @@ def decode_many(
     """Decode images of one shape, in threads.
 
     Args:
-        items: The encoded images.
-        where: Position in ``items`` -> name in messages.
-        shape: The (channels, height, width) that each must have.
-        image_size: See :func:`to_pixels`.
+        items: the encoded images.
+        where: position in ``items`` -> name in messages.
+        shape: the (channels, height, width) that each must have.
+        image_size: see :func:`to_pixels`.
 
     Returns:
         uint8 of shape (len(items), *shape).
 
     Raises:
-        DataError: The first image that cannot be decoded or has another shape.
+        DataError: the first image that cannot be decoded or has another shape.
     """
     out = torch.empty((len(items), *shape), dtype=torch.uint8)
     target = out.numpy()
@@ -175,5 +175,6 @@ def _damage_named(where: str) -> Iterator[None]:
         known = ", ".join(_FORMATS)
         raise DataError(f"{where}: not an image in a known format ({known}); remove it or write it anew") from error
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: the image cannot be decoded ({reason}); remove it or write it anew") from error
+        raise DataError(
+            f"{where}: the image cannot be decoded ({one_line(error)}); remove it or write it anew"
+        ) from error

@@ -70,10 +70,10 @@ def _stratified(rows: np.ndarray, targets: np.ndarray, held_out: int) -> tuple[n
     rng = np.random.RandomState(0)
     _, classes, counts = np.unique(targets[rows], return_inverse=True, return_counts=True)
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
-    kept = _shares(counts, len(rows) - held_out, rng)
-    others = _shares(counts - kept, held_out, rng)
+    remaining = _shares(counts, len(rows) - held_out, rng)
+    held = _shares(counts - remaining, held_out, rng)
     parts: tuple[list[int], list[int]] = ([], [])
-    for inside, first, second in zip(members, kept, others, strict=True):
+    for inside, first, second in zip(members, remaining, held, strict=True):
         mixed = inside[rng.permutation(len(inside))]
         parts[0].extend(mixed[:first])
         parts[1].extend(mixed[first : first + second])
@@ -81,11 +81,11 @@ def _stratified(rows: np.ndarray, targets: np.ndarray, held_out: int) -> tuple[n
     return rows[first_part], rows[second_part]
 
 
-def _shares(counts: np.ndarray, wanted: int, rng: np.random.RandomState) -> np.ndarray:
+def _shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.ndarray:
     """How many to take of each class; what rounding leaves goes to the largest remainders, ties at random."""
-    exact = counts / counts.sum() * wanted
+    exact = counts / counts.sum() * total
     taken = np.floor(exact)
-    missing = int(wanted - taken.sum())
+    missing = int(total - taken.sum())
     for remainder in np.unique(exact - taken)[::-1]:
         if missing == 0:
             break

@@ -31,8 +31,8 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     animation the first frame is taken, and an orientation in EXIF data is left alone, as torchvision does.
 
     Raises:
-        MissingSplitError: The folder has folders for splits, and none for this one.
-        DataError: The folder is missing, or has no class folders, or a class folder has no images or leads back to it.
+        MissingSplitError: the folder has folders for splits, and none for this one.
+        DataError: the folder is missing, or has no class folders, or a class folder has no images or leads back to it.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -75,19 +75,19 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
 
 def _place(folder: Path, split: str) -> tuple[Path, str]:
     """The folder that holds the class folders, and the split it is."""
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for name, aliases in SPLITS.items():
         for alias in aliases:
             # A class may be called "train" (the vehicle): its folder holds images and no folders.
-            if name not in found and (folder / alias).is_dir() and any(p.is_dir() for p in (folder / alias).iterdir()):
-                found[name] = folder / alias
-    if not found:
+            if name not in places and (folder / alias).is_dir() and any(p.is_dir() for p in (folder / alias).iterdir()):
+                places[name] = folder / alias
+    if not places:
         return folder, split_of(folder.name) or split
-    if split == "test" and "test" not in found and "validation" in found:
+    if split == "test" and "test" not in places and "validation" in places:
         split = "validation"
-    if split not in found:
-        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(found))}")
-    return found[split], split
+    if split not in places:
+        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(places))}")
+    return places[split], split
 
 
 def _files_by_class(place: Path) -> dict[str, list[Path]]:
@@ -97,25 +97,25 @@ def _files_by_class(place: Path) -> dict[str, list[Path]]:
     def unreadable(error: OSError) -> None:
         raise error
 
-    found: dict[str, list[Path]] = {}
+    classes: dict[str, list[Path]] = {}
     with os.scandir(place) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     for name in names:
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(place / name)):
             raise DataError(f"{place / name} is a link to a folder that it lies in; remove it")
-        found[name] = [
+        classes[name] = [
             Path(folder, file)
-            # A link to a folder above, followed, would give the same images again and again.
+            # Links are not followed: one to a folder above would yield the same images endlessly.
             for folder, _, files in sorted(os.walk(place / name, onerror=unreadable, followlinks=False))
             for file in sorted(files)
             if file.lower().endswith(IMG_EXTENSIONS)
         ]
-    if not found:
+    if not classes:
         raise DataError(f"{place} has no class folders; put the images of each class into a subfolder")
-    empty = [name for name, files in found.items() if not files]
+    empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(
-            f"{place} has no images in {len(empty)} of its {len(found)} class folders ('{empty[0]}'); fill or remove "
+            f"{place} has no images in {len(empty)} of its {len(classes)} class folders ('{empty[0]}'); fill or remove "
             f"them (file types {', '.join(IMG_EXTENSIONS)}; links to folders inside a class are not followed)"
         )
-    return found
+    return classes

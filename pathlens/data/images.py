@@ -52,12 +52,12 @@ class ImageData:
     """Images and labels in a fixed order; row ``i`` is the same image in every run.
 
     Attributes:
-        name: Name of the data set, for tables.
+        name: name of the data set, for tables.
         split: ``train``, ``validation`` or ``test``.
-        n: Rows in use, after the limit.
-        total: Rows of the split.
-        num_classes: Number of classes that the data set states, else its largest label plus one.
-        class_names: Their names in order, where the data set states them.
+        n: rows in use, after the limit.
+        total: rows of the split.
+        num_classes: number of classes that the data set states, else its largest label plus one.
+        class_names: their names in order, where the data set states them.
         labels: int64 of shape (n,), on the CPU.
     """
 
@@ -164,18 +164,18 @@ class ImageData:
         """Rows ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
 
         Args:
-            index: Number of the batch, from 0.
-            batch_size: Rows in a batch.
-            mean: Subtracted from pixels in [0, 1], a number for each channel; the data set's own where None.
-            std: Divides the difference; the data set's own where None.
-            device: Where the batch is put. A set that is kept in memory stays there from the first use on.
-            dtype: Floating type of the images; they are normalised in float32 (float64 for float64) and then rounded.
+            index: number of the batch, from 0.
+            batch_size: rows in a batch.
+            mean: subtracted from pixels in [0, 1], a number for each channel; the data set's own where None.
+            std: divides the difference; the data set's own where None.
+            device: where the batch is put. A set that is kept in memory stays there from the first use on.
+            dtype: floating type of the images; they are normalised in float32 (float64 for float64) and then rounded.
 
         Returns:
             The batch: images (N, C, H, W), labels (N,).
 
         Raises:
-            DataError: No such batch, a mean or std that does not fit the channels, or an image that cannot be decoded.
+            DataError: no such batch, a mean or std that does not fit the channels, or an image that cannot be decoded.
         """
         count = self.num_batches(batch_size)
         if not 0 <= index < count:
@@ -210,12 +210,12 @@ class ImageData:
         """All batches in order; errors as of :meth:`batch`.
 
         Args:
-            batch_size: Rows in a batch.
-            mean: Subtracted from pixels in [0, 1], a number for each channel; the data set's own where None.
-            std: Divides the difference; the data set's own where None.
-            device: Where the batches are put.
-            dtype: Floating type of the images.
-            start: Number of the first batch.
+            batch_size: rows in a batch.
+            mean: subtracted from pixels in [0, 1], a number for each channel; the data set's own where None.
+            std: divides the difference; the data set's own where None.
+            device: where the batches are put.
+            dtype: floating type of the images.
+            start: number of the first batch.
         """
         for index in range(start, self.num_batches(batch_size)):
             yield self.batch(index, batch_size, mean=mean, std=std, device=device, dtype=dtype)
@@ -239,8 +239,8 @@ class ImageData:
             here = indices.to(device)
             return pixels[here], labels[here]
         with ThreadPoolExecutor() as threads:
-            found = list(threads.map(lambda row: self._source.pixels(row, row + 1), indices.tolist()))
-        return torch.cat(found).to(device), self.labels[indices].to(device)
+            rows = list(threads.map(lambda row: self._source.pixels(row, row + 1), indices.tolist()))
+        return torch.cat(rows).to(device), self.labels[indices].to(device)
 
     @property
     def scale(self) -> int:
@@ -283,8 +283,8 @@ class ImageData:
             )
         held = torch.tensor(numbers, dtype=torch.float64).float()  # in which pixels are normalised
         if not held.isfinite().all() or (what == "std" and held.min() <= 0):
-            wanted = "positive finite" if what == "std" else "finite"
-            raise DataError(f"{what} {numbers}: give {wanted} numbers")
+            kind = "positive finite" if what == "std" else "finite"
+            raise DataError(f"{what} {numbers}: give {kind} numbers")
         return numbers
 
 
@@ -317,7 +317,7 @@ def check_labels(data: ImageData, num_classes: int) -> None:
         num_classes: outputs of the model.
 
     Raises:
-        DataError: A label is outside the model's classes; the message names the first such row.
+        DataError: a label is outside the model's classes; the message names the first such row.
     """
     outside = (data.labels >= num_classes).nonzero()
     if len(outside):

@@ -1,4 +1,4 @@
-"""From what the user writes after ``--data`` to an image set."""
+"""Opening a data set by the text that users give as ``--data``."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def open_data(
             image data sets) or ``imagefolder:DIR`` (one subfolder for each class).
         split: ``train``, ``validation`` or ``test``. A single parquet file, or an image folder that is itself called
             like a split, says by its name which split it is.
-        limit: Use the first ``limit`` rows only; more than there are means all.
-        image_size: Resize the shorter side to ``image_size * 256 // 224`` pixels and keep the central square of
+        limit: use the first ``limit`` rows only; more than there are means all.
+        image_size: resize the shorter side to ``image_size * 256 // 224`` pixels and keep the central square of
             ``image_size``. Default: 224 for ``imagefolder``, no resizing otherwise.
-        download: Allow ``cifar10`` and ``cifar100`` to be fetched where they are missing.
-        root: Folder of ``cifar10`` and ``cifar100``. Default: the environment's ``PATHLENS_DATA``, else
+        download: allow ``cifar10`` and ``cifar100`` to be fetched where they are missing.
+        root: folder of ``cifar10`` and ``cifar100``. Default: the environment's ``PATHLENS_DATA``, else
             ``~/.cache/pathlens/data``.
 
     Returns:
         The image set.
 
     Raises:
-        MissingSplitError: The data set has no such split.
-        DataError: The data set is unknown or missing, or has rows that cannot be used; the message says which.
+        MissingSplitError: the data set has no such split.
+        DataError: the data set is unknown or missing, or has rows that cannot be used; the message says which.
     """
     if not isinstance(spec, str):
         raise DataError(f"data must be text, such as digits or parquet:PATH; found a {type(spec).__name__}")
@@ -58,7 +58,7 @@ def open_data(
         if not path:
             raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
         try:
-            place = Path(os.path.expanduser(path))  # Path.expanduser raises where it knows no home
+            place = Path(os.path.expanduser(path))  # unlike Path.expanduser, does not raise where there is no home
             return (open_parquet if kind == "parquet" else open_folder)(place, split, limit, image_size)
         except OSError as error:
             at = error.filename or path
@@ -80,7 +80,7 @@ def _unknown(spec: str, kind: str) -> str:
         return f"data '{spec}' is unknown; did you mean {' or '.join(close)}? There are {', '.join(SPECS)}"
     place = Path(os.path.expanduser(spec))
     if spec and os.path.exists(place):
-        # no deeper: the path may be that of a whole disk
+        # two levels only, because the path may be that of a whole disk
         parquet = place.is_file() or any(next(place.glob(f"{level}*.parquet"), None) for level in ("", "*/"))
         likely = "parquet" if parquet else "imagefolder"
         return f"data '{spec}' is a path; write {likely}:{spec}"

@@ -20,7 +20,7 @@ from pathlens.data.decode import GREY_MODES, image_warnings, open_image
 from pathlens.data.images import ImageData
 from pathlens.data.sources import EncodedSource
 from pathlens.data.splits import SPLITS, folder_name, split_of
-from pathlens.errors import DataError, MissingSplitError
+from pathlens.errors import DataError, MissingSplitError, one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -30,7 +30,7 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _ROWS_AT_ONCE = 256  # rows of encoded images in memory, however large a row group is
 _BYTES_AT_ONCE = 2**28  # and their bytes, as far as the file states them
 _LARGEST_FETCH = 2**32  # bytes of the encoded images of a batch
-_LARGEST_RATIO = 100  # of a column's bytes unpacked and packed, from _BYTES_AT_ONCE on; encoded images hardly shrink
+_LARGEST_RATIO = 100  # of unpacked to packed bytes of a column above _BYTES_AT_ONCE; encoded images hardly compress
 LARGEST_LABEL = 2**24
 _KNOWN = {"cifar10": (CIFAR10, 10), "cifar10-jpeg": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
 
@@ -44,7 +44,7 @@ def open_parquet(path: Path, split: str, limit: int | None, image_size: int | No
     all images of the split are grey, and become RGB otherwise.
 
     Raises:
-        DataError: A file is missing, not parquet, lacks the columns, or has labels or images that cannot be used.
+        DataError: a file is missing, not parquet, lacks the columns, or has labels or images that cannot be used.
     """
     files, split = find_files(path, split)
     rows = ParquetRows(files)
@@ -83,12 +83,12 @@ def find_files(path: Path, split: str) -> tuple[list[Path], str]:
     """The parquet files of a split in order, and the split that they are.
 
     Raises:
-        MissingSplitError: There are none, or a single file is of another split than the one asked for.
-        DataError: The path does not exist, or a shard is missing.
+        MissingSplitError: there are none, or a single file is of another split than the one asked for.
+        DataError: the path does not exist, or a shard is missing.
     """
     if path.is_file():
         stated = split_of(path.name)
-        # "test" may just be the default, and then the file decides; another split was asked for in so many words.
+        # "test" may be the default, and then the file decides; any other split was given explicitly.
         if stated is not None and split not in (stated, "test"):
             raise MissingSplitError(
                 f"{path} is of the split '{stated}' and '{split}' is asked for; give that split's file"
@@ -127,10 +127,10 @@ class ParquetRows:
     """Rows of parquet files in order, read a few at a time.
 
     Args:
-        files: The files, of one layout.
+        files: the files, of one layout.
 
     Raises:
-        DataError: A file is no parquet file, lacks a column, or there are no rows.
+        DataError: a file is no parquet file, lacks a column, or there are no rows.
     """
 
     def __init__(self, files: list[Path]):
@@ -144,11 +144,13 @@ class ParquetRows:
             if not file.is_file():  # a pipe would never end
                 raise DataError(f"{file} is no regular file; remove it or give one file by its path")
             try:
-                # With both the reader streams; otherwise it would hold a row group's whole column.
+                # With these two options pyarrow streams; otherwise it reads the whole column of a row group.
                 parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
                 columns = _find_columns(parquet.schema_arrow, file)
             except _DAMAGE as error:
-                raise DataError(f"{file} is not a readable parquet file ({_reason(error)}); write it anew") from error
+                raise DataError(
+                    f"{file} is not a readable parquet file ({one_line(error, 200)}); write it anew"
+                ) from error
             self._parquet.append(parquet)
             self._columns.append(columns)
             self._first_row.append(self.total)
@@ -180,7 +182,7 @@ class ParquetRows:
                     "images do not shrink so far: check where it is from"
                 )
             if rows:
-                # Of a dictionary any number of rows may have the longest value, which is no longer than the whole.
+                # With dictionary encoding, every row may have the longest value, which is at most the stated size.
                 at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, size)))
                 self._groups.append(_Group(self.total, rows, number, index, at_once))
                 self.total += rows
@@ -192,7 +194,7 @@ class ParquetRows:
         try:
             features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
             names = features[self._columns[0][1]]["names"]
-        except (ValueError, KeyError, TypeError, RecursionError):  # absent or of another form: they are a courtesy
+        except (ValueError, KeyError, TypeError, RecursionError):  # class names are optional
             return None
         return tuple(map(str, names)) if isinstance(names, list) and names else None
 
@@ -200,13 +202,13 @@ class ParquetRows:
         """All labels, int64 of shape (total,).
 
         Raises:
-            DataError: A label is missing, negative or not a whole number.
+            DataError: a label is missing, negative or not a whole number.
         """
         parts = []
         for file, parquet, (_, column) in zip(self._files, self._parquet, self._columns, strict=True):
             kind = parquet.schema_arrow.types[parquet.schema_arrow.names.index(column)]
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not pa.types.is_integer(kind):  # asked before they are read, because others may unpack to anything
+            if not pa.types.is_integer(kind):  # checked before reading, because other types may unpack to any size
                 raise DataError(f"{file}: column '{column}' is of type {kind}; write labels as whole numbers")
             try:
                 array = parquet.read(columns=[column]).column(0).combine_chunks()
@@ -216,10 +218,12 @@ class ParquetRows:
                     row = pc.index(array.is_null(), True).as_py()
                     raise DataError(f"{file}: row {row} has no label; remove the row or fill in '{column}'")
                 if pa.types.is_uint64(array.type):
-                    array = pc.min_element_wise(array, pa.scalar(2**63 - 1, pa.uint64()))  # which no class has either
+                    array = pc.min_element_wise(
+                        array, pa.scalar(2**63 - 1, pa.uint64())
+                    )  # also above LARGEST_LABEL, but representable
                 parts.append(array.cast(pa.int64()).to_numpy(zero_copy_only=False))
             except _DAMAGE as error:
-                raise DataError(f"{file}: column '{column}' cannot be read ({_reason(error)})") from error
+                raise DataError(f"{file}: column '{column}' cannot be read ({one_line(error, 200)})") from error
         labels = np.concatenate(parts)
         if len(labels) != self.total:
             raise DataError(
@@ -240,7 +244,7 @@ class ParquetRows:
         """The encoded images of rows ``start`` to ``stop`` (exclusive).
 
         Raises:
-            DataError: A row has no bytes, or the file is damaged.
+            DataError: a row has no bytes, or the file is damaged.
         """
         items: list[bytes] = []
         held = 0
@@ -288,7 +292,9 @@ class ParquetRows:
                 self._chunk = pc.struct_field(array, "bytes") if pa.types.is_struct(array.type) else array
         except _DAMAGE as error:
             self._current = None
-            raise DataError(f"{file}: column '{column}' cannot be read ({_reason(error)}); write it anew") from error
+            raise DataError(
+                f"{file}: column '{column}' cannot be read ({one_line(error, 200)}); write it anew"
+            ) from error
 
 
 def _channels(rows: ParquetRows, n: int) -> int:
@@ -314,9 +320,9 @@ def _find_columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
     columns = ", ".join(f"{name} ({kind})" for name, kind in zip(schema.names, schema.types, strict=True)) or "none"
     columns = columns if len(columns) <= 300 else columns[:300] + " ..."
     if not usual and len(images) != 1:
-        found = "several columns" if images else "no column"
+        how_many = "several columns" if images else "no column"
         raise DataError(
-            f"{file} has {found} of images (a struct with 'bytes'); call one 'img' or 'image'; columns: {columns}"
+            f"{file} has {how_many} of images (a struct with 'bytes'); call one 'img' or 'image'; columns: {columns}"
         )
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if label is None:
@@ -353,7 +359,3 @@ def _check_shards(files: list[Path]) -> None:
             f"{files[0].parent} holds {len(files)} of the {count} shards that {files[0].name} speaks of; "
             "give a folder with each of them once"
         )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Where pixels come from: an array that is there already, or encoded images that are decoded on demand."""
+"""Sources of pixels: an array in memory, or encoded images that are decoded on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PixelSource(Protocol):
         """Rows ``start`` to ``stop`` (exclusive) as uint8 of shape (stop - start, channels, height, width)."""
 
     def identity(self, start: int, stop: int) -> Iterable[bytes]:
-        """What tells these rows from others without decoding them."""
+        """Bytes that identify these rows without decoding them."""
 
 
 class ArraySource:
@@ -37,11 +37,11 @@ class ArraySource:
         self.scale = scale
 
     def pixels(self, start: int, stop: int) -> torch.Tensor:
-        """See :meth:`Source.pixels`."""
+        """See :meth:`PixelSource.pixels`."""
         return self._pixels[start:stop]
 
     def identity(self, start: int, stop: int) -> Iterable[bytes]:
-        """See :meth:`Source.identity`."""
+        """See :meth:`PixelSource.identity`."""
         yield self._pixels[start:stop].contiguous().numpy().tobytes()
 
 
@@ -55,11 +55,11 @@ class PickedSource:
         self.scale = source.scale
 
     def pixels(self, start: int, stop: int) -> torch.Tensor:
-        """See :meth:`Source.pixels`."""
+        """See :meth:`PixelSource.pixels`."""
         return torch.cat([self._source.pixels(row, row + 1) for row in self._rows[start:stop]])
 
     def identity(self, start: int, stop: int) -> Iterable[bytes]:
-        """See :meth:`Source.identity`."""
+        """See :meth:`PixelSource.identity`."""
         for row in self._rows[start:stop]:
             yield from self._source.identity(row, row + 1)
 
@@ -69,13 +69,13 @@ class EncodedSource:
 
     Args:
         fetch: (start, stop) -> the encoded images of these rows.
-        where: Row -> its name in messages.
+        where: row -> its name in messages.
         channels: 1 or 3.
-        image_size: Side of the decoded images, None to keep theirs.
+        image_size: side of the decoded images, None to keep theirs.
         identity: (start, stop) -> what tells these rows from others.
 
     Raises:
-        DataError: The first image cannot be decoded.
+        DataError: the first image cannot be decoded.
     """
 
     scale = 255
@@ -97,15 +97,15 @@ class EncodedSource:
         self.shape: tuple[int, int, int] = (first.shape[0], first.shape[1], first.shape[2])
 
     def pixels(self, start: int, stop: int) -> torch.Tensor:
-        """See :meth:`Source.pixels`.
+        """See :meth:`PixelSource.pixels`.
 
         Raises:
-            DataError: An image cannot be decoded or has another size than the first.
+            DataError: an image cannot be decoded or has another size than the first.
         """
         items = self._fetch(start, stop)
         return decode_many(items, lambda row: self._where(start + row), self.shape, self._image_size)
 
     def identity(self, start: int, stop: int) -> Iterable[bytes]:
-        """See :meth:`Source.identity`."""
+        """See :meth:`PixelSource.identity`."""
         yield f"image_size {self._image_size}".encode()
         yield from self._identity(start, stop)

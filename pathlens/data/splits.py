@@ -14,7 +14,7 @@ def split_name(split: str) -> str:
     """The split that a user's word stands for.
 
     Raises:
-        DataError: It stands for none.
+        DataError: it stands for none.
     """
     for name, aliases in SPLITS.items():
         if split in aliases:

@@ -1,6 +1,6 @@
-"""The ways to resolve a gradient by path length, each in a file of its own: what it measures, and what it says.
+"""Estimators that resolve a gradient by path length, each in a file of its own.
 
-The files are loaded when they are asked for, and torch when they measure, so that pages and help need neither.
+The files are imported on first use, and torch only when they measure, so that pages and help need neither.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def estimators(method: str = ALL) -> tuple[Estimator, ...]:
     method = ALIASES.get(method, method)
     if method not in METHODS:
         raise UsageError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}")
-    found = []
+    chosen = []
     for name in _CLASSES if method == ALL else (method,):
         module, _, kind = _CLASSES[name].partition(".")
-        found.append(getattr(importlib.import_module(f"{__name__}.{module}"), kind)(name))
-    return tuple(found)
+        chosen.append(getattr(importlib.import_module(f"{__name__}.{module}"), kind)(name))
+    return tuple(chosen)

@@ -1,4 +1,4 @@
-"""What an estimator of path gradients is, and what it is given."""
+"""Base class of estimators of path gradients, and the problem that they are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pathlens.tables.declared import Row, Shown
+from pathlens.tables import Json
+from pathlens.tables.declared import MutableRow, Row, Shown
 
 if TYPE_CHECKING:
     import torch
@@ -18,26 +19,26 @@ if TYPE_CHECKING:
 NORM = "loss per unit of input"
 """Unit of a gradient norm."""
 
-_LARGEST_POWER = 960  # of two; sums of so large contributions are still floats
+_LARGEST_POWER = 960  # of two; sums of contributions up to there do not overflow
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call, each with the meaning that it has in :func:`pathlens.path_gradients`."""
+    """Options of :func:`pathlens.path_gradients`, which describes them; ``num_samples`` is its ``draws``."""
 
     at: str
     max_length: int | None = None
     tolerance: float = 0.0
     rel_error: float = 0.1
     max_samples: int = 1
-    draws: int = 1
+    num_samples: int = 1
     share: float = 0.95
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is resolved by path length.
+    """A gradient that is to be resolved by path length.
 
     Attributes:
         request: the options.
@@ -103,7 +104,7 @@ class Estimator(ABC):
         self.name = name
 
     @abstractmethod
-    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
         """Measure all batches and fill the table.
 
         Args:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 
 from pathlens.errors import NumericsError
 from pathlens.estimators.estimator import NORM, Estimator, Problem
-from pathlens.tables.declared import Shown, column, formatted
+from pathlens.tables import Json
+from pathlens.tables.declared import MutableRow, Shown, column, formatted
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class Exact(Estimator):
     in_chart = "sum over all paths (exact)"
     look: ClassVar[Mapping[str, Any]] = {"colour": 2}
 
-    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
         """See :meth:`Estimator.estimate`.
 
         Raises:
@@ -68,8 +69,29 @@ class Exact(Estimator):
         }
 
 
-def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """Sums over the examples of norms and their squares, and the gradient that autograd gives."""
+class _Sums(TypedDict):
+    """Measurements on one batch.
+
+    Attributes:
+        examples: their number.
+        sums: for each length, the sum over examples of the norm.
+        squares: likewise of its square.
+        missing: squared norm of the difference between the sum over lengths and autograd's gradient.
+        whole: squared norm of autograd's gradient.
+        gradient: sum over examples of the norm of autograd's gradient.
+        kept: shortest and longest length that was not left out.
+    """
+
+    examples: int
+    sums: list[float]
+    squares: list[float]
+    missing: float
+    whole: float
+    gradient: float
+    kept: list[int]
+
+
+def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.Tensor) -> _Sums:
     import torch
 
     lengths, linear = problem.lengths, problem.linearise(images, labels)
@@ -90,7 +112,7 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     }
 
 
-def _fill(rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+def _fill(rows: Sequence[MutableRow], results: Sequence[_Sums]) -> None:
     """Means over examples with their intervals, and the share of each length."""
     examples = sum(result["examples"] for result in results)
     means = np.sum([result["sums"] for result in results], axis=0) / examples

@@ -6,20 +6,21 @@ With independent signs :math:`\epsilon`, :math:`E\|\sum_p \epsilon_p g_p\|^2 = \
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
-from pathlens.tables.declared import Shown, column, formatted
+from pathlens.tables import Json
+from pathlens.tables.declared import MutableRow, Shown, column, formatted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STREAM = 1  # of random numbers
+_STREAM = 1  # part of the random seed, different from those of other estimators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +47,26 @@ class Rademacher(Estimator):
     in_chart = "paths × root mean square"
     look: ClassVar[Mapping[str, Any]] = {"colour": 1, "line": "dash"}
 
-    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
         """See :meth:`Estimator.estimate`."""
         _fill(rows, list(problem.measure(self.name, partial(_measure, problem)).values()))
-        return {"draws": problem.request.draws}
+        return {"draws": problem.request.num_samples}
 
 
-def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """For each draw, the sum over examples of the squared norm at each length."""
+class _Squares(TypedDict):
+    """Number of examples of a batch; for each sample of signs and length, the sum over them of the squared norm."""
+
+    examples: int
+    squares: list[list[float]]
+
+
+def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _Squares:
     import torch
 
     linear = problem.linearise(images, labels)
     rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
     squares = []
-    for _ in range(problem.request.draws):
+    for _ in range(problem.request.num_samples):
         bits = rng.integers(0, 2, size=(problem.blocks, len(images)))
         signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
@@ -67,16 +74,16 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> di
     return {"examples": len(images), "squares": squares}
 
 
-def _fill(rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+def _fill(rows: Sequence[MutableRow], results: Sequence[_Squares]) -> None:
     """Root mean squares, and how far they are above the mean where that was estimated before."""
     examples = sum(result["examples"] for result in results)
-    # for each draw the mean over all examples; draws are independent of each other
-    draws = np.sum([result["squares"] for result in results], axis=0) / examples
+    # one row for each sample of signs: means over all examples; samples are independent of each other
+    samples = np.sum([result["squares"] for result in results], axis=0) / examples
     for index, row in enumerate(rows):
-        mean, count = float(draws[:, index].mean()), row["n_paths"]
+        mean, count = float(samples[:, index].mean()), row["n_paths"]
         row["path_norm_rms"] = math.sqrt(mean / count)
-        if len(draws) > 1 and mean > 0:
-            error = float(draws[:, index].std(ddof=1)) / math.sqrt(len(draws))
+        if len(samples) > 1 and mean > 0:
+            error = float(samples[:, index].std(ddof=1)) / math.sqrt(len(samples))
             row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
         elif mean == 0:
             row["path_norm_rms_error"] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,16 +12,17 @@ import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
 from pathlens.paths import all_paths, sample_paths
-from pathlens.tables.declared import Shown, column, formatted
+from pathlens.tables import Json
+from pathlens.tables.declared import MutableRow, Shown, column, formatted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STEP = 4  # paths of a length that are drawn for a batch at a time
-_FEWEST = 8  # paths that an interval may rest on
+_STEP = 4  # paths of each length that a round draws for a batch
+_FEWEST = 8  # paths below which an interval is not trusted
 _RESAMPLES = 999  # of the bootstrap
-_PATHS, _BOOTSTRAP = 2, 3  # streams of random numbers
-_AT_ONCE = 256  # paths that gradients are carried through together
+_PATHS, _BOOTSTRAP = 2, 3  # parts of random seeds, different for each purpose
+_AT_ONCE = 256  # paths whose gradients are computed together
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Round:
 
     def paths_for(self, unit: int) -> dict[int, list[tuple[int, ...]]]:
         """Paths of each length for a unit; all of them where they are few."""
-        drawn = {}
+        paths = {}
         for length in self.lengths:
             if math.comb(self.blocks, length) <= _STEP:
-                drawn[length] = all_paths(self.blocks, length)
+                paths[length] = all_paths(self.blocks, length)
             else:
                 rng = np.random.default_rng([self.seed, _PATHS, unit, length])
-                drawn[length] = sample_paths(self.blocks, length, _STEP, rng)
-        return drawn
+                paths[length] = sample_paths(self.blocks, length, _STEP, rng)
+        return paths
 
 
 @dataclass
@@ -115,13 +116,13 @@ class Sampler:
         if len(values) < 2 or np.ptp(values) == 0:
             return self.mean(length), self.mean(length)
 
-        # scipy.stats takes seconds to import, and most analyses draw no paths
+        # imported here, because scipy.stats takes seconds to import and most analyses sample no paths
         from scipy.stats import bootstrap
 
         def weighted(v: Any, w: Any, axis: int = -1) -> Any:
             return (v * w).sum(axis=axis) / w.sum(axis=axis)
 
-        found = bootstrap(
+        result = bootstrap(
             (values, weights),
             weighted,
             paired=True,
@@ -130,7 +131,7 @@ class Sampler:
             method="percentile",
             rng=np.random.default_rng([self.seed, _BOOTSTRAP, length, len(values)]),
         )
-        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class Sampled(Estimator):
     in_chart = "paths × mean norm (sampled)"
     look: ClassVar[Mapping[str, Any]] = {"colour": 0}
 
-    def estimate(self, problem: Problem, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
         """Round after round, until no length needs more paths."""
         request = problem.request
         longest = problem.lengths[-1] - problem.lengths[0]
@@ -191,7 +192,7 @@ class Sampled(Estimator):
         self._fill(rows, sampler)
         return {}
 
-    def _fill(self, rows: list[dict[str, Any]], sampler: Sampler) -> None:
+    def _fill(self, rows: Sequence[MutableRow], sampler: Sampler) -> None:
         """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""
         for chosen, row in enumerate(rows):
             norms = np.array(sampler.norms[chosen])
@@ -212,10 +213,10 @@ class Sampled(Estimator):
 def _measure(problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor) -> dict[str, list[list[float]]]:
     """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
     linear = problem.linearise(images, labels)
-    drawn = step.paths_for(unit)
-    flat = [(*problem.forced, *(problem.free[place] for place in path)) for paths in drawn.values() for path in paths]
+    chosen = step.paths_for(unit)
+    flat = [(*problem.forced, *(problem.free[place] for place in path)) for paths in chosen.values() for path in paths]
     norms: list[list[float]] = []
     for start in range(0, len(flat), _AT_ONCE):
         norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()
     remaining = iter(norms)
-    return {str(length): [next(remaining) for _ in paths] for length, paths in drawn.items()}
+    return {str(length): [next(remaining) for _ in paths] for length, paths in chosen.items()}

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from pathlens.errors import CheckpointError, ModelError
+from pathlens.errors import CheckpointError, ModelError, one_line
 from pathlens.models.registry import REFERENCES
 
 
 @dataclass(frozen=True)
-class Facts:
+class InputSpec:
     """What a network states about its input: shape ``(C, H, W)``, and normalisation of pixels in [0, 1]."""
 
     input_shape: tuple[int, int, int] | None = None
@@ -29,8 +29,8 @@ class Entry:
 
     Attributes:
         spec: its name on the command line.
-        build: from ``num_classes`` and ``in_channels`` (None for its own) to the network with fresh weights.
-        facts: from the network, and the description of its trained weights or None, to what it states.
+        build: (num_classes, in_channels) -> the network with fresh weights; None takes its own number.
+        input_spec: (network, description of its trained weights or None) -> what it states about its input.
         pretrained: builds it with published weights and returns a description of them, or None if there are none.
         packaged: name of a weights file that comes with this package, or None.
         takes_channels: whether ``build`` heeds ``in_channels``.
@@ -38,28 +38,28 @@ class Entry:
 
     spec: str
     build: Callable[[int | None, int | None], nn.Module]
-    facts: Callable[[nn.Module, str | None], Facts]
+    input_spec: Callable[[nn.Module, str | None], InputSpec]
     pretrained: Callable[[], tuple[nn.Module, str]] | None = None
     packaged: str | None = None
     takes_channels: bool = True
 
 
 def reference_entry(name: str) -> Entry:
-    """Return a reference network of this package, which must exist."""
+    """A reference network of this package, which must exist."""
     reference = REFERENCES[name]
 
-    def facts(model: nn.Module, weights: str | None) -> Facts:
+    def input_spec(model: nn.Module, weights: str | None) -> InputSpec:
         first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-        return Facts((first.in_channels, reference.size, reference.size))
+        return InputSpec((first.in_channels, reference.size, reference.size))
 
-    return Entry(name, reference.build, facts, packaged=reference.packaged)
+    return Entry(name, reference.build, input_spec, packaged=reference.packaged)
 
 
 def torchvision_entry(name: str) -> Entry:
-    """Return an image classifier of torchvision.
+    """An image classifier of torchvision.
 
     Raises:
-        ModelError: if torchvision has no classifier of that name.
+        ModelError: torchvision has no classifier of that name.
     """
     from torchvision import models
 
@@ -73,37 +73,37 @@ def torchvision_entry(name: str) -> Entry:
     def build(num_classes: int | None, in_channels: int | None) -> nn.Module:
         options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = True  # what the default will become; unset, it warns
+            options["init_weights"] = True  # the future default; torchvision warns where it is not set
         return models.get_model(name, weights=None, **options)
 
     def pretrained() -> tuple[nn.Module, str]:
         published = models.get_model_weights(name).DEFAULT
         return _download(spec, lambda: models.get_model(name, weights=published)), f"torchvision {published}"
 
-    def facts(model: nn.Module, weights: str | None) -> Facts:
+    def input_spec(model: nn.Module, weights: str | None) -> InputSpec:
         published = models.get_model_weights(name).DEFAULT
         if weights == f"torchvision {published}":
             preset = published.transforms()
             side = preset.crop_size[0]
-            return Facts((3, side, side), tuple(preset.mean), tuple(preset.std), f"torchvision weights {published}")
+            return InputSpec((3, side, side), tuple(preset.mean), tuple(preset.std), f"torchvision weights {published}")
         side = getattr(model, "image_size", 224)
-        return Facts((3, side, side) if isinstance(side, int) else None)
+        return InputSpec((3, side, side) if isinstance(side, int) else None)
 
-    return Entry(spec, build, facts, pretrained, takes_channels=False)
+    return Entry(spec, build, input_spec, pretrained, takes_channels=False)
 
 
 def in_torchvision(name: str) -> bool:
-    """Tell whether torchvision has an image classifier of that name."""
+    """Whether torchvision has an image classifier of that name."""
     from torchvision import models
 
     return name in models.list_models(module=models)
 
 
 def timm_entry(name: str) -> Entry:
-    """Return a network of timm.
+    """A network of timm.
 
     Raises:
-        ModelError: if timm is not installed, or has no network of that name.
+        ModelError: timm is not installed, or has no network of that name.
     """
     try:
         import timm
@@ -123,15 +123,15 @@ def timm_entry(name: str) -> Entry:
         try:
             return timm.create_model(name, pretrained=False, **options)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            found = f"with {options} " if options else ""
-            raise ModelError(f"{spec} cannot be built {found}({_line(error)}): give another network") from error
+            how = f"with {options} " if options else ""
+            raise ModelError(f"{spec} cannot be built {how}({one_line(error, 200)}): give another network") from error
 
     def pretrained() -> tuple[nn.Module, str]:
         model = _download(spec, lambda: timm.create_model(name, pretrained=True))
         tag = getattr(model, "pretrained_cfg", {}).get("tag")
         return model, f"timm pretrained {name}" + (f" ({tag})" if tag and "." not in name else "")
 
-    def facts(model: nn.Module, weights: str | None) -> Facts:
+    def input_spec(model: nn.Module, weights: str | None) -> InputSpec:
         config = getattr(model, "pretrained_cfg", None) or {}
         shape = config.get("input_size")
         mean, std = config.get("mean"), config.get("std")
@@ -140,10 +140,10 @@ def timm_entry(name: str) -> Entry:
             shape, mean, std = (first.in_channels, *shape[1:]), None, None
         shape = tuple(shape) if shape is not None and len(shape) == 3 else None
         if mean is None or std is None:
-            return Facts(shape)
-        return Facts(shape, tuple(map(float, mean)), tuple(map(float, std)), f"timm pretrained_cfg of {name}")
+            return InputSpec(shape)
+        return InputSpec(shape, tuple(map(float, mean)), tuple(map(float, std)), f"timm pretrained_cfg of {name}")
 
-    return Entry(spec, build, facts, pretrained)
+    return Entry(spec, build, input_spec, pretrained)
 
 
 def _download(spec: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -151,7 +151,7 @@ def _download(spec: str, build: Callable[[], nn.Module]) -> nn.Module:
         return build()
     except Exception as error:  # downloads fail with the exceptions of several network libraries
         raise CheckpointError(
-            f"{spec}: published weights could not be had ({type(error).__name__}: {_line(error)}): "
+            f"{spec}: published weights could not be had ({type(error).__name__}: {one_line(error, 200)}): "
             "check the connection, or give --weights FILE"
         ) from error
 
@@ -160,7 +160,3 @@ def _unknown(library: str, name: str, names: Iterable[str]) -> NoReturn:
     close = difflib.get_close_matches(name, list(names), n=3)
     hint = f"did you mean {', '.join(f'{library}:{c}' for c in close)}?" if close else f"see the models of {library}"
     raise ModelError(f"{library} has no network {name!r}: {hint}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -47,8 +47,8 @@ def load_state_dict_file(
         The tensors by name, on the CPU, and one note for each thing that was unwrapped or left aside.
 
     Raises:
-        CheckpointError: if the file is missing, too large, damaged, not a checkpoint, or would run code.
-        ResourceError: if its tensors do not fit in memory.
+        CheckpointError: the file is missing, too large, damaged, not a checkpoint, or would run code.
+        ResourceError: its tensors do not fit in memory.
     """
     path = Path(path)
     content = read_weights_file(path, max_bytes)
@@ -85,8 +85,8 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         Notes about what was converted.
 
     Raises:
-        CheckpointError: if names, shapes or kinds of numbers differ; the message says which.
-        NumericsError: if a weight is NaN or infinite.
+        CheckpointError: names, shapes or kinds of numbers differ; the message says which.
+        NumericsError: a weight is NaN or infinite.
     """
     own: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     theirs = _by_plain_name(state_dict)
@@ -98,14 +98,14 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         for n, k in names.items()
         if n in theirs and theirs[n].shape != own[k].shape
     ]
-    found = [
+    differences = [
         f"{len(items)} {what}: {_some(items)}"
         for what, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if items
     ]
-    if found:
+    if differences:
         raise CheckpointError(
-            f"{source}: weights of another network than {type(model).__name__} ({'; '.join(found)}): "
+            f"{source}: weights of another network than {type(model).__name__} ({'; '.join(differences)}): "
             "give the network that these weights were trained with"
         )
     converted: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ def check_finite(model: nn.Module, source: str) -> None:
 
 
 def state_sha256(model_or_state: nn.Module | Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a state dict: of the name, dtype, shape and bytes of every tensor, in order of name.
+    """The SHA-256 of a state dict: of the name, dtype, shape and bytes of every tensor, in order of name.
 
     Args:
         model_or_state: a network, or tensors by name.
@@ -171,8 +171,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
             ``num_classes`` are understood when the file is loaded.
 
     Raises:
-        CheckpointError: if the file cannot be written.
-        ResourceError: if the disk is full.
+        CheckpointError: the file cannot be written.
+        ResourceError: the disk is full.
     """
     path = Path(path)
     # Copies, because safetensors refuses tensors that share memory (tied weights).
@@ -199,7 +199,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any]:
-    for _ in range(16):  # no honest file nests deeper, and a file can hold a dict that contains itself
+    for _ in range(16):  # real checkpoints nest less deeply, and a file can hold a dict that contains itself
         if not isinstance(content, Mapping):
             kind = "Tensor" if isinstance(content, StoredTensor) else type(content).__name__.lstrip("_")
             raise CheckpointError(f"{path}: holds a {kind}, not a state dict: save model.state_dict()")
@@ -240,8 +240,8 @@ def _tensors_of(content: Mapping[Any, Any], path: Path, notes: list[str]) -> dic
 def _plain_names(names: Iterable[str]) -> list[str]:
     """Strip ``_orig_mod.`` anywhere, and ``module.`` as often as all names begin with it."""
     plain = [".".join(part for part in name.split(".") if part != "_orig_mod") for name in names]
-    # all at once: one after the other takes time by the square of their number
-    shared = min((len(found[0]) for name in plain if (found := re.match(r"(?:module\.)*", name))), default=0)
+    # all prefixes at once, because removing them one by one takes quadratic time
+    shared = min((len(match[0]) for name in plain if (match := re.match(r"(?:module\.)*", name))), default=0)
     return [name[shared:] for name in plain]
 
 

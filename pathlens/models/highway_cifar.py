@@ -92,8 +92,8 @@ class CifarHighway(nn.Module):
         norm: ``"batch"`` or ``"none"`` (see the module's text).
 
     Raises:
-        ModelError: if there is no block a stage, if there are not three widths of at least 1, if the gate's bias is
-            not finite, or for another norm.
+        ModelError: no block in a stage, not three widths of at least 1, a gate bias that is not finite, or an unknown
+            norm.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def highway(
         norm: ``"batch"`` or ``"none"``.
 
     Raises:
-        ModelError: if the depth is not ``3 n + 4`` with ``n`` at least 1, or as :class:`CifarHighway` does.
+        ModelError: the depth is not ``3 n + 4`` with ``n`` at least 1; see also :class:`CifarHighway`.
     """
     if depth < 7 or depth % 3 != 1:
         raise ModelError(f"no highway network of depth {depth}: give 3n+4, such as 19 or 31")

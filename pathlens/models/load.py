@@ -26,7 +26,9 @@ from pathlens.models.userfile import is_user_spec, load_user_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST_SIDE = 100_000  # of an input that metadata may state; whether the memory holds it is seen when it is made
+_LONGEST_SIDE = (
+    100_000  # pixels that metadata may state; whether such an input fits in memory is checked when it is made
+)
 RANDOM = "random"
 PRETRAINED = "pretrained"
 _GRAMMAR = "a reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE"
@@ -92,10 +94,10 @@ def load_model(
         The network in eval mode on the CPU and what is known about it.
 
     Raises:
-        UsageError: if weights are needed and not given, or do not go with this kind of network.
-        ModelError: if the network is unknown or cannot be built.
-        CheckpointError: if the weights cannot be read, downloaded, or are of another network.
-        NumericsError: if a weight is NaN or infinite.
+        UsageError: weights are needed and not given, or do not go with this kind of network.
+        ModelError: the network is unknown or cannot be built.
+        CheckpointError: the weights cannot be read, downloaded, or are of another network.
+        NumericsError: a weight is NaN or infinite.
     """
     if not -(2**63) <= seed < 2**64:
         raise UsageError(f"seed {seed}: give an integer of at most 64 bits")
@@ -203,16 +205,16 @@ def _load_file(entry: catalogs.Entry, path: Path) -> LoadedModel:
 def _shape_of_ends(
     model: nn.Module, state: Mapping[str, Tensor], takes_channels: bool
 ) -> tuple[int | None, int | None]:
-    """Return the classes and input channels of a state dict where they alone differ from the model's."""
+    """The classes and input channels of a state dict where they alone differ from the model's."""
 
     def differing(layer: tuple[str, nn.Module] | None, axis: int) -> int | None:
         if layer is None or (weight := state.get(f"{layer[0]}.weight")) is None:
             return None
         own = list(layer[1].get_parameter("weight").shape)
-        found = list(weight.shape)
-        if len(own) != len(found) or own[axis] == found[axis] or own[axis + 1 :] != found[axis + 1 :]:
+        theirs = list(weight.shape)
+        if len(own) != len(theirs) or own[axis] == theirs[axis] or own[axis + 1 :] != theirs[axis + 1 :]:
             return None
-        return found[axis] if own[:axis] == found[:axis] else None
+        return theirs[axis] if own[:axis] == theirs[:axis] else None
 
     layers = [(k, m) for k, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     first = next(((k, m) for k, m in layers if isinstance(m, nn.Conv2d) and m.groups == 1), None)
@@ -224,18 +226,18 @@ def _described(entry: catalogs.Entry, model: nn.Module, weights: str, *, trained
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     last = layers[-1] if layers else None
     classes = last.out_features if isinstance(last, nn.Linear) else last.out_channels if last is not None else None
-    facts = entry.facts(model, weights if trained else None)
+    spec = entry.input_spec(model, weights if trained else None)
     return LoadedModel(
         model,
         entry.spec,
         weights,
         trained,
         "",
-        input_shape=facts.input_shape,
+        input_shape=spec.input_shape,
         num_classes=classes,
-        mean=facts.mean,
-        std=facts.std,
-        normalisation_source=facts.source,
+        mean=spec.mean,
+        std=spec.std,
+        normalisation_source=spec.source,
     )
 
 

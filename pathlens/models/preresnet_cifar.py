@@ -96,7 +96,7 @@ class PreActResNet(nn.Module):
         widths: channels of the stages (before the expansion of bottlenecks); the stem has ``widths[0]``.
 
     Raises:
-        ModelError: if ``widths`` is empty or holds a width below 1.
+        ModelError: ``widths`` is empty or holds a width below 1.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def preresnet(
         widths: channels of the three stages, before the expansion of bottlenecks.
 
     Raises:
-        ModelError: if the depth fits neither rule.
+        ModelError: the depth fits neither rule.
     """
     if depth >= 164 and depth % 9 == 2:
         return PreActResNet(PreActBottleneck, (depth - 2) // 9, num_classes, in_channels, widths)

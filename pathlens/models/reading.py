@@ -1,6 +1,6 @@
-"""Reading weights files that nobody vouches for.
+"""Reading weights files from untrusted sources.
 
-What a file is follows from its content. Nothing in it is run, and sizes are checked before anything is allocated.
+The format is recognised by the content. Nothing in it is run, and sizes are checked before anything is allocated.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from pathlens.errors import CheckpointError, ResourceError
+from pathlens.errors import CheckpointError, ResourceError, one_line
 from pathlens.models.torchfile import read_torch_file
 from pathlens.runtime.memory import total_memory
 
 DEFAULT_MAX_BYTES = 16 * 2**30
 
-_MAX_HEADER = 16 * 2**20  # of safetensors: its objects take some twenty times the memory of its text
+_MAX_HEADER = 16 * 2**20  # bytes, of safetensors; the parsed header takes some twenty times the memory of its text
 _AGAIN = "copy or download the weights again"
 
 
 def read_weights_file(path: Path, max_bytes: int) -> object:
-    """Return what a weights file holds: the tensors of safetensors, or whatever was given to ``torch.save``.
+    """What a weights file holds: the tensors of safetensors, or whatever was given to ``torch.save``.
 
     What a file is follows from its content, whatever its name. Of ``torch.save``, tensors come as
     :class:`pathlens.models.torchfile.StoredTensor`.
 
     Raises:
-        CheckpointError: if the file is missing, too large, damaged, not a checkpoint, or would run code.
-        ResourceError: if its tensors do not fit in memory.
+        CheckpointError: the file is missing, too large, damaged, not a checkpoint, or would run code.
+        ResourceError: its tensors do not fit in memory.
     """
     _check_file(path, max_bytes)
     try:
@@ -42,10 +42,10 @@ def read_weights_file(path: Path, max_bytes: int) -> object:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file; of other formats, which have none, an empty dict.
+    """The metadata of a safetensors file; of other formats, which have none, an empty dict.
 
     Raises:
-        CheckpointError: if the file is missing, or its header is damaged.
+        CheckpointError: the file is missing, or its header is damaged.
     """
     path = Path(path)
     _check_file(path, None)
@@ -83,7 +83,7 @@ def _check_file(path: Path, max_bytes: int | None) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell the formats apart: a length and a JSON object, an archive, or a pickle."""
+    """Whether a file is of safetensors, which begin with a length and a JSON object, and not of ``torch.save``."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
@@ -133,17 +133,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors ({_line(error)}): {_AGAIN}") from error
+        raise CheckpointError(f"{path}: damaged safetensors ({one_line(error)}): {_AGAIN}") from error
 
 
 def no_memory(path: Path) -> ResourceError:
-    """Word it that the tensors of a file do not fit in memory."""
+    """The error for a file whose tensors do not fit in memory."""
     return ResourceError(f"{path}: its tensors do not fit in memory: free memory, or give smaller weights")
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

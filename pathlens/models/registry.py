@@ -75,10 +75,10 @@ REFERENCES: Mapping[str, Reference] = {
 
 
 def reference_names() -> tuple[str, ...]:
-    """Return the names of the reference networks, in the order of the documentation."""
+    """The names of the reference networks, in the order of the documentation."""
     return tuple(REFERENCES)
 
 
 def packaged_file(name: str) -> Traversable:
-    """Return where a weights file that comes with the package lies."""
+    """Where a weights file that comes with the package lies."""
     return resources.files("pathlens.models") / "weights" / name

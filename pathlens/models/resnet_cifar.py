@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
             change), or ``"none"`` (the plain network: no block has a shortcut).
 
     Raises:
-        ModelError: if there are not three widths, or the widths decrease where channels are padded.
+        ModelError: there are not three widths, or the widths decrease where channels are padded.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ def resnet(
         shortcut: see :class:`CifarResNet`.
 
     Raises:
-        ModelError: if the depth is not ``6 n + 2`` with ``n`` at least 1.
+        ModelError: the depth is not ``6 n + 2`` with ``n`` at least 1.
     """
     if depth < 8 or depth % 6 != 2:
         raise ModelError(f"no CIFAR residual network of depth {depth}: give 6n+2, such as 20 or 56")

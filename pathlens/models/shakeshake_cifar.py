@@ -119,7 +119,7 @@ class CifarShakeShake(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ModelError: if there is no block a stage, or the width is not an even number of at least 2.
+        ModelError: no block in a stage, or the width is not an even number of at least 2.
     """
 
     def __init__(self, blocks: int, width: int = 32, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -167,7 +167,7 @@ def shakeshake(depth: int = 26, width: int = 32, num_classes: int = 10, in_chann
         in_channels: channels of the images.
 
     Raises:
-        ModelError: if the depth is not ``6 n + 2`` with ``n`` at least 1, or as :class:`CifarShakeShake` does.
+        ModelError: the depth is not ``6 n + 2`` with ``n`` at least 1; see also :class:`CifarShakeShake`.
     """
     if depth < 8 or depth % 6 != 2:
         raise ModelError(f"no shake-shake network of depth {depth}: give 6n+2, such as 26")

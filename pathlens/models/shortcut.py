@@ -24,7 +24,7 @@ class ZeroPadShortcut(nn.Module):
         stride: subsampling step of both spatial axes.
 
     Raises:
-        ModelError: if ``out_channels < in_channels``.
+        ModelError: ``out_channels < in_channels``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:

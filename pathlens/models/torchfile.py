@@ -28,12 +28,12 @@ from torch import Tensor
 
 from pathlens.errors import CheckpointError
 
-# What describes the tensors, which takes about 200 bytes for each: objects take some fifty times the memory of what
-# describes them, and seconds to build.
+# Bytes of the pickle that describes the tensors, about 200 for each tensor. The objects built from it take some fifty
+# times its memory, and seconds to build.
 MAX_DESCRIPTION = 16 * 2**20
 _AGAIN = "copy or download the weights again"
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
-# What reading a description raises that no torch.save wrote.
+# Errors raised by a pickle that torch.save did not write.
 _DAMAGE = (
     EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
     RuntimeError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
@@ -44,7 +44,7 @@ _DTYPES = {
     "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8,
     "QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32,
 }  # fmt: skip
-# Names of values beside the weights of which nothing is needed. Other names would run code of their own in torch.load.
+# Names that are accepted beside weights, and whose values are ignored. Any other name would run code in torch.load.
 _INERT = re.compile(
     r"argparse\.Namespace|torch\.(device|Tensor|\w+_affine|preserve_format|\w+_last\w*|contiguous_format|_layout)"
     r"|torch\.serialization\._get_layout|torch\.nn\.parameter\.(Parameter|Buffer)|_codecs\.encode"
@@ -77,7 +77,7 @@ class StoredTensor:
     without: str = ""
 
     def read(self) -> Tensor:
-        """Return its values.
+        """Its values.
 
         Raises:
             ValueError: the description contradicts itself, or what the file holds; the message says how.
@@ -104,7 +104,7 @@ class _Storage(NamedTuple):
     key: str
     dtype: torch.dtype
     nbytes: int
-    start: int = 0  # in bytes, of a legacy view
+    start: int = 0  # first byte, for views of the legacy format
 
 
 @dataclass
@@ -113,26 +113,26 @@ class _Source:
 
     path: Path
     place: Callable[[str], tuple[int, int]]  # from a storage's key to its first byte and number of bytes
-    unread: int  # bytes of the file; storages that lie over each other take more
+    unread: int  # bytes of the file not read yet; overlapping storages would need more than there are
     read: dict[str, Tensor] = field(default_factory=dict)
 
     def bytes_of(self, storage: _Storage) -> Tensor:
-        """Return a whole storage; tensors that share one in the file share it in memory."""
+        """A whole storage; tensors that share one in the file share it in memory."""
         if storage.key not in self.read:
             first, held = self.place(storage.key)
             self.unread -= held
             if self.unread < 0:
                 raise ValueError("it shares its bytes in the file with others")
-            content = bytearray(held)
+            buffer = bytearray(held)
             with self.path.open("rb") as file:
                 file.seek(first)
-                if file.readinto(content) != held:
+                if file.readinto(buffer) != held:
                     raise ValueError("the file ends before it")
-            self.read[storage.key] = torch.frombuffer(content, dtype=torch.uint8) if held else torch.empty(0)
-        found = self.read[storage.key]
-        if found.numel() != storage.nbytes:
-            raise ValueError(f"{storage.nbytes} bytes are stated for it and the file holds {found.numel()}")
-        return found
+            self.read[storage.key] = torch.frombuffer(buffer, dtype=torch.uint8) if held else torch.empty(0)
+        content = self.read[storage.key]
+        if content.numel() != storage.nbytes:
+            raise ValueError(f"{storage.nbytes} bytes are stated for it and the file holds {content.numel()}")
+        return content
 
 
 class _Table(dict[Any, Any]):
@@ -172,7 +172,7 @@ class _Call:
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
-    # behind the hooks stands, where there is one, what the values need to be done to (conjugation, negation)
+    # the argument after the hooks, if any, marks values that would have to be conjugated or negated
     without = "conjugated or negated" if len(more) > 2 and more[2] else ""
     return StoredTensor(storage, getattr(storage, "dtype", None), offset, size, stride, without)
 
@@ -212,7 +212,7 @@ class _Unpickler(pickle._Unpickler):
     The one in Python: the one in C allocates as much as an index in the file says.
     """
 
-    # of the base class, where they are not declared
+    # attributes that the base class does not declare
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -222,13 +222,13 @@ class _Unpickler(pickle._Unpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name; nothing is imported."""
+        """What stands for a name; nothing is imported."""
         full = f"{module}.{name}"
         storage = re.fullmatch(r"torch(?:\.cuda|\.storage)?\.(\w+)Storage", full)
         if storage is not None and storage[1] in _DTYPES:
             return _DTYPES[storage[1]]
-        if module == "torch" and isinstance(found := vars(torch).get(name), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
         if full in _CALLS:
             return _Call(_CALLS[full])
         if _INERT.fullmatch(full):
@@ -236,7 +236,7 @@ class _Unpickler(pickle._Unpickler):
         raise RefusedError(full)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return the storage that an identifier describes."""
+        """The storage that an identifier describes."""
         if self._storage is None or not isinstance(pid, tuple) or pid[0] not in ("storage", b"storage"):
             raise pickle.UnpicklingError("a reference to something else than a storage")
         _, dtype, key, _, count, *view = pid
@@ -244,10 +244,10 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("a storage without type or length")
         return self._storage(str(key), dtype, count * dtype.itemsize, *view)
 
-    # Each of these is a method of the base class that would build something else, or change what it is given.
+    # Replacements for methods of the base class that would build other objects, or modify those on the stack.
 
     def _build(self) -> None:
-        self.stack.pop()  # attributes of an object: none is needed
+        self.stack.pop()  # the attributes of an object, which are not needed
 
     def _empty_dict(self) -> None:
         self.append(_Table())
@@ -278,7 +278,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return what was given to ``torch.save``, with a :class:`StoredTensor` for each tensor.
+    """What was given to ``torch.save``, with a :class:`StoredTensor` for each tensor.
 
     Dicts have their entries of text and small numbers as keys; of values other than dicts, lists, tuples, tensors,
     numbers and texts nothing is kept.

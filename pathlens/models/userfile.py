@@ -13,11 +13,11 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from pathlens.errors import ModelError, PathlensError
+from pathlens.errors import ModelError, PathlensError, described, one_line
 
 
 def is_user_spec(spec: str) -> bool:
-    """Tell whether a spec names a Python file: ``FILE.py`` or ``FILE.py:CALLABLE``."""
+    """Whether a spec names a Python file: ``FILE.py`` or ``FILE.py:CALLABLE``."""
     return spec.endswith(".py") or spec.rpartition(":")[0].endswith(".py")
 
 
@@ -34,7 +34,7 @@ def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...
         The module, the example input (on the CPU) or None, and notes.
 
     Raises:
-        ModelError: if the file or callable is missing, raises, or returns something else.
+        ModelError: the file or callable is missing, raises, or returns something else.
     """
     if spec.endswith(".py"):
         raise ModelError(f"{spec}: which callable in it builds the network? Give {spec}:CALLABLE")
@@ -51,7 +51,7 @@ def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...
         build = getattr(module, name)
         if not callable(build):
             raise ModelError(f"{spec} is a {type(build).__name__}, not a callable that returns a network")
-        # A module that stands ready in the file is itself callable, but calling it means something else.
+        # A module instance is callable too, but calling it would run its forward pass.
         result = build if isinstance(build, nn.Module) else build()
     return _model_of(result, spec)
 
@@ -60,10 +60,10 @@ def _model_of(result: object, spec: str) -> tuple[nn.Module, Tensor | None, tupl
     model, example = result if isinstance(result, tuple | list) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"{spec} returned {_kind(result)}: return a torch.nn.Module, or a pair of module and example input"
+            f"{spec} returned {described(result)}: return a torch.nn.Module, or a pair of module and example input"
         )
     if example is not None and not isinstance(example, Tensor):
-        raise ModelError(f"{spec} returned {_kind(example)} as example input: return one tensor with a batch axis")
+        raise ModelError(f"{spec} returned {described(example)} as example input: return one tensor with a batch axis")
     notes: list[str] = []
     wrappers = (("_orig_mod", "torch.compile"), ("module", "a data-parallel wrapper"))
     while True:
@@ -91,8 +91,9 @@ def _running(path: Path, spec: str) -> Iterator[None]:
     except PathlensError:
         raise
     except (Exception, SystemExit) as error:  # foreign code may raise anything
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(f"{spec} raised {type(error).__name__}: {text}: run the file alone to see where") from error
+        raise ModelError(
+            f"{spec} raised {type(error).__name__}: {one_line(error, 300)}: run the file alone to see where"
+        ) from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
@@ -100,7 +101,7 @@ def _running(path: Path, spec: str) -> Iterator[None]:
 
 def _import(path: Path) -> ModuleType:
     resolved = path.resolve()
-    # A name of its own: a user's file may be called like an installed package.
+    # A unique name, because a user's file may have the name of an installed package.
     name = f"pathlens_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None
@@ -113,9 +114,3 @@ def _import(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value[:4]) or 'nothing'}"
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,8 +1,8 @@
-"""Results on disk: tables, figures and a manifest; and the facts that a manifest states."""
+"""Run folders: tables, figures and a manifest, which states the provenance."""
 
 from __future__ import annotations
 
-from pathlens.report.facts import provenance
+from pathlens.report.environment import provenance
 from pathlens.report.folder import LARGEST_MANIFEST, MANIFEST, check_run_folder, write_run
 
 __all__ = ["LARGEST_MANIFEST", "MANIFEST", "check_run_folder", "provenance", "write_run"]

@@ -8,10 +8,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pathlens.errors import RunError, UsageError
-from pathlens.report.facts import provenance
+from pathlens.report.environment import provenance
 from pathlens.storage import lock_run, make_folder, read_regular, write_together
 from pathlens.tables import Table, plain_json
 
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 """Name of the file that describes a run folder."""
 
+Manifest = Mapping[str, Any]
+"""Content of that file: the provenance, the verb with its arguments, and the files."""
+
 LARGEST_MANIFEST = 2**24
 """Bytes; a longer one is not read."""
 
 _LARGEST_STALE = 2**30
 
 
-def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] | None:
+def check_run_folder(out: str | os.PathLike[str], verb: str) -> Manifest | None:
     """Whether ``verb`` may write its results into ``out``; makes the folder if it is missing.
 
     To be asked before the work and not after it.
@@ -48,8 +51,8 @@ def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] |
         raise RunError(f"cannot write to {folder}: permission denied; choose a folder that can be written to")
     path = folder / MANIFEST
     try:
-        found = json.loads(read_regular(path, LARGEST_MANIFEST))
-        other = found["verb"]
+        manifest = json.loads(read_regular(path, LARGEST_MANIFEST))
+        other = manifest["verb"]
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -58,14 +61,14 @@ def check_run_folder(out: str | os.PathLike[str], verb: str) -> dict[str, Any] |
         raise RunError(f"{path} is damaged or not of pathlens; move it away or choose another folder") from error
     if other != verb:
         raise RunError(f"{folder} holds results of {other}, not of {verb}; give {verb} its own folder")
-    return found
+    return cast(Manifest, manifest)
 
 
 def write_run(
     out: str | os.PathLike[str],
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
 ) -> list[Path]:
     """Write the results of a verb: per table CSV, Parquet and description, per figure PNG and PDF, and the manifest.
 
@@ -78,7 +81,7 @@ def write_run(
         tables: by file stem.
         figures: by file stem.
         manifest: what is to be recorded, with at least ``verb``: arguments, seed, hashes of model and data, wall time
-            in seconds. Facts of :func:`pathlens.report.provenance` that it lacks are added.
+            in seconds. What it lacks of :func:`pathlens.report.provenance` is added.
 
     Returns:
         The paths written, the manifest last.
@@ -109,12 +112,12 @@ def write_run(
     return written
 
 
-def _remove_stale(folder: Path, listed: object, kept: set[str]) -> None:
+def _remove_stale(folder: Path, listed: object, written: set[str]) -> None:
     """Remove what an earlier manifest lists, is not written anew, and has the content that the manifest states."""
-    for name, facts in listed.items() if isinstance(listed, dict) else ():
+    for name, entry in listed.items() if isinstance(listed, dict) else ():
         path = folder / name
-        if name in kept or path.parent != folder or not isinstance(facts, dict):
+        if name in written or path.parent != folder or not isinstance(entry, dict):
             continue
         with contextlib.suppress(OSError, ValueError):  # a null byte in the name
-            if hashlib.sha256(read_regular(path, _LARGEST_STALE)).hexdigest() == facts.get("sha256"):
+            if hashlib.sha256(read_regular(path, _LARGEST_STALE)).hexdigest() == entry.get("sha256"):
                 path.unlink()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pathlens.errors import RunError, UsageError
-from pathlens.report.folder import LARGEST_MANIFEST, MANIFEST
+from pathlens.errors import RunError, UsageError, one_line
+from pathlens.report.folder import LARGEST_MANIFEST, MANIFEST, Manifest
 from pathlens.storage import read_regular
 from pathlens.tables import LARGEST_TABLE, Table, table_from
 
-_PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}  # the first of them that a stem has is shown
+_PICTURES = {
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}  # of several pictures of a figure, the first in this order is shown
 _LARGEST_SVG = 2_000_000
 _LARGEST_PICTURES = 2**26  # bytes of all figures of a run
-_DEEPEST = 50  # lists and mappings of a manifest inside each other
+_DEEPEST = 50  # levels of nesting that a manifest may have
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class Run:
     folder: Path
     label: str
     verb: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     tables: dict[str, Table]
     pictures: tuple[Picture, ...]
     warnings: tuple[str, ...] = field(default=())
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """The options of the run; none where the manifest has no mapping of them."""
-        found = self.manifest.get("arguments")
-        return found if isinstance(found, dict) else {}
+        arguments = self.manifest.get("arguments")
+        return arguments if isinstance(arguments, dict) else {}
 
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -86,11 +89,12 @@ def _labels(paths: list[Path]) -> list[str]:
 
 def _read_run(folder: Path, label: str) -> Run:
     manifest = _read_manifest(folder)
-    listed: dict[str, Any] = manifest["files"]
     warnings: list[str] = []
     tables = {}
-    for stem in dict.fromkeys(name.rpartition(".")[0] for name in listed if name.endswith((".parquet", ".csv"))):
-        name = next(name for name in (f"{stem}.parquet", f"{stem}.csv") if name in listed)
+    for stem in dict.fromkeys(
+        name.rpartition(".")[0] for name in manifest["files"] if name.endswith((".parquet", ".csv"))
+    ):
+        name = next(name for name in (f"{stem}.parquet", f"{stem}.csv") if name in manifest["files"])
         tables[stem] = table_from(folder / name, lambda path: _listed(path, manifest, LARGEST_TABLE))
     if not tables:
         raise RunError(f"{folder} has a manifest of {manifest['verb']} but no tables; give a folder with results")
@@ -98,7 +102,7 @@ def _read_run(folder: Path, label: str) -> Run:
     return Run(folder, label, manifest["verb"], manifest, tables, tuple(pictures), tuple(warnings))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
 
     def damaged(reason: object) -> NoReturn:
@@ -106,7 +110,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
     try:
         text = read_regular(path, LARGEST_MANIFEST)
-        found = json.loads(text, parse_constant=lambda name: damaged(f"it holds {name}"))
+        manifest = json.loads(text, parse_constant=lambda name: damaged(f"it holds {name}"))
     except FileNotFoundError:
         missing = "does not exist" if not folder.exists() else f"is no run folder: it has no {MANIFEST}"
         raise RunError(f"{folder} {missing}; give a folder that a verb wrote with --out") from None
@@ -117,18 +121,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except RecursionError:
         damaged("it is nested too deeply")
     except ValueError as error:
-        damaged(" ".join(str(error).split()))
-    if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
+        damaged(one_line(error))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("verb"), str):
         damaged("it names no verb")
-    names = found.get("files")
+    names = manifest.get("files")
     if not isinstance(names, dict):
         damaged("it lists no files")
     for name in names:
         if Path(name).name != name or "\0" in name:
             damaged(f"it lists {name!r}, which is not a file of the folder")
-    if _depth_exceeds(found, _DEEPEST):
+    if _depth_exceeds(manifest, _DEEPEST):
         damaged("it is nested too deeply")
-    return found
+    return manifest
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
@@ -139,8 +143,8 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     return bool(level)
 
 
-def _read_pictures(folder: Path, manifest: dict[str, Any], warnings: list[str]) -> list[Picture]:
-    found: dict[str, Picture] = {}
+def _read_pictures(folder: Path, manifest: Manifest, warnings: list[str]) -> list[Picture]:
+    pictures: dict[str, Picture] = {}
     room = _LARGEST_PICTURES
     for suffix, mime in _PICTURES.items():
         for name in (name for name in manifest["files"] if name.endswith(suffix)):
@@ -150,13 +154,13 @@ def _read_pictures(folder: Path, manifest: dict[str, Any], warnings: list[str]) 
             except RunError as error:
                 warnings.append(f"The figure {name} is not shown: {error}.")
                 continue
-            if stem not in found and (suffix != ".svg" or len(data) <= _LARGEST_SVG):
-                found[stem] = Picture(name, mime, data)
+            if stem not in pictures and (suffix != ".svg" or len(data) <= _LARGEST_SVG):
+                pictures[stem] = Picture(name, mime, data)
                 room -= len(data)
-    return list(found.values())
+    return list(pictures.values())
 
 
-def _listed(path: Path, manifest: dict[str, Any], at_most: int) -> bytes:
+def _listed(path: Path, manifest: Manifest, at_most: int) -> bytes:
     """A file with the content that the manifest states: nothing else gets onto a page that is handed on.
 
     Raises:
@@ -165,8 +169,8 @@ def _listed(path: Path, manifest: dict[str, Any], at_most: int) -> bytes:
     """
     if path.name not in manifest["files"]:
         raise FileNotFoundError(path)
-    facts = manifest["files"][path.name]
-    stated = facts.get("sha256") if isinstance(facts, dict) else None
+    entry = manifest["files"][path.name]
+    stated = entry.get("sha256") if isinstance(entry, dict) else None
     try:
         data = read_regular(path, at_most)
         if hashlib.sha256(data).hexdigest() == stated:

@@ -18,7 +18,7 @@ _RESHAPING = (
 
 
 class Unsure(Exception):  # noqa: N818
-    """Something that only the exporter is known to do right."""
+    """The recorder met something that only the exporter is known to trace correctly."""
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Base:
 
     Attributes:
         node: what it holds now.
-        kind: ``input``, ``parameter``, ``buffer``, ``constant``, or ``made`` by an operation.
+        kind: ``input``, ``parameter``, ``buffer``, ``constant``, or ``computed`` by an operation.
         version: how often it was written to.
         shared: another base has the same memory, so that a write to either is not surely known.
     """
@@ -73,12 +73,12 @@ class Aliases:
         """What is known of a tensor."""
         return self._values.get(id(tensor))
 
-    def own(self, tensor: Tensor, node: fx.Node, kind: str = "made") -> Value:
+    def own(self, tensor: Tensor, node: fx.Node, kind: str = "computed") -> Value:
         """A tensor with memory of its own."""
         base = Base(node, kind)
         other = self._memory.setdefault(memory_of(tensor), base)
         if other is not base:
-            if kind == "made":
+            if kind == "computed":
                 raise Unsure("an operation whose result looks at an operand, and does not say so")
             base.shared = other.shared = True
         return self._add(Value(tensor, base, (), node, 0))
@@ -135,25 +135,25 @@ class Aliases:
         target, args, shape = step.target, step.args, step.before.shape
         if step.kwargs:
             raise Unsure(f"a write through {target} with named arguments")
-        made: tuple[Any, tuple[Any, ...]]
+        inverse: tuple[Any, tuple[Any, ...]]
         if target is aten.alias.default:
             return new
         if target in _RESHAPING:
-            made = aten.view.default, (new, list(shape))
+            inverse = aten.view.default, (new, list(shape))
         elif target is aten.unsqueeze.default:
-            made = aten.squeeze.dim, (new, *args)
+            inverse = aten.squeeze.dim, (new, *args)
         elif target in (aten.transpose.int, aten.t.default):
-            made = target, (new, *args)
+            inverse = target, (new, *args)
         elif target is aten.permute.default:
             order = [dim % len(shape) for dim in args[0]]
-            made = target, (new, [order.index(dim) for dim in range(len(shape))])
+            inverse = target, (new, [order.index(dim) for dim in range(len(shape))])
         elif target is aten.slice.Tensor:
-            made = aten.slice_scatter.default, (before, new, *args)
+            inverse = aten.slice_scatter.default, (before, new, *args)
         elif target is aten.select.int:
-            made = aten.select_scatter.default, (before, new, *args)
+            inverse = aten.select_scatter.default, (before, new, *args)
         else:
             raise Unsure(f"a write through {target}")
-        function, operands = made
+        function, operands = inverse
         return self._emit(function, operands, {}, step.before)
 
 

@@ -107,11 +107,11 @@ class Chain:
         return self._between(self.links[index].total, self.links[index].end)
 
     def once(self, make: Callable[[Chain], _T]) -> _T:
-        """What a function makes of this chain, made once: training loops enter a ``with`` block at every step."""
+        """The result of ``make(chain)``, kept for later calls: training loops enter a ``with`` block at every step."""
         if make not in self._derived:
             self._derived[make] = make(self)
-        made: _T = self._derived[make]
-        return made
+        result: _T = self._derived[make]
+        return result
 
     def _between(self, start: fx.Node, end: fx.Node, swap: tuple[fx.Node, fx.Node] | None = None) -> Segment:
         """A segment, made once; with ``swap`` the second node stands in the place of the first."""
@@ -185,7 +185,7 @@ def module_path(node: fx.Node) -> tuple[str, ...]:
     if not stack:
         return ()
     path, kind = next(reversed(stack.values()))
-    # nodes without a module (sizes) carry a marker that names itself as its own type; torch.compile adds a level
+    # nodes without a module (sizes) have a marker whose path and type are equal; torch.compile adds "_orig_mod"
     return () if path == kind else tuple(part for part in path.split(".") if part not in ("", "_orig_mod"))
 
 

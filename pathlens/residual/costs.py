@@ -29,14 +29,14 @@ def multiply_adds(trace: Trace) -> dict[fx.Node, int]:
         if node.op != "call_function" or not _may_multiply(node):
             continue
 
-        def made(operand: fx.Node) -> Any:
+        def stand_in(operand: fx.Node) -> Any:
             return trace.at_batch(trace.value(operand), batch)
 
-        args = fx.node.map_arg(node.args, made)
-        out = made(node)
+        args = fx.node.map_arg(node.args, stand_in)
+        out = stand_in(node)
         cost = _known(node.target, args, out)
         if cost is None:
-            cost = _counted(node.target, args, fx.node.map_arg(node.kwargs, made))
+            cost = _counted(node.target, args, fx.node.map_arg(node.kwargs, stand_in))
         if cost:
             counts[node] = cost // batch
     return counts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -13,13 +12,13 @@ from pathlens.residual.chain import Chain, Link, module_path
 from pathlens.residual.costs import multiply_adds
 from pathlens.residual.trace import Trace
 
-#: how far into a module its blocks are told apart by their modules' names, before they are numbered
+#: levels of module names that are tried to tell the blocks of one module apart, before they are numbered
 _DEEPEST_PART = 3
 
 
 @dataclass(frozen=True)
 class Block:
-    """One residual block, as found.
+    """Description of one residual block.
 
     Attributes:
         index: position in the network, from 0.
@@ -68,7 +67,7 @@ class Block:
         """Whether the output has another shape than the input."""
         return self.in_shape != self.out_shape
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """The block as a row of a table."""
         return {
             "block": self.index,
@@ -159,29 +158,15 @@ def shape_of(trace: Trace, node: fx.Node) -> tuple[int, ...]:
 
 def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
     """Input-dependent nodes after ``first`` up to and including ``last``, in execution order."""
-    found: set[fx.Node] = set()
-    stack = [last]
-    while stack:
-        node = stack.pop()
-        if node is not first and node not in found:
-            found.add(node)
-            stack += [operand for operand in node.all_input_nodes if operand in chain.discovery.input_dependent]
-    return tuple(sorted(found))
+    input_dependent = chain.discovery.input_dependent
+    return tuple(sorted(ops.ancestors([last], lambda node: node is first or node not in input_dependent)))
 
 
 def count_parameters(chain: Chain, nodes: tuple[fx.Node, ...]) -> int:
     """Number of distinct parameters that some nodes use, directly or through a table or normalised weight."""
-    names: set[str] = set()
-    seen: set[fx.Node] = set()
-    stack = [operand for node in nodes for operand in node.all_input_nodes]
-    while stack:
-        node = stack.pop()
-        if node in seen or node in chain.discovery.input_dependent:
-            continue
-        seen.add(node)
-        if chain.trace.tensors.get(node.name, ("",))[0] == "parameter":
-            names.add(node.name)
-        stack += node.all_input_nodes
+    operands = (operand for node in nodes for operand in node.all_input_nodes)
+    constants = ops.ancestors(operands, chain.discovery.input_dependent.__contains__)
+    names = {node.name for node in constants if chain.trace.tensors.get(node.name, ("",))[0] == "parameter"}
     return sum(tensor.numel() for tensor in chain.trace.fetch(tuple(sorted(names))))
 
 
@@ -194,7 +179,7 @@ def _names(chain: Chain) -> list[str]:
             name if counts[name] == 1 and name else f"{name}.{_largest_part(chain, link, name)}".strip(".")
             for link, name in zip(chain.links, names, strict=True)
         ]
-    # a part that all blocks of a module share tells them not apart
+    # drop a part of the name that all blocks of a module share
     spread = {owner: {name for name, own in zip(names, owners, strict=True) if own == owner} for owner in owners}
     names = [owner if owner and len(spread[owner]) == 1 else name for name, owner in zip(names, owners, strict=True)]
     repeated = Counter(names)

@@ -50,7 +50,7 @@ class Addition:
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
-    """What was found in a graph.
+    """The additions of a graph, sorted by whether they are residual blocks.
 
     Attributes:
         trunk: residual additions that every path from input to output passes, in order.
@@ -78,30 +78,30 @@ def discover(trace: Trace) -> Discovery:
     immediate = _immediate_dominators(trace, order, input_dependent)
     dominators = _dominators_of_output(trace, immediate)
     finder = _Finder(trace, order, input_dependent, immediate)
-    found: list[Addition] = []
+    additions: list[Addition] = []
     for node in trace.graph.nodes:
         if node in input_dependent and finder.is_candidate(node):
             addition = finder.examine(node)
             if addition is not None:
-                found.append(addition)
-    return _sort(found, finder.refused, order, input_dependent, dominators)
+                additions.append(addition)
+    return _sort(additions, finder.refused, order, input_dependent, dominators)
 
 
 def _sort(
-    found: list[Addition],
+    additions: list[Addition],
     refused: dict[str, str],
     order: dict[fx.Node, int],
     input_dependent: set[fx.Node],
     dominators: tuple[fx.Node, ...],
 ) -> Discovery:
     inside: set[fx.Node] = set()
-    for addition in found:
+    for addition in additions:
         inside.update(addition.branch_nodes, addition.shortcut_nodes)
     within = {node.name for node in inside}
     refused = {name: reason for name, reason in refused.items() if name not in within}
     on_trunk = set(dominators)
     trunk, nested, off_trunk = [], [], []
-    for addition in found:
+    for addition in additions:
         if addition.node in inside:
             nested.append(addition)
         elif addition.node in on_trunk and addition.branch_point in on_trunk:
@@ -129,7 +129,7 @@ def _immediate_dominators(
 
     Source: Cooper, Harvey, Kennedy, A Simple, Fast Dominance Algorithm, 2001; one pass, since the graph has no cycles.
     """
-    found = {trace.source: trace.source}
+    immediate = {trace.source: trace.source}
     for node in trace.graph.nodes:
         if node not in input_dependent or node is trace.source:
             continue
@@ -138,11 +138,11 @@ def _immediate_dominators(
             other = operand
             while meeting is not other:
                 if order[meeting] > order[other]:
-                    meeting = found[meeting]
+                    meeting = immediate[meeting]
                 else:
-                    other = found[other]
-        found[node] = meeting
-    return found
+                    other = immediate[other]
+        immediate[node] = meeting
+    return immediate
 
 
 def _is_tensor(value: object) -> bool:
@@ -213,13 +213,13 @@ class _Finder:
         """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
         branch_point = self.dominators[node]
         while not isinstance(self.trace.value(branch_point), Tensor):
-            # the parts of a split start where the whole did
+            # a split has a tuple for a value; its parts start from the tensor before it
             branch_point = self.dominators[branch_point]
         terms = self._terms(node)
         operand_paths = [self._between(branch_point, term) for term in terms]
         learned = [any(self._is_learned(item) for item in path) for path in operand_paths]
         if not any(learned) or all(ops.is_elementwise(item) for path in operand_paths for item in path):
-            # within an activation, a learned one (PReLU, Snake) included
+            # an addition within an activation function, learned ones (PReLU, Snake) included
             return None
         shortcut, kind, reason = self._choose(node, branch_point, terms, operand_paths, learned)
         if shortcut is None:
@@ -271,7 +271,7 @@ class _Finder:
             if self._is_gated(branch_point, term):
                 return index, "gated", ""
         linear = [all(ops.is_linear(item, self.input_dependent) for item in path) for path in operand_paths]
-        # of operand paths with as many weights, a linear one is the shortcut however many operations it has
+        # among operand paths with equally many weights, a linear one is preferred, then the one of fewest operations
         best = min(range(len(terms)), key=lambda index: (size[index][0], not linear[index], size[index][1]))
         rest = [index for index in range(len(terms)) if index != best]
         if all(linear):
@@ -347,28 +347,14 @@ class _Finder:
         return cached
 
     def _rests_on(self, node: fx.Node, kinds: set[str]) -> bool:
-        stack, seen = [node], set()
-        while stack:
-            item = stack.pop()
-            if item in seen:
-                continue
-            seen.add(item)
-            if item.op == "placeholder" and self.trace.tensors.get(item.name, ("",))[0] in kinds:
-                return True
-            stack += item.all_input_nodes
-        return False
+        return any(
+            item.op == "placeholder" and self.trace.tensors.get(item.name, ("",))[0] in kinds
+            for item in ops.ancestors([node])
+        )
 
     def _between(self, branch_point: fx.Node, term: fx.Node) -> set[fx.Node]:
         """Nodes on the way from the branch point (excluded) to ``term`` (included)."""
-        path: set[fx.Node] = set()
-        stack = [term]
-        while stack:
-            item = stack.pop()
-            if item is branch_point or item in path:
-                continue
-            path.add(item)
-            stack += [operand for operand in item.all_input_nodes if operand in self.input_dependent]
-        return path
+        return ops.ancestors([term], lambda node: node is branch_point or node not in self.input_dependent)
 
     def _sorted(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         return tuple(sorted(nodes, key=self.order.__getitem__))

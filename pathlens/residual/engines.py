@@ -1,4 +1,4 @@
-"""How a network is prepared and run, by a name that is kept with the results: with it they come out to the bit again.
+"""Engines: how a network is prepared and run. The name of one is kept with the results, which it reproduces exactly.
 
 Which engine is fastest depends on the processor, the network and the batch, so it is measured
 (:mod:`pathlens.analyses.tuning`) and not looked up.
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(plain|folded|packed)(?:-([1-9]\d{0,5})(?:x([1-9]\d{0,2}))?
 
 #: images at a time where nothing was measured; activations of CIFAR networks then stay in the cache
 _IMAGES = 64
-#: of smaller activations as many more images as have this many values, so that the calls themselves do not take longest
+#: where activations are small, as many images as have this many values, so that call overhead does not dominate
 _VALUES = 2**20
 
 
@@ -108,8 +108,8 @@ def candidates(
 
 
 def _images(batch_size: int | None, activation: int | None) -> int:
-    wanted = max(_IMAGES, _VALUES // activation) if activation else _IMAGES
-    return min(wanted, batch_size or wanted)
+    images = max(_IMAGES, _VALUES // activation) if activation else _IMAGES
+    return min(images, batch_size or images)
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
@@ -123,18 +123,18 @@ def widens(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def missing(device: torch.device, dtype: torch.dtype) -> str:
-    """Why there is no packed form, for people."""
+    """Message that says why there is no packed form."""
     what = str(dtype).removeprefix("torch.")
     return f"there are no packed convolutions in {what} on this {'CPU' if device.type == 'cpu' else 'device'}"
 
 
 @cache
 def _onednn_convolves(dtype: torch.dtype) -> bool:
-    """Asked by doing: builds without oneDNN, and CPUs that a type cannot be packed on, fail here and nowhere else."""
+    """Tested by running one: builds without oneDNN, and CPUs without support for a type, fail here."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
-        # where a type is not supported, some versions compute it by a slow reference instead of failing
+        # some versions fall back to a slow reference kernel instead of failing for an unsupported type
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
         if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
@@ -142,10 +142,10 @@ def _onednn_convolves(dtype: torch.dtype) -> bool:
         with torch.inference_mode():
             x = torch.ones(2, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
             packed = pack(torch.ones(8, 8, 3, 3, dtype=dtype), ((1, 1), (1, 1), (1, 1)), 1, x.shape)
-            made = torch.ops.mkldnn._convolution_pointwise.default(
+            result = torch.ops.mkldnn._convolution_pointwise.default(
                 x, packed, None, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""
             )
-        return bool(made[0, 0, 1, 1] == 72)
+        return bool(result[0, 0, 1, 1] == 72)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 

@@ -82,16 +82,16 @@ class Scaled:
         Raises:
             FloatingPointError: a row is not finite.
         """
-        found = torch.linalg.vector_norm(self.rows.flatten(1), math.inf, dim=1).tolist()
-        if not all(math.isfinite(value) for value in found):
+        largest = torch.linalg.vector_norm(self.rows.flatten(1), math.inf, dim=1).tolist()
+        if not all(math.isfinite(value) for value in largest):
             raise FloatingPointError
-        shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in found]
+        shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in largest]
         if not any(shifts):
             return self
         raised = [exponent + shift for exponent, shift in zip(self.exponents, shifts, strict=True)]
-        # a row of zeros has no size of its own and must not keep the rows that it is added to from being raised
+        # a row of zeros takes the largest exponent, so that it does not limit those of the rows it is added to
         most = max(raised)
-        raised = [exponent if value else most for exponent, value in zip(raised, found, strict=True)]
+        raised = [exponent if value else most for exponent, value in zip(raised, largest, strict=True)]
         _shift(self.rows, shifts)
         return Scaled(self.rows, tuple(raised))
 
@@ -300,10 +300,10 @@ class Linearisation:
             stack = self._back(index, stack, sign)
             parts = self._blocks[index]
             first += parts.longer if isinstance(parts, _LesionAdjoint) else 0
-            # what is longer here already, or will be where no path has a choice
-            kept = None if max_length is None else max_length + 1 - first - self._forced(self.blocks.start, index)
-            if kept is not None and kept < len(stack.exponents):
-                stack = Scaled(stack.rows[:kept], stack.exponents[:kept])
+            # without lengths above max_length, counting branches that every remaining path must take
+            most = None if max_length is None else max_length + 1 - first - self._forced(self.blocks.start, index)
+            if most is not None and most < len(stack.exponents):
+                stack = Scaled(stack.rows[:most], stack.exponents[:most])
             stack = self._raised(stack, index)
             if tolerance > 0:
                 stack, first = _trimmed(stack, first, tolerance)
@@ -366,7 +366,7 @@ class Linearisation:
     def _to_input(self, stack: Scaled) -> Scaled:
         assert self._stem is not None
         rows = self._chunked(self._stem, stack.rows)
-        if rows is stack.rows:  # nothing before the first block
+        if rows is stack.rows:  # the stem is the identity
             return stack
         return self._raised(Scaled(rows, stack.exponents), -1)
 
@@ -376,7 +376,7 @@ class Linearisation:
         if isinstance(parts, _LesionAdjoint):
             return Scaled(self._chunked(parts.post, stack.rows), stack.exponents)
         count = len(stack.exponents)
-        # a row is the sum of two with exponents of their own; it takes the smaller, so that nothing overflows
+        # each new row is a sum of two rows; it takes the smaller of their exponents, so that nothing overflows
         below = [stack.exponents[0], *stack.exponents]
         above = [*stack.exponents, stack.exponents[-1]]
         exponents = tuple(min(pair) for pair in zip(below, above, strict=True))
@@ -469,11 +469,11 @@ def _shifted(rows: Tensor, exponents: Sequence[int]) -> Tensor:
 
 def _trimmed(stack: Scaled, first: int, tolerance: float) -> tuple[Scaled, int]:
     norms = torch.linalg.vector_norm(stack.norms(), dim=1)
-    kept = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
-    if not kept:  # a gradient that is zero everywhere
+    above = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
+    if not above:  # a gradient that is zero everywhere
         return stack, first
-    rows = slice(kept[0], kept[-1] + 1)
-    return Scaled(stack.rows[rows], stack.exponents[rows]), first + kept[0]
+    rows = slice(above[0], above[-1] + 1)
+    return Scaled(stack.rows[rows], stack.exponents[rows]), first + above[0]
 
 
 def boundary_of(at: str | int, blocks: int) -> int:

@@ -72,7 +72,7 @@ class Inference:
                 "write its forward without loops over the batch and without sizes as plain numbers"
             )
         self._own = next((t.dtype for t in view.model.parameters() if t.is_floating_point()), source.dtype)
-        # where the model names its own type or device, as in torch.zeros(..., device=x.device), the engine's is meant
+        # types and devices that the trace recorded, as of torch.zeros(..., device=x.device), become the engine's
         self._moved = {self._own: dtype, source.device: self.device}
         self._pieces: dict[Segment, Call] = {}
         self._shared: dict[str, Tensor] = {}
@@ -135,7 +135,7 @@ class Inference:
         inference = torch.is_inference_mode_enabled()
 
         def call(item: _T) -> _R:
-            # the mode is each thread's own
+            # inference mode is a setting of each thread
             with torch.inference_mode(inference):
                 return function(item)
 
@@ -149,7 +149,7 @@ class Inference:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-            # what a lane was given is also what new threads would take
+            # new threads would otherwise inherit the share that a lane was given
             torch.set_num_threads(torch.get_num_threads())
 
     def _prepared(self, segment: Segment) -> Call:
@@ -160,14 +160,14 @@ class Inference:
 
     def _constant(self, tensor: Tensor, name: str | None = None) -> Tensor:
         """A tensor in the engine's device and dtype; of a parameter or buffer one copy for all pieces."""
-        found = self._shared.get(name) if name else None
-        if found is None:
+        copy = self._shared.get(name) if name else None
+        if copy is None:
             dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-            # a copy in any case, for what is shared with the model would follow its changes in some pieces only
-            found = tensor.detach().to(self.device, dtype, copy=True)
+            # always copied, because later changes of a shared tensor would reach only some pieces
+            copy = tensor.detach().to(self.device, dtype, copy=True)
             if name:
-                self._shared[name] = found
-        return found
+                self._shared[name] = copy
+        return copy
 
 
 def _lower(
@@ -179,13 +179,13 @@ def _lower(
     dtype: torch.dtype,
     engine: Engine,
 ) -> fx.GraphModule:
-    """Bind a segment to constants, and rewrite it for speed."""
+    """Rewrite a segment for speed, with its parameters and buffers as constants."""
     fast = engine.form != "plain"
     root = nn.Module()
     graph = fx.Graph()
     (start, *tensors) = [node for node in segment.graph.nodes if node.op == "placeholder"]
     known: dict[fx.Node, Any] = {}
-    # what does not depend on the input is computed in the wider one of the model's type and the engine's
+    # constants are computed in the wider of the model's type and the engine's
     wide = torch.promote_types(own, dtype) if own.is_floating_point else own
     originals = {
         node: tensor.detach().to(wide) if tensor.dtype == own else tensor.detach()
@@ -229,7 +229,7 @@ def _lower(
             norm = folded[node]
             weight, bias = _fold(node, norm, value_of)
             given = _conv_args(node)
-            made = graph.call_function(
+            convolution = graph.call_function(
                 aten.conv2d.default,
                 (
                     new(given[0]),
@@ -238,8 +238,8 @@ def _lower(
                     *given[3:],
                 ),
             )
-            made.meta = dict(norm.meta)
-            env[norm] = made
+            convolution.meta = dict(norm.meta)
+            env[norm] = convolution
         else:
             copied = env[node] = graph.node_copy(node, new)
             typed = {"dtype": node.meta["val"].dtype} if _names_no_type(node) else {}
@@ -250,7 +250,7 @@ def _lower(
     elif fast and engines.widens(device, dtype):
         _widen(graph)
     graph.eliminate_dead_code()
-    # takes over the tensors that are used, and not the weights that were packed, which would take the memory twice
+    # copies only the tensors in use: keeping the weights that were packed would double the memory
     return fx.GraphModule(root, graph, class_name="Piece")
 
 
@@ -383,7 +383,7 @@ def _fusion(conv: fx.Node, order: dict[fx.Node, int], taken: set[fx.Node]) -> _F
     user = _only_user(last)
     if user is not None and user.target is aten.add.Tensor and not user.kwargs and user not in taken:
         other = user.args[1] if user.args[0] is last else user.args[0]
-        # of two convolutions that meet in an addition the later one takes it in
+        # of two convolutions that are added, the later one absorbs the addition
         earlier = isinstance(other, fx.Node) and other is not last and order.get(other, -1) < order[last]
         if earlier and _shape(last) == _shape(other) == _shape(user):
             add, last = user, user
@@ -414,18 +414,18 @@ def _emit(root: nn.Module, graph: fx.Graph, fusion: _Fusion, images: int | None)
     with graph.inserting_before(fusion.last):
         attribute = graph.get_attr(packed)
         if fusion.add is None:
-            made = graph.call_function(
+            fused = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.default,
                 (x, attribute, bias, *pair, groups, relu, [], ""),
             )
         else:
             other = fusion.add.args[1] if fusion.add.args[0] is fusion.conv else fusion.add.args[0]
-            made = graph.call_function(
+            fused = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.binary,
                 (x, other, attribute, bias, *pair, groups, "add", 1.0, relu if fusion.relu else None, [], None),
             )
-    made.meta = dict(fusion.last.meta)
-    fusion.last.replace_all_uses_with(made)
+    fused.meta = dict(fusion.last.meta)
+    fusion.last.replace_all_uses_with(fused)
     for node in (fusion.relu, fusion.add, fusion.conv):
         if node is not None:
             graph.erase_node(node)

@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
                 "give one class index per image"
             )
         labels = labels.long()
-        outside = int(((labels < 0) | (labels >= logits.shape[1])).sum())  # asked here: on a GPU it would be fatal
+        outside = int(((labels < 0) | (labels >= logits.shape[1])).sum())  # checked, because it would be fatal on a GPU
         if outside:
             raise DataError(
                 f"{outside} of {labels.numel()} labels are outside the {logits.shape[1]} classes of the network; "

@@ -1,8 +1,9 @@
-"""What the operations of a traced graph do to their input, as far as residual blocks are concerned."""
+"""Properties of ATen operations that finding and running residual blocks depends on."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,14 +14,31 @@ from pathlens.residual.simplify import batch_norm_update
 aten = torch.ops.aten
 
 
+def ancestors(ends: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda node: False) -> set[fx.Node]:
+    """The nodes that some nodes are computed from, these included.
+
+    Args:
+        ends: where to begin.
+        stop: whether to leave out a node, and what only it is computed from.
+    """
+    nodes: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in nodes and not stop(node):
+            nodes.add(node)
+            waiting += node.all_input_nodes
+    return nodes
+
+
 def _overloads(*names: str) -> frozenset[Any]:
     """All overloads of the named ATen operations that this torch has."""
-    found: set[Any] = set()
+    overloads: set[Any] = set()
     for name in names:
         packet = getattr(aten, name, None)
         if packet is not None:
-            found.update(getattr(packet, overload) for overload in packet.overloads())
-    return frozenset(found)
+            overloads.update(getattr(packet, overload) for overload in packet.overloads())
+    return frozenset(overloads)
 
 
 #: leave the values as they are

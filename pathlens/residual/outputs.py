@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, UsageError
 
-#: what networks call the tensor that they are asked for: everywhere, torchvision's and transformers' without a head
+#: usual names of the main output: in most libraries, in torchvision, and in transformers without a head
 _MAIN = ("logits", "out", "last_hidden_state")
 _LISTED = 12
 
@@ -32,17 +32,17 @@ class Output:
     among: tuple[str, ...]
 
 
-def choose_output(model: str, outputs: Sequence[Any], spec: pytree.TreeSpec, wanted: str | int | None) -> Output:
+def choose_output(model: str, outputs: Sequence[Any], spec: pytree.TreeSpec, choice: str | int | None) -> Output:
     """The output to study: the one asked for, else one of the usual name, else the only one.
 
     Args:
         model: name of the network, for errors.
         outputs: nodes (or constants) of the flattened return value.
         spec: of the return value.
-        wanted: name or position.
+        choice: name or position of the output asked for, or None.
 
     Raises:
-        UsageError: there is no tensor of the wanted name.
+        UsageError: there is no tensor of that name.
         ModelError: there is no tensor at all, or there are several.
     """
     names = _names(spec)
@@ -59,10 +59,10 @@ def choose_output(model: str, outputs: Sequence[Any], spec: pytree.TreeSpec, wan
         shown = [f"{name} {_shape(node)}" for name, node in list(tensors.items())[:_LISTED]]
         return ", ".join(shown + ["..."] * (len(tensors) > _LISTED))
 
-    if wanted is not None:
-        if str(wanted) not in tensors:
-            raise UsageError(f"{model} returns no tensor {wanted}; it returns {listed()}")
-        return Output(str(wanted), tensors[str(wanted)], among)
+    if choice is not None:
+        if str(choice) not in tensors:
+            raise UsageError(f"{model} returns no tensor {choice}; it returns {listed()}")
+        return Output(str(choice), tensors[str(choice)], among)
     for name in _MAIN:
         if name in tensors:
             return Output(name, tensors[name], among)
@@ -81,8 +81,8 @@ def _shape(node: fx.Node) -> str:
 def _names(spec: pytree.TreeSpec) -> list[str]:
     """Names of the leaves of a return value, in order."""
     count = spec.num_leaves
-    found = dict(_named(pytree.tree_unflatten(list(range(count)), spec), ""))
-    return [found.get(position) or str(position) for position in range(count)]
+    names = dict(_named(pytree.tree_unflatten(list(range(count)), spec), ""))
+    return [names.get(position) or str(position) for position in range(count)]
 
 
 def _named(tree: Any, prefix: str) -> Iterator[tuple[int, str]]:

@@ -39,7 +39,7 @@ _META = torch.device("meta")
 _BATCH_NORM = aten.batch_norm.default
 _UPDATING_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _VIEW_OF_A_COPY = aten._unsafe_view.default
-#: operations that do in a new tensor what others do in place, where the names do not tell, and what those leave out
+#: in-place operations whose functional form has another name -> that form and its default arguments
 _WITHOUT_WRITING = {aten.bernoulli_.float: (aten.bernoulli.p, (0.5,))}
 _DETACHING = (aten.detach.default, aten.detach_.default)
 _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
@@ -103,7 +103,7 @@ def record(model: nn.Module, example: Tensor) -> Recording:
         return _Recorder(model, held, example.device).record(x)
 
     small = recorded(example.shape[0])
-    with contextlib.redirect_stdout(io.StringIO()):  # what the network says it has said
+    with contextlib.redirect_stdout(io.StringIO()):  # the first recording has printed the same
         large = recorded(STAND_IN)
     generalise(small.graph, large.graph, example.shape[0])
     for one, other in zip(small.tensors.values(), large.tensors.values(), strict=True):
@@ -126,7 +126,7 @@ class _Recorder(TorchDispatchMode):
         self._graph = fx.Graph()
         self._aliases = Aliases(self._graph)
         self._tensors: dict[str, tuple[str, Any]] = {}
-        #: what the module holds and constants, by identity; the tensors are kept, so that no other takes their place
+        #: parameters, buffers and constants by id; the tensors are kept, so that no new tensor gets the same id
         self._real: dict[int, tuple[Tensor, Value]] = {}
         self._source: fx.Node | None = None
         self._paths = {module: name for name, module in model.named_modules()}
@@ -154,7 +154,7 @@ class _Recorder(TorchDispatchMode):
                     tensors.update((k, stand_ins[id(t)]) for k, t in tensors.items() if t is not None)
             before = self._registered()
             with contextlib.ExitStack() as stack:
-                # without autograd, whole layers reach the dispatcher: a convolution, and not what it is made of
+                # without autograd the dispatcher sees whole layers, such as conv2d, and not their decompositions
                 stack.enter_context(torch.inference_mode())
                 for context in (torch.enable_grad(), _as_for_the_exporter(), self._following(), _AsReal(self._device)):
                     stack.enter_context(context)
@@ -177,14 +177,14 @@ class _Recorder(TorchDispatchMode):
     def _written(self) -> dict[str, fx.Node]:
         """New values of the buffers that were written to."""
         seen_by = Counter(memory_of(tensor) for tensor, _ in self._real.values())
-        found = {}
+        updates = {}
         for item in self._held:
             base = self._real[id(item.tensor)][1].base
             if base.version:
                 if seen_by[memory_of(item.tensor)] > 1:
                     raise Unsure("a write to a buffer that shares its memory")
-                found[item.name] = base.node
-        return found
+                updates[item.name] = base.node
+        return updates
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:
@@ -215,7 +215,7 @@ class _Recorder(TorchDispatchMode):
         if func is aten.lift_fresh.default:
             return self._fresh(*args)
         if func in _DETACHING and self._is_fresh(*args):
-            return args[0]  # torch itself does that to what it makes, and there is no gradient to stop
+            return args[0]  # torch detaches tensors that it has just made, and there is no gradient to stop
         if func.namespace != "aten" or any(tag in func.tags for tag in _NOT_RECORDED):
             raise Unsure(f"{func}")
         if func is not _BATCH_NORM and _hides_aliases(func):
@@ -308,17 +308,17 @@ class _Recorder(TorchDispatchMode):
 
     def _value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; one that the pass did not make, and that the module does not hold, is constant."""
-        found = self._aliases.find(tensor)
-        if found is None and id(tensor) in self._real:
-            found = self._real[id(tensor)][1]
-        if found is None:
+        value = self._aliases.find(tensor)
+        if value is None and id(tensor) in self._real:
+            value = self._real[id(tensor)][1]
+        if value is None:
             if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.device != self._device:
                 raise Unsure("a tensor from elsewhere")
             assert self._source is not None
             with self._graph.inserting_before(self._source):
-                found = self._placeholder("c_constant", "constant", tensor, _stand_in(tensor))
-            self._real[id(tensor)] = tensor, found
-        return found
+                value = self._placeholder("c_constant", "constant", tensor, _stand_in(tensor))
+            self._real[id(tensor)] = tensor, value
+        return value
 
     def _read(self, tensor: Tensor) -> fx.Node:
         return self._aliases.read(self._value(tensor))
@@ -339,7 +339,7 @@ class _Recorder(TorchDispatchMode):
 
     def _placeholder(self, name: str, kind: str, target: Any, stand_in: Tensor) -> Value:
         node = self._graph.placeholder(name)
-        node.target = node.name  # arguments of one name are no function
+        node.target = node.name  # the graph may have changed the name to make it unique
         node.meta = {"val": stand_in}
         self._tensors[node.name] = (kind, target)
         return self._aliases.own(stand_in, node, kind)
@@ -376,8 +376,8 @@ def _stand_in(tensor: Tensor) -> Tensor:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_complex():
         raise Unsure("an unusual tensor")
     size, stride = tensor.size(), tensor.stride()
-    made = torch.empty_strided(size, stride, dtype=tensor.dtype, device=_META)
-    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    stand_in = torch.empty_strided(size, stride, dtype=tensor.dtype, device=_META)
+    return nn.Parameter(stand_in, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stand_in
 
 
 def _map(item: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -401,7 +401,7 @@ def _hides_aliases(func: Any) -> bool:
 
 @cache
 def _is_view(func: Any) -> bool:
-    # the last is a view of a copy that nothing else sees, and so does not call itself one
+    # _unsafe_view is a view, though its schema does not say so
     return any(argument.alias_info is not None for argument in func._schema.arguments) or func is _VIEW_OF_A_COPY
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, fx
 
 from pathlens.residual.chain import Chain
 from pathlens.residual.routes import Part, Route, intact
-from pathlens.residual.segments import Piece, Segment, splice, with_updates
+from pathlens.residual.segments import Piece, UpdatingSegment, updating
 from pathlens.residual.turns import together
 from pathlens.residual.vjp import BatchedVJP, is_stackable
 
-#: up to so many cotangents autograd's graph, which is there anyway, is faster than preparing a branch for a stack
+#: up to this many cotangents, the autograd graph of the forward pass is faster than preparing a batched VJP
 _FEW = 2
 
 
@@ -40,24 +40,14 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """A piece of a block, the buffers that it updates, and the parameters that it uses."""
-
-    segment: Segment
-    results: int
-    buffers: list[str]
-    parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class RestrictedNetwork:
     """A chain cut into the pieces that a restricted backward pass needs."""
 
     chain: Chain
     route: Route
-    stem: _Part
-    blocks: tuple[tuple[_Part, _Part, _Part], ...]
-    head: _Part
+    stem: UpdatingSegment
+    blocks: tuple[tuple[UpdatingSegment, UpdatingSegment, UpdatingSegment], ...]
+    head: UpdatingSegment
     names: tuple[str, ...]
 
     def run(self, images: Tensor, choice: Choice) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -69,7 +59,7 @@ class RestrictedNetwork:
         trained = [name for name in self.names if _is_parameter(self.chain, name) and values[name].requires_grad]
         tape = _Tape(self, choice, values, trained, updates)
         x = _ThroughPaths.apply(tape, x, *(values[name] for name in trained))
-        return _call(self.head, x, values, updates), updates
+        return list(_call(self.head, x, values, updates)), updates
 
 
 def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
@@ -93,34 +83,27 @@ def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
         pieces.append(Piece(link.branch_point, operand_paths, {}))
         pieces.append(Piece(link.total, (link.end,), {}))
     pieces.append(Piece(chain.boundaries[-1], outputs, {}))
-    extended, buffers = with_updates(trace, chain.discovery.input_dependent, pieces)
-    parts = [
-        _part(chain, whole, len(piece.ends), mine) for piece, whole, mine in zip(pieces, extended, buffers, strict=True)
-    ]
+    parts = updating(trace, chain.discovery.input_dependent, pieces)
     names = tuple(dict.fromkeys(name for part in parts for name in part.segment.tensor_names))
     inner = parts[1:-1]
     blocks = tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3))
     return RestrictedNetwork(chain, route, parts[0], blocks, parts[-1], names)
 
 
-def _part(chain: Chain, piece: Piece, results: int, buffers: list[str]) -> _Part:
-    segment = splice(chain.trace, [piece], piece.ends)
-    return _Part(segment, results, buffers, tuple(n for n in segment.tensor_names if _is_parameter(chain, n)))
-
-
 def _is_parameter(chain: Chain, name: str) -> bool:
     return chain.trace.tensors[name][0] == "parameter"
 
 
-def _call(part: _Part, x: Tensor, values: dict[str, Tensor], updates: dict[str, Tensor]) -> list[Tensor]:
-    found = list(part.segment.graph_module.forward(x, *(values[name] for name in part.segment.tensor_names)))
-    updates.update(zip(part.buffers, found[part.results :], strict=True))
-    return found[: part.results]
+def _call(
+    part: UpdatingSegment, x: Tensor, values: dict[str, Tensor], updates: dict[str, Tensor]
+) -> tuple[Tensor, ...]:
+    tensors = part.segment.graph_module.forward(x, *(values[name] for name in part.segment.tensor_names))
+    return part.split(tensors, updates)
 
 
 @dataclass(eq=False)
 class _Record:
-    """What one block's forward left for its backward; a side that the block lost is None."""
+    """Tensors of one block's forward pass that its backward pass needs; None for a deleted branch or shortcut."""
 
     x: Tensor
     transitioned: Tensor
@@ -129,7 +112,7 @@ class _Record:
     shortcut: Tensor | None
     total: Tensor
     end: Tensor
-    parts: tuple[_Part, _Part, _Part]
+    parts: tuple[UpdatingSegment, UpdatingSegment, UpdatingSegment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +123,7 @@ class _Stack:
     first: int
 
     def carried(self, result: Tensor, start: Tensor) -> _Stack:
-        """Through a recorded piece."""
+        """The stack carried back through a recorded piece."""
         return _Stack(_carry(result, start, self.rows), self.first)
 
 
@@ -159,7 +142,7 @@ class _Tape:
         self._choice = choice
         self.trained = trained
         self._updates = updates
-        # leaves of their own, so that each block's gradient stays within the block
+        # detached leaves, so that autograd stops at the block
         self._local = {name: value.detach() for name, value in values.items()}
         for name in trained:
             self._local[name].requires_grad_()
@@ -221,7 +204,7 @@ class _Tape:
         return stack.carried(record.transitioned, record.x)
 
     def _shortened(self, stack: _Stack) -> _Stack:
-        """Without lengths that are too long for any allowed path."""
+        """The stack without lengths beyond the longest allowed path."""
         if self._choice.lengths is None:
             return stack
         return _Stack(stack.rows[: max(self._choice.lengths) + 1 - stack.first], stack.first)
@@ -250,14 +233,16 @@ class _Tape:
         rows = [row for row in range(len(stack.rows)) if stack.first + row + shift in self._choice.lengths]
         return stack.rows[rows].sum(0) if rows else None
 
-    def _collect(self, result: Tensor, part: _Part, cotangent: Tensor | None, grads: dict[str, Tensor]) -> None:
-        names = [name for name in part.parameters if name in self.trained]
+    def _collect(
+        self, result: Tensor, part: UpdatingSegment, cotangent: Tensor | None, grads: dict[str, Tensor]
+    ) -> None:
+        names = [name for name in part.segment.tensor_names if name in self.trained]
         if cotangent is None or not names or not result.requires_grad:
             return
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             result, [self._local[name] for name in names], cotangent, retain_graph=True, allow_unused=True
         )
-        for name, grad in zip(names, found, strict=True):
+        for name, grad in zip(names, gradients, strict=True):
             if grad is not None:
                 grads[name] = grads[name] + grad if name in grads else grad
 
@@ -286,5 +271,5 @@ class _ThroughPaths(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
-        x, found = ctx.tape.backward(seed)
-        return (None, x, *(found.get(name) for name in ctx.tape.trained))
+        x, gradients = ctx.tape.backward(seed)
+        return (None, x, *(gradients.get(name) for name in ctx.tape.trained))

@@ -154,8 +154,8 @@ def with_updates(
     buffers: list[list[str]] = []
     extended: list[Piece] = []
     for piece in pieces:
-        found = _reach(trace, piece)
-        reached = {*found.inner, *found.tensors}
+        needed = _reach(trace, piece)
+        reached = {*needed.inner, *needed.tensors}
         modules = {
             name.rpartition(".")[0]
             for name, node in pending.items()
@@ -166,6 +166,44 @@ def with_updates(
         extended.append(Piece(piece.start, (*piece.ends, *(pending.pop(name) for name in mine)), swap))
         buffers.append(mine)
     return extended, buffers
+
+
+@dataclass(frozen=True, eq=False)
+class UpdatingSegment:
+    """A piece of a network that also computes new batch-norm statistics.
+
+    Attributes:
+        segment: the piece; it returns its own results and then the new values of the buffers.
+        results: number of its own results.
+        buffers: names of the buffers.
+    """
+
+    segment: Segment
+    results: int
+    buffers: tuple[str, ...]
+
+    def split(self, tensors: Sequence[Tensor], updates: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The piece's own results; the new values of buffers are put into ``updates``.
+
+        Args:
+            tensors: all that the segment returned.
+            updates: new values by name.
+        """
+        updates.update(zip(self.buffers, tensors[self.results :], strict=True))
+        return tuple(tensors[: self.results])
+
+
+def updating(trace: Trace, input_dependent: set[fx.Node], pieces: Sequence[Piece]) -> list[UpdatingSegment]:
+    """A segment for each piece. Arguments as :func:`with_updates`.
+
+    Raises:
+        ModelError: a piece depends on the input other than through its start.
+    """
+    extended, buffers = with_updates(trace, input_dependent, pieces)
+    return [
+        UpdatingSegment(splice(trace, [whole], whole.ends), len(piece.ends), tuple(names))
+        for piece, whole, names in zip(pieces, extended, buffers, strict=True)
+    ]
 
 
 def _happens(update: fx.Node, reached: set[fx.Node]) -> bool:
@@ -213,21 +251,21 @@ def _reach(trace: Trace, piece: Piece) -> _Reached:
 
 def _size_from(graph: fx.Graph, trace: Trace, size: fx.Node, start: fx.Node, here: fx.Node) -> Any:
     """A size of the whole network that follows the batch, read off the tensor at the start of a piece."""
-    wanted = trace.value(size)
-    if not trace.follows_batch(wanted):
-        return int(wanted)
+    value = trace.value(size)
+    if not trace.follows_batch(value):
+        return int(value)
     for dimension, have in enumerate(trace.value(start).shape):
         if not trace.follows_batch(have):
             continue
-        factor = ratio(have, wanted)
+        factor = ratio(have, value)
         if factor is None or 1 not in (factor.numerator, factor.denominator):
             continue
         read = _with_meta(graph.call_function(aten.sym_size.int, (here, dimension)), have)
         if factor == 1:
             return read
         if factor.denominator == 1:
-            return _with_meta(graph.call_function(operator.floordiv, (read, factor.numerator)), wanted)
-        return _with_meta(graph.call_function(operator.mul, (read, factor.denominator)), wanted)
+            return _with_meta(graph.call_function(operator.floordiv, (read, factor.numerator)), value)
+        return _with_meta(graph.call_function(operator.mul, (read, factor.denominator)), value)
     raise ModelError(f"the size {size.name} of the network's input cannot be read off the tensor before this block")
 
 

@@ -1,6 +1,6 @@
-"""Shapes of the results of the commonest operations.
+"""Output shapes of the most common operations.
 
-torch tells them too, but imports torch.compile and sympy for it, which takes longer than recording most networks.
+torch could compute them, but imports torch.compile and sympy to do so, which takes longer than recording most networks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def shape_of_result(func: Any, args: Any, kwargs: dict[str, Any]) -> Shape | Non
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     if not all(item.is_contiguous() for item in args if isinstance(item, Tensor)):
-        return None  # other layouts go on into the result, and may decide what is a view
+        return None  # other memory layouts propagate to the result, and may decide what is a view
     if func in _POINTWISE:
         return tuple(x.shape)
     if func in _ARITHMETIC:

@@ -50,7 +50,7 @@ def simplify(graph: fx.Graph) -> None:
             node.args = (x, weight, bias, mean, variance, momentum, eps)
             for user in list(node.users):
                 position = user.args[1]
-                # saved mean and inverse deviation (1, 2) are for the backward pass alone
+                # results 1 and 2 (saved mean and inverse deviation) serve only the backward pass
                 if position >= 3:
                     user.args = (node, position - 2)
             _part_statistics(graph, node)
@@ -60,7 +60,7 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target is aten.view.default:
-            # a view fails on channels-last activations, where a reshape does what the author meant
+            # a view fails on channels-last activations; reshape gives the same values
             node.target = aten.reshape.default
         elif node.target is aten.add.Tensor and node.args[1] == 0 and isinstance(node.args[0], fx.Node):
             # the zero that Python's sum() starts from
@@ -167,8 +167,8 @@ def _split_lerp(graph: fx.Graph, node: fx.Node) -> None:
             rest = 1 - weight  # type: ignore[operator]
         parts = [graph.call_function(aten.mul.Tensor, pair) for pair in ((x, rest), (y, weight))]
         total = graph.call_function(aten.add.Tensor, tuple(parts))
-    for made in (*parts, total):
-        made.meta = dict(node.meta)
+    for new in (*parts, total):
+        new.meta = dict(node.meta)
     node.replace_all_uses_with(total)
     graph.erase_node(node)
 
@@ -221,7 +221,7 @@ def _add_padded(graph: fx.Graph, node: fx.Node, base: fx.Node, total: fx.Node) -
     read, x = total.args[:2]
     dim, start, end, step = _window(read, 1)
     shape = base.meta["val"].shape
-    # the channels, not the batch, and nothing that broadcasts
+    # only a window of channels (not of the batch), and no broadcasting
     if not isinstance(x, fx.Node) or not _same_kind(read, x) or dim == 0 or step != 1 or set(total.users) != {node}:
         return
     if not isinstance(end, int) or may_follow_batch(shape[dim]) or start < 0 or end < 0:
@@ -230,7 +230,7 @@ def _add_padded(graph: fx.Graph, node: fx.Node, base: fx.Node, total: fx.Node) -
     with graph.inserting_before(node):
         padded = graph.call_function(aten.constant_pad_nd.default, (x, widths, 0))
         whole = graph.call_function(aten.add.Tensor, (base, padded), dict(total.kwargs))
-    # the addition stays where its author wrote it
+    # with the metadata of the original addition, so that it belongs to the same module
     padded.meta, whole.meta = dict(node.meta), {**total.meta, "val": node.meta["val"]}
     node.replace_all_uses_with(whole)
     for unused in (node, total, read):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: the batch size of the values in a recorded graph: a prime that no layer has as a width, so that multiples tell
+#: batch size of the values in a recorded graph: a prime that is no usual layer width, so that its multiples stand out
 STAND_IN = 211
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from pathlens.errors import ModelError, PathlensError
+from pathlens.errors import ModelError, PathlensError, one_line
 from pathlens.residual.outputs import Output, choose_output
 from pathlens.residual.recorded import record
 from pathlens.residual.simplify import batch_norm_update, simplify
@@ -73,9 +73,9 @@ class Trace:
     def fixed_batch(self) -> int | None:
         """The batch size that the graph holds for alone, if there is one."""
         first = self.value(self.source).shape[0]
-        # a symbol may have become a number when it was compared
-        dressed = not self.recorded and str(first).isdigit()
-        return int(first) if self.static_batch is None and dressed else self.static_batch
+        # comparing a symbolic size may have fixed it
+        fixed = not self.recorded and str(first).isdigit()
+        return int(first) if self.static_batch is None and fixed else self.static_batch
 
     def fetch(self, names: tuple[str, ...]) -> list[Tensor]:
         """The tensors behind placeholders, as the module holds them now."""
@@ -128,24 +128,24 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
         return recorded
     traced = _canonical(model, _export(model, probe), probe, output)
     if single and traced.static_batch is not None:
-        # the module fixes the batch size whatever it is, so take the one that was asked for
+        # the module fixes any batch size that it sees, so trace it with the one given
         traced = _canonical(model, _export(model, example), example, output)
     return traced
 
 
 def _record(model: nn.Module, example: Tensor, output: str | int | None) -> Trace | None:
-    """The short way; None where only the exporter can tell."""
+    """The trace by recording; None where the exporter is needed."""
     try:
         with undisturbed(model):
             recording = record(model, example)
     except Exception:
-        # whatever it is, the exporter says it, or does it
+        # the exporter then either succeeds or reports the error
         return None
     graph = recording.graph
     simplify(graph)
     results = _results(graph)
     count = len(recording.mutated)
-    return _made(
+    return _assemble(
         model,
         graph,
         recording.source,
@@ -171,15 +171,13 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         with undisturbed(model):
             program = export(model, (example,), dynamic_shapes=((batch,),) if listed else (batch,), strict=False)
             return program.run_decompositions({})
-    except PathlensError:
-        raise
-    except torch.OutOfMemoryError:
+    except (PathlensError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         # The exporter reports whatever the user's own forward raised, so every class is possible here.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"{name} cannot be traced with an input of shape {tuple(example.shape)}: {type(error).__name__}: {reason}; "
+            f"{name} cannot be traced with an input of shape {tuple(example.shape)}: {type(error).__name__}: "
+            f"{one_line(error, 300)}; "
             "check the input shape, and remove control flow that depends on tensor values"
         ) from error
 
@@ -216,7 +214,7 @@ def _canonical(model: nn.Module, program: ExportedProgram, example: Tensor, outp
             mutations[out.target] = value
         elif out.kind == OutputKind.USER_OUTPUT:
             results.append(value)
-    return _made(
+    return _assemble(
         model,
         graph,
         source,
@@ -236,7 +234,7 @@ def _results(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(results)
 
 
-def _made(
+def _assemble(
     model: nn.Module,
     graph: fx.Graph,
     source: fx.Node | None,
@@ -253,7 +251,7 @@ def _made(
     if source is None:
         raise ModelError(f"{name} does not turn its input tensor into an output tensor")
     first = source.meta["val"].shape[0]
-    # a size that was fixed while tracing may still be dressed as a symbol
+    # a size that was fixed while tracing may still be a symbolic object
     static = first.node.maybe_as_int() if isinstance(first, torch.SymInt) else int(first)
     return Trace(
         graph=graph,

@@ -1,7 +1,7 @@
-"""Whose turn it is among threads: tracing runs alone.
+"""A lock of readers and tracers among threads: tracing runs alone.
 
-While ``torch.export`` traces a model, its parameters are stand-ins without values and parts of torch are switched, for
-all threads. So a trace waits until no other thread reads a model, and those that want to read wait for its end.
+While ``torch.export`` traces a model, its parameters are stand-ins without values and parts of torch are patched, for
+all threads. So a trace waits until no other thread reads a model, and readers wait until it has ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def alone() -> Iterator[None]:
     """Trace while no other thread reads a model."""
     me = threading.get_ident()
     with _turns:
-        # a thread that waits reads nothing meanwhile: two that read and both want to trace do not wait for each other
+        # a waiting thread does not count as a reader, or two readers that both start a trace would wait forever
         mine = _reading.pop(me, 0)
         _turns.notify_all()
         try:

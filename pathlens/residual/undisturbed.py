@@ -1,4 +1,4 @@
-"""Tracing a module without leaving a trace on it: what is put aside while it runs on tensors without values."""
+"""Everything that is switched off or saved while a module is traced, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlens.residual.turns import alone
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put aside what would get in the way of tracing a model, and put it back afterwards."""
+    """Switch off hooks, interventions and warnings that would disturb tracing a model, and restore all afterwards."""
     with (
         alone(),
         _quiet(),
@@ -32,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_forwards(model: nn.Module) -> Iterator[None]:
-    """Without the interventions that are active on the model or a part of it, and as functions, as export needs."""
+    """Suspend interventions on the model and its parts, and give export a ``forward`` that is a function."""
     with contextlib.ExitStack() as stack:
         for module in model.modules():
             suspended = getattr(module.__dict__.get("forward"), "suspended", None)

@@ -114,21 +114,21 @@ class ResidualView:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the block table should know: additions that were found but are not blocks of the trunk."""
-        found, output = self.chain().discovery, self.chain().trace.output
+        discovery, output = self.chain().discovery, self.chain().trace.output
         notes = []
         if len(output.among) > 1:
             returned = ", ".join(output.among)
             notes.append(f"of the tensors that the network returns ({returned}), {output.name} is studied")
-        if found.off_trunk:
+        if discovery.off_trunk:
             notes.append(
-                f"{len(found.off_trunk)} residual additions lie beside the trunk (the first: "
-                f"{found.off_trunk[0].node.name}) and are not blocks of the chain"
+                f"{len(discovery.off_trunk)} residual additions lie beside the trunk (the first: "
+                f"{discovery.off_trunk[0].node.name}) and are not blocks of the chain"
             )
-        if found.nested:
-            notes.append(f"{len(found.nested)} residual additions lie inside the branch of another block")
-        if found.refused:
-            name, reason = next(iter(found.refused.items()))
-            notes.append(f"{len(found.refused)} additions are no residual blocks (first: {name}, {reason})")
+        if discovery.nested:
+            notes.append(f"{len(discovery.nested)} residual additions lie inside the branch of another block")
+        if discovery.refused:
+            name, reason = next(iter(discovery.refused.items()))
+            notes.append(f"{len(discovery.refused)} additions are no residual blocks (first: {name}, {reason})")
         return tuple(notes)
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class ResidualView:
     def __repr__(self) -> str:
         return f"ResidualView({type(self._model).__name__}: {len(self)} blocks in {len(self.stages)} stages)"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """The blocks as rows of a table."""
         return [block.row() for block in self._blocks]
 
@@ -158,17 +158,17 @@ class ResidualView:
         """
         like = self._like() if images is None else images
         key = self._mode(like, None)
-        found = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[:1].numel()))
-        if found is None:
+        chain = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[:1].numel()))
+        if chain is None:
             traced = trace(self._model, like.detach().to(self._parameter().device).contiguous(), self._output)
-            found = self._arrange(traced, type(self._model).__name__)
-            if self._blocks and len(found.links) != len(self._blocks):
+            chain = self._arrange(traced, type(self._model).__name__)
+            if self._blocks and len(chain.links) != len(self._blocks):
                 raise ModelError(
-                    f"{type(self._model).__name__} shows {len(found.links)} blocks in this mode and "
+                    f"{type(self._model).__name__} shows {len(chain.links)} blocks in this mode and "
                     f"{len(self._blocks)} in the mode it was first seen in; study the two as two networks"
                 )
-            self._chains[self._mode(like, traced.static_batch)] = found
-        return found
+            self._chains[self._mode(like, traced.static_batch)] = chain
+        return chain
 
     def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
         modules = tuple((id(module), module.training) for module in self._model.modules())

@@ -135,7 +135,7 @@ def _is_known(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     moving = [operand for operand in node.all_input_nodes if operand in input_dependent]
     target = node.target
     if target in (aten.add.Tensor, aten.sub.Tensor):
-        # where an operand is broadcast, its cotangent would have to be summed
+        # no broadcasting, because the cotangent of a broadcast operand would have to be summed
         return not node.kwargs and all(_shape(operand) == _shape(node) for operand in moving)
     if len(moving) != 1 or node.args[0] is not moving[0]:
         return False
@@ -148,7 +148,7 @@ def _is_known(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     if target is aten.dropout.default:
         return not node.args[2]
     if target is aten.slice.Tensor and (len(node.args) < 2 or node.args[1] in (0, -len(_shape(node)))):
-        return False  # would mix examples
+        return False  # a slice along the batch mixes examples
     if ops.is_pointwise(node):
         return len(node.all_input_nodes) == 1 and target is not aten.rrelu.default
     return target in _KNOWN

@@ -12,17 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 Chart = dict[str, Any]
 Series = dict[str, Any]
 
-PERCENT = {"label": "error (%)", "percent": True}
+
+class Axis(TypedDict, total=False):
+    """Label of an axis, and whether it shows whole numbers, logarithms or percent."""
+
+    label: str
+    whole: bool
+    log: bool
+    percent: bool
 
 
-def chart(
-    family: str, title: str, x: str, y: dict[str, Any], series: list[Series], whole: bool = True, **more: Any
-) -> Chart:
+PERCENT: Axis = {"label": "error (%)", "percent": True}
+
+
+def chart(family: str, title: str, x: str, y: Axis, series: list[Series], whole: bool = True, **more: Any) -> Chart:
     """A chart; ``x`` is the label of its axis, ``whole`` says that places on it are whole numbers."""
     return {"family": family, "title": title, "x": {"label": x, "whole": whole}, "y": y, "series": series, **more}
 
@@ -60,10 +68,12 @@ def stage_runs(stages: Iterable[Any], positions: Iterable[Any], over_gaps: bool 
     return runs
 
 
-def stages_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def stages_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str | int]]:
     """The stages of blocks for a chart; none where there is only one."""
     runs = stage_runs((row.get("stage") for row in rows), (row["block"] for row in rows), over_gaps=True)
-    named = [{"first": run.first, "last": run.last, "name": f"stage {run.stage}"} for run in runs]
+    named: list[dict[str, str | int]] = [
+        {"first": run.first, "last": run.last, "name": f"stage {run.stage}"} for run in runs
+    ]
     return named if len(named) > 1 else []
 
 

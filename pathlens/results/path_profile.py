@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from pathlens.estimators import estimators
-from pathlens.results.charts import Chart, Series, chart
+from pathlens.results.charts import Axis, Chart, Series, chart
 from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
 
 _VISIBLE = 1e-3  # percent: longer paths that contribute less are left out of the page's chart of contributions
-_READABLE = 10**15  # numbers of paths up to which all digits are written
+_READABLE = 10**15  # numbers of paths below this are written with all digits
 _MOST_BLOCKS = 100_000  # a table that was read back may state any number of paths
 
 
@@ -29,7 +29,7 @@ class _Length:
     n_paths: int = column("", "number of paths of this length, exact")
 
 
-# columns of the last base come first
+# dataclass fields of the last base come first
 _BASES = (*(estimator.columns for estimator in estimators()), *(estimator.last_columns for estimator in estimators()))
 
 
@@ -165,9 +165,9 @@ class PathProfile(Result):
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
         """The norm of the gradient, the effective lengths, and how exact the sums are."""
-        found = []
+        headlines = []
         if isinstance(facts.get("gradient_norm"), float):
-            found.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
+            headlines.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
         effective = facts.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):
@@ -181,11 +181,11 @@ class PathProfile(Result):
                 ]
                 words = METHODS[method].in_headline if method in METHODS else method
                 value = f"{span['first']} to {span['last']}"
-                found.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
+                headlines.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
         difference = facts.get("relative_difference_to_autograd")
         if isinstance(difference, float):
-            found.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
-        return found
+            headlines.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
+        return headlines
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Number of paths, norm of one, and what all of a length contribute."""
@@ -195,17 +195,17 @@ class PathProfile(Result):
         lengths, x = [row["length"] for row in rows], "path length (blocks)"
         paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": path_shares(rows)}
         heads = {str(row["length"]): f"length {row['length']}: {_count_words(row['n_paths'])}" for row in rows}
-        y: dict[str, Any] = {"label": "share of all paths (%)", "percent": True}
-        found = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
+        y: Axis = {"label": "share of all paths (%)", "percent": True}
+        charts = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
         one = [{**series, "x": lengths} for series in _one_path(rows)]
         if one:
             y = {"label": "gradient norm of one path", "log": True}
-            found.append(chart("norm of a path", "One path", x, y, one, shade=shade))
+            charts.append(chart("norm of a path", "One path", x, y, one, shade=shade))
         series = _visible(contribution_series(rows))
         if series:
             y = {"label": "contribution of a length (%)", "percent": True}
-            found.append(chart("contribution", "All paths of a length", x, y, series, shade=shade))
-        return found
+            charts.append(chart("contribution", "All paths of a length", x, y, series, shade=shade))
+        return charts
 
 
 def _share_column(rows: Rows) -> str:

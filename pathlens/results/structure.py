@@ -14,7 +14,7 @@ _EXAMPLE = "for one example"
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRow:
-    """One block, as found."""
+    """One block of a network."""
 
     block: int = column("", "index of the block, from 0")
     name: str = column("", "module that the block lies in")
@@ -73,10 +73,10 @@ class Structure(Result):
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
         """Numbers of blocks, parameters and multiply-adds."""
-        found = [Headline("Blocks", str(len(rows)))]
+        headlines = [Headline("Blocks", str(len(rows)))]
         for name, label in (("parameters", "Parameters in blocks"), ("multiply_adds", "Multiply-adds of an example")):
-            found.append(Headline(label, f"{sum(row[name] for row in rows if isinstance(row[name], int)):,}"))
-        return found
+            headlines.append(Headline(label, f"{sum(row[name] for row in rows if isinstance(row[name], int)):,}"))
+        return headlines
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Parameters and multiply-adds, block by block."""
@@ -86,11 +86,11 @@ class Structure(Result):
             "heads": {str(row["block"]): block_head(row) for row in rows},
             "stages": stages_of(rows),
         }
-        found = []
+        charts = []
         for name, label in (("parameters", "parameters"), ("multiply_adds", "multiply-adds of an example")):
             series = {"key": name, "name": label, "colour": 0, "x": blocks, "y": [row[name] for row in rows]}
-            found.append(chart(name, f"{label.capitalize()} by block", "block", {"label": label}, [series], **more))
-        return found
+            charts.append(chart(name, f"{label.capitalize()} by block", "block", {"label": label}, [series], **more))
+        return charts
 
 
 BLOCKS = Structure()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
-from pathlens.results.result import Facts, Headline, Result, Rows, column
+from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
+from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column
 from pathlens.results.text import said
 
 _MANY = 20  # epochs beyond which intervals become a band
@@ -82,16 +82,16 @@ class History(Result):
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Error and loss by epoch."""
         rows = sorted(rows, key=lambda row: row["epoch"])
-        found = []
-        axes: tuple[tuple[str, float, dict[str, Any]], ...] = (
+        charts = []
+        axes: tuple[tuple[str, float, Axis], ...] = (
             ("error", 100, PERCENT),
             ("loss", 1, {"label": "cross-entropy (nats)"}),
         )
         for what, factor, y in axes:
             series = list(curves(rows, what, factor))
             if series:
-                found.append(chart(f"training {what}", f"{what.capitalize()} by epoch", "epoch", y, series))
-        return found
+                charts.append(chart(f"training {what}", f"{what.capitalize()} by epoch", "epoch", y, series))
+        return charts
 
 
 class Evaluation(Result):
@@ -100,16 +100,21 @@ class Evaluation(Result):
     name = "result"
     row = EvaluationRow
     needed = ("split", *measured.NEEDED)
+    shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("images"), **measured.ALONE}
+
+    def notes(self, facts: Facts) -> list[str]:
+        """None: the recipe and the rule were printed when the training began."""
+        return []
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
         """The error on each split, and the epochs."""
-        found = [
+        headlines = [
             measured.with_interval(f"Error, {said(row['split'])}", row) for row in rows if row["error"] is not None
         ]
         recipe = facts.get("recipe")
         if isinstance(recipe, dict) and "epochs" in recipe:
-            found.append(Headline("Epochs", said(recipe["epochs"]), f"rule: {said(facts.get('rule'))}"))
-        return found
+            headlines.append(Headline("Epochs", said(recipe["epochs"]), f"rule: {said(facts.get('rule'))}"))
+        return headlines
 
 
 HISTORY = History()

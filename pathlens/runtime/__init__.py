@@ -1,1 +1,1 @@
-"""What a run takes of the machine: its processes, a device, a type of numbers, and memory."""
+"""Resources of a run: processes, device, number type and memory."""

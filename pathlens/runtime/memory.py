@@ -1,4 +1,4 @@
-"""Memory that ran out, in one line that says what to do."""
+"""How much memory there is, and errors that say what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 
 from pathlens.errors import ResourceError
 
-UNKNOWN_MEMORY = 16 * 2**30  # bytes that are taken for granted where a system does not say how many it has
+UNKNOWN_MEMORY = 16 * 2**30  # bytes; assumed where the system does not tell
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers
 
 
 def total_memory() -> int:
-    """Return the bytes of memory of this machine or, where it is less, of the container.
+    """The bytes of memory of this machine or, where it is less, of the container.
 
     :data:`UNKNOWN_MEMORY` where the system does not say.
     """
     try:
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, ValueError, OSError):
-        found = [UNKNOWN_MEMORY]
+        sizes = [UNKNOWN_MEMORY]
     for place in _LIMITS:
         with contextlib.suppress(OSError, ValueError), open(place) as file:
-            found.append(int(file.read()))
-    return min((size for size in found if size > 0), default=UNKNOWN_MEMORY)
+            sizes.append(int(file.read()))
+    return min((size for size in sizes if size > 0), default=UNKNOWN_MEMORY)
 
 
 def check_input_fits(shape: tuple[int, ...], batch: int, remedy: str) -> None:
-    """Refuse a shape of which a batch would fill the memory, before anything of the kind is made.
+    """Refuse a shape of which a batch would fill the memory, before such a tensor is allocated.
 
-    A network takes many times the memory of its input, so an input may take an eighth.
+    Activations take many times the memory of the input, so the input may take an eighth of it.
 
     Args:
         shape: of one example, (C, H, W) or any other, in float32.

@@ -1,4 +1,4 @@
-"""One process or many: how they find each other, and how results and failures come together."""
+"""Process groups: joining one, gathering results and agreeing on errors; and the choice of a device."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pathlens.errors import PathlensError, RunError, UsageError
+from pathlens.errors import PathlensError, RunError, UsageError, one_line
 
 T = TypeVar("T")
 
-#: one process may wait this long for another that has more to do; those that died are noticed at once
+#: longest time that a process waits for a slower one; a process that has died is noticed at once
 _PATIENCE = timedelta(days=7)
 
 _agreements = itertools.count()
 
 
 class _OtherFailed(Exception):  # noqa: N818 - never seen outside of this module
-    """Leaves the body of :meth:`Processes.agreed` in a process that is well itself."""
+    """Ends the body of :meth:`Processes.agreed` in a process without an error, because another process has one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def gather(self, part: T) -> list[T]:
-        """Everybody's part, on every process.
+        """The parts of all processes, by rank, on every process.
 
         Raises:
             RunError: another process has ended.
@@ -59,12 +59,12 @@ class Processes:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[Callable[[], None]]:
-        """All processes raise what one of them raises in the body, so that none waits for one that is gone.
+        """Let all processes raise the error that one of them raises in the body, so that none waits for it forever.
 
         The body must not communicate by itself.
 
         Yields:
-            A function to call now and then in a long body, which leaves it where another process has failed already.
+            A function to call repeatedly in a long body; it ends the body if another process has failed.
 
         Raises:
             PathlensError: of the first process that failed; it says which one where not all did.
@@ -105,9 +105,9 @@ def current() -> Processes:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Be in the group that torchrun announces in the environment, if it does, for the length of the body.
+    """Join, for the length of the body, the process group that torchrun announces in the environment, if any.
 
-    A group that was joined before is used and not left.
+    A group that the process is in already is used, and not left at the end.
 
     Raises:
         RunError: the processes do not find each other.
@@ -119,7 +119,7 @@ def joined() -> Iterator[Processes]:
             mine = True
     except (ValueError, RuntimeError) as error:
         raise RunError(
-            f"the processes do not find each other: {' '.join(str(error).split())[:200]}; start them with torchrun"
+            f"the processes do not find each other: {one_line(error, 200)}; start them with torchrun"
         ) from error
     try:
         yield current()
@@ -129,9 +129,9 @@ def joined() -> Iterator[Processes]:
 
 
 def _backend() -> str:
-    """What carries results, Python objects of a few kilobytes: gloo on every machine; and gradients: nccl between GPUs.
+    """Backends of torch.distributed: gloo for results, which are small Python objects, and nccl for gradients on GPUs.
 
-    nccl wants a GPU for each process; where processes share one, gloo carries gradients too.
+    nccl needs a GPU for each process; where processes share one, gloo is used for gradients too.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     enough = dist.is_nccl_available() and torch.cuda.is_available() and torch.cuda.device_count() >= here

@@ -1,4 +1,4 @@
-"""What lies on the disk: files that appear whole, locks, and the journal of what is finished."""
+"""Files on disk: atomic writes, the lock of a run folder, and the journal of finished batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that writes files: beside the target, synced, renamed; and how files of a run folder are read back.
+"""Writing files atomically (beside the target, synced, then renamed), and reading files that may be untrusted.
 
 A reader never sees half a file, and a set of files that belongs together appears only when all of it is on the disk.
 """
@@ -19,12 +19,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _beside(path: Path) -> Path:
-    # The suffix is kept for writers that choose their format by it.
+    # The suffix is kept, because some writers choose their format by it.
     return path.with_name(f".pathlens-{secrets.token_hex(8)}.tmp{path.suffix}")
 
 
 def disk_error(error: OSError, path: Path) -> PathlensError:
-    """What a failure to write ``path`` is called: a full disk is a ResourceError, anything else a RunError.
+    """The error for a failure to write ``path``: a ResourceError for a full disk, else a RunError.
 
     Args:
         error: what the system said.

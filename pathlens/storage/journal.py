@@ -1,11 +1,11 @@
-"""Finished batches of a sweep on disk, so that a killed sweep takes up where it stopped.
+"""Finished batches of an analysis on disk, so that a killed one can be resumed.
 
 One line of JSON a batch, appended and flushed to the disk. A line that was cut off by the kill, or that does not have
 the checksum it states, is dropped on reading. The name of the file is a hash of all that the numbers depend on, so
 another command never reads it.
 
-In the default folder a journal is a convenience that nobody asked for: where it cannot be written, the work goes on
-without it, and what nobody has taken up for KEEP_DAYS is removed when the next one is opened.
+In the default folder a journal is optional: where it cannot be written, the work goes on without it. Journals there
+that were not written to for KEEP_DAYS are removed when the next one is opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,9 +33,9 @@ KEEP_DAYS = 30
 Values = Any
 
 
-def key_of(facts: dict[str, Any]) -> str:
+def key_of(depends_on: Mapping[str, object]) -> str:
     """Hash of everything that the results of a sweep depend on."""
-    text = json.dumps(facts, sort_keys=True, default=str)
+    text = json.dumps(depends_on, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -86,14 +86,14 @@ class Journal:
         self._lock: BaseFileLock | None = None
         self.done: dict[int, Values] = {}
         if self._optional:
-            _remove_old(folder, kept=key)
+            _remove_old(folder, key)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
         except OSError as error:
             self._failed(error)
             return
-        with contextlib.suppress(OSError):  # without locks, the same sweep twice at once does the work twice
+        with contextlib.suppress(OSError):  # where files cannot be locked, two equal sweeps just do the work twice
             self._lock = _locked(self._path)
             if self._lock is None:
                 self._file.close()
@@ -101,7 +101,7 @@ class Journal:
                     f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
                 )
         if self._file.tell():
-            # so that a line which the kill cut off does not take the next one with it
+            # so that the next line does not continue one that was cut off by a kill
             self._write(b"\n")
         for part in sorted(folder.glob(f"{key}.*.jsonl")):
             self.done.update(_read(part, key))
@@ -148,7 +148,7 @@ class Journal:
         with contextlib.suppress(OSError):
             if not os.fstat(self._file.fileno()).st_size:
                 self._path.unlink(missing_ok=True)
-        # what a full disk has left in the buffer cannot be written and was reported
+        # closing flushes what a full disk could not take, which was reported already
         with contextlib.suppress(OSError):
             self._file.close()
         if self._lock is not None:
@@ -174,15 +174,15 @@ class Journal:
 
 @functools.cache
 def _say_once(note: str) -> None:
-    """The journals of one analysis fail together."""
+    """Print a note once, because all journals of an analysis fail for the same reason."""
     print(f"pathlens: {note}; see --out", file=sys.stderr, flush=True)
 
 
-def _remove_old(folder: Path, kept: str) -> None:
-    """Remove the journals that nobody has written to for KEEP_DAYS, except of one key and those that are in use."""
+def _remove_old(folder: Path, key: str) -> None:
+    """Remove journals of other keys that nobody has written to for KEEP_DAYS and that are not in use."""
     oldest = time.time() - KEEP_DAYS * 24 * 3600
     for path in folder.glob("*.jsonl"):
-        if path.name.startswith(f"{kept}."):
+        if path.name.startswith(f"{key}."):
             continue
         with contextlib.suppress(OSError):
             if path.lstat().st_mtime >= oldest:
@@ -211,18 +211,18 @@ def _check(key: str, batch: int, values: Values) -> str:
 
 
 def _read(path: Path, key: str) -> Iterable[tuple[int, Values]]:
-    found: list[tuple[int, Values]] = []
+    batches: list[tuple[int, Values]] = []
     try:
         stream = os.fdopen(open_regular(path, os.O_RDONLY), "rb")
     except OSError:  # a link or a pipe is no journal
-        return found
+        return batches
     with stream:
         for line in stream:
             try:
                 record = json.loads(line)
                 batch, values = record["batch"], record["values"]
                 if type(batch) is int and record["check"] == _check(key, batch, values):
-                    found.append((batch, values))
+                    batches.append((batch, values))
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # cut off by the kill
-    return found
+    return batches

@@ -34,10 +34,12 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
     folder = make_folder(out)
     path = folder.resolve() / _LOCK
     try:
-        os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # a link would have its target overwritten
+        os.close(
+            open_regular(path, os.O_RDWR | os.O_CREAT)
+        )  # refuses a symbolic link, whose target would be overwritten
     except OSError as error:
         raise disk_error(error, folder / _LOCK) from error
-    # one lock for each path, so that its holder may take it again
+    # a singleton for each path, so that the thread that holds it may take it again
     lock = FileLock(path, timeout=0, is_singleton=True)
     try:
         lock.acquire()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlens.tables.disk import LARGEST_TABLE, read_table, table_from
-from pathlens.tables.table import SCHEMA_VERSION, Column, Scalar, Table, check_stem, plain_json
+from pathlens.tables.table import SCHEMA_VERSION, Column, Json, Provenance, Scalar, Table, check_stem, plain_json
 
 __all__ = [
     "LARGEST_TABLE",
     "SCHEMA_VERSION",
     "Column",
+    "Json",
+    "Provenance",
     "Scalar",
     "Table",
     "check_stem",

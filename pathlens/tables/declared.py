@@ -8,6 +8,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+MutableRow = dict[str, Any]
 
 
 def column(unit: str, meaning: str) -> Any:

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pathlens.errors import RunError, UsageError
+from pathlens.errors import RunError, UsageError, one_line
 from pathlens.storage import read_regular
-from pathlens.tables.table import PARQUET_KEY, SCHEMA_VERSION, Column, Scalar, Table
+from pathlens.tables.table import PARQUET_KEY, SCHEMA_VERSION, Column, Provenance, Scalar, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,22 +73,30 @@ def table_from(path: Path, read: Callable[[Path], bytes]) -> Table:
 
 
 def _damaged(path: Path, reason: object) -> RunError:
-    return RunError(f"{path} is not a pathlens table: {' '.join(str(reason).split())}; write it again")
+    return RunError(f"{path} is not a pathlens table: {one_line(reason)}; write it again")
 
 
-def _described(text: str | bytes, path: Path) -> dict[str, Any]:
+class _Description(NamedTuple):
+    """What is stored beside the cells: columns in order, their types by name, and the provenance."""
+
+    columns: list[Column]
+    types: dict[str, str]
+    provenance: Provenance
+
+
+def _described(text: str | bytes, path: Path) -> _Description:
     """Check a description that was read back, version first."""
     try:
-        found = json.loads(text)
-        version = found["schema_version"]
+        description = json.loads(text)
+        version = description["schema_version"]
         if not isinstance(version, int) or version < 1:
             raise _damaged(path, f"schema version {version!r}")
         if version > SCHEMA_VERSION:
             known = f"this pathlens reads up to {SCHEMA_VERSION}"
             raise RunError(f"{path} has table schema version {version}, {known}; upgrade pathlens")
-        columns = [Column(c["name"], c["unit"], c["description"]) for c in found["columns"]]
-        types = {c["name"]: str(c["type"]) for c in found["columns"]}
-        return {"columns": columns, "types": types, "provenance": dict(found["provenance"])}
+        columns = [Column(c["name"], c["unit"], c["description"]) for c in description["columns"]]
+        types = {c["name"]: str(c["type"]) for c in description["columns"]}
+        return _Description(columns, types, dict(description["provenance"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"its description is damaged ({error})") from error
 
@@ -108,14 +116,15 @@ def _from_parquet(data: bytes, path: Path) -> Table:
     if len(set(content.column_names)) < len(content.column_names):
         raise _damaged(path, "two columns of the same name")
     cells = {name: column.to_pylist() for name, column in zip(content.column_names, content.columns, strict=True)}
-    for name, kind in _described(described, path)["types"].items():
+    description = _described(described, path)
+    for name, kind in description.types.items():
         if kind == "int" and name in cells and content.schema.field(name).type == pa.string():
             cells[name] = _parsed(cells[name], "int", name, path)
-    return _assemble(cells, _described(described, path), path)
+    return _assemble(cells, description, path)
 
 
 def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
-    """All rows, unless they take more memory than a table may: a few bytes of Parquet can stand for any number."""
+    """All rows, unless they take more memory than a table may: a few bytes of Parquet can encode any number of rows."""
     import pyarrow as pa
 
     schema, metadata = file.schema_arrow, file.metadata
@@ -128,7 +137,7 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
         raise RunError(f"{path} states {stated:,} bytes of cells, more than {LARGEST_TABLE:,}; check where it is from")
     _check_size(metadata.num_rows, len(schema), path)
     batches, held = [], 0
-    # no value is longer than all that is stated, so that a batch of so few rows is no larger than a table may be
+    # no value is longer than the stated total, so a batch of this many rows stays below the limit of a table
     for batch in file.iter_batches(batch_size=max(1, min(2**16, LARGEST_TABLE // stated))):
         held += batch.nbytes
         if held > _LARGEST_UNPACKED:
@@ -169,14 +178,14 @@ def _from_csv(data: bytes, path: Path, read: Callable[[Path], bytes]) -> Table:
         raise _damaged(path, "two columns of the same name")
     beside = path.with_suffix(".meta.json")
     try:
-        described = _described(read(beside), beside)
+        description = _described(read(beside), beside)
     except FileNotFoundError:
-        columns, types = [Column(name) for name in names], {name: _inferred(texts[name]) for name in names}
-        described = {"columns": columns, "types": types, "provenance": {}}
+        types = {name: _inferred(texts[name]) for name in names}
+        description = _Description([Column(name) for name in names], types, {})
     except OSError as error:
         raise RunError(f"cannot read {beside}: {error.strerror}; make it readable or remove it") from error
-    cells = {name: _parsed(text, described["types"].get(name, "str"), name, path) for name, text in texts.items()}
-    return _assemble(cells, described, path)
+    cells = {name: _parsed(text, description.types.get(name, "str"), name, path) for name, text in texts.items()}
+    return _assemble(cells, description, path)
 
 
 def _inferred(texts: list[str | None]) -> str:
@@ -201,9 +210,9 @@ def _parsed(texts: list[str | None], kind: str, name: str, path: Path) -> list[S
     return cells
 
 
-def _assemble(cells: dict[str, list[Any]], described: dict[str, Any], path: Path) -> Table:
-    names = [column.name for column in described["columns"]]
+def _assemble(cells: dict[str, list[Any]], description: _Description, path: Path) -> Table:
+    names = [column.name for column in description.columns]
     if sorted(names) != sorted(cells):
         raise _damaged(path, f"its columns are {', '.join(cells)}, its description says {', '.join(names)}")
     rows = tuple(dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
-    return Table(tuple(described["columns"]), rows, described["provenance"])
+    return Table(tuple(description.columns), rows, description.provenance)

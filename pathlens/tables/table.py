@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 Scalar = bool | int | float | str | None
 """What a cell may hold; ``int`` of any size, ``float`` always finite, ``None`` for "does not apply"."""
 
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+"""What JSON can hold."""
+
+Provenance = Mapping[str, Any]
+"""Where the numbers of a table come from, as a JSON object. Read back from a file, it may say anything."""
+
 SCHEMA_VERSION = 1
 """Of the description of a table; a reader refuses newer ones."""
 
@@ -73,7 +79,7 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[dict[str, Scalar], ...]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
     types: dict[str, str] = field(init=False, repr=False, compare=False)
     """Type by column: ``bool``, ``int``, ``float``, ``str``, or ``null`` where no row has a value."""
 
@@ -256,8 +262,8 @@ def plain_json(value: Any, what: str) -> Any:
 def _checked_row(row: Mapping[str, Any], names: list[str], number: int) -> dict[str, Scalar]:
     unknown, missing = [key for key in row if key not in names], [name for name in names if name not in row]
     if unknown or missing:
-        found = f"unknown column {unknown[0]!r}" if unknown else f"no value for column {missing[0]!r}"
-        raise UsageError(f"row {number} has {found}; give exactly the columns {', '.join(names)}")
+        problem = f"unknown column {unknown[0]!r}" if unknown else f"no value for column {missing[0]!r}"
+        raise UsageError(f"row {number} has {problem}; give exactly the columns {', '.join(names)}")
     return {name: _checked_value(row[name], name, number) for name in names}
 
 
@@ -283,8 +289,8 @@ def _checked_value(value: Any, name: str, number: int) -> Scalar:
 
 def _unify(rows: tuple[dict[str, Scalar], ...], name: str) -> str:
     """The type of one column; where integers stand among floats, they are made floats in place."""
-    found = {type(row[name]).__name__ for row in rows} - {"NoneType"}
-    if found == {"int", "float"}:
+    kinds = {type(row[name]).__name__ for row in rows} - {"NoneType"}
+    if kinds == {"int", "float"}:
         for number, row in enumerate(rows):
             value = row[name]
             if isinstance(value, int):
@@ -292,6 +298,6 @@ def _unify(rows: tuple[dict[str, Scalar], ...], name: str) -> str:
                     raise UsageError(f"column {name!r}, row {number}: {value} among floats would lose digits")
                 row[name] = float(value)
         return "float"
-    if len(found) > 1:
-        raise UsageError(f"column {name!r} mixes {' and '.join(sorted(found))}; give a column one type")
-    return found.pop() if found else "null"
+    if len(kinds) > 1:
+        raise UsageError(f"column {name!r} mixes {' and '.join(sorted(kinds))}; give a column one type")
+    return kinds.pop() if kinds else "null"

@@ -1,7 +1,7 @@
 """Training images: decoded once, kept on the device, cropped and mirrored there a batch at a time.
 
-What is drawn for a step depends on the seed and the number of the step alone, not on what was drawn before. So a run
-that is taken up again, or divided among processes, sees the same images in the same way.
+The random numbers of a step depend only on the seed and the number of the step, not on earlier steps. So a run that is
+resumed, or divided among processes, sees the same images in the same order with the same augmentation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from pathlens.data import ImageData
 from pathlens.errors import UsageError
 
-# what a generator is for; part of its seed
+# purposes of random generators, each a part of the generator's seed
 ORDER, CROP, BLOCKS, NETWORK = range(4)
 
 
 def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """The generator of one purpose at one step or epoch."""
+    """The random generator for one purpose at one step or epoch."""
     return np.random.default_rng([seed % 2**64, purpose, number])
 
 
@@ -45,18 +45,18 @@ class Augmentation:
         mirrored = rng.integers(0, 2 if self.flip else 1, size=(images, 1))
         return np.concatenate([offsets, mirrored], axis=1)
 
-    def apply(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+    def apply(self, pixels: Tensor, offsets: Tensor) -> Tensor:
         """Cropped and mirrored images of the same size and type, channels-last in memory.
 
         Args:
             pixels: shape (N, C, H, W).
-            drawn: of :meth:`draw`, on the same device.
+            offsets: of :meth:`draw`, on the same device.
         """
         number, _, height, width = pixels.shape
         padded = F.pad(pixels, (self.crop,) * 4).permute(0, 2, 3, 1)
-        rows = torch.arange(height, device=pixels.device) + drawn[:, :1]
+        rows = torch.arange(height, device=pixels.device) + offsets[:, :1]
         columns = torch.arange(width, device=pixels.device).expand(number, -1)
-        columns = torch.where(drawn[:, 2:] > 0, width - 1 - columns, columns) + drawn[:, 1:2]
+        columns = torch.where(offsets[:, 2:] > 0, width - 1 - columns, columns) + offsets[:, 1:2]
         batch = torch.arange(number, device=pixels.device)
         picked = padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
         return picked.permute(0, 3, 1, 2)
@@ -94,7 +94,7 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        least = 2 * world  # batch norm wants two images in every process
+        least = 2 * world  # batch norm needs two images in every process
         batch_size = min(batch_size, data.n)
         if batch_size < least:
             raise UsageError(
@@ -121,10 +121,10 @@ class TrainingBatches:
         """
         indices = self._indices(step)
         pixels, labels = self._fetched(step)
-        drawn = self._augmentation.draw(len(indices), generator(self._seed, CROP, step))
+        offsets = self._augmentation.draw(len(indices), generator(self._seed, CROP, step))
         if self._augmentation.crop or self._augmentation.flip:
-            mine = torch.from_numpy(drawn[self._rank :: self._world]).to(self._device)
-            pixels = self._augmentation.apply(pixels, mine)
+            own = torch.from_numpy(offsets[self._rank :: self._world]).to(self._device)
+            pixels = self._augmentation.apply(pixels, own)
         images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last), labels, len(indices)
 
@@ -132,9 +132,9 @@ class TrainingBatches:
         if self._threads is None:
             return self._rows(self._indices(step))
         ready = self._ahead[1] if self._ahead is not None and self._ahead[0] == step else None
-        found = self._rows(self._indices(step)) if ready is None else ready.result()
+        rows = self._rows(self._indices(step)) if ready is None else ready.result()
         self._ahead = (step + 1, self._threads.submit(self._rows, self._indices(step + 1)))
-        return found
+        return rows
 
     def _rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         return self._data.rows(torch.from_numpy(indices[self._rank :: self._world].copy()), self._device)

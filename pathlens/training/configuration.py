@@ -1,4 +1,4 @@
-"""What a training run does, apart from the network and the images."""
+"""Settings of a training run, apart from the network and the images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from pathlens.data import ImageData
 from pathlens.errors import UsageError
+from pathlens.tables import Provenance
 from pathlens.training.recipe import Recipe, recipe_for
 from pathlens.training.rules import RESCALES, Full, Rule
 
@@ -34,7 +35,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How to train, checked.
+    """Settings of a training run, checked when they are made.
 
     Attributes:
         recipe: optimizer, schedule and augmentation.
@@ -52,7 +53,7 @@ class Configuration:
         synced: batch-norm statistics over all processes.
 
     Raises:
-        UsageError: what cannot be carried out.
+        UsageError: a setting that no training can have; the message names it.
     """
 
     recipe: Recipe
@@ -78,14 +79,14 @@ class Configuration:
 
     @classmethod
     def of(cls, data: ImageData, options: Options) -> Configuration:
-        """A configuration with what was given, and else the defaults for a data set.
+        """The options given, with the data set's defaults for the others.
 
         Args:
             data: the training images.
-            options: what was given; None stands for the default.
+            options: those given; None stands for the default.
 
         Raises:
-            UsageError: what cannot be carried out.
+            UsageError: see the class.
         """
         given = {name: value for name, value in options.items() if value is not None}
         defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
@@ -103,15 +104,15 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: ImageData, validation: ImageData | None, start_sha256: str) -> dict[str, Any]:
-        """What a continuation must be given again, in the order in which tables state it.
+    def arguments(self, data: ImageData, validation: ImageData | None, start_sha256: str) -> Provenance:
+        """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:
             data: the training images.
             validation: the images to watch, or None.
             start_sha256: hash of the weights that the run starts from.
         """
-        found: dict[str, Any] = {
+        arguments = {
             "recipe": self.recipe.spoken(),
             "rule": str(self.rule),
             "rescale": self.rescale,
@@ -127,4 +128,4 @@ class Configuration:
             "keep_epochs": sorted(self.keep_epochs),
             "start_sha256": start_sha256,
         }
-        return found if self.synced else {**found, "synced": False}
+        return arguments if self.synced else {**arguments, "synced": False}

@@ -1,4 +1,4 @@
-"""Put what a branch is multiplied by at test time into its last layer.
+"""Fold the factor that a branch has at test time into the weights of its last layer.
 
 After training with random sub-networks, the whole network is tested with each branch times the probability that it was
 kept (Huang et al. 2016, equation 5). Folded into the weights, every other analysis sees the network that was tested.
@@ -15,6 +15,7 @@ from torch import fx, nn
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain, Link
+from pathlens.residual.operations import ancestors
 
 aten = torch.ops.aten
 
@@ -38,7 +39,7 @@ def last_layers(view: ResidualView) -> list[tuple[str, ...]]:
         UsageError: a branch ends in something that a factor cannot be put into; names the block.
     """
     chain = view.chain()
-    found = []
+    layers = []
     for index, link in enumerate(chain.links):
         names = _ends(chain, link.branch, None, _inside(link))
         if names is None:
@@ -46,11 +47,11 @@ def last_layers(view: ResidualView) -> list[tuple[str, ...]]:
                 f"block {index} ({view[index].name}) ends in a layer that its survival probability cannot be put into; "
                 "give --rescale train or --rescale none"
             )
-        found.append(names)
-    counts = [name for names in found for name in names]
-    if len(set(counts)) < len(counts):
+        layers.append(names)
+    all_names = [name for names in layers for name in names]
+    if len(set(all_names)) < len(all_names):
         raise UsageError("blocks of this network share their last layer; give --rescale train or --rescale none")
-    return found
+    return layers
 
 
 def fold(model: nn.Module, names: Sequence[tuple[str, ...]], factors: Sequence[float]) -> None:
@@ -69,18 +70,11 @@ def fold(model: nn.Module, names: Sequence[tuple[str, ...]], factors: Sequence[f
 
 def _inside(link: Link) -> set[fx.Node]:
     """What a block computes before its sum."""
-    inside: set[fx.Node] = set()
-    waiting = [link.branch, link.shortcut]
-    while waiting:
-        node = waiting.pop()
-        if node is not link.branch_point and node not in inside:
-            inside.add(node)
-            waiting += node.all_input_nodes
-    return inside
+    return ancestors([link.branch, link.shortcut], lambda node: node is link.branch_point)
 
 
 def _ends(chain: Chain, node: fx.Node, taker: fx.Node | None, inside: set[fx.Node]) -> tuple[str, ...] | None:
-    """Parameters that are multiplied to multiply ``node``, of which ``taker`` alone makes use, or None."""
+    """Parameters to scale so that ``node``, which only ``taker`` uses, is scaled; None where there are none."""
     if any(user in inside and user is not taker for user in node.users):
         return None
     if node.target in _PASSING:

@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pathlens.errors import NumericsError
+from pathlens.results.result import Row
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, generator
 from pathlens.training.history import epoch_row
@@ -23,7 +23,7 @@ from pathlens.training.network import Partial, Restricted, Whole
 from pathlens.training.session import Session
 from pathlens.training.synced import SyncedBatchNorm
 
-#: steps between two looks at the loss, on devices where looking means waiting
+#: steps between two checks of the loss on a GPU, where reading it waits for the device
 _LOOK = 50
 
 
@@ -39,10 +39,10 @@ class Loop:
     def __init__(
         self,
         session: Session,
-        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        on_epoch: Callable[[Row], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Row] = []
         self._session = session
         self._model, self._view, self._batches = session.model, session.view, session.batches
         self._config, self._rule, self._group = session.config, session.config.rule, session.group
@@ -120,13 +120,13 @@ class Loop:
         if self._rule.lengths is not None:
             assert self._view is not None
             network = Restricted(self._view, *self._rule.lengths)
-        elif self._rule.draws or self._config.compiled:
+        elif self._rule.is_random or self._config.compiled:
             assert self._view is not None
             network = Partial(self._view, self._config.compiled)
         else:
             network = Whole(self._model)
         self._form = network
-        if self._rule.draws:
+        if self._rule.is_random:
             # branches that a batch does not have get a gradient of zero, so that momentum and decay go on for them as
             # in the published code, where one flat vector holds all gradients
             for parameter in self._model.parameters():
@@ -135,24 +135,26 @@ class Loop:
         if self._group.world > 1:
             self._norms = dist.new_group() if self._config.synced else None
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # newer torch has another word for broadcast_buffers
+                warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is deprecated in newer torch
                 return DistributedDataParallel(
                     network,
                     device_ids=[self._device] if self._device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=self._rule.draws or self._rule.lengths is not None,
+                    find_unused_parameters=self._rule.is_random or self._rule.lengths is not None,
                 )
         return network
 
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""
         images, labels, everybody = self._batches(step)
-        kept, factors, running, blocks = self._drawn(step, everybody)
+        kept, factors, running, blocks = self._sub_network(step, everybody)
         if self._view is not None and not isinstance(self._form, Whole):
-            self._view.chain(images)  # traced here, where neither autocast nor batch norms over processes get into it
-        # what the network itself draws (dropout) depends on the step too, and on nothing that was drawn before
-        drawn = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
-        torch.manual_seed(int(drawn.integers(2**62)))
+            self._view.chain(
+                images
+            )  # traced before autocast and synced batch norms are on, which the trace must not record
+        # seeded anew, so that the network's own random numbers (dropout) depend only on the seed and the step
+        rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
+        torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
             logits = network(images, kept, factors, running)
             losses = nn.functional.cross_entropy(
@@ -161,8 +163,8 @@ class Loop:
                 reduction="sum",
                 label_smoothing=self._config.recipe.label_smoothing,
             )
-        optimizer.zero_grad(set_to_none=not self._rule.draws)
-        # processes may have parts of different size; their gradients are averaged, and the sum over images counts
+        optimizer.zero_grad(set_to_none=not self._rule.is_random)
+        # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
@@ -181,22 +183,22 @@ class Loop:
         else:
             yield
 
-    def _drawn(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
+    def _sub_network(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
         """The step's sub-network for this process, as ``Partial`` takes it, and how many blocks run for an image."""
-        if not self._rule.draws:
+        if not self._rule.is_random:
             return None, None, None, 0.0 if self._view is None else len(self._view)
         assert self._view is not None
-        drawn = self._rule.draw(len(self._view), images, generator(self._config.seed, BLOCKS, step))
-        blocks = float(drawn.mean(axis=1).sum() if drawn.ndim == 2 else drawn.sum())
-        mine = drawn[:, self._group.rank :: self._group.world] if drawn.ndim == 2 else drawn
+        kept = self._rule.draw(len(self._view), images, generator(self._config.seed, BLOCKS, step))
+        blocks = float(kept.mean(axis=1).sum() if kept.ndim == 2 else kept.sum())
+        own = kept[:, self._group.rank :: self._group.world] if kept.ndim == 2 else kept
         survival = np.array(self._rule.survival(len(self._view)))
         factors = torch.from_numpy(1 / survival) if self._config.rescale == "train" and survival.min() < 1 else None
-        # batch norms over all processes want all of them where one of them has an image that keeps the block
-        running = torch.from_numpy(drawn.any(axis=1)) if drawn.ndim == 2 else None
-        return torch.from_numpy(np.ascontiguousarray(mine)), factors, running, blocks
+        # a block that any process keeps runs on all, because synced batch norms exchange statistics
+        running = torch.from_numpy(kept.any(axis=1)) if kept.ndim == 2 else None
+        return torch.from_numpy(np.ascontiguousarray(own)), factors, running, blocks
 
     def _look(self, sums: Tensor, step: int, lr: float, weights: bool = False) -> None:
-        """Refuse to go on, or to write a checkpoint, with a loss (and weights) that are not finite."""
+        """Raise if the loss is not finite, and before a checkpoint also if a weight is not."""
         what = None if math.isfinite(float(sums[1])) else "the loss"
         if what is None and weights:
             named = self._model.named_parameters()
@@ -221,7 +223,6 @@ class Loop:
             if epoch in self._config.keep_epochs:
                 self._session.keep(epoch, network)
         row = epoch_row(epoch, done, lr, sums, self._batches.per_epoch, tested)
-        row |= {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         self.history.append(row)
         if self._on_epoch is not None and self._group.is_main:
             self._on_epoch(row)

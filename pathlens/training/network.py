@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
 from pathlens.residual.restricted import Choice, restricted
-from pathlens.residual.segments import Piece, Segment, splice, with_updates
+from pathlens.residual.segments import Piece, Segment, UpdatingSegment, updating
 
 
 class Whole(nn.Module):
@@ -49,18 +49,14 @@ class Restricted(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A callable piece of the network and the buffers that its further results are for."""
+    """A piece of the network, and how it is called."""
 
-    segment: Segment
+    piece: UpdatingSegment
     call: Any
-    results: int
-    buffers: tuple[str, ...]
 
     def __call__(self, updates: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        tensors = self.segment.trace.fetch(self.segment.tensor_names)
-        found = self.call(*inputs, *tensors)
-        updates.update(zip(self.buffers, found[self.results :], strict=True))
-        return tuple(found[: self.results])
+        segment = self.piece.segment
+        return self.piece.split(self.call(*inputs, *segment.trace.fetch(segment.tensor_names)), updates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,29 +132,25 @@ class Partial(nn.Module):
         outputs = tuple(item for item in chain.trace.outputs if isinstance(item, fx.Node))
         ends = [Piece(chain.trace.source, (chain.boundaries[0],), {}), Piece(chain.boundaries[-1], outputs, {})]
         whole = [Piece(link.start, (link.end,), {}) for link in chain.links]
-        stem, *blocks, head = self._made(chain, [ends[0], *whole, ends[1]])
+        stem, *blocks, head = self._cut_into(chain, [ends[0], *whole, ends[1]])
         split: list[Piece] = []
         for link in chain.links:
             split.append(Piece(link.start, (link.branch_point,), {}))
             split.append(Piece(link.branch_point, (link.branch, link.shortcut, link.bypass), {}))
             split.append(Piece(link.total, (link.end,), {}))
-        _, *inner, _ = self._made(chain, [ends[0], *split, ends[1]])
+        _, *inner, _ = self._cut_into(chain, [ends[0], *split, ends[1]])
         bypass = [Piece(link.start, (link.end,), {link.total: link.bypass}) for link in chain.links]
         return _Parts(
             stem,
             head,
             tuple(blocks),
-            tuple(self._made(chain, [piece])[0] for piece in bypass),
+            tuple(self._cut_into(chain, [piece])[0] for piece in bypass),
             tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3)),
         )
 
-    def _made(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
-        extended, buffers = with_updates(chain.trace, chain.discovery.input_dependent, pieces)
-        made = []
-        for piece, whole, names in zip(pieces, extended, buffers, strict=True):
-            segment = splice(chain.trace, [whole], whole.ends)
-            made.append(_Part(segment, self._callable(segment), len(piece.ends), tuple(names)))
-        return made
+    def _cut_into(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
+        parts = updating(chain.trace, chain.discovery.input_dependent, pieces)
+        return [_Part(part, self._callable(part.segment)) for part in parts]
 
     def _callable(self, segment: Segment) -> Any:
         if self._compiled is None:
@@ -170,8 +162,8 @@ class Partial(nn.Module):
 
 
 def _total(layer: bool, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: Tensor | None, factor: float) -> Tensor:
-    """The sum of a block; images that skip the branch get what deleting the block would give them."""
-    # a plain layer has no shortcut that it would be added to
+    """Output of a block's sum; for images that skip the branch, that of the block with its branch deleted."""
+    # a plain layer has no shortcut to add
     whole = branch * factor if layer else shortcut + branch * factor
     if mask is None or bool(mask.all()):
         return whole
@@ -180,7 +172,7 @@ def _total(layer: bool, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: 
 
 
 def _structure(graph: fx.Graph) -> str:
-    """A graph with its nodes numbered instead of named: equal for blocks that differ in their tensors alone."""
+    """A graph as text with numbered nodes: equal for blocks that differ only in their tensors."""
     number = {node: f"%{index}" for index, node in enumerate(graph.nodes)}
     lines = []
     for node in graph.nodes:

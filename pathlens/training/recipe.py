@@ -1,4 +1,4 @@
-"""What a training run does, as one frozen description that is checked when it is made."""
+"""Optimizer, learning rate schedule and augmentation of a training run, checked when they are put together."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ class Rule:
     """Which paths a training goes through.
 
     Attributes:
-        draws: whether each batch has a sub-network of its own.
+        is_random: whether each batch has a random sub-network of its own.
     """
 
-    draws: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
     @property
     def lengths(self) -> tuple[int, int] | None:
@@ -63,7 +63,7 @@ class BlocksPerBatch(Rule):
     """
 
     count: int
-    draws: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return f"blocks-per-batch {self.count}"
@@ -105,7 +105,7 @@ class StochasticDepth(Rule):
     decay: str
     last: float
     per: str = "batch"
-    draws: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.decay not in ("linear", "uniform"):

@@ -1,4 +1,4 @@
-"""A network and images made ready to be trained, and what a run folder keeps of them."""
+"""A training run's network and data, made ready, and what it writes into its run folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from pathlens.metrics import ClassificationCounts, count_values
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
+from pathlens.results.result import Rows
 from pathlens.results.training import HISTORY
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
 from pathlens.runtime.precision import precision
 from pathlens.storage import lock_run, make_folder, write_together
-from pathlens.tables import Table
+from pathlens.tables import Provenance, Table
 from pathlens.training import state
 from pathlens.training.batches import Augmentation, TrainingBatches
 from pathlens.training.configuration import Configuration
@@ -38,7 +39,7 @@ _EVALUATED = 500  # images at a time
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run gave.
+    """Result of a training run.
 
     Attributes:
         model: the network that was given, trained, in eval mode; survival probabilities are folded in where the rule
@@ -56,7 +57,7 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """Everything one training run works with.
+    """What one training run works with.
 
     Attributes:
         model: trained in place.
@@ -70,10 +71,10 @@ class Session:
         group: the processes.
         ends: parameters to fold survival probabilities into, or None.
         folder: where the run is kept, or None.
-        checkpoint: to go on from, or None.
-        arguments: what a continuation must be given again.
-        about: what tables state.
-        metadata: what weights files state.
+        checkpoint: from which the run is resumed, or None.
+        arguments: what must be the same when the run is resumed.
+        about: provenance of the tables.
+        metadata: of the weights files.
     """
 
     model: nn.Module
@@ -88,8 +89,8 @@ class Session:
     ends: list[tuple[str, ...]] | None
     folder: Path | None
     checkpoint: Path | None
-    arguments: dict[str, Any]
-    about: dict[str, Any]
+    arguments: Provenance
+    about: Provenance
     metadata: dict[str, str]
 
     def final(self) -> nn.Module:
@@ -106,7 +107,7 @@ class Session:
         fold(network, self.ends, self.config.rule.survival(len(self.view)))
 
     def lower_precision(self) -> torch.autocast:
-        """Products in the lower precision that was asked for, if any was."""
+        """Autocast to the lower precision of the configuration, if it has one."""
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
@@ -131,7 +132,7 @@ class Session:
         )
 
     def keep(self, epoch: int, network: nn.Module) -> None:
-        """Write the weights of an epoch, from the process that leads."""
+        """Write the weights of an epoch; only the main process does."""
         with self.group.agreed():
             if self.folder is None or not self.group.is_main:
                 return
@@ -139,7 +140,7 @@ class Session:
             make_folder(path.parent)
             save_weights(path, network, {**self.metadata, "epochs_done": str(epoch)})
 
-    def finish(self, history: Sequence[Mapping[str, Any]]) -> Trained:
+    def finish(self, history: Rows) -> Trained:
         """Test the trained network, and write weights and tables.
 
         Args:
@@ -153,7 +154,7 @@ class Session:
         weights = None if self.folder is None else self.folder / WEIGHTS
         with self.group.agreed():
             if weights is not None and self.group.is_main:
-                errors = {f"{split}_error": f"{found.error:.6f}" for split, found in counts.items()}
+                errors = {f"{split}_error": f"{count.error:.6f}" for split, count in counts.items()}
                 save_weights(weights, self.model, {**self.metadata, **errors})
                 files = {**epochs.files("history"), **result.files("result")}
                 write_together({weights.with_name(name): content for name, content in files.items()})
@@ -209,8 +210,11 @@ def opened(
                 group.rank,
                 group.world,
             )
-        about = {**arguments, "blocks": None if view is None else len(view), "processes": group.world, **(facts or {})}
-        about |= {
+        about = {
+            **arguments,
+            "blocks": None if view is None else len(view),
+            "processes": group.world,
+            **(facts or {}),
             "device": processes.device_name(where),
             "batch_norm": "synced" if config.synced else "per process",
         }
@@ -247,7 +251,7 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
     try:
         view = view_of(model, example)
     except ModelError:
-        if compiled or rule.draws or rule.lengths is not None:
+        if compiled or rule.is_random or rule.lengths is not None:
             raise
         return None  # ordinary training needs no blocks
     rule.check(len(view))
@@ -261,7 +265,7 @@ def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced
         raise UsageError(f"{rule}: a plain network has one path alone; give a residual network, or train it in full")
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if synced and norms:
-        # the restricted backward pass takes each block's derivative by itself, in an order of its own
+        # the restricted backward pass differentiates block by block, in an order that processes need not share
         raise UsageError(
             f"{rule}: several processes cannot share the statistics of batch norms ({norms[0]}) in a restricted "
             "backward pass; give --no-sync-batch-norm, or one process"
@@ -276,21 +280,21 @@ def _ends(view: ResidualView | None, config: Configuration) -> list[tuple[str, .
 
 
 def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) -> Path | None:
-    found = None if folder is None else state.find(folder)
-    if found is None or folder is None:
+    checkpoint = None if folder is None else state.find(folder)
+    if checkpoint is None or folder is None:
         return None
-    position = state.peek(found)
+    position = state.peek(checkpoint)
     if not resume:
         steps = f"{len(position.history)} epochs"
         raise RunError(f"{folder} holds a run of {steps}; give --resume to go on with it, or another folder")
     state.check_arguments(position.arguments, arguments, folder)
-    return found
+    return checkpoint
 
 
 def _metadata(
     example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What a weights file says of itself; the first four are understood when it is loaded."""
+    """Metadata of a weights file; ``load_model`` reads the first three."""
     plain = {name: value for name, value in about.items() if name not in ("mean", "std", "keep_epochs")}
     return {
         "mean": json.dumps(list(mean)),

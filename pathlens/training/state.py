@@ -1,7 +1,7 @@
-"""A training run on disk: one file with everything it takes to go on, written whole, the one before it kept.
+"""Checkpoints of a training run: one file with all that is needed to resume it, and the one before.
 
-The format is safetensors, which cannot hold code. What is drawn in a step depends on the run's seed and the number of
-the step, so that the position is all there is to say about random states.
+The format is safetensors, which cannot hold code. Random numbers depend only on the run's seed and the number of the
+step, so there is no state of a generator to save.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from pathlens.errors import CheckpointError, RunError
 from pathlens.models import load_into, state_sha256
 from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
+from pathlens.results.result import Row
 from pathlens.storage import atomic_write_bytes, disk_error
+from pathlens.tables import Provenance
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-previous.safetensors"
@@ -32,19 +34,19 @@ _VERSION = 3
 
 @dataclass
 class TrainState:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         step: steps done.
         sums: over the steps of the present epoch: images, loss, correct, blocks, and seconds spent in earlier calls.
         history: rows of the epochs that are done.
-        arguments: what the run was started with.
+        arguments: with which the run was started (:meth:`Configuration.arguments`).
     """
 
     step: int
     sums: list[float]
-    history: list[dict[str, Any]]
-    arguments: dict[str, Any]
+    history: list[Row]
+    arguments: Provenance
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: TrainState) -> None:
@@ -92,7 +94,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
 
 
 def find(folder: Path) -> Path | None:
-    """The checkpoint to go on from, or None. The earlier one counts where a run was killed between two renamings."""
+    """The checkpoint to resume from, or None; the previous one where a run was killed between the two renamings."""
     return next((path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()), None)
 
 
@@ -131,7 +133,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
             number, _, key = name.partition("/")
             parameter = parameters[int(number)]
             if value.shape == parameter.shape and value.is_floating_point():
-                # in the memory layout of the parameter, which kernels that update both at once rely on
+                # in the parameter's memory layout, because fused optimizers update both in one kernel
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # noqa: PLW2901
             entries.setdefault(int(number), {})[key] = value
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class SyncedBatchNorm(TorchFunctionMode):
-    """Inside of it, batch norms in train mode use the statistics of the global batch.
+    """While it is active, batch norms in train mode use the statistics of the images of all processes.
 
     Args:
         group: the processes; one of their own, so that nothing comes between (None for all).
@@ -26,7 +26,7 @@ class SyncedBatchNorm(TorchFunctionMode):
         self._group = group
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take the place of batch norms, and of nothing else."""
+        """Replace batch norms in train mode; all other functions run unchanged."""
         kwargs = kwargs or {}
         if func is F.batch_norm:
             given = _bound(_FUNCTIONAL, args, kwargs)

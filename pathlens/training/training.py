@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pathlens.data import ImageData
-from pathlens.errors import UsageError
+from pathlens.errors import UsageError, one_line
+from pathlens.results.result import Row
 from pathlens.training.configuration import Configuration, Options
 from pathlens.training.loop import Loop
 from pathlens.training.session import Trained, opened
@@ -24,7 +25,7 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
         images: how many to hold out.
 
     Raises:
-        UsageError: no image would be left on one of the operand paths, or too few for every class.
+        UsageError: one of the two parts would have fewer images than there are classes.
     """
     from sklearn.model_selection import train_test_split
 
@@ -35,13 +36,13 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
             f"give {classes} to {data.n - classes}, or 0 for none"
         )
     try:
-        kept, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
-    except ValueError as error:  # a class of one image cannot be on both operand paths
+        rest, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
+    except ValueError as error:  # a class of one image cannot be in both parts
         raise UsageError(
-            f"--validation {images}: {data.name} cannot be divided by class ({' '.join(str(error).split())[:120]}); "
+            f"--validation {images}: {data.name} cannot be divided by class ({one_line(error, 120)}); "
             "give more images or --validation 0"
         ) from error
-    return data.subset(torch.tensor(sorted(kept)), "train"), data.subset(torch.tensor(sorted(held)), "validation")
+    return data.subset(torch.tensor(sorted(rest)), "train"), data.subset(torch.tensor(sorted(held)), "validation")
 
 
 def train(
@@ -54,7 +55,7 @@ def train(
     resume: bool = False,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
     facts: Mapping[str, Any] | None = None,
     **options: Unpack[Options],
 ) -> Trained:

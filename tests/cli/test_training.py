@@ -190,8 +190,8 @@ def test_what_a_run_writes_and_prints(files: dict[str, str], tmp_path: Path, cap
     more = ["--blocks-per-batch", "2", "--keep-epochs", "0:1", "--out", str(out), "--seed", "2"]
     assert main(command(files, *more)) == 0
     printed = capfd.readouterr()
-    table = printed.out.splitlines()
-    assert [line.split()[0] for line in table] == ["split", "validation", "test"]
+    headings, _rule, *rows = printed.out.splitlines()
+    assert [line.split()[0] for line in (headings, *rows)] == ["split", "validation", "test"]
     for line in printed.err.splitlines():
         assert line.startswith("pathlens: ")
     assert "blocks-per-batch 2; 1 epochs, batches of 25, sgd, learning rate 0.1" in printed.err
@@ -267,7 +267,7 @@ def test_the_live_line_counts_epochs(files: dict[str, str], tmp_path: Path, capf
     printed = capfd.readouterr()
     assert printed.err.count("pathlens: epoch ") == 2
     assert "validation error" not in printed.err
-    assert len(printed.out.splitlines()) == 1  # no images to test on
+    assert len(printed.out.splitlines()) == 2  # headings and a rule: no images to test on
 
 
 def test_a_folder_that_holds_something_else(files: dict[str, str], fails: Failure, tmp_path: Path) -> None:

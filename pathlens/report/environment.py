@@ -1,4 +1,4 @@
-"""Where numbers came from: versions, commit, machine, date, arguments."""
+"""The environment of a run, for its provenance: versions, commit, machine, date and command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlens.version import __version__
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "scipy", "pandas", "pyarrow")
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """The facts that a table and a manifest carry, as plain JSON.
+def provenance(**stated: Any) -> dict[str, Any]:
+    """The provenance of a table or manifest, as plain JSON: what is stated and the environment.
 
     Always there: ``date`` (UTC, ISO 8601), ``command`` (the command line as a list), ``versions`` (``python`` and the
     packages; null for those not installed), ``commit`` (of the package's own checkout, null outside one; ``-dirty``
@@ -27,14 +27,13 @@ def provenance(**facts: Any) -> dict[str, Any]:
     loaded already.
 
     Args:
-        **facts: what only the caller knows, such as ``seed``, ``model``, ``model_hash``, ``data_hash``; they win over
-            the facts found here.
+        **stated: what only the caller knows, such as ``seed`` and ``model``; it takes precedence over the environment.
 
     Raises:
-        NumericsError: a fact is NaN or infinite.
-        UsageError: a fact is not text, a number, a path, or a list or mapping of such.
+        NumericsError: a value is NaN or infinite.
+        UsageError: a value is not text, a number, a path, or a list or mapping of such.
     """
-    found = {
+    environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
         "versions": {
@@ -45,11 +44,11 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "commit": _commit(),
         "hardware": _hardware(),
     }
-    return plain_json({**found, **facts}, "the provenance")
+    return plain_json({**environment, **stated}, "the provenance")
 
 
 def _command() -> list[str]:
-    """The command line; of the program only its name, since where it lies says something of the machine alone."""
+    """The command line, with only the name of the program, whose folder depends on the machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return [Path(sys.argv[0]).name, *sys.argv[1:]]
@@ -92,7 +91,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _hardware() -> dict[str, Any]:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {
+    hardware: dict[str, Any] = {
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -102,10 +101,10 @@ def _hardware() -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda"):
-        found["threads"] = torch.get_num_threads()
+        hardware["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():
-            found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return found
+            hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return hardware
 
 
 def _cpu() -> str:
