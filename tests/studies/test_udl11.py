@@ -178,6 +178,23 @@ def test_walks_are_those_of_a_loop():
         assert given[2] + given[3] == pytest.approx(given[0])
 
 
+def test_walks_see_what_signal_propagation_sees():
+    torch.manual_seed(0)
+    view = pathlens.find_blocks(nets.residual_mlp(7, 4, norm=True), torch.zeros(2, 7, dtype=torch.float64))
+    x, cotangent = torch.randn(2, 11, 7, dtype=torch.float64)
+    walked = growth.walk(view, x.clone(), cotangent)
+    batches = [(x, torch.zeros(11, dtype=torch.long))]
+    table = pathlens.signal_propagation(view, batches, given=True, loss=lambda out, _: (out * cotangent).sum(1))
+    names = ("second_moment", "variance", "channel_variance", "squared_mean")
+    for row in table.rows:
+        if row["place"] == "shortcut":
+            assert walked.moments[row["block"]] == pytest.approx([row[name] for name in names])
+        if row["place"] == "branch":
+            assert walked.branches[row["block"]] == pytest.approx([row["channel_variance"], row["squared_mean"]])
+        if row["place"] == "sum" and row["block"] < 3:  # where the next block begins
+            assert walked.gradients[row["block"] + 1] == pytest.approx(row["gradient_second_moment"])
+
+
 def test_plain_layers_are_walked_too():
     torch.manual_seed(0)
     model = nets.plain_mlp(6, 3)
