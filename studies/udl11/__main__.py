@@ -2,7 +2,7 @@
 
 Run ``python -m studies.udl11 --scale cpu``; see ``studies/common.py`` for the options and for scales. Figure 11.2 needs
 trainings on the images of ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``); with ``--no-training`` those that have
-not ended are left out, and the rest takes a few minutes.
+not ended are left out, and the rest takes minutes. ``--restate`` only makes the page, from the tables in ``--out``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pathlens.tables import Table
+from pathlens.tables import Table, read_table
 from studies.common import Page, StudySetting, make_table, one_thread, say, setting, start_fresh, train_all
 from studies.udl11 import counted, drawing, growth, judged, shattered, trained, words
 
@@ -149,12 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--no-training", action="store_true")
+    own.add_argument("--restate", action="store_true")
     options, rest = own.parse_known_args(argv)
     study = setting(NAME, __doc__, rest)
     if study.scale == "smoke":
         one_thread()
-    tables = measure(study, not options.no_training)
-    start_fresh(study.out)
+    if options.restate:
+        tables = {path.stem: read_table(path) for path in study.out.glob("*.csv")}
+    else:
+        tables = measure(study, not options.no_training)
+        start_fresh(study.out)
     state(study, tables).write()
     say(f"wrote {study.out / 'README.md'}")
     return 0
