@@ -18,9 +18,11 @@ from studies.rules import claims
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
 STUDIES = ("depth_in_training", "wider_or_deeper")
+#: with those that judge by claims of their own
+PAGES = (*STUDIES, "udl11")
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_what_its_tables_say(name: str, tmp_path: Path) -> None:
     out = shutil.copytree(RESULTS / name, tmp_path / name)
     known = record.read(out)
@@ -31,14 +33,14 @@ def test_a_page_is_what_its_tables_say(name: str, tmp_path: Path) -> None:
         assert read_table(out / path.name).rows == read_table(path).rows, path.name
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_record_is_complete_and_true(name: str) -> None:
     known = record.read(RESULTS / name)
     assert (known["study"], known["scale"]) == (name, "cpu")
     for step in (known["measured"], known["page"]):
         assert all(step[part] for part in (*record.STEP, "command")), step
         assert not step["commit"].endswith("-dirty")
-    assert known["trainings"] or name == "pretrained_resnets"
+    assert known["trainings"] or name in ("pretrained_resnets", "udl11")  # nothing is trained for them
     for one in known["trainings"]:
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
     files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
@@ -47,7 +49,7 @@ def test_a_record_is_complete_and_true(name: str) -> None:
         assert hashlib.sha256((RESULTS / name / file).read_bytes()).hexdigest() == digest, file
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_table_says_where_it_comes_from(name: str) -> None:
     for path in RESULTS.joinpath(name).glob("*.meta.json"):
         facts = json.loads(path.read_text())["provenance"]
