@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import pathlens
 from pathlens import figures
 from tests.helpers import ROOT
 
