@@ -55,7 +55,7 @@ FINDINGS = (
             for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
             for study in ("pretrained_resnets", "veit2016", "critics")
         ],
-        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions-digits54-full-seed0.png"],
+        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",
     ),
     Finding(
@@ -116,7 +116,7 @@ FINDINGS = (
             ("veit2016", "training on effective paths"),
             ("veit2016", "single deletions after stochastic depth"),
         ],
-        ["veit2016/sets-digits54-m23-seed0.png"],
+        ["veit2016/sets-digits54.png"],
         "Seeds other than that in which it was noticed, or another data set, in which deletions cost as much.",
     ),
     Finding(

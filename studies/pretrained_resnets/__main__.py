@@ -128,9 +128,10 @@ def state(study: StudySetting) -> Page:
         f"{pair} and {twin} have the same layers and were trained alike; the second has no shortcuts. Deleting a block "
         "is deleting the same two convolutions in both.",
     )
-    page.figure(
-        f"lesions-{twin}", lambda: figures.deletion(tables[f"lesions-{twin}"]), f"Each layer of {twin} deleted."
-    )
+    both = {f"{pair}, with shortcuts": tables[f"lesions-{pair}"], f"{twin}, without": tables[f"twin-{twin}"]}
+    page.figure("twins", lambda: figures.deletions(both), f"Error with each block deleted in turn: {pair} and {twin}.")
+    caption = f"Error with each layer deleted in turn: {twin}."
+    page.figure(f"lesions-{twin}", lambda: figures.deletion(tables[f"lesions-{twin}"]), caption)
     page.table(f"twin-{twin}", {name: look for name, look in LESIONS.items() if name != "kind"})
     page.measured(f"twin-{twin}")
     page.table(f"lesions-{twin}")

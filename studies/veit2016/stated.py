@@ -138,13 +138,20 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Every block of every trained network; the figures show the first seed of each. Highway networks are ours: the "
         "paper deletes none.",
     )
-    for run in _first(runs):
+    own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
+    panel = {
+        f"{run['network']} {run['trained']}": page.tables[f"lesions-{run['run']}"]
+        for run in own
+        if run["trained"] in ("full", "plain", "highway")
+    }
+    caption = "Error with each block deleted in turn, in one panel (of the plain network each layer)."
+    page.figure("lesions", lambda: figures.deletions(panel), caption)
+    for run in own:
         stem = f"lesions-{run['run']}"
-        if stem in page.tables:
-            words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
-            caption = f"Error with each block deleted in turn: {run['network']}, {words}."
-            page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
-            page.measured(stem)
+        words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
+        caption = f"Error with each block deleted in turn: {run['network']}, {words}."
+        page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
+        page.measured(stem)
     shown = {
         "network": "", "trained": "", "seed": "d", "intact": ".2%", "mean": "+.2%", "median": "+.2%",
         "largest": "+.2%", "critical": "", "differ": "d", "n": "d",
@@ -158,6 +165,16 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Distinct random sets. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the "
         "others. Both are shown.",
     )
+    for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
+        panel = {
+            WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch"): page.tables[f"sets-{run['run']}"]
+            for run in _first(runs)
+            if run["network"] == network and f"sets-{run['run']}" in page.tables
+        }
+        caption = (
+            f"Error with random sets of blocks deleted, by how {network} was trained: means over the sets of a size."
+        )
+        page.figure(f"sets-{network}", partial(figures.deletions, panel), caption)
     for run in _first(runs):
         stem = f"sets-{run['run']}"
         if stem in page.tables:
