@@ -62,7 +62,7 @@ Seed = Annotated[int, option("Seed of the random draws.")]
 Out = Annotated[Path | None, option("Write CSV, Parquet, figures and a manifest there.", metavar="DIR")]
 Json = Annotated[bool, option("Print one JSON object instead of the table.", "--json")]
 Quiet = Annotated[bool, option("No progress and no notes on stderr.", "--quiet", "-q")]
-Samples = Annotated[int, option("Random draws of each size.", min=1)]
+Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
 
 
 @dataclass(frozen=True)
