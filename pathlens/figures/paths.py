@@ -40,7 +40,7 @@ NEEDED = (
 )  # fmt: skip
 LATTICE = ("boundary", "length", "norm")
 
-_SAMPLED, _SIGNED, _EXACT = COLOURS[0], COLOURS[3], COLOURS[2]
+_SAMPLED, _RADEMACHER, _EXACT = COLOURS[0], COLOURS[3], COLOURS[2]
 _EFFECTIVE = "#e4e4e4"
 _DASHES = (0, (4, 1.5))
 _MARKED = 30  # lengths up to which each is marked
@@ -128,7 +128,7 @@ def _one_path(axes: Axes, lengths: Sequence[int], rows: Rows) -> None:
         axes.errorbar(
             lengths, mean, whiskers({"y": mean, **ends}), color=_SAMPLED, elinewidth=0.7, zorder=4, **_line(len(rows))
         )
-    axes.plot(lengths, above_zero("rms"), color=_SIGNED, ls=_DASHES, zorder=5)
+    axes.plot(lengths, above_zero("rms"), color=_RADEMACHER, ls=_DASHES, zorder=5)
     axes.set_yscale("log")
     axes.set_ylabel("gradient norm of one path\n(loss per unit of input)")
     powers_of_ten(axes)
@@ -153,7 +153,7 @@ def _all_paths(
         axes.errorbar(lengths, shares["sampled"], ends, elinewidth=0.7, zorder=4, **look)
     if "signed" in curves:
         label = "root mean square (random signs)"
-        axes.plot(lengths, shares["signed"], color=_SIGNED, ls=_DASHES, label=label, zorder=5)
+        axes.plot(lengths, shares["signed"], color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
     if "exact" in curves:
         label = "sum over all paths (exact)"
         axes.plot(lengths, shares["exact"], color=_EXACT, lw=1.4, label=label, zorder=6, **marked)
