@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from pathlens.tables import Table, read_table
-from studies.common import Page, StudySetting, make_table, one_thread, say, setting, start_fresh, train_all
+from studies import record
+from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh, train_all
+from studies.record import make_table
 from studies.udl11 import counted, drawing, growth, judged, shattered, trained, words
 
 NAME = "udl11"
 
 
-def measure(study: StudySetting, training: bool) -> dict[str, Table]:
-    """Everything that the page is made from, by stem.
+def measure(study: StudySetting, training: bool) -> list[dict[str, Any]]:
+    """Everything that the page is made from; returns where the trained networks come from.
 
     Args:
         study: what was asked for.
@@ -66,20 +68,24 @@ def measure(study: StudySetting, training: bool) -> dict[str, Table]:
     if done:
         tables["runs"] = trained.RUNS, trained.run_rows(wanted, done)
         tables["epochs"] = trained.EPOCHS, trained.epoch_rows(wanted, done)
-    return {stem: make_table(columns, rows, **facts) for stem, (columns, rows) in tables.items()}
+    start_fresh(study.out)
+    for stem, (columns, rows) in tables.items():
+        study.tables.put(stem, make_table(columns, rows, **facts))
+    return [record.training(name, folder) for name, folder in done.items()]
 
 
-def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
+def state(study: StudySetting) -> Page:
     """The page, from the tables."""
-    page = Page(study, "Understanding Deep Learning, chapter 11: growth laws", words.QUESTION, words.PROTOCOL)
+    page = Page(study, "Understanding Deep Learning, chapter 11: growth laws", words.QUESTION)
+    tables = page.tables
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: few and narrow networks. Its numbers mean nothing.**")
-    rows = {stem: table.rows for stem, table in tables.items()}
+    rows = {stem: table.rows for stem, table in tables.items() if stem != "expectations"}
 
     page.section("Shattered gradients (figure 11.3)", words.shattered_text(rows))
     page.figure(
         "shattered",
-        drawing.gradients_figure(rows["gradients"], rows["autocorrelation"]),
+        lambda: drawing.gradients_figure(rows["gradients"], rows["autocorrelation"]),
         "Above: gradient of the output by the input, one network of each kind. Below: its autocorrelation, mean over "
         "the networks with Student's 95 % interval.",
     )
@@ -87,14 +93,14 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
         "network": "", "networks": "d", "lag": "d", "distance": ".3f", "autocorrelation": "+.2f",
         "autocorrelation_low": "+.2f", "autocorrelation_high": "+.2f",
     }  # fmt: skip
-    page.table("autocorrelation", tables["autocorrelation"], shown, rows=lambda row: row["lag"] in shattered.LAGS)
-    page.table("autocorrelation-networks", tables["autocorrelation-networks"])
-    page.table("gradients", tables["gradients"])
+    page.table("autocorrelation", shown, rows=lambda row: row["lag"] in shattered.LAGS)
+    page.table("autocorrelation-networks")
+    page.table("gradients")
 
     page.section("Why the textbook's notebook does not show it", words.notebook_text(rows))
     page.figure(
         "notebook",
-        drawing.notebook_figure(rows["notebook-layers"]),
+        lambda: drawing.notebook_figure(rows["notebook-layers"]),
         "Left: what enters the ReLUs of the notebook's network of 24 layers, split into what varies with the input and "
         "what does not. Right: units whose ReLU switches anywhere in [-2, 2], by how weights and biases are drawn.",
     )
@@ -103,34 +109,34 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
         "pieces_high": ".1f", "gradient": ".2g", "lag_1": "+.2f", "lag_4": "+.2f", "lag_16": "+.2f",
         "raw_lag_16": "+.2f",
     }  # fmt: skip
-    page.table("notebook", tables["notebook"], shown)
+    page.table("notebook", shown)
     for stem in ("notebook-networks", "notebook-layers", "notebook-halving"):
-        page.table(stem, tables[stem])
+        page.table(stem)
 
     page.section("Growth of activations and gradients (figure 11.6)", words.growth_text(rows))
     page.figure(
         "growth",
-        drawing.growth_figure(rows["growth"]),
+        lambda: drawing.growth_figure(rows["growth"]),
         "Mean over networks with Student's 95 % interval; dashed: expected. Above: variance after each block, and mean "
         "square of the gradient there. Below left: with batch norm. Below right: plain layers with batch norm.",
     )
-    page.table("growth", tables["growth"])
-    page.table("rates", tables["rates"])
+    page.table("growth")
+    page.table("rates")
 
     page.section("Parameters", words.parameters_text(rows))
-    page.table("parameters", tables["parameters"], {"network": "", "problem": "", "by_hand": ",d", "counted": ",d"})
+    page.table("parameters", {"network": "", "problem": "", "by_hand": ",d", "counted": ",d"})
 
     page.section("Deeper and worse, and shortcuts (figure 11.2)", words.deeper_text(rows, study))
     if "epochs" in tables:
         page.figure(
             "errors",
-            drawing.errors_figure(rows["epochs"]),
+            lambda: drawing.errors_figure(rows["epochs"]),
             "Training error, and error on training images that were held out; mean over seeds with Student's 95 % "
             "interval. The test images are read once, after the last epoch.",
         )
         shown = {"run": "", "epochs": "d", "train_error": ".2%", "test_error": ".2%", "test_images": ",d"}
-        page.table("runs", tables["runs"], shown)
-        page.table("epochs", tables["epochs"])
+        page.table("runs", shown)
+        page.table("epochs")
 
     verdicts = judged.verdicts(tables)
     page.section("Expected and measured", words.tally(verdicts))
@@ -140,7 +146,8 @@ def state(study: StudySetting, tables: Mapping[str, Table]) -> Page:
     }  # fmt: skip
     page.text(words.claims(verdicts))
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale}
-    page.table("expectations", make_table(judged.COLUMNS, verdicts, **facts), shown, rows=judged.is_random)
+    tables.put("expectations", make_table(judged.COLUMNS, verdicts, **facts))
+    page.table("expectations", shown, rows=judged.is_random)
     page.section("What the numbers can and cannot say", words.DISCUSSION)
     return page
 
@@ -149,19 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--no-training", action="store_true")
-    own.add_argument("--restate", action="store_true")
     options, rest = own.parse_known_args(argv)
-    study = setting(NAME, __doc__, rest)
-    if study.scale == "smoke":
-        one_thread()
-    if options.restate:
-        tables = {path.stem: read_table(path) for path in study.out.glob("*.csv")}
-    else:
-        tables = measure(study, not options.no_training)
-        start_fresh(study.out)
-    state(study, tables).write()
-    say(f"wrote {study.out / 'README.md'}")
-    return 0
+    measured = partial(measure, training=not options.no_training)
+    return carry_out(setting(NAME, __doc__, rest), words.PROTOCOL, measured, state)
 
 
 if __name__ == "__main__":
