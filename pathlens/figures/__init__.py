@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
 from pathlens.figures.blocks import structure
-from pathlens.figures.lesions import deletion, skips
+from pathlens.figures.lesions import deletion, deletions, skips
 from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
+from pathlens.figures.signal import signal_propagation
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
 from pathlens.figures.unraveled import unraveled
@@ -22,12 +23,14 @@ __all__ = [
     "SINGLE",
     "Figure",
     "deletion",
+    "deletions",
     "draw",
     "files",
     "lattice",
     "path_gradients",
     "reordering",
     "save",
+    "signal_propagation",
     "skips",
     "structure",
     "training",
