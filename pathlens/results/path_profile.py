@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from pathlens.estimators import estimators
+from pathlens.estimators.sampled import decay
 from pathlens.results.charts import Axis, Chart, Series, chart, cut_off
 from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
@@ -154,6 +155,11 @@ class PathProfile(Result):
                 f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
                 f"all paths; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
             )
+        if line := facts.get("decay"):
+            lines.append(
+                f"log10 of the mean path norm changes by {line['slope']:+.3f} per block ({line['low']:+.3f} to "
+                f"{line['high']:+.3f}): a line through lengths {line['first']} to {line['last']} with its 95 % interval"
+            )
         difference = facts.get("relative_difference_to_autograd")
         if difference is not None:
             lines.append(
@@ -168,10 +174,14 @@ class PathProfile(Result):
         return {"effective": span and span[1:]}
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
-        """The norm of the gradient, the effective lengths, and how exact the sums are."""
+        """The norm of the gradient, how that of a path falls, the effective lengths, and how exact the sums are."""
         headlines = []
         if isinstance(facts.get("gradient_norm"), float):
             headlines.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
+        if line := decay(rows):
+            interval = f"95\N{NO-BREAK SPACE}% interval {line.low:+.3f} to {line.high:+.3f} of a line through lengths "
+            value = f"{line.slope:+.3f} decades per block"
+            headlines.append(Headline("Slope of the mean path norm", value, f"{interval}{line.first} to {line.last}"))
         effective = facts.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):

@@ -142,6 +142,7 @@ def test_several_runs_are_compared(page, tmp_path):
     assert [rule["y"] for rule in chart["rules"]] == pytest.approx([10, 20])
     assert "50.00 %" in shown.text
     assert "90.00 %" in shown.text
+    assert "intervals that overlap do not show that two runs agree" in shown.text
     between = re.search(r"What differs between the runs \d+ full effective paths (.*?) full delete-blocks", shown.text)
     assert between
     assert "seed 0 1 –" in between[1]
