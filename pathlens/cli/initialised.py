@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-import typer
+from typing import TYPE_CHECKING, Protocol
 
 from pathlens.errors import UsageError
 
@@ -14,27 +12,6 @@ if TYPE_CHECKING:
 
     from pathlens.models import LoadedModel
     from pathlens.tables import Table
-
-PANEL = "Network"
-
-Init = Annotated[
-    str | None,
-    typer.Option(
-        "--init",
-        metavar="SCHEME",
-        help="How --weights random are drawn: he-fan-in, he-fan-out, glorot-normal, glorot-uniform, he-normal, "
-        "he-uniform, brock, scaled-ws, fixup, skipinit, rezero or stable. Default: as the network is built.",
-        rich_help_panel=PANEL,
-    ),
-]
-Standardise = Annotated[
-    bool,
-    typer.Option(
-        "--standardise",
-        help="With --init: bring each channel of the weights to the mean and variance that are due, exactly.",
-        rich_help_panel=PANEL,
-    ),
-]
 
 
 class Asked(Protocol):

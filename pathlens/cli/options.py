@@ -12,7 +12,6 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-from pathlens.cli.initialised import Init, Standardise
 from pathlens.errors import UsageError
 
 _LONGEST = 1_000_000
@@ -40,6 +39,22 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="SPEC",
+    ),
+]
+Init = Annotated[
+    str | None,
+    option(
+        "How --weights random are drawn: he-fan-in, he-fan-out, glorot-normal, glorot-uniform, he-normal, he-uniform, "
+        "brock, scaled-ws, fixup, skipinit, rezero or stable. Default: as the network is built.",
+        "--init",
+        metavar="SCHEME",
+    ),
+]
+Standardise = Annotated[
+    bool,
+    option(
+        "With --init: bring each channel of the weights to the mean and variance that are due, exactly.",
+        "--standardise",
     ),
 ]
 Data = Annotated[

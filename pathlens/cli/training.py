@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pathlens.cli import options as o
-from pathlens.cli.initialised import Init, Standardise, check_init, initialised
-from pathlens.cli.options import parse_channels, parse_range
+from pathlens.cli.initialised import check_init, initialised
+from pathlens.cli.options import Init, Standardise, parse_channels, parse_range
 from pathlens.cli.progress import progress_bar, say, waiting
 from pathlens.cli.setting import (
     DEFAULT_MODEL,

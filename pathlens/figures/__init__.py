@@ -52,7 +52,7 @@ def draw(name: str, table: Table) -> Figure:
     if not result.figure:
         raise UsageError(f"{name} has no figure")
     module, function = result.figure.split(".")
-    drawn: Figure = getattr(import_module(f"pathlens.figures.{module}"), function)(
+    figure: Figure = getattr(import_module(f"pathlens.figures.{module}"), function)(
         table, **result.figure_options(table.provenance)
     )
-    return drawn
+    return figure

@@ -92,7 +92,7 @@ def structure(
             bottom.xaxis.set_major_locator(block_ticks())
         lines = [
             part
-            for text in (title, _facts(blocks, costs))
+            for text in (title, _totals(blocks, costs))
             for part in wrap(text, int(17 * width), break_on_hyphens=False)
         ]
         figure.suptitle("\n".join(lines), size=8, x=0.01, ha="left")
@@ -135,7 +135,7 @@ def _chain(axes: Axes, blocks: Rows, colours: list[str], width: float) -> None:
     for mark in sorted(set(marks), key=lambda mark: (mark.changes_shape, mark.words)):
         plain = mark.words in ("identity shortcut", "layer")
         if not plain:
-            marked = [place for place, found in zip(places, marks, strict=True) if found == mark]
+            marked = [place for place, own in zip(places, marks, strict=True) if own == mark]
             height = [1.65 if arcs else 1.3] * len(marked)
             axes.plot(marked, height, mark.marker, color=INK, ms=size, mew=0, zorder=4)
         if arcs or not plain:
@@ -167,11 +167,11 @@ def _short_names(blocks: Rows, most: int = 32) -> list[str]:
     return [text if len(text) <= most else "…" + text[-most + 1 :] for text in texts]
 
 
-def _facts(blocks: Rows, costs: Mapping[str, Sequence[float]]) -> str:
+def _totals(blocks: Rows, costs: Mapping[str, Sequence[float]]) -> str:
     count = EngFormatter(places=1, sep="")
-    facts = [f"{len(blocks)} {_word(blocks)}{'s' if len(blocks) != 1 else ''}"]
-    facts += [f"{count(sum(values))} {name.replace('_', '-')}" for name, values in costs.items()]
+    totals = [f"{len(blocks)} {_word(blocks)}{'s' if len(blocks) != 1 else ''}"]
+    totals += [f"{count(sum(values))} {name.replace('_', '-')}" for name, values in costs.items()]
     if "post_activation" in blocks[0]:
         kinds = {str(row["post_activation"] or "") for row in blocks}
-        facts += [f"post-activation {kinds.pop() or 'none'}"] if len(kinds) == 1 else ["post-activations differ"]
-    return ", ".join(facts)
+        totals += [f"post-activation {kinds.pop() or 'none'}"] if len(kinds) == 1 else ["post-activations differ"]
+    return ", ".join(totals)

@@ -150,7 +150,7 @@ def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what
         size = min(4.0, max(1.6, 0.65 * 72 * (width - 0.6) / span))
         marks = [kind_mark(row["kind"]) for row in single]
         for mark in sorted(set(marks), key=lambda mark: (mark.changes_shape, mark.words)):
-            series = error_series([row for row, found in zip(single, marks, strict=True) if found == mark], "block")
+            series = error_series([row for row, own in zip(single, marks, strict=True) if own == mark], "block")
             axes.errorbar(
                 series["x"],
                 series["y"],
@@ -232,7 +232,7 @@ def percent_axis(axes: Axes, fractions: Sequence[float | None]) -> None:
 
 def _finish(axes: Axes, intact: Row | None, rows: list[Row], label: str, width: float, enlarge: float = 1.0) -> None:
     intact_line(axes, intact)
-    drawn = [intact, *rows] if intact else rows
-    percent_axis(axes, [row[name] for row in drawn for name in ("error", "error_high")])
+    visible = [intact, *rows] if intact else rows
+    percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")])
     axes.set_xlabel(label)
     legend_outside(axes, width, enlarge=enlarge)

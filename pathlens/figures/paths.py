@@ -39,7 +39,7 @@ NEEDED = (
 )  # fmt: skip
 LATTICE = ("boundary", "length", "norm")
 
-_SAMPLED, _SIGNED, _EXACT = COLOURS[0], COLOURS[3], COLOURS[2]
+_SAMPLED, _RADEMACHER, _EXACT = COLOURS[0], COLOURS[3], COLOURS[2]
 _EFFECTIVE = "#e4e4e4"
 _DASHES = (0, (4, 1.5))
 _MARKED = 30  # lengths up to which each is marked
@@ -119,7 +119,7 @@ def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
         axes.plot(*_points(norms["median"]), color=_SAMPLED, ls=":", zorder=3)
         _with_intervals(axes, norms["sampled"])
     if "rms" in norms:
-        axes.plot(*_points(norms["rms"]), color=_SIGNED, ls=_DASHES, zorder=5)
+        axes.plot(*_points(norms["rms"]), color=_RADEMACHER, ls=_DASHES, zorder=5)
     _log_axis(axes, "gradient norm of one path\n(loss per unit of input)", note)
 
 
@@ -130,7 +130,7 @@ def _all_paths(axes: Axes, curves: dict[str, Series], note: str) -> None:
         _with_intervals(axes, curves["sampled"], label="mean of sampled paths, 95 % interval")
     if "signed" in curves:
         label = "root mean square (random signs)"
-        axes.plot(*_points(curves["signed"]), color=_SIGNED, ls=_DASHES, label=label, zorder=5)
+        axes.plot(*_points(curves["signed"]), color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
     if "exact" in curves:
         label, marked = "sum over all paths (exact)", _line(len(curves["exact"]["x"]))
         axes.plot(*_points(curves["exact"]), color=_EXACT, lw=1.4, label=label, zorder=6, **marked)

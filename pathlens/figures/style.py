@@ -251,7 +251,7 @@ def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) ->
         UsageError: ``stem`` is not a plain file name, or a format is unknown.
     """
     check_stem(stem)
-    found = {}
+    contents = {}
     with style():
         for suffix in formats:
             if suffix not in _METADATA:
@@ -259,8 +259,8 @@ def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) ->
             stream = io.BytesIO()
             smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == "png" else {}  # the same pixels
             figure.savefig(stream, format=suffix, dpi=300, metadata=_METADATA[suffix], **smaller)
-            found[f"{stem}.{suffix}"] = stream.getvalue()
-    return found
+            contents[f"{stem}.{suffix}"] = stream.getvalue()
+    return contents
 
 
 def save(figure: Figure, folder: str | os.PathLike[str], stem: str) -> list[Path]:

@@ -141,19 +141,19 @@ def _legend(axes: Axes, graph: nx.DiGraph, drawing: Drawing, x: float, y: float)
         axes.text(x + 0.17, y, "adds 1 to a path's length", va="center", size=TEXT)
 
 
-def _title(facts: dict[str, Any]) -> str:
-    blocks = f"{facts['n_blocks']} blocks, " if facts["n_blocks"] else ""
-    return f"{facts['network']}: {blocks}{count_words(facts['n_paths'])}"
+def _title(about: dict[str, Any]) -> str:
+    blocks = f"{about['n_blocks']} blocks, " if about["n_blocks"] else ""
+    return f"{about['network']}: {blocks}{count_words(about['n_paths'])}"
 
 
 def _tree_title(graph: nx.DiGraph) -> list[str]:
-    facts = graph.graph
-    blocks = f"blocks {facts['first']} to {facts['last']}" if facts["n_blocks"] > 1 else f"block {facts['first']}"
-    lengths = ", ".join(map(str, facts["n_paths_by_length"]))
+    about = graph.graph
+    blocks = f"blocks {about['first']} to {about['last']}" if about["n_blocks"] > 1 else f"block {about['first']}"
+    lengths = ", ".join(map(str, about["n_paths_by_length"]))
     roles = {data["role"] for _, data in graph.nodes(data=True)}
     return [
-        f"{facts['network']}, {blocks}: {count_words(facts['n_paths'])}",
-        f"of length 0 to {facts['n_blocks']}: {lengths}",
+        f"{about['network']}, {blocks}: {count_words(about['n_paths'])}",
+        f"of length 0 to {about['n_blocks']}: {lengths}",
         ", ".join(word for role, word in _WORDS.items() if role in roles),
     ]
 
@@ -173,13 +173,13 @@ def _pale(colour: str) -> str:
 
 
 def _lattice(graph: nx.DiGraph, width: float) -> Figure:
-    facts, cells = graph.graph, lattice_cells(graph)
-    drawn_out = facts["n_blocks"] <= _DRAWN_OUT
+    about, cells = graph.graph, lattice_cells(graph)
+    drawn_out = about["n_blocks"] <= _DRAWN_OUT
     with style():
         figure = new_figure(width, 0.86 * width)
         axes = figure.add_subplot()
-        what = "in each node, its paths to the output" if drawn_out else count_words(facts["n_paths"])
-        title = f"{facts['network']}: {what}"
+        what = "in each node, its paths to the output" if drawn_out else count_words(about["n_paths"])
+        title = f"{about['network']}: {what}"
         axes.set_title(_shortened(title, width), loc="left", size=7, color=MUTED, pad=4 if drawn_out else 12)
         if drawn_out:
             _nodes(figure, axes, graph, cells)
@@ -194,7 +194,7 @@ def _lattice(graph: nx.DiGraph, width: float) -> Figure:
 
 
 def _nodes(figure: Figure, axes: Axes, graph: nx.DiGraph, cells: Cells) -> None:
-    facts, colours, scale = graph.graph, colormaps["viridis"], cell_scale(cells)
+    about, colours, scale = graph.graph, colormaps["viridis"], cell_scale(cells)
     for role, look in (("shortcut", "-"), ("branch", (0, (3, 1.2)))):
         lines = [[start, end] for start, end, data in graph.edges(data=True) if data["role"] == role]
         label = f"through the {role}"
@@ -206,7 +206,7 @@ def _nodes(figure: Figure, axes: Axes, graph: nx.DiGraph, cells: Cells) -> None:
                               zorder=3))  # fmt: skip
         axes.text(at, length, str(data["n_paths_out"]), ha="center", va="center", size=6,
                   color=INK if empty or share > 0.55 else "white", zorder=4)  # fmt: skip
-    axes.set_xlim(facts["first"] - 0.5, facts["last"] + 1.5)
-    axes.set_ylim(-0.5, facts["n_blocks"] + 0.5)
+    axes.set_xlim(about["first"] - 0.5, about["last"] + 1.5)
+    axes.set_ylim(-0.5, about["n_blocks"] + 0.5)
     axes.set_aspect("equal")
     colour_bar(figure, axes, ScalarMappable(scale, colours), cells)

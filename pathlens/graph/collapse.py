@@ -10,6 +10,7 @@ tensors of several vertices without adding or concatenating them (a gate from an
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,6 @@ from torch import Tensor, fx
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.describe import nodes_between
-from pathlens.residual.discover import Addition
 from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
@@ -54,9 +54,8 @@ class _Collapse:
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
         self.trace: Trace = chain.trace
-        found = chain.discovery
-        self.order = found.order
-        self.additions: dict[fx.Node, Addition] = {a.node: a for a in (*found.trunk, *found.nested, *found.off_trunk)}
+        self.order = chain.discovery.order
+        self.additions = chain.discovery.additions
         self.needed = self._needed()
         flow = nx.DiGraph()
         flow.add_node(self.trace.source)
@@ -75,34 +74,29 @@ class _Collapse:
 
     def _needed(self) -> list[fx.Node]:
         """What the main output is computed from, in execution order."""
-        found: set[fx.Node] = set()
-        stack = [self.trace.main]
-        while stack:
-            node = stack.pop()
-            if node not in found:
-                found.add(node)
-                stack += self._operands(node)
-        return [node for node in self.trace.graph.nodes if node in found]
+        input_dependent = self.chain.discovery.input_dependent
+        needed = ops.ancestors([self.trace.main], lambda node: node not in input_dependent)
+        return [node for node in self.trace.graph.nodes if node in needed]
 
     def _merges(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
-        """What is added or concatenated, by the node where it is."""
+        """Additions and concatenations, each with the tensors that it joins."""
         merges: dict[fx.Node, tuple[fx.Node, ...]] = {}
         for node in self.needed:
-            known = self.additions.get(node)
-            if known is not None:
-                merges[node] = tuple(dict.fromkeys((*known.terms, known.shortcut)))
+            addition = self.additions.get(node)
+            if addition is not None:
+                merges[node] = tuple(dict.fromkeys((*addition.terms, addition.shortcut)))
                 self.partial.update(self._sums_inside(node, merges[node]))
                 continue
-            given = tuple(dict.fromkeys(self._given(node)))
-            if len(given) > 1 and self._is_substantial(node, given):
-                merges[node] = given
-        return {node: given for node, given in merges.items() if node not in self.partial}
+            operands = tuple(dict.fromkeys(self._joined(node)))
+            if len(operands) > 1 and self._is_substantial(node, operands):
+                merges[node] = operands
+        return {node: operands for node, operands in merges.items() if node not in self.partial}
 
-    def _given(self, node: fx.Node) -> Iterator[fx.Node]:
+    def _joined(self, node: fx.Node) -> Iterator[fx.Node]:
         input_dependent = self.chain.discovery.input_dependent
         if node.target in ops.ADDITIONS and len(node.args) > 1:
             pair = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and operand in input_dependent]
-            # what is stretched to be added (a mean, a bias made from the input) is a part of an operation
+            # an operand that is broadcast (a mean, a bias computed from the input) is no tensor of the flow
             if len({str(tuple(self.trace.value(operand).shape[1:])) for operand in pair}) == 1:
                 yield from pair
         elif node.target in _CONCATENATIONS:
@@ -114,13 +108,12 @@ class _Collapse:
                 yield operand
                 yield from self._sums_inside(operand, terms)
 
-    def _is_substantial(self, node: fx.Node, given: Iterable[fx.Node]) -> bool:
+    def _is_substantial(self, node: fx.Node, operands: Iterable[fx.Node]) -> bool:
         branch_point = self._fork(node)
-        between = {item for operand in given for item in self._between(branch_point, operand)}
-        return any(not ops.is_elementwise(item) and not self._is_moved(item) for item in between)
-
-    def _is_moved(self, node: fx.Node) -> bool:
-        return ops.is_rearranging(node) or getattr(node.target, "__name__", "") == "getitem"
+        between = {item for operand in operands for item in self._between(branch_point, operand)}
+        return not all(
+            ops.is_elementwise(item) or ops.is_rearranging(item) or item.target is operator.getitem for item in between
+        )
 
     def _fork(self, node: fx.Node) -> fx.Node:
         """The last tensor that everything that enters ``node`` has passed."""

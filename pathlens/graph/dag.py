@@ -71,10 +71,9 @@ class _Builder:
         self.whole_blocks = whole_blocks
         self.costs = multiply_adds(chain.trace)
         self.places = self._places()
-        found = chain.discovery
-        self.additions = {a.node: a for a in (*found.trunk, *found.nested, *found.off_trunk)}
+        self.additions = chain.discovery.additions
         self.shortcuts = {node for a in self.additions.values() for node in a.shortcut_nodes}
-        self.dominators = set(found.dominators)
+        self.dominators = set(chain.discovery.dominators)
         self.used: Counter[str] = Counter()
 
     def _places(self) -> dict[fx.Node, tuple[str, int | None]]:
@@ -108,7 +107,7 @@ class _Builder:
             ids[part.end] = name = self._id(attributes)
             graph.add_node(name, **attributes)
             for source in part.sources:
-                graph.add_edge(ids[source], name, **self._edge(part, source))
+                graph.add_edge(ids[source], name, role=self._role(part, source))
         _mark_skips(graph)
         output = ids[self.parts[-1].end]
         lengths = count_paths(graph, ids[self.parts[0].end], output)
@@ -147,9 +146,9 @@ class _Builder:
                 attributes["kind"] = own.kind
         if part.kind not in ("input", "segment") and place not in ("", part.kind):
             attributes["inside"] = place
-        known = self.additions.get(part.end)
-        if known is not None and "kind" not in attributes:
-            attributes["kind"] = known.kind
+        addition = self.additions.get(part.end)
+        if addition is not None and "kind" not in attributes:
+            attributes["kind"] = addition.kind
         if part.kind != "input":
             attributes["module"] = self._name(part, role, block)
             attributes["operations"] = ", ".join(_operations(part.nodes))
@@ -183,16 +182,16 @@ class _Builder:
         names = [".".join(_common_start(group)) for group in by_top]
         return ", ".join(names) if len(names) <= _LISTED else f"{names[0]}, …, {names[-1]}"
 
-    def _edge(self, part: Part, source: fx.Node) -> dict[str, Any]:
-        known = self.additions.get(part.end)
+    def _role(self, part: Part, source: fx.Node) -> str:
+        """Of the edge from a part's source: whether it is a shortcut, or an ordinary flow."""
+        addition = self.additions.get(part.end)
         direct = (
-            known is not None
+            addition is not None
             and part.kind == "add"
-            and source not in (*known.branch_nodes, *known.terms)
-            and all(node.target in ops.PRESERVING for node in known.shortcut_nodes)
+            and source not in (*addition.branch_nodes, *addition.terms)
+            and all(node.target in ops.PRESERVING for node in addition.shortcut_nodes)
         )
-        role = "shortcut" if direct or self.places.get(source, ("",))[0] == "shortcut" else "flow"
-        return {"role": role}
+        return "shortcut" if direct or self.places.get(source, ("",))[0] == "shortcut" else "flow"
 
 
 def _mark_skips(graph: nx.DiGraph) -> None:

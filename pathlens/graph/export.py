@@ -17,7 +17,7 @@ from xml.etree.ElementTree import ParseError
 
 import networkx as nx
 
-from pathlens.errors import UsageError
+from pathlens.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     import pydot
@@ -113,15 +113,15 @@ def to_dot(graph: nx.DiGraph) -> bytes:
     for name, value in plain.graph.items():
         dot.set(name, quoted(value))
     for node, data in plain.nodes(data=True):
-        made = pydot.Node(quoted(node))
+        dot_node = pydot.Node(quoted(node))
         for name, value in data.items():
-            made.set(name, quoted(value))
-        dot.add_node(made)
+            dot_node.set(name, quoted(value))
+        dot.add_node(dot_node)
     for start, end, data in plain.edges(data=True):
-        joined = pydot.Edge(quoted(start), quoted(end))
+        dot_edge = pydot.Edge(quoted(start), quoted(end))
         for name, value in data.items():
-            joined.set(name, quoted(value))
-        dot.add_edge(joined)
+            dot_edge.set(name, quoted(value))
+        dot.add_edge(dot_edge)
     return dot.to_string().encode()
 
 
@@ -139,12 +139,12 @@ def from_dot(data: bytes) -> nx.DiGraph:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise _unreadable("DOT", error) from error
-    found = _parsed_dot(pydot, text)
+    dot = _parsed_dot(pydot, text)
     graph = nx.DiGraph()
-    graph.graph.update(_read_attributes(found))
-    for node in found.get_nodes():
+    graph.graph.update(_read_attributes(dot))
+    for node in dot.get_nodes():
         graph.add_node(_unquoted(str(node.get_name())), **_read_attributes(node))
-    for edge in found.get_edges():
+    for edge in dot.get_edges():
         graph.add_edge(
             _unquoted(str(edge.get_source())), _unquoted(str(edge.get_destination())), **_read_attributes(edge)
         )
@@ -176,12 +176,12 @@ def _unquoted(text: str) -> str:
 
 
 def _parsed_dot(pydot: Any, text: str) -> pydot.Dot:
-    found = pydot.graph_from_dot_data(text)  # prints and returns None where the text is no DOT
-    if not found:
+    graphs = pydot.graph_from_dot_data(text)  # prints and returns None where the text is no DOT
+    if not graphs:
         raise _unreadable("DOT", "it does not parse")
-    if found[0].get_type() != "digraph":
+    if graphs[0].get_type() != "digraph":
         raise _unreadable("DOT", "it is not directed")
-    return found[0]
+    return graphs[0]
 
 
 def _read_attributes(item: Any) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _read_attributes(item: Any) -> dict[str, str]:
 
 
 def _unreadable(what: str, reason: object) -> UsageError:
-    return UsageError(f"the graph is no {what}: {' '.join(str(reason).split())}; give one that pathlens wrote")
+    return UsageError(f"the graph is no {what}: {one_line(reason)}; give one that pathlens wrote")
 
 
 def _all_data(graph: nx.DiGraph) -> Iterator[dict[str, Any]]:
@@ -200,14 +200,9 @@ def _all_data(graph: nx.DiGraph) -> Iterator[dict[str, Any]]:
         yield data
 
 
-def _copy(graph: nx.DiGraph) -> nx.DiGraph:
-    """With dictionaries of its own; the values are shared and never changed."""
-    return graph.copy()
-
-
 def _with_fitting_integers(graph: nx.DiGraph, bits: int) -> nx.DiGraph:
     """A copy in which integers of attributes that hold larger ones are text."""
-    copy = _copy(graph)
+    copy = graph.copy()
     limit = 2**bits
 
     def too_large(value: object) -> bool:
@@ -270,8 +265,8 @@ def _typed_value(name: str, value: Any, unescape: Callable[[str], str]) -> Any:
 
 
 def _escaped(text: str) -> str:
-    return _ODD.sub(lambda found: "_x005F_x" if found[0] == "_x" else f"_x{ord(found[0]):04X}_", text)
+    return _ODD.sub(lambda match: "_x005F_x" if match[0] == "_x" else f"_x{ord(match[0]):04X}_", text)
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)

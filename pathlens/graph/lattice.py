@@ -58,8 +58,8 @@ def _norms(gradients: Any, view: ResidualView, end: int) -> dict[tuple[int, int]
         raise UsageError(
             f"gradients are counted from the output: give a window that ends with the last block, {len(view) - 1}"
         )
-    found = dict(_pairs(gradients))
-    for (boundary, length), norm in found.items():
+    norms = dict(_pairs(gradients))
+    for (boundary, length), norm in norms.items():
         if not 0 <= length <= end - max(0, boundary) or not -1 <= boundary <= end:
             raise UsageError(
                 f"the gradients have a norm at boundary {boundary} and length {length}, which a network of {end} "
@@ -67,11 +67,11 @@ def _norms(gradients: Any, view: ResidualView, end: int) -> dict[tuple[int, int]
             )
         if not (math.isfinite(norm) and norm >= 0):
             raise UsageError(f"the norm at boundary {boundary} and length {length} is {norm}; give finite norms")
-    if not any(boundary == end for boundary, _ in found):
+    if not any(boundary == end for boundary, _ in norms):
         raise UsageError(
             f"the gradients have nothing at boundary {end}, the output of the last block; give those of this network"
         )
-    return found
+    return norms
 
 
 def _pairs(gradients: Any) -> Iterable[tuple[tuple[int, int], float]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from pathlens.errors import UsageError
+from pathlens.errors import UsageError, one_line
 from pathlens.graph.drawing import Edge, Piece, Point
 from pathlens.graph.export import import_pydot, quoted
 
@@ -74,18 +74,18 @@ def graphviz_layout(
     for start, end in graph.edges:
         dot.add_edge(pydot.Edge(ids[start], ids[end], arrowhead="none"))
     try:
-        found = json.loads(dot.create(prog="dot", format="json"))
+        result = json.loads(dot.create(prog="dot", format="json"))
     except (AssertionError, OSError, ValueError) as error:
-        raise UsageError(f"Graphviz could not lay out {len(graph)} nodes: {' '.join(str(error).split())}") from error
-    _, _, width, height = (float(number) / _POINTS for number in found["bb"].split(","))
+        raise UsageError(f"Graphviz could not lay out {len(graph)} nodes: {one_line(error)}") from error
+    _, _, width, height = (float(number) / _POINTS for number in result["bb"].split(","))
     by_name = {name: node for node, name in ids.items()}
-    places = {item["_gvid"]: item for item in found["objects"]}
+    places = {item["_gvid"]: item for item in result["objects"]}
     nodes = {by_name[item["name"]]: _point(item["pos"]) for item in places.values()}
     edges = {
         (by_name[places[item["tail"]]["name"]], by_name[places[item["head"]]["name"]]): [
             _point(text) for text in item["pos"].split()
         ]
-        for item in found.get("edges", ())
+        for item in result.get("edges", ())
     }
     return Layout(width, height, nodes, edges)
 

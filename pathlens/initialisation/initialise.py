@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,12 @@ from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation
 from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme
 from pathlens.residual import ResidualView, view_of
 from pathlens.results.initialisation import INITIALISATION
-from pathlens.tables import Table
+from pathlens.tables import Provenance, Table
+from pathlens.tables.declared import MutableRow
 
-#: what a normal distribution that is cut off at two standard deviations has left of one (as Keras has it)
-_TRUNCATED_STD = 0.87962566103423978
+#: where normal distributions are cut off, in standard deviations, and the deviation that is left (as Keras has them)
 _CUT = 2.0
+_TRUNCATED_STD = 0.87962566103423978
 
 
 def initialise(
@@ -68,11 +68,11 @@ def initialise(
     ends = _checked(scheme, chosen, view, places)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     network = view.model
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, MutableRow] = {}
     with torch.no_grad():
         for place in places:
             draw = chosen.draw(place)
-            done = _set(network.get_parameter(place.parameter), draw, standardise, generator)
+            standardised = _set(network.get_parameter(place.parameter), draw, standardise, generator)
             rows[place.parameter] = {
                 "role": place.role,
                 "block": place.block,
@@ -81,7 +81,7 @@ def initialise(
                 "gain": draw.gain if draw.fan else None,
                 "fan": draw.fan,
                 "std_due": draw.std,
-                "standardised": done,
+                "standardised": standardised,
             }
         for name, role in other_parameters(network, places).items():
             rows[name] = {"role": role, "distribution": "kept" if role == "other" else "constant"}
@@ -94,11 +94,17 @@ def initialise(
     factors = _reparametrise(view, chosen, places, ends)
     for row in table:
         row["factor"] = factors.get(row["parameter"])
-    facts = {"verb": "initialise", "network": type(network).__name__, "scheme": scheme, "standardised": standardise}
-    return INITIALISATION.table(table, {**facts, "notes": [chosen.note] if chosen.note else []})
+    provenance: Provenance = {
+        "verb": "initialise",
+        "network": type(network).__name__,
+        "scheme": scheme,
+        "standardised": standardise,
+        "notes": [chosen.note] if chosen.note else [],
+    }
+    return INITIALISATION.table(table, provenance)
 
 
-_EMPTY: dict[str, Any] = {
+_EMPTY: MutableRow = {
     "parameter": "",
     **dict.fromkeys(("block", "layer", "gain", "fan", "std_due", "factor")),
     "standardised": False,
@@ -130,16 +136,16 @@ def _checked(name: str, scheme: Scheme, view: ResidualView, places: tuple[Place,
     ends = find_ends(view)
     for end in ends:
         if end.kind not in scheme.ends or not end.parameters:
-            wanted = " or a ".join("weight layer" if kind == "weight" else kind for kind in scheme.ends)
+            expected = " or a ".join("weight layer" if kind == "weight" else kind for kind in scheme.ends)
             raise ModelError(
                 f"{name} does not fit {network}: the branch of block {end.block} ({end.name}) ends in {end.kind} and "
-                f"not in a {wanted} of its own; take a scheme that does not concern the ends, such as he-fan-in"
+                f"not in a {expected} of its own; take a scheme that does not concern the ends, such as he-fan-in"
             )
     return ends
 
 
 def _set(weight: nn.Parameter, draw: Draw, standardise: bool, generator: torch.Generator) -> bool:
-    """Draw in float64, so that every type gets the same weights; whether channels were standardised."""
+    """Draw a weight, in float64 so that every dtype gets the same values; whether its channels were standardised."""
     values = torch.zeros(weight.shape, dtype=torch.float64)
     if draw.distribution == "normal":
         values.normal_(0.0, draw.std, generator=generator)
@@ -150,15 +156,15 @@ def _set(weight: nn.Parameter, draw: Draw, standardise: bool, generator: torch.G
         wide = draw.std / _TRUNCATED_STD
         nn.init.trunc_normal_(values, 0.0, wide, -_CUT * wide, _CUT * wide, generator=generator)
     channels = values.flatten(1)
-    done = standardise and draw.std > 0 and channels.shape[1] > 1
-    if done:
+    to_standardise = standardise and draw.std > 0 and channels.shape[1] > 1
+    if to_standardise:
         deviation, mean = torch.std_mean(channels, 1, correction=0, keepdim=True)
         channels.sub_(mean).mul_(draw.std / deviation)
     weight.copy_(values)
-    return done
+    return to_standardise
 
 
-def _values(name: str, parameter: Tensor) -> dict[str, Any]:
+def _values(name: str, parameter: Tensor) -> MutableRow:
     values = parameter.detach().double()
     return {
         "parameter": name,
@@ -171,7 +177,7 @@ def _values(name: str, parameter: Tensor) -> dict[str, Any]:
 def _reparametrise(
     view: ResidualView, scheme: Scheme, places: tuple[Place, ...], ends: tuple[BranchEnd, ...]
 ) -> dict[str, float]:
-    """Attach what the scheme keeps while the network trains; the factor by parameter."""
+    """Attach the factors and standardisations of the scheme; the factor at each parameter that has one."""
     network = view.model
     factors: dict[str, float] = {}
     if scheme.standardises:

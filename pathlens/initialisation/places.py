@@ -116,15 +116,15 @@ def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
     while True:
         moving = [operand for operand in node.all_input_nodes if operand in chain.discovery.input_dependent]
         passes = ops.is_rearranging(node) or node.target in ops.SCALINGS
-        taken = len(moving) == 1 and passes and moving[0] in link.addition.branch_nodes
+        is_passive = len(moving) == 1 and passes and moving[0] in link.addition.branch_nodes
         statistics = ops.is_norm(node) and node.target not in ops.NORMS
-        if not (taken or statistics):
+        if not (is_passive or statistics):
             break
         node = moving[0]
     kind = "weight" if _is_map(node) else "norm" if node.target in ops.NORMS else ops.short_name(node)
     operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
-    found = [_parameter(chain, operand) for operand in operands] if kind in ("weight", "norm") else []
-    return BranchEnd(index, name, kind, tuple(parameter for parameter in found if parameter is not None))
+    names = [_parameter(chain, operand) for operand in operands] if kind in ("weight", "norm") else []
+    return BranchEnd(index, name, kind, tuple(parameter for parameter in names if parameter is not None))
 
 
 def _is_map(node: fx.Node) -> bool:

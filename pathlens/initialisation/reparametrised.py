@@ -81,11 +81,11 @@ def attach(model: nn.Module, parameter: str, parametrization: nn.Module) -> None
 
 def detach_all(model: nn.Module) -> bool:
     """Take off what an earlier initialisation attached; whether there was any."""
-    found = False
+    any_attached = False
     for module in model.modules():
         lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
         for leaf, parts in list(lists.items()):
             if any(isinstance(part, Factor | ScaledStandardisation) for part in parts):
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
-                found = True
-    return found
+                any_attached = True
+    return any_attached

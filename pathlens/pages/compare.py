@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from pathlens.report.reading import Run
 from pathlens.results import Headline
-from pathlens.results.charts import Chart
+from pathlens.results.charts import Chart, Series
 from pathlens.results.text import said
 
-_FACTS = (
+_COMPARED = (
     "verb", "model", "weights", "weights_at_start", "trained", "model_sha256", "blocks", "rule", "recipe", "data",
     "split", "images", "train_images", "data_sha256", "train_sha256", "normalisation", "at", "method", "mode", "dtype",
     "device", "seed", "commit",
 )  # fmt: skip
-_UNSAID = {"out", "json", "quiet", *_FACTS}
+_UNSAID = {"out", "json", "quiet", *_COMPARED}
 
 
 def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tuple[str, list[Headline | None]]]]:
     """The headlines that two runs or more have: the runs that have any, and a row of theirs for each label."""
-    counts = Counter(headline.label for found in headlines for headline in found)
+    counts = Counter(headline.label for own in headlines for headline in own)
     labels = [label for label, count in counts.items() if count > 1]
-    columns = [index for index, found in enumerate(headlines) if any(item.label in labels for item in found)]
+    columns = [index for index, own in enumerate(headlines) if any(item.label in labels for item in own)]
     rows = [
         (label, [next((item for item in headlines[index] if item.label == label), None) for index in columns])
         for label in labels
@@ -32,15 +31,15 @@ def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tup
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """The facts on which runs that state them disagree, with what each says."""
+    """What differs between runs: the name of a statement, and what each run states."""
     stated = [dict(_stated(run)) for run in runs]
-    names = dict.fromkeys(name for facts in stated for name in facts)
-    found = []
+    names = dict.fromkeys(name for statements in stated for name in statements)
+    different = []
     for name in names:
-        values = [facts.get(name) for facts in stated]
+        values = [statements.get(name) for statements in stated]
         if len({value for value in values if value is not None}) > 1:
-            found.append((name, [value or "–" for value in values]))
-    return found
+            different.append((name, [value or "–" for value in values]))
+    return different
 
 
 def subject(runs: list[Run]) -> str:
@@ -51,7 +50,7 @@ def subject(runs: list[Run]) -> str:
 
 
 def _stated(run: Run) -> Iterator[tuple[str, str]]:
-    for name in _FACTS:
+    for name in _COMPARED:
         if name in run.manifest:
             yield name.replace("_", " "), said(run.manifest[name])
     for name, value in run.arguments.items():
@@ -64,25 +63,25 @@ def _stated(run: Run) -> Iterator[tuple[str, str]]:
 
 def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
     """One chart for each kind of chart that two runs or more have, with a curve for each run."""
-    kinds = dict.fromkeys(chart["family"] for found in charts for chart in found)
-    made = []
+    kinds = dict.fromkeys(chart["family"] for own in charts for chart in own)
+    overlaid = []
     for kind in kinds:
-        pairs = [(index, chart) for index, found in enumerate(charts) for chart in found if chart["family"] == kind]
+        pairs = [(index, chart) for index, own in enumerate(charts) for chart in own if chart["family"] == kind]
         shared = _shared_key([chart for _, chart in pairs])
         if len(pairs) > 1 and shared is not None:
-            made.append(_overlay(runs, pairs, shared))
-    return made
+            overlaid.append(_overlay(runs, pairs, shared))
+    return overlaid
 
 
 def _shared_key(charts: list[Chart]) -> str | None:
     keys = [[series["key"] for series in chart["series"]] for chart in charts]
-    return next((key for key in keys[0] if all(key in found for found in keys)), None)
+    return next((key for key in keys[0] if all(key in own for own in keys)), None)
 
 
 def _overlay(runs: list[Run], pairs: list[tuple[int, Chart]], key: str) -> Chart:
     first = pairs[0][1]
-    series: list[dict[str, Any]] = []
-    rules: list[dict[str, Any]] = []
+    series: list[Series] = []
+    rules: list[Mapping[str, object]] = []
     heads: dict[str, str] = {}
     for index, chart in pairs:
         own = next(item for item in chart["series"] if item["key"] == key)

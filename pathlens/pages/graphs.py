@@ -82,19 +82,19 @@ def graph_page(graph: nx.DiGraph, out: str | os.PathLike[str], layout: str = "au
 
 def graph_html(graph: nx.DiGraph, layout: str = "auto") -> bytes:
     """The page that :func:`graph_page` writes, as UTF-8."""
-    facts = graph.graph
-    kind = facts.get("kind")
+    about = graph.graph
+    kind = about.get("kind")
     if kind not in _KINDS:
         raise UsageError(f"a graph of kind {kind!r} has no page; give one of pathlens.unravel(...)")
     data = _cells(graph) if kind == "lattice" else _drawing(graph, layout)
-    window = f", blocks {facts['first']} to {facts['last']}" if "first" in facts else ""
-    lengths = [(length, f"{count:,}") for length, count in enumerate(facts["n_paths_by_length"]) if count]
+    window = f", blocks {about['first']} to {about['last']}" if "first" in about else ""
+    lengths = [(length, f"{count:,}") for length, count in enumerate(about["n_paths_by_length"]) if count]
     return rendered(
         "graph.html.j2",
         ("page.css", "graph.css"),
         _SCRIPTS + (_CELLS if kind == "lattice" else _DRAWN),
         {"kind": kind, **data},
-        title=f"{facts['network']}{window}: {_KINDS[kind]}",
+        title=f"{about['network']}{window}: {_KINDS[kind]}",
         kind=kind,
         by_norm=bool(data.get("norms")),
         direction=data.get("direction", ""),
@@ -104,10 +104,10 @@ def graph_html(graph: nx.DiGraph, layout: str = "auto") -> bytes:
 
 
 def _tiles(graph: nx.DiGraph) -> Iterator[tuple[str, str, str]]:
-    facts = graph.graph
-    paths, counts = facts["n_paths"], facts["n_paths_by_length"]
-    if facts["n_blocks"]:
-        yield "Blocks", f"{facts['n_blocks']:,}", ""
+    about = graph.graph
+    paths, counts = about["n_paths"], about["n_paths_by_length"]
+    if about["n_blocks"]:
+        yield "Blocks", f"{about['n_blocks']:,}", ""
     yield "Paths from input to output", f"{paths:,}" if paths < 10**9 else number(paths), ""
     used = [length for length, count in enumerate(counts) if count]
     most = max(range(len(counts)), key=counts.__getitem__, default=0)
@@ -115,7 +115,7 @@ def _tiles(graph: nx.DiGraph) -> Iterator[tuple[str, str, str]]:
         span = f"{used[0]} to {used[-1]}" if used[0] < used[-1] else str(used[0])
         yield "Path lengths", span, f"most paths have length {most}"
     yield "Nodes and edges", f"{len(graph):,} and {graph.number_of_edges():,}", ""
-    if facts["kind"] == "dag":
+    if about["kind"] == "dag":
         total = sum(data.get("parameters", 0) for _, data in graph.nodes(data=True))
         yield "Parameters", f"{total:,}", ""
 
@@ -140,7 +140,7 @@ def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
                 "lines": list(box.lines),
                 "tint": box.tint,
                 "filled": box.filled,
-                "facts": _facts(data),
+                "facts": _attributes(data),
                 "paths": f"{data['n_paths']:,}",
             }
         )
@@ -153,7 +153,7 @@ def _drawing(graph: nx.DiGraph, layout: str) -> dict[str, Any]:
                 "ends": [ids[start], ids[end]],
                 "pieces": list(map(_line, line.pieces)),
                 "skip": line.skip,
-                "facts": [*_facts(data), ("Paths through it", f"{through:,}")],
+                "facts": [*_attributes(data), ("Paths through it", f"{through:,}")],
                 "paths": f"{through:,}",
             }
         )
@@ -181,7 +181,7 @@ def _line(piece: list[tuple[float, float]]) -> list[float]:
     return _pixels(*(value for point in piece for value in point))
 
 
-def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
+def _attributes(data: dict[str, Any]) -> list[tuple[str, str]]:
     """Attributes as words, those that are known first and in a fixed order."""
     known = [name for name in _LABELS if name in data]
     others = [name for name in data if name not in _LABELS and name not in _UNSAID]
@@ -203,15 +203,15 @@ def _cells(graph: nx.DiGraph) -> dict[str, Any]:
     """The lattice without its numbers of paths, which the page computes exactly from those of blocks."""
     from pathlens.graph.cells import LENGTH, PLACE, lattice_cells
 
-    facts = graph.graph
-    first, blocks = facts["first"], facts["n_blocks"]
+    about = graph.graph
+    first, blocks = about["first"], about["n_blocks"]
     norms = _checked(graph, first, blocks)
     cells = lattice_cells(graph)
-    found: dict[str, Any] = {
+    page: dict[str, Any] = {
         "first": first,
         "blocks": blocks,
-        "names": facts["names"],
-        "stages": facts["stages"],
+        "names": about["names"],
+        "stages": about["stages"],
         "axes": [PLACE, LENGTH],
         "floor": cells.floor,
         "top": cells.top,
@@ -222,8 +222,8 @@ def _cells(graph: nx.DiGraph) -> dict[str, Any]:
         "partings": [last + 0.5 - first for _, _, last in cells.stages[:-1]],
     }
     if cells.by_norm:
-        found["norms"] = base64.b64encode(norms.astype("<f8").tobytes()).decode()
-    return found
+        page["norms"] = base64.b64encode(norms.astype("<f8").tobytes()).decode()
+    return page
 
 
 def _checked(graph: nx.DiGraph, first: int, blocks: int) -> np.ndarray:

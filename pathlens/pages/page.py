@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pathlens.pages import words
 from pathlens.pages.compare import differences, overlays, shared_numbers, subject
@@ -15,13 +15,20 @@ from pathlens.pages.encode import encode
 from pathlens.pages.shell import checked_target, rendered
 from pathlens.report.reading import Run, read_runs
 from pathlens.results import Headline
-from pathlens.results.charts import stages_of
+from pathlens.results.charts import Chart, stages_of
 from pathlens.results.lattice import LATTICE
 from pathlens.results.text import said
 from pathlens.storage import atomic_write_bytes
 from pathlens.tables import Scalar
 
 _SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
+
+
+class _BlockNames(TypedDict):
+    """Names of blocks by index, and their stages as charts have them."""
+
+    names: dict[str, Scalar]
+    stages: list[dict[str, str | int]]
 
 
 def report_page(
@@ -51,8 +58,8 @@ def report_page(
         UsageError: no runs, or ``out`` does not end with ``.html``.
     """
     target = checked_target(out, "report.html")
-    found = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)
-    return atomic_write_bytes(target, render(found, title))
+    results = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)
+    return atomic_write_bytes(target, render(results, title))
 
 
 def render(runs: Sequence[Run], title: str | None = None) -> bytes:
@@ -79,7 +86,7 @@ def render(runs: Sequence[Run], title: str | None = None) -> bytes:
     )
 
 
-def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[Headline]) -> dict[str, Any]:
+def _shown(run: Run, charts: list[Chart], headlines: list[Headline]) -> dict[str, Any]:
     """What the template says of one run."""
     tables = [
         {"stem": stem, "rows": len(table.rows), "lattice": LATTICE.fits(table)} for stem, table in run.tables.items()
@@ -104,23 +111,23 @@ def _shown(run: Run, charts: list[dict[str, Any]], headlines: list[Headline]) ->
             }
             for picture in run.pictures
         ],
-        "files": [(name, _facts(facts)) for name, facts in run.manifest["files"].items()],
+        "files": [(name, _size_and_hash(entry)) for name, entry in run.manifest["files"].items()],
         "manifest": json.dumps(
             {name: value for name, value in run.manifest.items() if name != "files"}, indent=2, ensure_ascii=False
         ),
     }
 
 
-def _facts(facts: object) -> tuple[str, str]:
-    """Size and hash of a listed file, as text."""
-    known = facts if isinstance(facts, dict) else {}
+def _size_and_hash(entry: object) -> tuple[str, str]:
+    """Of a file that the manifest lists, as text."""
+    known = entry if isinstance(entry, dict) else {}
     size = known.get("bytes")
     return f"{size:,}" if isinstance(size, int) else "not stated", said(known.get("sha256", "not stated"))
 
 
-def _data(run: Run, charts: list[dict[str, Any]], blocks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _data(run: Run, charts: list[Chart], blocks: Mapping[str, _BlockNames]) -> dict[str, Any]:
     """What the scripts draw of one run."""
-    names = blocks.get(_network(run), {})
+    names: Mapping[str, object] = blocks.get(_network(run), {})
     tables = [encode(table, stem) for stem, table in run.tables.items()]
     lattices = {
         stem: {"table": number, **names}
@@ -132,16 +139,16 @@ def _data(run: Run, charts: list[dict[str, Any]], blocks: dict[str, dict[str, An
 
 def _network(run: Run) -> str:
     """What two runs on the same network have in common."""
-    found = run.manifest.get("model_sha256")
-    return found if isinstance(found, str) else run.label
+    digest = run.manifest.get("model_sha256")
+    return digest if isinstance(digest, str) else run.label
 
 
-def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
+def _block_names(runs: list[Run]) -> dict[str, _BlockNames]:
     """Modules and stages of the blocks by network: tables of lattices have only numbers.
 
     Tables with names come first, because they have the stages too; then what the runs themselves state.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_network: dict[str, _BlockNames] = {}
     for run in runs:
         for table in run.tables.values():
             rows: dict[int, dict[str, Scalar]] = {}
@@ -151,11 +158,12 @@ def _block_names(runs: list[Run]) -> dict[str, dict[str, Any]]:
                     rows.setdefault(block, row)
             ordered = [rows[block] for block in sorted(rows)]
             names = {str(row["block"]): row["name"] for row in ordered}
-            if len(names) > len(found.get(_network(run), {}).get("names", ())):
-                found[_network(run)] = {"names": names, "stages": stages_of(ordered)}
+            known = by_network.get(_network(run))
+            if len(names) > (len(known["names"]) if known else 0):
+                by_network[_network(run)] = {"names": names, "stages": stages_of(ordered)}
     for run in runs:
         stated = run.manifest.get("block_names")
         if isinstance(stated, list) and stated and all(isinstance(name, str) for name in stated):
             names = {str(block): name for block, name in enumerate(stated)}
-            found.setdefault(_network(run), {"names": names, "stages": []})
-    return found
+            by_network.setdefault(_network(run), {"names": names, "stages": []})
+    return by_network

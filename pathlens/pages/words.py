@@ -31,57 +31,58 @@ def title(run: Run) -> str:
 
 def asked(run: Run) -> list[tuple[str, str]]:
     """The verb, the command line and the options that were given a value."""
-    facts = [("Verb", run.verb)]
+    lines = [("Verb", run.verb)]
     command = run.manifest.get("command")
     if isinstance(command, list) and command:
-        facts.append(("Command", shlex.join(map(str, command))))
+        lines.append(("Command", shlex.join(map(str, command))))
     given = {name: value for name, value in run.arguments.items() if value not in (None, False) and name not in _UNSAID}
     if given:
-        facts.append(("Options", "; ".join(f"{name.replace('_', '-')} {said(value)}" for name, value in given.items())))
-    return facts
+        lines.append(("Options", "; ".join(f"{name.replace('_', '-')} {said(value)}" for name, value in given.items())))
+    return lines
 
 
 def setting(run: Run) -> list[tuple[str, str]]:
     """Network, data, and how they were run."""
-    facts = run.manifest
-    weights = facts.get("weights", facts.get("weights_at_start"))
-    found = [("Network", " ".join(said(facts[name]) for name in ("model",) if name in facts))]
-    if "network" in facts and "blocks" in facts:
-        found[0] = ("Network", f"{found[0][1]} ({said(facts['network'])}, {said(facts['blocks'])} blocks)".strip())
+    manifest = run.manifest
+
+    def stated(name: str) -> str:
+        return said(manifest[name]) if name in manifest else ""
+
+    network = stated("model")
+    if "network" in manifest and "blocks" in manifest:
+        network = f"{network} ({stated('network')}, {stated('blocks')} blocks)".strip()
+    lines = [("Network", network)]
+    weights = manifest.get("weights", manifest.get("weights_at_start"))
     if weights is not None:
-        found.append(("Weights", said(weights)))
-    if "model_sha256" in facts:
-        found.append(("Network hash", said(facts["model_sha256"])))
-    if "data" in facts:
-        images = facts.get("images", facts.get("train_images"))
-        split = said(facts.get("split", "train" if "train_images" in facts else ""))
-        whole = facts.get("images_in_split")
+        lines.append(("Weights", said(weights)))
+    lines.append(("Network hash", stated("model_sha256")))
+    if "data" in manifest:
+        images = manifest.get("images", manifest.get("train_images"))
+        split = said(manifest.get("split", "train" if "train_images" in manifest else ""))
+        whole = manifest.get("images_in_split")
         count = "" if images is None else f", {said(images)} images" + (f" of {said(whole)}" if whole else "")
-        found.append(("Data", f"{said(facts['data'])} {split}{count}".replace(" ,", ",")))
-    labels = {"data_sha256": "Data hash", "train_sha256": "Data hash", "normalisation": "Normalisation"}
-    for name, label in labels.items():
-        if name in facts:
-            found.append((label, said(facts[name])))
-    if "dtype" in facts:
-        found.append(("Precision", f"{said(facts['dtype'])} on {said(facts.get('device'))}"))
-    if "seed" in facts:
-        found.append(("Seed", said(facts["seed"])))
-    seconds = facts.get("wall_time_seconds", facts.get("seconds"))
-    if "date" in facts:
+        lines.append(("Data", f"{stated('data')} {split}{count}".replace(" ,", ",")))
+    lines += [("Data hash", stated("data_sha256")), ("Data hash", stated("train_sha256"))]
+    lines.append(("Normalisation", stated("normalisation")))
+    if "dtype" in manifest:
+        lines.append(("Precision", f"{stated('dtype')} on {said(manifest.get('device'))}"))
+    lines.append(("Seed", stated("seed")))
+    seconds = manifest.get("wall_time_seconds", manifest.get("seconds"))
+    if "date" in manifest:
         took = f", {seconds:.4g} s" if isinstance(seconds, int | float) else ""
-        found.append(("Run", f"{said(facts['date'])}{took}"))
-    return [(label, value) for label, value in found if value]
+        lines.append(("Run", f"{stated('date')}{took}"))
+    return [(label, value) for label, value in lines if value]
 
 
 def headlines(run: Run) -> list[Headline]:
     """The numbers that a reader looks for first."""
-    found: list[Headline] = []
+    shown: list[Headline] = []
     for stem, table, result in declared(run):
         told = result.headlines(table.rows, run.manifest) if result is not None else []
         if not told and stem == run.verb:
             told = [Headline("Rows", f"{len(table.rows):,}", stem)]
-        found += told
-    return found
+        shown += told
+    return shown
 
 
 def charts(run: Run) -> list[Chart]:

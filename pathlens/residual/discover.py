@@ -70,6 +70,11 @@ class Discovery:
     input_dependent: set[fx.Node]
     dominators: tuple[fx.Node, ...]
 
+    @property
+    def additions(self) -> dict[fx.Node, Addition]:
+        """All residual additions, by the node where the sum is complete."""
+        return {addition.node: addition for addition in (*self.trunk, *self.nested, *self.off_trunk)}
+
 
 def discover(trace: Trace) -> Discovery:
     """Find the residual additions of a trace and sort them into trunk, nested and off-trunk."""

@@ -32,8 +32,6 @@ Call = Callable[[Tensor], Tensor]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
-
 
 class Inference:
     """A network in eval mode on one device and in one dtype, block by block.
@@ -228,7 +226,7 @@ def _lower(
         elif node in folded:
             norm = folded[node]
             weight, bias = _fold(node, norm, value_of)
-            given = _conv_args(node)
+            given = ops.convolution_arguments(node)
             convolution = graph.call_function(
                 aten.conv2d.default,
                 (
@@ -290,10 +288,6 @@ class _Binder:
         return self._graph.get_attr(name)
 
 
-def _conv_args(node: fx.Node) -> tuple[Any, ...]:
-    return (*node.args, *_CONV_DEFAULTS[len(node.args) :])
-
-
 def _foldable(graph: fx.Graph, fixed: set[fx.Node]) -> dict[fx.Node, fx.Node]:
     """Convolutions with constant weights of which a batch norm in eval mode is the only user -> that batch norm."""
     pairs: dict[fx.Node, fx.Node] = {}
@@ -314,7 +308,7 @@ def _fold(conv: fx.Node, norm: fx.Node, value_of: Callable[[fx.Node], Any]) -> t
     def get(node: Any) -> Tensor | None:
         return None if node is None else value_of(node).double()
 
-    _, weight, bias, *_ = _conv_args(conv)
+    _, weight, bias, *_ = ops.convolution_arguments(conv)
     _, gamma, beta, mean, variance, _, _, eps = norm.args[:8]
     w, b, m, v = get(weight), get(bias), get(mean), get(variance)
     assert w is not None
@@ -371,7 +365,7 @@ def fuse_onednn(root: nn.Module, graph: fx.Graph, images: int | None) -> None:
 
 
 def _packs(conv: fx.Node) -> bool:
-    args = _conv_args(conv)
+    args = ops.convolution_arguments(conv)
     return all(
         isinstance(operand, fx.Node) and operand.op == "get_attr" for operand in args[1:3] if operand is not None
     )
@@ -404,25 +398,25 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _emit(root: nn.Module, graph: fx.Graph, fusion: _Fusion, images: int | None) -> None:
-    x, weight, bias, stride, padding, dilation, groups = _conv_args(fusion.conv)
+    x, weight, bias, stride, padding, dilation, groups = ops.convolution_arguments(fusion.conv)
     packed = f"{weight.target}_packed_{fusion.conv.name}"
     plain = getattr(root, weight.target)
-    pair = [list(_pair(item)) for item in (padding, stride, dilation)]
+    geometry = list(padding), list(stride), list(dilation)
     size = _size(x, images)
-    root.register_buffer(packed, engines.pack(plain, (pair[0], pair[1], pair[2]), groups, size), persistent=False)
+    root.register_buffer(packed, engines.pack(plain, geometry, groups, size), persistent=False)
     relu = "relu" if fusion.relu is not None else "none"
     with graph.inserting_before(fusion.last):
         attribute = graph.get_attr(packed)
         if fusion.add is None:
             fused = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.default,
-                (x, attribute, bias, *pair, groups, relu, [], ""),
+                (x, attribute, bias, *geometry, groups, relu, [], ""),
             )
         else:
             other = fusion.add.args[1] if fusion.add.args[0] is fusion.conv else fusion.add.args[0]
             fused = graph.call_function(
                 torch.ops.mkldnn._convolution_pointwise.binary,
-                (x, other, attribute, bias, *pair, groups, "add", 1.0, relu if fusion.relu else None, [], None),
+                (x, other, attribute, bias, *geometry, groups, "add", 1.0, relu if fusion.relu else None, [], None),
             )
     fused.meta = dict(fusion.last.meta)
     fusion.last.replace_all_uses_with(fused)
@@ -439,8 +433,3 @@ def _size(x: fx.Node, images: int | None) -> tuple[int, ...] | None:
     if not all(str(size).isdigit() and not may_follow_batch(size) for size in value.shape[1:]):
         return None
     return (images, *map(int, value.shape[1:]))
-
-
-def _pair(item: Any) -> tuple[int, int]:
-    items = list(item) if isinstance(item, (list, tuple)) else [item]
-    return (items[0], items[-1])

@@ -90,10 +90,23 @@ ACTIVATIONS = _overloads(
     "clamp_min", "threshold", "logsigmoid", "softsign",
 )  # fmt: skip
 
+_CONV2D_DEFAULTS: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
+
 #: products with a factor, if only one operand depends on the input
 SCALINGS = _overloads("mul", "div")
 ADDITIONS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _AFFINE_SHIFTS = _overloads("add", "sub", "rsub")
+
+
+def convolution_arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Input, weight, bias, stride, padding, dilation and groups of a two-dimensional convolution.
+
+    Stride, padding and dilation are pairs.
+    """
+    given = (*node.args, *_CONV2D_DEFAULTS[len(node.args) :])
+    x, weight, bias, *geometry, groups = given
+    pairs = [list(item) if isinstance(item, (list, tuple)) else [item] for item in geometry]
+    return x, weight, bias, *((pair[0], pair[-1]) for pair in pairs), groups
 
 
 def is_linear(node: fx.Node, input_dependent: set[fx.Node]) -> bool:

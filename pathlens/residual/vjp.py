@@ -256,14 +256,12 @@ class _Compiler:
         return scale if weight is None else scale * self._values[weight].double()  # type: ignore[index]
 
     def _convolution(self, node: fx.Node, scale: Tensor | None) -> Step:
-        defaults: tuple[Any, ...] = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
-        given: tuple[Any, ...] = (*node.args, *defaults[len(node.args) :])
-        x, weight, _, stride, padding, dilation, groups = given
+        x, weight, _, stride, padding, dilation, groups = ops.convolution_arguments(node)
         kernel: Tensor = self._values[weight]
         if scale is not None:
             kernel = (kernel.double() * scale[:, None, None, None]).to(kernel.dtype)
         shape = tuple(self._values[x].shape[1:])
-        return input_gradient(kernel, shape, _pair(stride), _pair(padding), _pair(dilation), groups)
+        return input_gradient(kernel, shape, stride, padding, dilation, groups)
 
     def _batch_statistics(self, node: fx.Node) -> Step:
         """Batch norm with the statistics of the batch, differentiated through them (Ioffe and Szegedy 2015)."""
@@ -381,8 +379,3 @@ def _per_channel(scale: Tensor, like: Tensor) -> Tensor:
 def _follows_convolution(norm: fx.Node) -> bool:
     source = norm.args[0]
     return isinstance(source, fx.Node) and source.target is aten.conv2d.default and len(source.users) == 1
-
-
-def _pair(item: Any) -> tuple[int, int]:
-    items = list(item) if isinstance(item, (list, tuple)) else [item]
-    return (items[0], items[-1])

@@ -16,7 +16,7 @@ class InitialisationRow:
     parameter: str = column("", "its name in the model")
     role: str = column("", "stem, transition, branch, shortcut or head; norm, bias or other for what is no weight")
     block: int | None = column("", "index of the block that it lies in, from 0; missing outside of blocks")
-    layer: int | None = column("", "of the weights of a branch the how manieth, from 0")
+    layer: int | None = column("", "position among the weights of its branch, from 0")
     shape: str = column("", "of the parameter")
     distribution: str = column("", "what it was drawn from, constant, or kept where the scheme does not concern it")
     gain: float | None = column("", "variance times fan")
@@ -51,8 +51,8 @@ class Initialisation(Result):
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
         """How many weights were drawn."""
-        drawn = sum(row["distribution"] not in ("constant", "kept") for row in rows)
-        return [Headline("Weights drawn", str(drawn), f"scheme {facts.get('scheme', 'not stated')}")]
+        num_drawn = sum(row["distribution"] not in ("constant", "kept") for row in rows)
+        return [Headline("Weights drawn", str(num_drawn), f"scheme {facts.get('scheme', 'not stated')}")]
 
 
 INITIALISATION = Initialisation()

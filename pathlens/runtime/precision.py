@@ -17,8 +17,6 @@ _TYPES = {
     "float64": torch.float64,
 }
 
-NAMES = tuple(_TYPES)
-
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[torch.dtype]:

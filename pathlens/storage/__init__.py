@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlens.storage.files import (
-    atomic_path,
     atomic_write_bytes,
     disk_error,
     make_folder,
@@ -14,7 +13,6 @@ from pathlens.storage.files import (
 from pathlens.storage.locks import lock_run
 
 __all__ = [
-    "atomic_path",
     "atomic_write_bytes",
     "disk_error",
     "lock_run",

@@ -10,17 +10,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pathlens.errors import PathlensError, ResourceError, RunError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def _beside(path: Path) -> Path:
-    # The suffix is kept, because some writers choose their format by it.
-    return path.with_name(f".pathlens-{secrets.token_hex(8)}.tmp{path.suffix}")
 
 
 def disk_error(error: OSError, path: Path) -> PathlensError:
@@ -137,7 +132,7 @@ def write_together(files: Mapping[Path, bytes]) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            staged[path] = _beside(path)
+            staged[path] = path.with_name(f".pathlens-{secrets.token_hex(8)}.tmp")
             with staged[path].open("xb") as stream:
                 stream.write(data)
                 stream.flush()
@@ -167,33 +162,3 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         RunError: the path cannot be written.
     """
     return write_together({Path(path): data})[0]
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the body a path to write to, and put what it wrote in place of ``path`` when the body ends without an error.
-
-    For writers that want a path and not bytes. The body writes the file and does nothing else: an ``OSError`` in it is
-    taken for a failure to write ``path``.
-
-    Args:
-        path: the file to write or replace.
-
-    Raises:
-        ResourceError: the disk is full.
-        RunError: the path cannot be written, or the body wrote no file.
-    """
-    target = Path(path)
-    temporary = _beside(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -106,11 +106,6 @@ class Journal:
         for part in sorted(folder.glob(f"{key}.*.jsonl")):
             self.done.update(_read(part, key))
 
-    @property
-    def key(self) -> str:
-        """The hash that names the journal."""
-        return self._key
-
     def add(self, batch: int, values: Values) -> None:
         """Append a finished batch; on the disk when this returns.
 
@@ -156,15 +151,9 @@ class Journal:
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
-    def finish(self) -> None:
-        """Remove this process's part, because the table is made."""
-        self.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-
     def clear(self) -> None:
         """Remove all parts, also those of earlier runs with more processes."""
-        self.finish()
+        self.close()
         for part in self._folder.glob(f"{self._key}.*.jsonl"):
             with contextlib.suppress(OSError):
                 part.unlink()

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pathlens.errors import NumericsError, ResourceError, RunError, UsageError
-from pathlens.storage import atomic_path, atomic_write_bytes, write_together
+from pathlens.storage import atomic_write_bytes, write_together
 from pathlens.tables import Column, Table, read_table
 from tests.helpers import ROOT
 
@@ -355,29 +355,6 @@ def test_paths_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(RunError, match="folder"):  # the good one of the two is not visible either
         write_together({tmp_path / "good": b"x", tmp_path / "folder": b"x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def _write_and_fail(target: Path) -> None:
-    with atomic_path(target) as path:
-        path.write_bytes(b"other")
-        raise KeyError
-
-
-def test_atomic_path_shows_the_file_only_after_the_body(tmp_path):
-    target = tmp_path / "new" / "weights.bin"
-    with atomic_path(target) as path:
-        assert path.suffix == ".bin"
-        path.write_bytes(b"half")
-        assert not target.exists()
-    assert target.read_bytes() == b"half"
-    with pytest.raises(KeyError):
-        _write_and_fail(target)
-    with pytest.raises(ResourceError, match=r"weights\.bin"), atomic_path(target) as path:
-        _full()
-    with pytest.raises(RunError, match=r"weights\.bin"), atomic_path(target):
-        pass  # wrote nothing
-    assert target.read_bytes() == b"half"
-    assert [path.name for path in target.parent.iterdir()] == ["weights.bin"]
 
 
 def test_import_is_light_and_torch_is_never_needed(tmp_path):
