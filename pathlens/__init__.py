@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from pathlens.training import train
 
 _HOMES = {
-    "analyses": ("delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks", "signal_propagation"),
+    "analyses": (
+        "delete_blocks",
+        "delete_skips",
+        "lattice",
+        "path_gradients",
+        "reorder_blocks",
+        "signal_propagation",
+    ),
     "data": ("open_data",),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),

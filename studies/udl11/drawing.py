@@ -31,7 +31,7 @@ def gradients_figure(curves: Rows, correlations: Rows) -> Figure:
     """Gradients of one network of each kind along the inputs, and the autocorrelation of all of them."""
     series, means = pd.DataFrame(curves), pd.DataFrame(correlations)
     with style():
-        figure = new_figure(DOUBLE, 4.0)
+        figure = new_figure(DOUBLE, 3.2)
         grid = figure.add_gridspec(2, len(_SHOWN), height_ratios=(1, 1.5))
         for column, (name, (words, _, colour)) in enumerate(_SHOWN.items()):
             axes = figure.add_subplot(grid[0, column])
