@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pathlens.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pathlens.analyses import delete_blocks, delete_skips, lattice, path_gradients, reorder_blocks
+    from pathlens.analyses import (
+        delete_blocks,
+        delete_skips,
+        lattice,
+        path_gradients,
+        reorder_blocks,
+        signal_propagation,
+    )
     from pathlens.data import open_data
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from pathlens.training import train
 
 _HOMES = {
-    "analyses": ("delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks"),
+    "analyses": ("delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks", "signal_propagation"),
     "data": ("open_data",),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
@@ -53,6 +60,7 @@ __all__ = [
     "reordered",
     "report_page",
     "restrict_backward",
+    "signal_propagation",
     "skips_deleted",
     "train",
     "unravel",

@@ -1,6 +1,6 @@
-"""Accumulators of error and loss, and the intervals that go with them.
+"""Accumulators of error and loss, and the intervals and tests that go with them.
 
-Counts are added up batch by batch and process by process; an interval is computed once, at the end.
+Counts are added up batch by batch and process by process; an interval or a test is computed once, at the end.
 """
 
 from __future__ import annotations
@@ -131,8 +131,58 @@ class ClassificationCounts:
             raise NumericsError("no images were counted, so there is no error; give at least one image")
 
 
+@dataclass(frozen=True)
+class PairedCounts:
+    """How a changed network's answers differ from the intact one's on the same images. Counts add up with ``+``.
+
+    Attributes:
+        n: images seen.
+        lost: images that the intact network alone gets right (b in McNemar's table).
+        gained: images that the changed network alone gets right (c).
+    """
+
+    n: int = 0
+    lost: int = 0
+    gained: int = 0
+
+    def __add__(self, other: PairedCounts) -> PairedCounts:
+        """Counts of both sets of images together."""
+        if not isinstance(other, PairedCounts):
+            return NotImplemented
+        return PairedCounts(self.n + other.n, self.lost + other.lost, self.gained + other.gained)
+
+    @property
+    def difference(self) -> float:
+        """Error of the changed network minus that of the intact one, in [-1, 1].
+
+        Raises:
+            NumericsError: no images were counted.
+        """
+        if not self.n:
+            raise NumericsError("no images were counted, so there is no difference; give at least one image")
+        return (self.lost - self.gained) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference; see :func:`paired_interval`."""
+        return paired_interval(self.lost, self.gained, self.n)
+
+    @property
+    def p(self) -> float:
+        """The p-value of no difference; see :func:`mcnemar_p`."""
+        return mcnemar_p(self.lost, self.gained)
+
+
 def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One batch as five float64 numbers on the logits' device: n, correct, loss sum, non-finite, labels outside.
+
+    Arguments and errors as :func:`count_answers`.
+    """
+    return count_answers(logits, labels)[0]
+
+
+def count_answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of :func:`count_values`, and for each image whether it was classified correctly, shape ``[batch]``.
 
     Nothing here waits for the device. The results of many batches and processes may be summed (integers stay exact
     below 2^53) and read once with :meth:`ClassificationCounts.from_values`.
@@ -164,7 +214,22 @@ def count_values(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         losses = cross_entropy(exact, labels, reduction="none").where(finite, exact.new_zeros(()))
         correct = (exact.argmax(dim=1) == labels) & finite & ~outside
         count = exact.new_full((), logits.shape[0])
-        return torch.stack([count, correct.sum(), losses.sum(), (~finite).sum(), outside.sum()])
+        return torch.stack([count, correct.sum(), losses.sum(), (~finite).sum(), outside.sum()]), correct
+
+
+def count_pairs(correct: torch.Tensor) -> torch.Tensor:
+    """What networks lose and gain against the first one, as float64 on the answers' device, without waiting for it.
+
+    Args:
+        correct: whether each network classifies each image correctly, bool, shape ``[networks, batch]``.
+
+    Returns:
+        Shape ``[networks, 2]``: images that the first network alone gets right, and that this one alone gets right.
+    """
+    import torch
+
+    first = correct[:1]
+    return torch.stack([(first & ~correct).sum(1), (correct & ~first).sum(1)], dim=1).double()
 
 
 def require_labels(labels: torch.Tensor, images: int) -> None:
@@ -212,6 +277,95 @@ def wilson_interval(failures: int, n: int, confidence: float = 0.95) -> tuple[fl
     center = (2 * n * p + z**2) / spread
     half = z / spread * math.sqrt(4 * n * p * (1 - p) + z**2)
     return (center - half if failures else 0.0), (center + half if failures < n else 1.0)
+
+
+def paired_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    r"""Tango's score interval for the difference of two error rates on the same ``n`` images.
+
+    The ends are the differences :math:`\theta` at which the score statistic
+    :math:`(b - c - n\theta) / \sqrt{n (2 \tilde q + \theta (1 - \theta))}` is plus and minus the normal quantile,
+    where b is ``lost``, c is ``gained``, and :math:`\tilde q` is the likeliest rate of gained images where the
+    difference is :math:`\theta`. At :math:`\theta = 0` it is McNemar's statistic.
+
+    Args:
+        lost: images that the first network alone gets right.
+        gained: images that the second network alone gets right.
+        n: all images.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        Lower and upper end of the second error minus the first, fractions in [-1, 1]. Source: Tango 1998, Statistics in
+        Medicine 17, 891-908; recommended by Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33, 2850-2875.
+
+    Raises:
+        UsageError: ``n`` below 1, counts that are negative or more than ``n`` together, or a confidence outside (0, 1).
+    """
+    from scipy.special import ndtri
+
+    _check_confidence(confidence)
+    if n < 1 or lost < 0 or gained < 0 or lost + gained > n:
+        raise UsageError(f"{lost} lost and {gained} gained among {n} images do not fit; give counts of the same images")
+    z = float(ndtri(0.5 + 0.5 * confidence))
+    # the lower end is the upper end of the difference the other way round
+    return -_score_end(gained, lost, n, z), _score_end(lost, gained, n, z)
+
+
+def _score_end(lost: int, gained: int, n: int, z: float) -> float:
+    """The upper end of Tango's interval, by bisection: outside, the squared statistic is above z squared."""
+    inside, outside = (lost - gained) / n, 1.0
+    while inside < (middle := (inside + outside) / 2) < outside:
+        slope = (2 * n - lost + gained) * middle - lost - gained
+        root = math.sqrt(max(0.0, slope**2 + 8 * n * gained * middle * (1 - middle)))
+        variance = n * ((root - slope) / (2 * n) + middle * (1 - middle))
+        if (lost - gained - n * middle) ** 2 <= z**2 * variance:
+            inside = middle
+        else:
+            outside = middle
+    return outside
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """McNemar's exact test of two networks on the same images: the two-sided binomial test of ``lost`` at one half.
+
+    Args:
+        lost: images that the first network alone gets right.
+        gained: images that the second network alone gets right.
+
+    Returns:
+        The p-value; 1 where the networks differ on no image, and 0 where it is smaller than a float can be. Source:
+        McNemar 1947, Psychometrika 12, 153-157, with the binomial distribution itself.
+
+    Raises:
+        UsageError: a negative count.
+    """
+    # scipy.stats takes as long to import as a short sweep to run
+    from scipy.special import bdtr
+
+    if lost < 0 or gained < 0:
+        raise UsageError(f"{lost} lost and {gained} gained images are no counts; give 0 or more")
+    return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted so that any false rejection among them is as rare as is said.
+
+    Args:
+        p_values: of the family, in any order; the tests may depend on each other.
+
+    Returns:
+        Adjusted p-values in the same order: each test is rejected at a level at or above its own. Source: Holm 1979,
+        Scandinavian Journal of Statistics 6, 65-70.
+
+    Raises:
+        UsageError: a p-value outside [0, 1].
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise UsageError("a p-value is outside [0, 1]; give those of tests")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for before, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - before) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def sample_interval(

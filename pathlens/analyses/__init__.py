@@ -2,6 +2,15 @@
 
 from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks
 from pathlens.analyses.profiles import lattice, path_gradients
+from pathlens.analyses.signal import signal_propagation
 from pathlens.residual import view_of
 
-__all__ = ["delete_blocks", "delete_skips", "lattice", "path_gradients", "reorder_blocks", "view_of"]
+__all__ = [
+    "delete_blocks",
+    "delete_skips",
+    "lattice",
+    "path_gradients",
+    "reorder_blocks",
+    "signal_propagation",
+    "view_of",
+]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 from pathlens import metrics, plans, results
-from pathlens.analyses import rows, tuning
+from pathlens.analyses import drawing, rows, tuning
 from pathlens.analyses.options import SweepOptions
-from pathlens.analyses.provenance import EngineFacts, LesionProvenance, Stated
+from pathlens.analyses.provenance import EngineFacts, Json, LesionProvenance, Stated
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
@@ -25,6 +26,7 @@ from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
+from pathlens.results.measured import LEVEL
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
@@ -52,12 +54,13 @@ def delete_blocks(
         data: an opened data set, or batches of (images, labels).
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
-        samples: sets of each size.
+        samples: sets of each size, all different; where no more exist, each one once.
         **options: see :func:`.run_plans`.
 
     Returns:
-        One row for each lesioned network, with a 95 % Wilson interval; where sets were sampled also a row for each
-        size with the mean over samples and its t interval. Errors are fractions, losses in nats.
+        One row for each lesioned network, with a 95 % Wilson interval and a paired comparison with the intact network
+        (:class:`pathlens.results.lesions.LesionRow`); where sets were sampled also a row for each size with the mean
+        over samples and its t interval. Errors are fractions, losses in nats.
 
     Raises:
         UsageError: a block or a size that the network does not have.
@@ -106,7 +109,8 @@ def reorder_blocks(
         model: the network or its view.
         data: an opened data set, or batches of (images, labels).
         swaps: how many random pairs of interchangeable blocks to exchange.
-        samples: orders for each number of swaps.
+        samples: orders for each number of swaps, all different and none the trained one; where no more exist, each
+            one once.
         **options: see :func:`.run_plans`.
 
     Returns:
@@ -120,17 +124,21 @@ def reorder_blocks(
     sizes = _sizes(swaps, "swaps")
     _check_samples(samples)
     rng = _generator(options)
-    labels = [(0, 0)] + [(size, sample) for size in sizes for sample in range(samples)]
-    tried = [plans.random_swaps(view, size, rng) for size, _ in labels]
+    intact = plans.random_swaps(view, 0, rng)
+    drawn = []
+    for size in sizes:
+        existing = drawing.existing_orders(view, size)
+        drawn.append(drawing.different(size, partial(plans.random_swaps, view, size, rng), samples, existing, intact))
+    labels = [(0, None), *((item.size, sample) for item in drawn for sample in range(len(item.plans)))]
+    tried = [intact, *(plan for item in drawn for plan in item.plans)]
     result, provenance = run_plans("reorder-blocks", view, tried, data, **options)
     made = []
-    for (size, sample), plan, counts in zip(labels, tried, result.counts, strict=True):
-        tau = metrics.kendall_tau(plan.order)
-        made.append(rows.reordering(view, plan, size, sample if size else None, tau, counts))
-    made += [
-        rows.mean_of([row for row in made if row["swaps"] == size], ("kendall_tau",)) for size in sizes if samples > 1
-    ]
-    provenance = replace(provenance, swaps=sizes, samples=samples)
+    for (size, sample), plan, measured in zip(labels, tried, rows.counted(result), strict=True):
+        made.append(rows.reordering(view, plan, size, sample, metrics.kendall_tau(plan.order), measured))
+    made += _means(made, "swaps", drawn, samples, ("kendall_tau",))
+    few = drawing.said_of_few(drawn, samples, "orders", "swaps")
+    notes = (*provenance.notes, *filter(None, [few]))
+    provenance = replace(provenance, swaps=sizes, samples=samples, few=few, notes=notes)
     return REORDER_BLOCKS.table(made, provenance.facts())
 
 
@@ -145,9 +153,11 @@ def _lesions(
     draw: Callable[[ResidualView, int, np.random.Generator], Deletion | SkipDeletion],
     options: SweepOptions,
 ) -> Table:
+    intact = plans.delete([])
     labels: list[int | None] = [None]
-    tried: list[Deletion | SkipDeletion] = [plans.delete([])]
+    tried: list[Deletion | SkipDeletion] = [intact]
     sizes: tuple[int, ...] = ()
+    drawn: list[drawing.Samples[Deletion | SkipDeletion]] = []
     if count is None:
         chosen = range(len(view)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
         tried += sorted({make([block]).check(view) for block in chosen}, key=lambda plan: plan.blocks)
@@ -159,21 +169,38 @@ def _lesions(
         sizes = _sizes(count, "count")
         rng = _generator(options)
         for size in sizes:
-            tried += [draw(view, size, rng).check(view) for _ in range(samples)]
-            labels += list(range(samples))
+            # of a size that no set has one is drawn too, which is refused
+            existing = max(1, math.comb(len(view), size))
+            drawn.append(drawing.different(size, partial(draw, view, size, rng), samples, existing, intact))
+            tried += [plan.check(view) for plan in drawn[-1].plans]
+            labels += list(range(len(drawn[-1].plans)))
     result, provenance = run_plans(verb, view, tried, data, **options)
     made = [
-        rows.lesion(view, plan.blocks, sample, counts)
-        for plan, sample, counts in zip(tried, labels, result.counts, strict=True)
+        rows.lesion(view, plan.blocks, sample, measured)
+        for plan, sample, measured in zip(tried, labels, rows.counted(result), strict=True)
     ]
     if count is not None:
-        provenance = replace(provenance, counts=sizes, samples=samples)
-        if samples > 1:
-            made += [
-                rows.mean_of([row for row in made if row["count"] == size and row["sample"] is not None])
-                for size in sizes
-            ]
+        few = drawing.said_of_few(drawn, samples, "sets", "blocks")
+        notes = (*provenance.notes, *filter(None, [few]))
+        provenance = replace(provenance, counts=sizes, samples=samples, few=few, notes=notes)
+        made += _means(made, "count", drawn, samples)
     return results.named(verb).table(made, provenance.facts())
+
+
+def _means(
+    made: Sequence[dict[str, Any]],
+    name: str,
+    drawn: Sequence[drawing.Samples[Any]],
+    samples: int,
+    also: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """A row for each size of which there are lesions, where several were asked for."""
+    found = []
+    for item in drawn:
+        own = [row for row in made if row[name] == item.size and row["sample"] is not None]
+        if own and samples > 1:
+            found.append(rows.mean_of(own, not item.exhausted, also))
+    return found
 
 
 def run_plans(
@@ -251,6 +278,7 @@ def run_plans(
             largest_relative_logit_difference=_finite(result.largest_logit_difference),
             resumed_batches=runner.resumed,
             seconds=runner.seconds,
+            comparison=_comparison(result),
             notes=(
                 *view.notes,
                 *stated.get("notes", ()),
@@ -281,6 +309,23 @@ def _prepared(given: Engine | None, view: ResidualView, runner: Runner, networks
             view, runner.device, runner.dtype, engines.named(choice.engine, runner.device, runner.dtype)
         )
     return network, choice
+
+
+def _comparison(result: SweepResult) -> dict[str, Json] | None:
+    """How the networks were compared with the intact one, and how many differ; None where there is no other."""
+    tests = list(result.tests().values())
+    if not tests:
+        return None
+    return {
+        "with": "the intact network, on the same images",
+        "interval": "Tango's score interval of the difference, 95 %",
+        "test": "McNemar's exact test, two-sided",
+        "correction": f"Holm's, over the {len(tests)} different lesioned networks of the table",
+        "level": LEVEL,
+        "networks": len(tests),
+        "differ": sum(p <= LEVEL for p, _ in tests),
+        "differ_corrected": sum(corrected <= LEVEL for _, corrected in tests),
+    }
 
 
 def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -79,8 +79,9 @@ class Provenance(Record):
 class LesionProvenance(Provenance):
     """What the analyses of lesioned networks say.
 
-    The logits of the prepared network are compared with the model's own; ``counts``, ``swaps`` and ``samples`` are of
-    random lesions.
+    The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
+    were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
+    which sizes no more exist.
     """
 
     seed: int
@@ -92,10 +93,12 @@ class LesionProvenance(Provenance):
     largest_relative_logit_difference: float | None
     resumed_batches: int
     seconds: float
+    comparison: Mapping[str, Json] | None = None
     notes: tuple[str, ...]
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None
+    few: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pathlens.analyses.agreement import check_agreement, check_images
 from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
-from pathlens.metrics import ClassificationCounts, count_values, require_labels
+from pathlens.metrics import ClassificationCounts, PairedCounts, count_answers, count_pairs, holm, require_labels
 from pathlens.plans import Plan, route
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Route
@@ -29,10 +29,28 @@ PHASE = "sweep"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Counts of each plan, and how far the prepared network is from the model's own forward."""
+    """What was counted of each network.
 
+    Attributes:
+        routes: what ran at each position, of each network.
+        counts: of each network.
+        pairs: of each network against the first one, on the same images.
+        largest_logit_difference: between the prepared network and the model's own forward.
+    """
+
+    routes: list[Route]
     counts: list[ClassificationCounts]
+    pairs: list[PairedCounts]
     largest_logit_difference: float
+
+    def tests(self) -> dict[Route, tuple[float, float]]:
+        """McNemar's exact test of every other network against the first one: p, and p after Holm's correction.
+
+        The family of the correction is all networks that are not the first one; one that was asked for twice is tested
+        once.
+        """
+        single = {route: pair.p for route, pair in zip(self.routes, self.pairs, strict=True) if route != self.routes[0]}
+        return dict(zip(single, zip(single.values(), holm(list(single.values())), strict=True), strict=True))
 
 
 def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
@@ -96,30 +114,40 @@ def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepRes
 
     with torch.inference_mode():
         found = runner.run(PHASE, count)
-    return SweepResult(_add_up([counts for _, counts in found.values()], len(plans)), difference)
+    counts, pairs = _add_up([batch for _, batch in found.values()], len(plans))
+    return SweepResult(routes, counts, pairs, difference)
 
 
 def _count(
     network: Inference, routes: Sequence[Route], batch: int, images: Tensor, labels: Tensor
 ) -> list[list[float]]:
-    """Five numbers for each route (see :func:`count_values`), checked as far as the intact network tells."""
+    """Seven numbers for each route, those of :func:`count_answers` and :func:`count_pairs`.
+
+    They are checked as far as the intact network tells.
+    """
     check_images(network, images, batch)
     require_labels(labels, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        values = {index: count_values(logits, targets) for index, logits in evaluate(network, routes, part[0])}
-        return torch.stack([values[index] for index in range(len(routes))])
+        found = {index: count_answers(logits, targets) for index, logits in evaluate(network, routes, part[0])}
+        # a byte for each image and network, because the intact one may come last
+        values, correct = (torch.stack(items) for items in zip(*(found[index] for index in sorted(found)), strict=True))
+        return torch.cat([values, count_pairs(correct)], dim=1)
 
     parts = network.each(count, network.parts(images, labels))
     found: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
-    ClassificationCounts.from_values(found[0]).require_finite("the intact network")
+    ClassificationCounts.from_values(found[0][:-2]).require_finite("the intact network")
     return found
 
 
-def _add_up(batches: Sequence[Sequence[Sequence[float]]], plans: int) -> list[ClassificationCounts]:
+def _add_up(
+    batches: Sequence[Sequence[Sequence[float]]], plans: int
+) -> tuple[list[ClassificationCounts], list[PairedCounts]]:
     """Sums over the batches in their order, so that the rounding does not depend on who did what."""
-    counts = [ClassificationCounts()] * plans
+    counts, pairs = [ClassificationCounts()] * plans, [PairedCounts()] * plans
     for batch in batches:
-        counts = [total + ClassificationCounts.from_values(values) for total, values in zip(counts, batch, strict=True)]
-    return counts
+        for plan, (*values, lost, gained) in enumerate(batch):
+            counts[plan] += ClassificationCounts.from_values(values)
+            pairs[plan] += PairedCounts(int(values[0]), int(lost), int(gained))
+    return counts, pairs

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
+from pathlens.cli.propagation import signal_propagation
 from pathlens.errors import LONGEST, PathlensError, ResourceError, one_line, printable
 from pathlens.version import __version__
 
@@ -50,6 +51,7 @@ app.command("delete-blocks", short_help="Error with blocks deleted, one by one o
 app.command("delete-skips", short_help="Error with shortcuts deleted: the control.")(lesions.delete_skips)
 app.command("reorder-blocks", short_help="Error with the blocks in other orders.")(lesions.reorder_blocks)
 app.command("path-gradients", short_help="Gradient norms by path length.")(gradients.path_gradients)
+app.command("signal-propagation", short_help="Activations and gradients, block by block.")(signal_propagation)
 app.command("unravel", short_help="A network as a graph: as it is, all of its paths, or a lattice.")(unravel.unravel)
 app.command("train", short_help="Train a network, whole or through some of its paths.")(training.train)
 app.command("report", short_help="One HTML page of the results in run folders.")(reporting.report)

@@ -11,6 +11,7 @@ from pathlens.figures.blocks import structure
 from pathlens.figures.lesions import deletion, skips
 from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
+from pathlens.figures.signal import signal_propagation
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
 from pathlens.figures.training import training
 from pathlens.figures.unraveled import unraveled
@@ -28,6 +29,7 @@ __all__ = [
     "path_gradients",
     "reordering",
     "save",
+    "signal_propagation",
     "skips",
     "structure",
     "training",

@@ -9,6 +9,7 @@ from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.results.result import Headline, Result, Shown, column
+from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.results.structure import BLOCKS
 from pathlens.results.training import EVALUATION, HISTORY
 from pathlens.tables import Table
@@ -25,6 +26,7 @@ RESULTS: dict[str, Result] = {
         EVALUATION,
         BLOCKS,
         INITIALISATION,
+        SIGNAL_PROPAGATION,
     )
 }
 """Every result by the file stem of its table."""

@@ -67,8 +67,8 @@ class Lesions(Result):
     shown: ClassVar[Mapping[str, Shown]] = {
         "block": Shown(text=cell()),
         "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
-        "stage": Shown(text=cell(), gives_way=3),
-        "kind": Shown(text=cell(), left=True, gives_way=2),
+        "stage": Shown(text=cell(), gives_way=5),
+        "kind": Shown(text=cell(), left=True, gives_way=4),
         **measured.SHOWN,
     }
     bar = "error"
@@ -88,19 +88,21 @@ class Lesions(Result):
         return f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
 
     def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
-        """The intact network, the worst block, and how many have no visible effect; or the means of sizes."""
+        """The intact network, worst block and median or the means of sizes, and how many differ from intact."""
         found = measured.error_of_intact(rows)
-        intact, single, means = intact_row(rows), single_rows(rows), mean_rows(rows)
+        single, means = single_rows(rows), mean_rows(rows)
         if not single:
             ends = means if len(means) < 2 else [means[0], means[-1]]
-            return found + [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
+            found += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
+            return found + measured.differing(rows, "Sets")
         worst = max(single, key=lambda row: row["error"])
         found.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
         found.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
-        if intact and intact["error_high"] is not None:
-            inside = f"{sum(row['error'] <= intact['error_high'] for row in single)} of {len(single)}"
-            found.append(Headline("Blocks without visible effect", inside, "error within the interval of intact"))
-        return found
+        return found + measured.differing(rows, "Deletions")
+
+    def notes(self, facts: Facts) -> list[str]:
+        """See :func:`.measured.notes`."""
+        return measured.notes(facts)
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Error block by block, or against how many."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathlens.results.charts import Series, scaled
-from pathlens.results.result import Headline, Row, Rows, Shown, column
-from pathlens.results.text import percent
+from pathlens.results.result import Facts, Headline, Row, Rows, Shown, column
+from pathlens.results.text import percent, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,23 @@ class Measured:
         "fraction", "lower end of the 95 % interval: Wilson's, of a summary row Student's over samples"
     )
     error_high: float | None = column("fraction", "upper end of that interval")
+    difference: float | None = column(
+        "fraction",
+        "error minus that of the intact network on the same images; missing for that network, mean over samples of a "
+        "summary row",
+    )
+    difference_low: float | None = column(
+        "fraction", "lower end of its 95 % interval: Tango's of paired rates, of a summary row Student's over samples"
+    )
+    difference_high: float | None = column("fraction", "upper end of that interval")
+    lost: int | None = column("images", "those that the intact network alone classifies correctly")
+    gained: int | None = column("images", "those that this network alone classifies correctly, not the intact one")
+    p: float | None = column(
+        "", "McNemar's exact test of no difference, two-sided; missing for the intact network and in summary rows"
+    )
+    p_holm: float | None = column(
+        "", "p after Holm's correction; the family is all different lesioned networks of this table, without means"
+    )
     loss: float | None = column("nats", "mean cross-entropy; missing where the lesioned network gives NaN or infinity")
     nonfinite: int = column("images", "images for which the lesioned network gives NaN or infinity (counted as errors)")
     n: int = column("images", "images evaluated")
@@ -30,12 +47,69 @@ def _interval(row: Row, name: str) -> str:
     return "" if low is None else f"{100 * low:.2f} - {100 * high:.2f}"
 
 
+LEVEL = 0.05
+"""Of the tests that are counted."""
+
+_SMALLEST = 1e-4  # of p-values that are printed as they are
+
+
+def _points(row: Row, name: str) -> str:
+    """A difference in percentage points."""
+    return "" if row[name] is None else f"{100 * row[name]:+.2f}"
+
+
+def _p(row: Row, name: str) -> str:
+    if row[name] is None:
+        return ""
+    return f"{row[name]:.4f}" if row[name] >= _SMALLEST else f"<{_SMALLEST:.4f}"
+
+
 NEEDED = ("error", "error_low", "error_high")
-SHOWN = {
+ALONE = {
     "error": Shown("error %", lambda row, name: f"{100 * row[name]:.2f}"),
     "error_low": Shown("95 % interval", _interval),
     "loss": Shown(text=lambda row, name: "not finite" if row[name] is None else f"{row[name]:.4f}"),
 }
+"""How a terminal prints what was measured of one network."""
+
+_COMPARED = {"difference": Shown(text=_points, gives_way=2), "p_holm": Shown("p (Holm)", _p, gives_way=3)}
+
+SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, "loss": ALONE["loss"]}
+"""Likewise, and how it differs from the intact network."""
+
+
+def notes(facts: Facts) -> list[str]:
+    """Lines under a table of lesions: how networks were compared, of what few exist, and on what the numbers rest.
+
+    Args:
+        facts: provenance of a table that was just made.
+    """
+    lines = []
+    if compared := facts.get("comparison"):
+        lines.append(
+            f"networks that differ from the intact one at {100 * LEVEL:.0f} %: {compared['differ']} of "
+            f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
+        )
+    if few := facts.get("few"):
+        lines.append(few)
+    return [*lines, summary(facts)]
+
+
+def differing(rows: Rows, what: str) -> list[Headline]:
+    """How many networks differ from the intact one, if the table has tests.
+
+    Args:
+        rows: of the table; an order that was drawn for several numbers of swaps counts once.
+        what: lesions are called, in the plural.
+    """
+    tested = {row.get("order") or row.get("blocks") or at: row for at, row in enumerate(rows)}.values()
+    both = [(row["p"], row["p_holm"]) for row in tested if None not in (row.get("p"), row.get("p_holm"))]
+    if not both:
+        return []
+    single, corrected = (sum(p <= LEVEL for p in family) for family in zip(*both, strict=True))
+    value = f"{single} of {len(both)}, {corrected} after Holm"
+    detail = f"McNemar's exact test on the same images, {100 * LEVEL:.0f}\N{NO-BREAK SPACE}%"
+    return [Headline(f"{what} that differ from the intact network", value, detail)]
 
 
 def cell(intact: str = "-", mean: str = "", text: Callable[[Any], str] = str) -> Callable[[Row, str], str]:

@@ -49,7 +49,7 @@ class Reordering(Result):
         "swaps": Shown(),
         "sample": Shown(text=cell(mean="mean")),
         "kendall_tau": Shown(text=cell(text="{:.3f}".format)),
-        "moved": Shown(gives_way=1),
+        "moved": Shown(gives_way=4),
         **measured.SHOWN,
     }
     bar = "error"
@@ -62,7 +62,11 @@ class Reordering(Result):
         for row in mean_rows(rows)[-1:]:
             tau = "" if row["kendall_tau"] is None else f"mean Kendall tau {row['kendall_tau']:.3f}"
             found.append(with_interval(f"Mean error, {row['swaps']} swaps", row, tau))
-        return found
+        return found + measured.differing(rows, "Orders")
+
+    def notes(self, facts: Facts) -> list[str]:
+        """See :func:`.measured.notes`."""
+        return measured.notes(facts)
 
     def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
         """Error against Kendall's tau."""

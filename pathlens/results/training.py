@@ -100,7 +100,7 @@ class Evaluation(Result):
     name = "result"
     row = EvaluationRow
     needed = ("split", *measured.NEEDED)
-    shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("images"), **measured.SHOWN}
+    shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("images"), **measured.ALONE}
 
     def notes(self, facts: Facts) -> list[str]:
         """None: the recipe and the rule were printed when the training began."""

@@ -26,7 +26,16 @@ from pathlens.residual import ResidualView, find_blocks
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
 from tests.helpers.data_files import noise, png, write
-from tests.helpers.lesion_oracle import CifarLoop, decoded, plain_loop, small_batches, small_forward, small_net
+from tests.helpers.lesion_oracle import (
+    Cancels,
+    CifarLoop,
+    decoded,
+    indices,
+    plain_loop,
+    small_batches,
+    small_forward,
+    small_net,
+)
 from tests.helpers.odd_nets import Net, drawn
 
 RGB = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -40,10 +49,6 @@ def view() -> ResidualView:
 def near(row: dict[str, Any], wanted: tuple[float, float], tolerance: float = 1e-10) -> None:
     assert row["error"] == wanted[0]
     assert row["loss"] == pytest.approx(wanted[1], rel=tolerance, abs=tolerance)
-
-
-def indices(text: str | None) -> list[int]:
-    return [] if text is None else [int(part) for part in text.split(",")]
 
 
 def test_delete_blocks_one_by_one(view: ResidualView) -> None:
@@ -329,18 +334,6 @@ def test_the_caller_s_network_that_raises_or_takes_too_much_memory() -> None:
         pathlens.delete_blocks(Moody("raises"), small_batches(8))
     with pytest.raises(ResourceError, match="does not fit in memory"):
         pathlens.delete_blocks(Moody("memory"), small_batches(8))
-
-
-class Cancels(torch.nn.Module):
-    """A block that subtracts what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(8, 8, 1, bias=False)
-        self.conv.weight = torch.nn.Parameter(-torch.eye(8).reshape(8, 8, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
 
 
 def test_a_lesioned_network_that_is_not_finite_is_marked() -> None:

@@ -110,7 +110,9 @@ def test_table_on_stdout_and_the_rest_on_stderr(
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines if re.match(r" *(-|\d+) ", line)] == ["-", *"012345"]
-    assert lines[0].split() == ["block", "name", "stage", "kind", "error", "%", "95", "%", "interval", "loss", "error"]
+    titles = "block name stage kind error % 95 % interval difference p (Holm) loss error"
+    assert lines[0].split() == titles.split()
+    assert re.match(r"networks that differ from the intact one at 5 %: \d of 6 \(McNemar", lines[-2])
     assert "build" in lines[-1]
     assert "normalisation given (--mean, --std)" in lines[-1]
     assert all(line == line.rstrip() for line in lines)
@@ -301,7 +303,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
 
 
 def lesions_table(rows: int = 3, name: str = "layer1.0") -> Table:
-    columns = tuple(Column(c) for c in (*REQUIRED, "blocks"))
+    columns = tuple(Column(c) for c in (*REQUIRED, "blocks", "difference", "p_holm"))
     made = [
         {
             "block": i,
@@ -313,6 +315,7 @@ def lesions_table(rows: int = 3, name: str = "layer1.0") -> Table:
             "blocks": str(i),
         }
         | {"error": 0.12345, "error_low": 0.1111, "error_high": 0.2222, "loss": 1.23456}
+        | {"difference": 0.0321, "p_holm": 0.00005 if i else 0.025}
         for i in range(rows)
     ]
     return Table(columns, tuple(made), {"model": "m", "data": "d"})
@@ -333,10 +336,16 @@ def test_numbers_are_whole_at_any_width(
         assert "1.2346" in line
         assert len(line) <= width
     assert all("…" not in line for line in lines)
-    assert any("█" in line for line in lines) == (width >= {8: 80, 39: 120}[len(name)])
+    assert any("█" in line for line in lines) == (width in {8: (60, 100, 120, 300), 39: (300,)}[len(name)])
     left_out = [line for line in lines if line.startswith("(not shown")]
-    assert len(left_out) == (width < {8: 65, 39: 70}[len(name)])
+    assert len(left_out) == (width < 100)
     assert all("stage" in line for line in left_out)
+    assert all(("difference" in line) == (width < 70) and ("p (Holm)" in line) == (width < 80) for line in left_out)
+    if width >= 80:
+        assert [("+3.21" in line, "0.0250" in line, "<0.0001" in line) for line in numbers] == [
+            (True, True, False),
+            *[(True, False, True)] * 2,
+        ]
     if width == 300:
         assert f"{name}.2" in numbers[2]
 

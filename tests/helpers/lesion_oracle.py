@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.odd_nets import Net, PaddedShortcut, drawn
 
@@ -49,6 +49,11 @@ def small_batches(count: int = 40, size: int = 16, dtype: torch.dtype = torch.fl
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
+def indices(text: str | None) -> list[int]:
+    """Blocks of a column of a table."""
+    return [] if text is None else [int(part) for part in text.split(",")]
+
+
 def plain_loop(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Error and mean cross-entropy over all images, one network, one batch after the other."""
     wrong = seen = 0
@@ -60,6 +65,18 @@ def plain_loop(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tens
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             seen += len(labels)
     return wrong / seen, loss / seen
+
+
+class Cancels(nn.Module):
+    """A block that subtracts what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1, bias=False)
+        self.conv.weight = nn.Parameter(-torch.eye(8).reshape(8, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
 
 
 class CifarLoop:

@@ -260,7 +260,10 @@ def test_the_table_in_the_readme_is_that_of_the_figure():
     for words, row in zip(shown, rows, strict=False):
         error, low, high = (f"{100 * float(row[name] or 0):.2f}" for name in ("error", "error_low", "error_high"))
         which = [row["block"], row["name"], row["stage"], row["kind"]] if row["count"] else ["-", "intact", "-", "-"]
-        assert words == [*map(str, which), error, low, "-", high, f"{row['loss']:.4f}"]
+        paired = [] if row["p_holm"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p_holm']:.4f}"]
+        loss = f"{row['loss']:.4f}"
+        wanted = [*map(str, which), error, low, "-", high, *paired, loss]
+        assert words == ["<0.0001" if word == "0.0000" else word for word in wanted]
 
 
 def run_folders() -> list[Path]:

@@ -1,0 +1,309 @@
+"""Signal propagation: moments of activations and gradients at every block, over initialisations or as trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.options import Options
+from pathlens.analyses.runner import Progress
+from pathlens.analyses.sources import Data
+from pathlens.data import ImageData
+from pathlens.errors import DataError, UsageError
+from pathlens.initialisation import SCHEMES, initialise
+from pathlens.metrics import sample_interval
+from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
+from pathlens.propagation.measure import Place
+from pathlens.residual import ResidualView, view_of
+from pathlens.residual.losses import Loss, cross_entropy
+from pathlens.results.signal import SIGNAL_PROPAGATION
+from pathlens.tables import Table
+
+AS_BUILT = "as-built"
+"""The initialisation that the code of a network has, beside the schemes of :func:`pathlens.initialise`."""
+
+_MEASURED = (*QUANTITIES, *(f"gradient_{name}" for name in QUANTITIES))
+_EXPECTED = tuple(f"expected_{name}" for name in Expected.__dataclass_fields__)
+
+#: by place: what was measured, then what is expected
+_Values = dict[Place, list[float | None]]
+
+
+@dataclass
+class _Curve:
+    """One line of the figure: a name, and what was measured with each seed."""
+
+    label: str
+    trained: bool
+    seeds: list[_Values] = field(default_factory=list)
+
+
+def signal_propagation(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    init: str | Sequence[str] = (),
+    seeds: int = 5,
+    given: bool | None = None,
+    mode: str = "train",
+    standardise: bool = False,
+    steps: int = 0,
+    lr: float = 0.1,
+    seed: int = 0,
+    build: Callable[[int], nn.Module] | None = None,
+    dtype: str | None = None,
+    loss: Loss = cross_entropy,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Table:
+    r"""What depth does to activations and gradients: signal propagation plots, forward and backward.
+
+    At the end of every branch and shortcut, at their sum and behind the post-activation: average channel squared mean,
+    average channel variance, variance over everything and second moment, of the activations and of the gradient of the
+    loss. Each batch is reduced by itself, and batches are averaged. The gradient is that of the sum of the losses of a
+    batch, so that it does not depend on how many examples there are (but for batch norms).
+
+    Args:
+        model: the network or its view. It is not changed.
+        data: an opened data set, or batches of (images, labels).
+        init: schemes of :func:`pathlens.initialise`, or ``as-built``, each a curve over ``seeds`` initialisations.
+        seeds: initialisations of each scheme: ``seed``, ``seed + 1``, ...
+        given: also measure the weights that the model has (default: where no scheme is given).
+        mode: ``train``, with the statistics of the batch in batch norms, or ``eval``.
+        standardise: as of :func:`pathlens.initialise`.
+        steps: of plain gradient descent on the first batch before anything is measured, since a factor or weight of
+            exactly zero at the end of a branch makes gradients below it exactly zero at step 0.
+        lr: learning rate of these steps, on the mean loss.
+        seed: of the first initialisation.
+        build: seed -> the network anew, for ``as-built``.
+        dtype: what to compute with (default: the model's type).
+        loss: (logits, labels) -> loss of each example.
+        progress: called with (batches done, batches in all).
+        **options: see :func:`pathlens.analyses.linear.opened`.
+
+    Returns:
+        A row for each curve, block and place, with 95 % intervals over the seeds, what theory expects at initialisation
+        (:mod:`pathlens.propagation.expectation`), and the growth per block that is fitted at the place. Provenance has
+        warnings: blocks in which the type overflows, or would if the network went on as it does.
+
+    Raises:
+        UsageError: no seeds, an unknown scheme or mode, or ``as-built`` without ``build``.
+        ModelError: a scheme that does not fit the network.
+        DataError: a batch of one example in train mode.
+
+    Source: Brock, De, Smith 2021, section 3; Civitelli et al. 2021, figures 2 and 6.
+    """
+    schemes = [init] if isinstance(init, str) else list(init)
+    _check(schemes, seeds, steps, build, given)
+    if mode == "train":
+        _check_batches(data, options.get("batch_size"))
+    with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
+        stated = options.get("facts") or {}
+        own = str(stated.get("weights", "as given"))
+        curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
+        curves += [_Curve(scheme, False) for scheme in schemes]
+        for curve in curves:
+            fresh = _initialised(run, curve.label, range(seed, seed + seeds), build, standardise)
+            for number, start in fresh if curve.label in schemes else [(seed, run.view)]:
+                view = _trained(start, run, steps, lr, loss) if steps else start
+                request = (curve.label, number, standardise, steps, lr, stated.get("model"))
+                run.identify("signal-propagation", request)
+                batches = run.runner.run(f"{curve.label} {number}", _measuring(view, run, loss, curve.trained or steps))
+                curve.seeds.append(_averaged(batches.values(), view))
+        rows: list[dict[str, Any]] = []
+        warnings = [f"{scheme}: {SCHEMES[scheme].note}" for scheme in schemes if _is_frozen(scheme) and not steps]
+        for curve in curves:
+            made, warned = _rows(curve, run)
+            rows += made
+            warnings += warned
+        provenance = run.provenance(
+            verb="signal-propagation",
+            at="every block",
+            seed=seed,
+            measured={"seeds": seeds if schemes else 1, "steps": steps, "lr": lr if steps else None,
+                      "standardised": standardise, "warnings": warnings},
+            resumed_units=run.runner.resumed,
+            processes=run.runner.group.world,
+            seconds=run.runner.seconds,
+        )  # fmt: skip
+    return SIGNAL_PROPAGATION.table(rows, provenance.facts())
+
+
+def _check(
+    schemes: Sequence[str], seeds: int, steps: int, build: Callable[[int], nn.Module] | None, given: bool | None
+) -> None:
+    if seeds < 1:
+        raise UsageError(f"seeds {seeds}: give at least 1 initialisation")
+    if steps < 0:
+        raise UsageError(f"steps {steps}: give 0 or more")
+    if given is False and not schemes:
+        raise UsageError("nothing to measure: give a scheme with init, or given=True")
+    unknown = [scheme for scheme in schemes if scheme not in SCHEMES and scheme != AS_BUILT]
+    if unknown:
+        raise UsageError(f"unknown initialisation {unknown[0]!r}: give some of {', '.join(SCHEMES)}, {AS_BUILT}")
+    if AS_BUILT in schemes and build is None:
+        raise UsageError(f"{AS_BUILT} needs build=, which makes the network anew from a seed")
+
+
+def _check_batches(data: Data, batch_size: int | None) -> None:
+    """Batch norms in train mode need two examples, also in the last batch."""
+    size = 32 if batch_size is None else batch_size
+    if isinstance(data, ImageData) and size > 0 and (data.n if size >= data.n else data.n % size or size) == 1:
+        raise DataError(
+            f"{data.n} images in batches of {size} leave a batch of one, which has no statistics in train mode; give "
+            "another number of images (--limit) or batch size, or mode='eval' (--mode eval)"
+        )
+
+
+def _is_frozen(scheme: str) -> bool:
+    return scheme in SCHEMES and bool(SCHEMES[scheme].note)
+
+
+def _initialised(
+    run: Opened, scheme: str, seeds: Iterable[int], build: Callable[[int], nn.Module] | None, standardise: bool
+) -> Iterator[tuple[int, ResidualView]]:
+    """Each seed, and a copy of the network with its weights, in the mode that is measured; one copy for all of them."""
+    network = copy.deepcopy(run.view.model)
+    example = torch.zeros(2, *run.view.input_shape, dtype=run.runner.dtype, device=run.runner.device)
+    view = view_of(network, example, run.view.output)
+    keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)
+    for seed in seeds:
+        if scheme == AS_BUILT:
+            assert build is not None
+            network.load_state_dict(build(seed).state_dict())
+        else:
+            initialise(view, scheme, standardise=standardise, generator=torch.Generator().manual_seed(seed))
+            view = view_of(network, example, run.view.output) if keeps else view  # what was attached is traced too
+        network.train(run.mode == "train")
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        yield seed, view
+
+
+def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss) -> ResidualView:
+    """A copy of the network some steps of gradient descent later."""
+    network = copy.deepcopy(view.model)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    _, images, labels = next(iter(run.runner.source.batches([0])))
+    images, labels = images.to(run.runner.device, run.runner.dtype), labels.to(run.runner.device)
+    later = view_of(network, images[:2], view.output)
+    chain = later.chain(images)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            logits = later.head(later.run(chain.stem(images)[0]))
+            loss(logits, labels).mean().backward()
+        optimizer.step()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return later
+
+
+def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> Callable[[int, Tensor, Tensor], Any]:
+    def compute(batch: int, images: Tensor, labels: Tensor) -> Any:
+        if run.mode == "train" and len(images) < 2:
+            raise DataError(
+                f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
+            )
+        images = images.to(run.runner.device, run.runner.dtype) if images.is_floating_point() else images
+        chain = view.chain(images)
+        readings = measure(chain, images, labels.to(run.runner.device), loss)
+        due = {} if trained else expect(chain, readings)
+        none = [None] * len(QUANTITIES)
+        return [
+            [*(reading.forward or none), *(reading.backward or none), *vars(due.get(place, Expected())).values()]
+            for place, reading in readings.items()
+        ]
+
+    return compute
+
+
+def _averaged(batches: Iterable[list[list[float | None]]], view: ResidualView) -> _Values:
+    """Means over batches; missing where any is."""
+    from pathlens.propagation.measure import places
+
+    stacked = list(batches)
+    if not stacked:
+        raise DataError("the data has no images; give at least one batch")
+    means = [[_mean(values) for values in zip(*places, strict=True)] for places in zip(*stacked, strict=True)]
+    return dict(zip(places(view.chain()), means, strict=True))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _rows(curve: _Curve, run: Opened) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a curve, and what to warn of."""
+    view, rows = run.view, []
+    growths = {place: _growths(curve, view, place) for place in {place for _, place in curve.seeds[0]}}
+    for where in curve.seeds[0]:
+        block, place = where
+        values = dict(
+            zip((*_MEASURED, *_EXPECTED), zip(*(seed[where] for seed in curve.seeds), strict=True), strict=True)
+        )
+        row: dict[str, Any] = {
+            "network": type(view.model).__name__,
+            "weights": curve.label,
+            "seeds": len(curve.seeds),
+            "block": block,
+            "name": "stem" if block < 0 else view[block].name,
+            "stage": view[max(block, 0)].stage,
+            "kind": None if block < 0 else view[block].kind,
+            "place": place,
+            **{name: _mean(found) for name, found in values.items()},
+        }
+        for name in _MEASURED:
+            known = [value for value in values[name] if value is not None]
+            ends = sample_interval(known) if len(known) == len(values[name]) > 1 else (None, None)
+            row[f"{name}_low"], row[f"{name}_high"] = ends
+        for prefix, growth in zip(("growth", "gradient_growth"), growths[place], strict=True):
+            row |= {prefix: growth.factor, f"{prefix}_low": growth.low, f"{prefix}_high": growth.high}
+        rows.append(row)
+    return rows, list(_warned(curve, rows, run))
+
+
+def _growths(curve: _Curve, view: ResidualView, place: str) -> tuple[Growth, Growth]:
+    stages = [block.stage for block in view]
+    found = []
+    for backward in (False, True):
+        at = _MEASURED.index("gradient_second_moment" if backward else "second_moment")
+        values = [
+            [seed[block, place][at] if (block, place) in seed else None for block in range(len(view))]
+            for seed in curve.seeds
+        ]
+        found.append(growth_of(values, stages, backward))
+    return found[0], found[1]
+
+
+def _warned(curve: _Curve, rows: list[dict[str, Any]], run: Opened) -> Iterator[str]:
+    """Where the type overflows, or would."""
+    name = str(run.runner.dtype).removeprefix("torch.")
+    broken = next((row for row in rows if row["second_moment"] is None), None)
+    if broken is not None:
+        where = "the stem" if broken["block"] < 0 else f"block {broken['block']} ({broken['name']})"
+        yield (
+            f"{curve.label}: {name} overflows in {where}, at its {broken['place']}; values go up to there, and "
+            "there are no gradients"
+        )
+        return
+    last = rows[-1]
+    growth = Growth(last["growth"], last["growth_low"], last["growth_high"])
+    at = overflow_block(last["block"], last["second_moment"], growth, torch.finfo(run.runner.dtype).max)
+    if at is not None:
+        yield (
+            f"{curve.label}: the second moment grows by {growth.factor:.3g} a block (95 % {growth.low:.3g} to "
+            f"{growth.high:.3g}); {name} would overflow at block {at}"
+        )
+    zero = [row["block"] for row in rows if row["gradient_second_moment"] == 0 and row["place"] in ("stem", "output")]
+    if zero:
+        yield f"{curve.label}: the gradient is exactly zero at {len(zero)} of {len(run.view) + 1} blocks and stem"

@@ -1,0 +1,102 @@
+"""``pathlens signal-propagation`` on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathlens.cli import options as o
+from pathlens.cli.progress import progress_bar
+from pathlens.cli.setting import finish, foreign_output, setting
+from pathlens.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Mode(StrEnum):
+    """The mode that the network is measured in."""
+
+    train = "train"
+    eval = "eval"
+
+
+Inits = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        metavar="SCHEMES",
+        help="Initialisations to measure, such as he-fan-in,brock,as-built; beside trained weights, if those are "
+        "given. Default with --weights random: as-built. All: see pathlens blocks --help.",
+        rich_help_panel="Network",
+    ),
+]
+Seeds = Annotated[int, typer.Option(metavar="N", help="Initialisations of each scheme.")]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="train: batch norms with the statistics of the batch.")]
+Steps = Annotated[
+    int, typer.Option(metavar="N", help="Steps of gradient descent on the first batch before anything is measured.")
+]
+Rate = Annotated[float, typer.Option("--lr", metavar="X", help="Learning rate of these steps.")]
+Limit = Annotated[int, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+
+
+@dataclass(frozen=True)
+class SignalOptions(o.Common):
+    """The shared options, with fewer images and several initialisations."""
+
+    limit: Limit = 128
+    init: Inits = None
+
+
+@o.takes_objects
+def signal_propagation(
+    seeds: Seeds = 5,
+    mode: ModeOption = Mode.train,
+    steps: Steps = 0,
+    lr: Rate = 0.1,
+    *,
+    common: SignalOptions,
+) -> None:
+    """What depth does to activations and gradients, at initialisation or as trained (Brock et al. 2021, section 3).
+
+    Mean, variance and second moment at the end of every branch and shortcut, at their sum and behind it, and the same
+    of the gradient of the loss; what theory expects; and the growth per block.
+    """
+    random = common.weights == "random"
+    schemes = [name.strip() for name in common.init.split(",")] if common.init else ["as-built"] if random else []
+    if common.standardise and not common.init:
+        raise UsageError("--standardise belongs to --init; give both or neither")
+    asked: dict[str, Any] = {"init": schemes, "seeds": seeds, "mode": mode.value, "steps": steps, "lr": lr}
+    with setting("signal-propagation", replace(common, init=None, standardise=False)) as current:
+        from pathlens import analyses
+        from pathlens.models import load_model
+        from pathlens.runtime.memory import oom_as_error
+
+        def build(seed: int) -> nn.Module:
+            data = current.data
+            found = load_model(
+                common.model, "random", num_classes=data.num_classes, in_channels=data.channels, seed=seed
+            )
+            return found.model
+
+        with (
+            progress_bar("signal-propagation", current.shows_progress, current.notes) as progress,
+            foreign_output(),
+            oom_as_error(common.batch_size),
+        ):
+            table = analyses.signal_propagation(
+                current.view,
+                current.data,
+                **asked,
+                given=not random,
+                standardise=common.standardise,
+                build=build,
+                seed=common.seed,
+                dtype=common.dtype.value,
+                progress=progress,
+                **current.options,
+            )
+        finish(current, table, {**asked, "standardise": common.standardise})

@@ -1,0 +1,97 @@
+"""Signal propagation: activations on the left, gradients on the right, block by block."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pathlens.errors import UsageError
+from pathlens.figures.style import (
+    COLOURS,
+    DOUBLE,
+    MUTED,
+    SHADE,
+    block_ticks,
+    legend_outside,
+    new_figure,
+    powers_of_ten,
+    style,
+    to_rows,
+)
+from pathlens.results.charts import stage_runs
+from pathlens.results.result import Row, Rows
+from pathlens.results.signal import GRADIENTS, QUANTITIES, curves
+from pathlens.tables import Table
+
+_NEEDED = ("network", "weights", "block", "stage", "place", "second_moment", "gradient_second_moment")
+_DASHES = (0, (4, 1.5))
+
+
+def signal_propagation(
+    table: Table | pd.DataFrame | Rows, width: float = DOUBLE, quantity: str = "second_moment", place: str = "output"
+) -> Figure:
+    """A quantity of the activations and of the gradients against the block, on logarithmic axes.
+
+    A line for each scheme or network, with its 95 % interval as a band; what theory expects is dashed (Brock, De, Smith
+    2021, figure 1; Civitelli et al. 2021, figures 2 and 6). The first point is the stem, at block -1.
+
+    Args:
+        table: of ``signal-propagation``, or the rows of several such tables.
+        width: in inches.
+        quantity: ``second_moment``, ``variance``, ``channel_variance`` or ``squared_mean``.
+        place: of each block: ``output``, ``sum``, ``branch`` or ``shortcut``.
+
+    Raises:
+        UsageError: columns are missing, a quantity or place that the table does not have, or nothing to draw.
+    """
+    rows = to_rows(table, _NEEDED, "signal propagation")
+    if quantity not in QUANTITIES:
+        raise UsageError(f"quantity {quantity!r} is unknown; give one of {', '.join(QUANTITIES)}")
+    if not any(row["place"] == place for row in rows):
+        raise UsageError(f"the table has no place {place!r}; it has {', '.join(sorted({r['place'] for r in rows}))}")
+    drawn = curves(rows, place)
+    with style():
+        figure = new_figure(width, 2.8)
+        left, right = figure.subplots(1, 2)
+        for axes, key, words in (
+            (left, quantity, f"{quantity.replace('_', ' ')} of activations"),
+            (right, f"gradient_{quantity}", f"{quantity.replace('_', ' ')} of gradients"),
+        ):
+            _stages(axes, next(iter(drawn.values())))
+            for index, (label, part) in enumerate(drawn.items()):
+                _line(axes, part, key, label, COLOURS[index % len(COLOURS)])
+            if axes.has_data():
+                axes.set_yscale("log")
+                powers_of_ten(axes)
+            axes.set_ylabel(words)
+            axes.set_xlabel("block")
+            axes.xaxis.set_major_locator(block_ticks())
+        if any(row.get(f"expected_{quantity}") is not None for part in drawn.values() for row in part):
+            left.plot([], [], color=MUTED, ls=_DASHES, lw=0.8, label="expected")
+        legend_outside(left if left.get_legend_handles_labels()[1] else right, width)
+    return figure
+
+
+def _stages(axes: Axes, rows: list[Row]) -> None:
+    blocks = [row for row in rows if row["block"] >= 0]
+    for run in stage_runs((row["stage"] for row in blocks), (row["block"] for row in blocks))[1::2]:
+        axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
+
+
+def _line(axes: Axes, rows: list[Row], key: str, label: str, colour: str) -> None:
+    """What was measured, with its interval, and what is expected; a logarithmic axis has no place for zero."""
+    assert key in QUANTITIES or key in GRADIENTS
+    kept = [row for row in rows if row[key] is not None and row[key] > 0]
+    if kept:
+        blocks = [row["block"] for row in kept]
+        axes.plot(blocks, [row[key] for row in kept], color=colour, label=label, marker="o", ms=2)
+        banded = [row for row in kept if row.get(f"{key}_low") is not None and row[f"{key}_low"] > 0]
+        if banded:
+            low, high = ([row[f"{key}_{side}"] for row in banded] for side in ("low", "high"))
+            axes.fill_between([row["block"] for row in banded], low, high, color=colour, alpha=0.2, lw=0)
+    due = [row for row in rows if row.get(f"expected_{key}") is not None and row[f"expected_{key}"] > 0]
+    if due:
+        axes.plot(
+            [row["block"] for row in due], [row[f"expected_{key}"] for row in due], color=colour, ls=_DASHES, lw=0.8
+        )
