@@ -89,8 +89,8 @@ def signal_propagation(
 
     Returns:
         A row for each curve, block and place, with 95 % intervals over the seeds, what theory expects at initialisation
-        (:mod:`pathlens.propagation.expectation`), and the growth per block that is fitted at the place. Provenance has
-        warnings: blocks in which the type overflows, or would if the network went on as it does.
+        (:mod:`pathlens.propagation.expectation`), and the growth per block that is fitted at the place. The
+        provenance has         warnings: blocks in which the type overflows, or would if the network went on as it does.
 
     Raises:
         UsageError: no seeds, an unknown scheme or mode, or ``as-built`` without ``build``.
@@ -104,7 +104,7 @@ def signal_propagation(
     if mode == "train":
         _check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
-        stated = options.get("facts") or {}
+        stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given"))
         curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
         curves += [_Curve(scheme, False) for scheme in schemes]
@@ -122,7 +122,7 @@ def signal_propagation(
             made, warned = _rows(curve, run)
             rows += made
             warnings += warned
-        provenance = run.provenance(
+        record = run.record(
             verb="signal-propagation",
             at="every block",
             seed=seed,
@@ -132,7 +132,7 @@ def signal_propagation(
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
         )  # fmt: skip
-    return SIGNAL_PROPAGATION.table(rows, provenance.facts())
+    return SIGNAL_PROPAGATION.table(rows, record.entries())
 
 
 def _check(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathlens.results.charts import Series, scaled
-from pathlens.results.result import Facts, Headline, Row, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Row, Rows, Shown, column
 from pathlens.results.text import percent, summary
 
 
@@ -78,21 +78,21 @@ SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, 
 """Likewise, and how it differs from the intact network."""
 
 
-def notes(facts: Facts) -> list[str]:
+def notes(provenance: Provenance) -> list[str]:
     """Lines under a table of lesions: how networks were compared, of what few exist, and on what the numbers rest.
 
     Args:
-        facts: provenance of a table that was just made.
+        provenance: of a table that was just made.
     """
     lines = []
-    if compared := facts.get("comparison"):
+    if compared := provenance.get("comparison"):
         lines.append(
             f"networks that differ from the intact one at {100 * LEVEL:.0f} %: {compared['differ']} of "
             f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
         )
-    if few := facts.get("few"):
+    if few := provenance.get("few"):
         lines.append(few)
-    return [*lines, summary(facts)]
+    return [*lines, summary(provenance)]
 
 
 def differing(rows: Rows, what: str) -> list[Headline]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
 from pathlens.results.charts import Axis, Chart, Series, block_head, chart, stages_of
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number
 
 QUANTITIES = {
@@ -109,11 +109,11 @@ class SignalPropagation(Result):
     figure = "signal.signal_propagation"
     what = "moments of activations and gradients, block by block"
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """Warnings, and on what the numbers rest."""
-        return [*map(str, facts.get("warnings", ())), *super().notes(facts)]
+        return [*map(str, provenance.get("warnings", ())), *super().notes(provenance)]
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """Growth per block, forward and backward, of each curve."""
         found = []
         for label, part in curves(rows).items():
@@ -125,7 +125,7 @@ class SignalPropagation(Result):
                     found.append(Headline(words, f"times {number(last[name])}", f"{label}{interval}"))
         return found
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Forward and backward, block by block."""
         drawn = curves(rows)
         found = []

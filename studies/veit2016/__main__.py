@@ -64,7 +64,7 @@ class Study:
             "mean": loaded.mean,
             "std": loaded.std,
             "device": None if self.setting.device == "auto" else self.setting.device,
-            "facts": {"model": training.network, "run": training.name, "weights": loaded.sha256},
+            "provenance": {"model": training.network, "run": training.name, "weights": loaded.sha256},
         }
         return loaded.model, data, options
 
@@ -150,7 +150,7 @@ def imagenet(study: Study) -> None:
     weights = os.environ.get("PATHLENS_IMAGENET_WEIGHTS") or "pretrained"
     loaded = pathlens.load_model(name, weights, num_classes=data.num_classes)
     table = pathlens.delete_blocks(
-        loaded.model, data, mean=loaded.mean, std=loaded.std, batch_size=pick(2, 32, 256), facts={"model": name}
+        loaded.model, data, mean=loaded.mean, std=loaded.std, batch_size=pick(2, 32, 256), provenance={"model": name}
     )
     study.page.section(
         "An ImageNet network (figure 4)",
