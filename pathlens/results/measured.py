@@ -160,7 +160,7 @@ def error_series(rows: Rows, x: str, intervals: bool = True, **look: Any) -> Ser
     return {**series, **look}
 
 
-def error_rules(row: Row | None, name: str) -> list[dict[str, Any]]:
+def error_rules(row: Row | None, name: str) -> list[Series]:
     """The error of a row as a horizontal line of a chart."""
     if row is None or row["error"] is None:
         return []
