@@ -78,11 +78,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m studies.benchmarks.training --out results/benchmarks
 
 # Smoke runs go into a folder of their own, because their numbers mean nothing.
-STUDIES := veit2016 critics depth_in_training wider_or_deeper pretrained_resnets
+STUDIES := veit2016 critics depth_in_training wider_or_deeper pretrained_resnets udl11
 studies: $(VENV)/.installed-test
 	@for study in $(STUDIES); do \
 	    $(BIN)/python -m studies.$$study --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \
 	done
+	$(if $(filter smoke,$(SCALE)),,$(BIN)/python -m studies.findings)
 
 # A Python that sees a GPU and has everything is taken as it is, since machines with GPUs are often without a network.
 READY := import sys; sys.path.insert(0, "."); import torch, pathlens.cli, pathlens.figures; sys.exit(not torch.cuda.is_available())

@@ -6,6 +6,9 @@ interface of pathlens alone. A scale changes sizes and never the protocol:
 * ``smoke``: seconds, for the tests; its numbers mean nothing.
 * ``cpu``: two cores, under an hour.
 * ``paper``: the sizes of the paper, for a GPU.
+
+Each study measures, which writes tables, and states, which makes its page from those tables alone (``--restate`` does
+only that). ``studies.rules`` holds what a verdict is, ``studies.record`` where everything comes from.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +32,13 @@ import torch
 
 from pathlens import figures, load_model
 from pathlens.cli import main
+from pathlens.errors import PathlensError
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
-from pathlens.report import provenance
 from pathlens.storage import atomic_write_bytes
-from pathlens.tables import Column, Table
+from studies import record
+from studies.record import Tables
+from studies.rules import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = ("smoke", "cpu", "paper")
@@ -49,6 +55,8 @@ class StudySetting:
         runs: folder for trained networks, which are taken up again.
         device: ``auto``, ``cpu`` or ``cuda``.
         jobs: trainings side by side.
+        restate: write the page again from the tables that are there, and measure nothing.
+        draws: whether the page draws its figures again.
     """
 
     name: str
@@ -57,6 +65,13 @@ class StudySetting:
     runs: Path
     device: str
     jobs: int
+    restate: bool = False
+    draws: bool = True
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables of the study."""
+        return Tables(self.out)
 
     def pick(self, smoke: Any, cpu: Any, paper: Any) -> Any:
         """The value for this scale."""
@@ -73,9 +88,10 @@ def setting(name: str, description: str | None, argv: Sequence[str] | None) -> S
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side")
+    parser.add_argument("--restate", action="store_true", help="only write the page, from the tables in --out")
     args = parser.parse_args(argv)
     runs = args.runs or ROOT / "runs" / f"{name}-{args.scale}"
-    return StudySetting(name, args.scale, args.out, runs, args.device, max(1, args.jobs))
+    return StudySetting(name, args.scale, args.out, runs, args.device, max(1, args.jobs), args.restate)
 
 
 def say(text: str) -> None:
@@ -162,6 +178,32 @@ def keep_checkpoint(
     return path
 
 
+def carry_out(
+    study: StudySetting, protocol: str, measure: Callable[[StudySetting], Any], state: Callable[[StudySetting], Page]
+) -> int:
+    """Measure, unless only the page is wanted; then write the page from the tables, and the record.
+
+    Args:
+        study: what was asked for.
+        protocol: in words.
+        measure: writes tables into ``study.out``; it may return the trainings (see ``studies.record``).
+        state: makes the page from the tables.
+    """
+    if study.scale == "smoke":
+        torch.set_num_threads(1)  # many small computations, which more threads only disturb
+    try:
+        if not study.restate:
+            trainings = measure(study) or []
+            record.write(study.out, measured=record.step(), trainings=trainings, study=study.name, scale=study.scale)
+        page = state(study)
+        page.write(protocol)
+    except PathlensError as error:
+        print(f"study: error: {error}", file=sys.stderr)
+        return error.exit_code
+    say(f"wrote {study.out / 'README.md'}")
+    return 0
+
+
 @dataclass
 class Page:
     """A study's page: question, protocol, scale, results, and what they mean beside the paper's.
@@ -170,15 +212,17 @@ class Page:
         study: what was asked for.
         title: of the page.
         question: what the study asks.
-        protocol: how, with the differences from the paper's protocol.
     """
 
     study: StudySetting
     title: str
     question: str
-    protocol: str
     _parts: list[str] = field(default_factory=list)
-    _tables: dict[str, Table] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> Tables:
+        """What the page is made from."""
+        return self.study.tables
 
     def section(self, title: str, text: str = "") -> None:
         """Begin a section."""
@@ -191,50 +235,84 @@ class Page:
     def table(
         self,
         stem: str,
-        table: Table,
         shown: Mapping[str, str] | None = None,
         rows: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
-        """Write a table's files, and show some of its columns on the page.
+        """Link a table, and show some of its columns.
 
         Args:
             stem: of the files.
-            table: the table.
             shown: column -> format of its values, such as ``.2f`` or ``.1%``; None shows nothing but the link.
             rows: which rows to show (default: all).
         """
-        table.write(self.study.out, stem)
-        self._tables[stem] = table
         if shown:
             lines = [f"| {' | '.join(name.replace('_', ' ') for name in shown)} |", "|" + "---|" * len(shown)]
-            for row in table.rows:
+            for row in self.tables[stem].rows:
                 if rows is None or rows(row):
                     cells = (_cell(row[name], look) for name, look in shown.items())
                     lines.append(f"| {' | '.join(cells)} |")
             self._parts.append("\n".join(lines))
         self._parts.append(f"Table: [{stem}.csv]({stem}.csv), with columns and provenance in `{stem}.meta.json`.")
 
-    def figure(self, stem: str, figure: Any, caption: str) -> None:
-        """Write a figure's files and show it."""
-        figures.save(figure, self.study.out, stem)
+    def measured(self, stem: str) -> None:
+        """Say with which images, batches, paths and mode a table was measured."""
+        self._parts.append(f"`{stem}`: {record.protocol_of(self.tables[stem])}")
+
+    def figure(self, stem: str, draw: Callable[[], Any] | None, caption: str) -> None:
+        """Write a figure's files and show it.
+
+        Args:
+            stem: of the files.
+            draw: makes the figure; None where it was drawn while measuring and is there already.
+            caption: below it.
+        """
+        if draw is not None and self.study.draws:
+            figures.save(draw(), self.study.out, stem)
         self._parts.append(f"![{caption}]({stem}.png)\n\n*{caption}*")
 
-    def write(self, **facts: Any) -> Path:
-        """Write the page as ``README.md``."""
-        made = provenance(scale=self.study.scale, **facts)
-        hardware = made["hardware"]
+    def claims(self, rows: Sequence[Mapping[str, Any]], data: Callable[[str], str]) -> None:
+        """Write the table of claims, and say what it holds.
+
+        Args:
+            rows: of the table.
+            data: which images a network of the table was judged on.
+        """
+        whole = [{**row, "data": data(row["network"])} for row in rows]
+        self.tables.put("claims", claims.table(whole, study=self.study.name, scale=self.study.scale))
+        kept = self.tables["claims"].rows
+        self.section("What was claimed, and what the numbers say", claims.tally(kept))
+        self.text(claims.listing(kept))
+        self.table("claims")
+
+    def text_of(self, protocol: str, known: Mapping[str, Any]) -> str:
+        """The page, with what the record says of its making.
+
+        Args:
+            protocol: in words.
+            known: the record.
+        """
+        measured, page = known["measured"], known["page"]
+        hardware = measured["hardware"] or {}
+        trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", [])})
         head = [
             f"# {self.title}",
             "",
             f"**Question.** {self.question}",
             "",
-            f"**Protocol.** {self.protocol}",
+            f"**Protocol.** {protocol}",
             "",
-            f"**Scale and hardware.** `--scale {self.study.scale}`; {hardware['cpu']}, {hardware['cores_allowed']} "
-            f"cores; GPUs: {', '.join(hardware['gpus']) or 'none'}; torch {made['versions']['torch']}; commit "
-            f"{made['commit']}, {made['date'][:10]}.",
+            f"**Scale and hardware.** `--scale {known['scale']}`; measured {measured['date'][:10]} with commit "
+            f"{measured['commit']} and torch {measured['versions']['torch']} on {hardware.get('cpu')}, "
+            f"{hardware.get('cores_allowed')} cores, GPUs: {', '.join(hardware.get('gpus') or ()) or 'none'}"
+            + (f"; networks trained with commit {', '.join(trained)}" if trained else "")
+            + f". This page: commit {page['commit']}, {page['date'][:10]}. All of it is in `{record.NAME}`.",
         ]
-        text = "\n\n".join(["\n".join(head), *self._parts]) + "\n"
+        return "\n\n".join(["\n".join(head), *self._parts]) + "\n"
+
+    def write(self, protocol: str) -> Path:
+        """Write the page as ``README.md``, and the record."""
+        record.write(self.study.out, protocol=protocol, page=record.step())
+        text = self.text_of(protocol, record.read(self.study.out))
         return atomic_write_bytes(self.study.out / "README.md", text.encode())
 
 
@@ -244,18 +322,8 @@ def _cell(value: Any, look: str) -> str:
     return str(value) if not look or isinstance(value, str) else format(value, look)
 
 
-def make_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Mapping[str, Any]], **facts: Any) -> Table:
-    """A table from (name, unit, description) and rows, with provenance."""
-    return Table(tuple(Column(*column) for column in columns), tuple(dict(row) for row in rows), provenance(**facts))
-
-
 def start_fresh(folder: Path) -> None:
     """Empty a folder of results, so that nothing of an earlier run stays in it."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-
-
-def one_thread() -> None:
-    """Smoke runs are many small computations, which more threads only disturb."""
-    torch.set_num_threads(1)

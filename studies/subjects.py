@@ -15,15 +15,40 @@ from pathlens import ResidualView
 from pathlens.data import ImageData
 from pathlens.errors import DataError
 from pathlens.models import LoadedModel
+from pathlens.residual import view_of
 from studies.common import StudySetting
 
-#: published weights of github.com/akamaster/pytorch_resnet_cifar10, as files of the folder that PATHLENS_MODELS names
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that others trained on the original CIFAR-10 and published.
+
+    Attributes:
+        file: in the folder that PATHLENS_MODELS names.
+        by: whose they are.
+        mean: what the network expects of pixels in [0, 1].
+        std: likewise.
+    """
+
+    file: str
+    by: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_AKAMASTER = ("github.com/akamaster/pytorch_resnet_cifar10", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LANDSCAPE = (
+    "github.com/tomgoldstein/loss-landscape",
+    (125.3 / 255, 123.0 / 255, 113.9 / 255),
+    (63.0 / 255, 62.1 / 255, 66.7 / 255),
+)
+#: by the reference name of their network
 PUBLISHED = {
-    "resnet20": "pytorch_resnet_cifar10/resnet20-12fca82f.th",
-    "resnet56": "pytorch_resnet_cifar10/resnet56-4bfd9763.th",
+    "resnet20": Published("pytorch_resnet_cifar10/resnet20-12fca82f.th", *_AKAMASTER),
+    "resnet56": Published("pytorch_resnet_cifar10/resnet56-4bfd9763.th", *_AKAMASTER),
+    "resnet56b": Published("loss_landscape/resnet56.t7", *_LANDSCAPE),
+    "plain56": Published("loss_landscape/resnet56_noshort.t7", *_LANDSCAPE),
 }
-#: what these networks expect of pixels in [0, 1]
-PUBLISHED_MEAN, PUBLISHED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +82,11 @@ class Subject:
     def view(self) -> ResidualView:
         """The blocks of the network, found once."""
         batch = self.images(2).batch(0, 2, mean=self.mean, std=self.std, device=self.device)
-        return pathlens.find_blocks(self.loaded.model, batch.images)
+        return view_of(self.loaded.model, batch.images)
 
-    def images(self, limit: int) -> ImageData:
-        """The first test images."""
-        return pathlens.open_data(self.spec, limit=limit)
+    def images(self, limit: int, split: str = "test") -> ImageData:
+        """The first images of a split."""
+        return pathlens.open_data(self.spec, split=split, limit=limit)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,20 +118,21 @@ def published(study: StudySetting, name: str) -> Subject:
     Raises:
         DataError: PATHLENS_MODELS or PATHLENS_DATA is not set, or the files are not where they say.
     """
-    weights, images = place("PATHLENS_MODELS", PUBLISHED[name]), place("PATHLENS_DATA", "cifar10-jpeg")
+    known = PUBLISHED[name]
+    weights, images = place("PATHLENS_MODELS", known.file), place("PATHLENS_DATA", "cifar10-jpeg")
     if not weights.is_file():
-        raise DataError(f"PATHLENS_MODELS has no {PUBLISHED[name]}; fetch the published weights into it")
+        raise DataError(f"PATHLENS_MODELS has no {known.file}; fetch the published weights into it")
     if not images.is_dir():
         raise DataError("PATHLENS_DATA has no folder cifar10-jpeg; put test.parquet of CIFAR-10 into one")
     return subject(
         study,
         name,
-        f"{name} with published weights, on CIFAR-10 as JPEG files",
+        f"{name} with the weights of {known.by}, on CIFAR-10 as JPEG files",
         pathlens.load_model(name, weights),
         f"parquet:{images}",
         data_name="cifar10-jpeg",
-        mean=PUBLISHED_MEAN,
-        std=PUBLISHED_STD,
+        mean=known.mean,
+        std=known.std,
     )
 
 

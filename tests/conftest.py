@@ -32,8 +32,6 @@ _LONGEST = (
     "studies/test_veit2016.py",
     "project/test_docs.py",
     "project/test_contributing.py",
-    "studies/benchmarks/test_first_table.py",
-    "estimators/test_estimators.py",
     "analyses/test_sweep.py",
     "training/test_resume.py",
     "project/test_tutorial.py",

@@ -90,8 +90,8 @@ def signal_propagation(
 
     Returns:
         A row for each curve, block and place, with 95 % intervals over the seeds, what theory expects at initialisation
-        (:mod:`pathlens.propagation.expectation`), and the growth per block that is fitted at the place. The
-        provenance has         warnings: blocks in which the type overflows, or would if the network went on as it does.
+        (by the order of its operations), and the growth per block that is fitted at the place. Its provenance
+        has warnings: blocks in which the type overflows, or would if the network went on as it does.
 
     Raises:
         UsageError: no seeds, an unknown scheme or mode, or ``as-built`` without ``build``.

@@ -1,4 +1,16 @@
-"""The norm of the sum over all paths of each length, by the recurrence."""
+r"""The sum over all paths of each length, by the recurrence: its norm, and its share in the gradient.
+
+Norms do not add up: sums of different lengths cancel each other. What adds up are their components along the gradient g
+of the same example: :math:`\sum_k \langle G_k, g \rangle / \|g\|^2 = 1`. A length's share may be negative, where its
+paths pull against the whole.
+
+Over examples the shares are averaged with the weights :math:`\|g\|`, so the share of a table is the mean of
+:math:`\langle G_k, g \rangle / \|g\|` over the mean of :math:`\|g\|`: both in the unit of ``total_norm`` and weighted
+as it is, and ``total_norm`` is at least the former, with equality where all of :math:`G_k` points along the gradient.
+Without weights the shares of examples whose gradient is next to nothing, and rounding, would count like all others;
+with :math:`\|g\|^2` a few examples with large gradients would be all that counts. With any of these shares sum to 1.
+The interval is that of a ratio of means over independent examples (Cochran 1977, Sampling Techniques, section 6.4).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +25,17 @@ import numpy as np
 from pathlens.errors import NumericsError
 from pathlens.estimators.estimator import NORM, Estimator, Problem
 from pathlens.tables import Json
-from pathlens.tables.declared import MutableRow, Shown, column, formatted
+from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
 
 if TYPE_CHECKING:
     import torch
 
 #: largest relative difference between the sum over lengths and autograd's gradient that rounding explains
 _ROUNDING = {"torch.float64": 1e-9, "torch.float32": 1e-3}
+
+
+def _percent(row: Row, name: str) -> str:
+    return "" if row[name] is None else f"{100 * row[name]:+.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +46,25 @@ class Columns:
     total_low: float | None = column(NORM, "lower end of its 95 % interval over examples")
     total_high: float | None = column(NORM, "upper end of that interval")
     total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
+    share: float | None = column(
+        "fraction",
+        "component of that sum along the gradient, mean over examples, over the mean norm of the gradient: sums to 1 "
+        "over all lengths, negative where the length pulls against the whole (exact)",
+    )
+    share_low: float | None = column(
+        "fraction", "lower end of its 95 % interval over examples, missing for a single one"
+    )
+    share_high: float | None = column("fraction", "upper end of that interval")
 
 
 class Exact(Estimator):
     r"""The norm :math:`\|G_k\|` of the sum over all paths of length k, and how exact their sum is."""
 
     columns = Columns
-    shown: ClassVar[Mapping[str, Shown]] = {"total_norm": Shown("total norm\n(exact)", formatted(".3g"))}
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "total_norm": Shown("total norm\n(exact)", formatted(".3g")),
+        "share": Shown("along the\ngradient %", _percent, gives_way=3),
+    }
     norm = "total_norm"
     of_one = False
     rank = 1
@@ -76,6 +104,9 @@ class _Sums(TypedDict):
         examples: their number.
         sums: for each length, the sum over examples of the norm.
         squares: likewise of its square.
+        along: likewise of the component along the example's gradient.
+        along_squares: likewise of its square.
+        along_gradient: likewise of its product with the norm of the gradient.
         missing: squared norm of the difference between the sum over lengths and autograd's gradient.
         whole: squared norm of autograd's gradient.
         gradient: sum over examples of the norm of autograd's gradient.
@@ -85,6 +116,9 @@ class _Sums(TypedDict):
     examples: int
     sums: list[float]
     squares: list[float]
+    along: list[float]
+    along_squares: list[float]
+    along_gradient: list[float]
     missing: float
     whole: float
     gradient: float
@@ -96,24 +130,37 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
 
     lengths, linear = problem.lengths, problem.linearise(images, labels)
     profile = linear.exact(lengths[-1], problem.request.tolerance)
-    norms = torch.zeros(len(lengths), len(images), dtype=torch.float64)
-    norms[profile.lengths.start - lengths.start : profile.lengths.stop - lengths.start] = profile.norms().cpu()
-    reference = linear.reference.double()
-    missing = (profile.total().double() - reference).square().sum()
-    per_example = torch.linalg.vector_norm(reference.flatten(1), dim=1)
+    gradients, reference = profile.gradients, linear.reference.double()
+    missing = (gradients.sum(0).double() - reference).square().sum()
+    flat = reference.flatten(1)
+    size = torch.linalg.vector_norm(flat, dim=1)
+    direction = flat / size.where(size > 0, torch.ones_like(size))[:, None]
+    # length by length, because all of them in float64 take much memory
+    along = torch.stack([(gradient.flatten(1).double() * direction).sum(1) for gradient in gradients])
+    norms, along = (_placed(kept, profile.lengths, lengths) for kept in (profile.norms(), along))
     return {
         "examples": len(images),
         "sums": norms.sum(1).tolist(),
         "squares": norms.square().sum(1).tolist(),
+        "along": along.sum(1).tolist(),
+        "along_squares": along.square().sum(1).tolist(),
+        "along_gradient": (along * size.cpu()).sum(1).tolist(),
         "missing": float(missing),
         "whole": float(reference.square().sum()),
-        "gradient": float(per_example.sum()),
+        "gradient": float(size.sum()),
         "kept": [profile.lengths.start, profile.lengths.stop - 1],
     }
 
 
+def _placed(kept: torch.Tensor, found: range, lengths: range) -> torch.Tensor:
+    """Rows of the lengths that were found among all those of the table, on the CPU; the others are zero."""
+    rows = kept.new_zeros(len(lengths), kept.shape[1], device="cpu")
+    rows[found.start - lengths.start : found.stop - lengths.start] = kept.cpu()
+    return rows
+
+
 def _fill(rows: Sequence[MutableRow], results: Sequence[_Sums]) -> None:
-    """Means over examples with their intervals, and the share of each length."""
+    """Means over examples with their intervals, and the shares of each length."""
     examples = sum(result["examples"] for result in results)
     means = np.sum([result["sums"] for result in results], axis=0) / examples
     squares = np.sum([result["squares"] for result in results], axis=0)
@@ -123,3 +170,22 @@ def _fill(rows: Sequence[MutableRow], results: Sequence[_Sums]) -> None:
         row["total_norm"] = float(mean)
         row["total_low"], row["total_high"] = float(max(0.0, mean - 1.96 * spread)), float(mean + 1.96 * spread)
         row["total_share"] = float(mean / everything) if everything else 0.0
+    _fill_shares(rows, results, examples)
+
+
+def _fill_shares(rows: Sequence[MutableRow], results: Sequence[_Sums], examples: int) -> None:
+    """Components along the gradient over its norm, each a ratio of means over examples, with their intervals."""
+    norms, squares = sum(result["gradient"] for result in results), sum(result["whole"] for result in results)
+    along = np.sum([result["along"] for result in results], axis=0)
+    along_squares = np.sum([result["along_squares"] for result in results], axis=0)
+    along_gradient = np.sum([result["along_gradient"] for result in results], axis=0)
+    if not norms:
+        return
+    shares = along / norms
+    # the squares of what each example's component differs from the mean share of its gradient
+    left = (along_squares - 2 * shares * along_gradient + shares**2 * squares).clip(0)
+    halves = 1.96 * np.sqrt(left * examples / max(1, examples - 1)) / norms
+    for row, share, half in zip(rows, shares, halves, strict=True):
+        row["share"] = float(share)
+        if examples > 1:
+            row["share_low"], row["share_high"] = float(share - half), float(share + half)

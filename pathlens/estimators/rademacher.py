@@ -28,7 +28,9 @@ class Columns:
     """Root mean square norms of single paths."""
 
     path_norm_rms: float | None = column(NORM, "root mean square over all paths and examples, by random signs")
-    path_norm_rms_error: float | None = column(NORM, "its standard error over draws of signs")
+    path_norm_rms_error: float | None = column(
+        NORM, "its standard error over draws of signs, for these examples; missing for a single draw"
+    )
     tail: float | None = column(
         "", "path_norm_rms over path_norm_mean: far above 1 means that few paths carry most of the norm"
     )
@@ -38,7 +40,10 @@ class Rademacher(Estimator):
     """Second moments of the norms of single paths."""
 
     columns = Columns
-    shown: ClassVar[Mapping[str, Shown]] = {"path_norm_rms": Shown("\nrms", formatted(".3g"))}
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "path_norm_rms": Shown("\nrms", formatted(".3g")),
+        "path_norm_rms_error": Shown("standard\nerror", formatted(".2g"), gives_way=6),
+    }
     norm = "path_norm_rms"
     of_one = True
     rank = 2

@@ -13,7 +13,7 @@ import numpy as np
 from pathlens.estimators.estimator import NORM, Estimator, Problem
 from pathlens.paths import all_paths, sample_paths
 from pathlens.tables import Json
-from pathlens.tables.declared import MutableRow, Shown, column, formatted
+from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,6 +160,46 @@ class LastColumns:
     )
 
 
+@dataclass(frozen=True)
+class Decay:
+    """A straight line through log10 of ``path_norm_mean`` against length (Veit et al. 2016, figure 6b).
+
+    Attributes:
+        slope: decades per block.
+        low: lower end of its 95 % interval, Student's of least squares. It says how well one line describes the
+            lengths: their scatter around it is that of the sampled means and any curvature, taken as independent from
+            length to length. It says nothing of other images or other networks.
+        high: upper end of that interval.
+        first: shortest length with a finite norm above 0; the line is laid through all of these, each counting alike.
+        last: longest of them.
+    """
+
+    slope: float
+    low: float
+    high: float
+    first: int
+    last: int
+
+
+def decay(rows: Sequence[Row]) -> Decay | None:
+    """How the mean norm of a path falls with its length; None for fewer than three lengths with a norm.
+
+    Args:
+        rows: of the table, in any order.
+    """
+    from scipy.special import stdtrit
+
+    norms = {row["length"]: row.get("path_norm_mean") for row in rows}
+    points = {length: norm for length, norm in norms.items() if norm and 0 < norm < math.inf}
+    if len(points) < 3:
+        return None
+    lengths = np.array(list(points), dtype=float)
+    logs = [math.log10(norm) for norm in points.values()]
+    (slope, _), covariance = np.polyfit(lengths, logs, 1, cov=True)
+    half = float(stdtrit(len(points) - 2, 0.975) * math.sqrt(covariance[0, 0]))
+    return Decay(float(slope), float(slope) - half, float(slope) + half, min(points), max(points))
+
+
 class Sampled(Estimator):
     """The paper's protocol: the mean norm of single random paths (Veit et al. 2016, section 5)."""
 
@@ -190,7 +230,8 @@ class Sampled(Estimator):
             step = sampler.next_round(problem.batches)
             sampler.take(step, problem.measure(self.name, partial(_measure, problem, step), step.units))
         self._fill(rows, sampler)
-        return {}
+        line = decay(rows)
+        return {"decay": vars(line)} if line else {}
 
     def _fill(self, rows: Sequence[MutableRow], sampler: Sampler) -> None:
         """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""

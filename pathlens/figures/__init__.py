@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
 from pathlens.figures.blocks import structure
-from pathlens.figures.lesions import deletion, skips
+from pathlens.figures.lesions import deletion, deletions, skips
 from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
 from pathlens.figures.signal import signal_propagation
@@ -23,6 +23,7 @@ __all__ = [
     "SINGLE",
     "Figure",
     "deletion",
+    "deletions",
     "draw",
     "files",
     "lattice",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -33,6 +33,8 @@ from pathlens.tables import Table
 
 NEEDED = ("block", "stage", "kind", "count", "sample", "error", "error_low", "error_high")
 _MANY = 30  # blocks beyond which one column of a page is too narrow
+_ASIDE = 0.12  # by which the lines of sets stand apart, so that each interval is seen
+_MARKERS = "oDs^vP"  # of several networks
 _DENSE = 150  # blocks beyond which intervals touch each other
 
 
@@ -63,6 +65,59 @@ def skips(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
         width: in inches; as of :func:`deletion`.
     """
     return _lesions(table, width, "shortcut")
+
+
+def deletions(tables: Mapping[str, Table | pd.DataFrame], width: float | None = None) -> Figure:
+    """Several tables of deletions in one panel with one scale: of networks, or of one network under several rules.
+
+    Where each block was deleted by itself: error against the deleted block, a line with 95 % intervals for each table,
+    its intact network dashed in its colour (Veit, Wilber, Belongie 2016, figure 3, has a residual network and a plain
+    one). With random sets of blocks: mean error over the sets of a size, with its interval, against their number
+    (figure 5a).
+
+    Args:
+        tables: by the name that the legend gives them, each as of :func:`deletion` or :func:`skips`; either of single
+            blocks or of sets, all alike.
+        width: in inches; by default one column of a page, or the whole page for more than 30 blocks.
+
+    Raises:
+        UsageError: no tables, columns are missing, there is nothing to draw, or single blocks beside sets.
+    """
+    named = {name: to_rows(table, NEEDED, "block deletion") for name, table in tables.items()}
+    singles = {name: single_rows(rows) for name, rows in named.items()}
+    means = {name: mean_rows(rows) for name, rows in named.items()}
+    by_block = all(singles.values())
+    lines = {
+        name: error_series(singles[name], "block") if by_block else error_series(means[name], "count") for name in named
+    }
+    empty = next((name for name, line in lines.items() if not line["x"]), None)
+    if not lines or empty is not None:
+        what = "there are no tables" if empty is None else f"table {empty!r} has neither"
+        raise UsageError(f"{what}; give tables that all have single deleted blocks, or all have means over random sets")
+    intact = {name: row["error"] for name, rows in named.items() if (row := intact_row(rows)) is not None}
+    last = max(max(line["x"]) for line in lines.values())
+    width = width or (DOUBLE if by_block and last >= _MANY else SINGLE)
+    with style():
+        figure = new_figure(width, 2.6)
+        axes = figure.add_subplot()
+        for number, (name, line) in enumerate(lines.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            marker = _MARKERS[number % len(_MARKERS)]
+            aside = 0.0 if by_block else _ASIDE * (number - (len(lines) - 1) / 2)
+            places = [x + aside for x in line["x"]]
+            axes.errorbar(places, line["y"], whiskers(line), color=colour, fmt=f"{marker}-", ms=2.8, mew=0, lw=0.8,
+                          elinewidth=0.6, label=name, zorder=3)  # fmt: skip
+            if name in intact:
+                axes.axhline(100 * intact[name], color=colour, ls=(0, (4, 2)), lw=0.7, zorder=2)
+        if intact:
+            axes.plot([], [], color=INK, ls=(0, (4, 2)), lw=0.7, label="intact network")
+        ends = [end for line in lines.values() for end in (*line["y"], *line["high"]) if end is not None]
+        percent_axis(axes, [*intact.values(), *(end / 100 for end in ends)])
+        axes.set_xlim(-0.7 if by_block else 0.3, last + 0.7)
+        axes.xaxis.set_major_locator(block_ticks())
+        axes.set_xlabel("deleted block" if by_block else "number of deleted blocks")
+        legend_outside(axes, width)
+    return figure
 
 
 def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Figure:

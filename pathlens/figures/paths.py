@@ -29,8 +29,7 @@ from pathlens.figures.style import (
 )
 from pathlens.graph.cells import norm_cells
 from pathlens.results.charts import Series
-from pathlens.results.path_profile import contribution_series, path_shares
-from pathlens.results.result import Rows
+from pathlens.results.path_profile import contribution_series, one_path_series, path_shares
 from pathlens.results.text import with_power
 from pathlens.tables import Table
 
@@ -44,7 +43,6 @@ _SAMPLED, _RADEMACHER, _EXACT = COLOURS[0], COLOURS[3], COLOURS[2]
 _EFFECTIVE = "#e4e4e4"
 _DASHES = (0, (4, 1.5))
 _MARKED = 30  # lengths up to which each is marked
-_VISIBLE = 0.1  # percent: longer paths that contribute less are left out of the last panel
 
 
 def path_gradients(
@@ -57,10 +55,11 @@ def path_gradients(
     a. share of all paths that have a length;
     b. gradient norm of one path: mean of the sampled paths with its 95 % interval, their median, the band of 5 to 95 %
        of them, and the root mean square over all paths; left out where neither was measured;
-    c. what a length contributes, each curve as a share of its own sum over the lengths of the table: number of paths
-       times mean norm (with the interval of the mean; ends beyond the axis are cut off), number of paths times root
-       mean square, and the exact norm of the sum of all gradients. Long paths that contribute less than 0.1 % are left
-       out.
+    c. what a length contributes, all curves in one unit: number of paths times mean norm (with the interval of the
+       mean), number of paths times root mean square, and the exact norm of the sum of all gradients.
+
+    Panels b and c have logarithmic axes. What is 16 powers of ten below the largest norm, or 3 below the peak of the
+    lowest curve of c, is left out, which the panel then says.
 
     Args:
         table: with the columns ``length, n_paths, total_norm, path_norm_mean, path_norm_low, path_norm_high,
@@ -73,22 +72,21 @@ def path_gradients(
         UsageError: columns are missing, or no method was run.
     """
     rows = sorted(to_rows(table, NEEDED, "path-gradients"), key=lambda row: row["length"])
-    curves = contribution_series(rows)
+    curves, hidden = contribution_series(rows)
     if not curves:
         raise UsageError("the table of path gradients has no norm above zero; give one from path-gradients")
-    single = any(row[name] and row[name] > 0 for row in rows for name in ("path_norm_mean", "path_norm_rms"))
+    norms, unseen = one_path_series(rows)
     width = width or DOUBLE
     lengths, percent = [row["length"] for row in rows], path_shares(rows)
     with style():
         figure = new_figure(width, 2.7)
-        panels: list[Axes] = list(figure.subplots(1, 2 + single))
+        panels: list[Axes] = list(figure.subplots(1, 3 if norms else 2, sharex=True))
         _paths(panels[0], lengths, percent)
-        if single:
-            _one_path(panels[1], lengths, rows)
-        _all_paths(panels[-1], lengths, curves, effective)
-        titles = ["number of paths", *(["one path"] if single else []), "all paths of a length"]
-        for axes in panels[:-1]:
-            axes.set_xlim(-0.5, max(lengths) + 0.5)
+        if norms:
+            _one_path(panels[1], {series["key"]: series for series in norms}, unseen)
+        _all_paths(panels[-1], curves, hidden)
+        titles = ["number of paths", *(["one path"] if norms else []), "all paths of a length"]
+        panels[0].set_xlim(-0.5, max(lengths) + 0.5)
         for axes, letter, title in zip(panels, "abc", titles, strict=False):
             axes.set_xlabel("path length (blocks)")
             axes.set_title(f"{letter}  {title}", loc="left")
@@ -115,51 +113,52 @@ def _paths(axes: Axes, lengths: Sequence[int], percent: Sequence[float]) -> None
     axes.set_ylim(bottom=0)
 
 
-def _one_path(axes: Axes, lengths: Sequence[int], rows: Rows) -> None:
-    def above_zero(name: str) -> list[float]:
-        norms = (row[f"path_norm_{name}"] for row in rows)
-        return [norm if norm and norm > 0 else np.nan for norm in norms]
-
-    mean = above_zero("mean")
-    if not np.isnan(mean).all():
-        axes.fill_between(lengths, above_zero("q05"), above_zero("q95"), color=_SAMPLED, alpha=0.2, lw=0, zorder=2)
-        axes.plot(lengths, above_zero("median"), color=_SAMPLED, ls=":", zorder=3)
-        ends = {side: [row[f"path_norm_{side}"] for row in rows] for side in ("low", "high")}
-        axes.errorbar(
-            lengths, mean, whiskers({"y": mean, **ends}), color=_SAMPLED, elinewidth=0.7, zorder=4, **_line(len(rows))
-        )
-    axes.plot(lengths, above_zero("rms"), color=_RADEMACHER, ls=_DASHES, zorder=5)
-    axes.set_yscale("log")
-    axes.set_ylabel("gradient norm of one path\n(loss per unit of input)")
-    powers_of_ten(axes)
+def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
+    if "sampled" in norms:
+        _band(axes, norms["median"])
+        axes.plot(*_points(norms["median"]), color=_SAMPLED, ls=":", zorder=3)
+        _with_intervals(axes, norms["sampled"])
+    if "rms" in norms:
+        axes.plot(*_points(norms["rms"]), color=_RADEMACHER, ls=_DASHES, zorder=5)
+    _log_axis(axes, "gradient norm of one path\n(loss per unit of input)", note)
 
 
-def _all_paths(
-    axes: Axes, lengths: Sequence[int], curves: dict[str, Series], effective: tuple[int, int] | None
-) -> None:
-    shares = {method: [np.nan if share is None else share for share in curve["y"]] for method, curve in curves.items()}
-    top = max(np.nanmax(curve) for curve in shares.values())
-    visible = [
-        length for curve in shares.values() for length, share in zip(lengths, curve, strict=True) if share > _VISIBLE
-    ]
-    last = min(max(lengths), max(visible + ([effective[1]] if effective else [])) + 1)
-    marked = _line(last + 1)
+def _all_paths(axes: Axes, curves: dict[str, Series], note: str) -> None:
     if "sampled" in curves:
-        look: dict[str, Any] = {"color": _SAMPLED, **marked}
-        axes.plot([], [], label="mean of sampled paths, 95 % interval", **look)
         axes.plot([], [], color=_SAMPLED, ls=":", label="median of sampled paths")
         axes.fill_between([], [], color=_SAMPLED, alpha=0.2, lw=0, label="5 to 95 % of sampled paths")
-        ends = whiskers({**curves["sampled"], "y": shares["sampled"]})
-        axes.errorbar(lengths, shares["sampled"], ends, elinewidth=0.7, zorder=4, **look)
+        _with_intervals(axes, curves["sampled"], label="mean of sampled paths, 95 % interval")
     if "signed" in curves:
         label = "root mean square (random signs)"
-        axes.plot(lengths, shares["signed"], color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
+        axes.plot(*_points(curves["signed"]), color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
     if "exact" in curves:
-        label = "sum over all paths (exact)"
-        axes.plot(lengths, shares["exact"], color=_EXACT, lw=1.4, label=label, zorder=6, **marked)
-    axes.set_xlim(-0.5, last + 0.5)
-    axes.set_ylim(0, 1.15 * top)
-    axes.set_ylabel("contribution of a length (%)")
+        label, marked = "sum over all paths (exact)", _line(len(curves["exact"]["x"]))
+        axes.plot(*_points(curves["exact"]), color=_EXACT, lw=1.4, label=label, zorder=6, **marked)
+    _log_axis(axes, "contribution of a length\n(loss per unit of input)", note)
+
+
+def _points(series: Series, values: str = "y") -> tuple[list[int], list[float]]:
+    """Lengths and values; a gap where a value is missing or zero."""
+    return series["x"], [value if value and value > 0 else np.nan for value in series[values]]
+
+
+def _band(axes: Axes, series: Series) -> None:
+    low, high = (_points(series, end)[1] for end in ("low", "high"))
+    axes.fill_between(series["x"], low, high, color=_SAMPLED, alpha=0.2, lw=0, zorder=2)
+
+
+def _with_intervals(axes: Axes, series: Series, **look: Any) -> None:
+    lengths, mean = _points(series)
+    ends = whiskers({**series, "y": mean})
+    axes.errorbar(lengths, mean, ends, color=_SAMPLED, elinewidth=0.7, zorder=4, **_line(len(lengths)), **look)
+
+
+def _log_axis(axes: Axes, label: str, note: str) -> None:
+    axes.set_yscale("log")
+    axes.set_ylabel(label)
+    powers_of_ten(axes)
+    if note:
+        axes.text(0.98, 0.98, note, transform=axes.transAxes, ha="right", va="top", size=6, color=MUTED)
 
 
 def _two_digits(value: float) -> str:

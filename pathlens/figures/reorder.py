@@ -15,15 +15,16 @@ from pathlens.results.measured import error_series, intact_row
 from pathlens.results.reordering import order_rows
 from pathlens.tables import Table
 
+_FEWEST = 5  # orders of a mean; the interval of two is as wide as the page
 NEEDED = ("swaps", "kendall_tau", "sample", "error", "error_low", "error_high")
 
 
 def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 10) -> Figure:
     """Error of the network with reordered blocks against Kendall's tau, from the table of ``reorder-blocks``.
 
-    One point per order. The line is the mean in bins of equal width of tau, with Student's 95 % interval where a bin
-    has at least two orders. Tau falls from left to right, so damage grows to the right (Veit, Wilber, Belongie 2016,
-    figure 5b).
+    One point per order. The line is the mean in bins of equal width of tau, with Student's 95 % interval; a bin of
+    fewer than five orders is pooled with its neighbours, and of fewer than five in all no mean is drawn. Tau falls from
+    left to right, so damage grows to the right (Veit, Wilber, Belongie 2016, figure 5b).
 
     Args:
         table: with the columns ``swaps, kendall_tau, sample, error, error_low, error_high``; errors are fractions and
@@ -41,28 +42,42 @@ def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 1
     intact, points = intact_row(rows), error_series(order_rows(rows), "kendall_tau", intervals=False)
     if not points["x"]:
         raise UsageError("the table has no reordered network; give one from reorder-blocks with --swaps above 0")
-    lowest, means = min(points["x"]), _binned(points, bins)
+    lowest, means = min(points["x"]), _binned(points, bins) if len(points["x"]) >= _FEWEST else {}
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
         axes.plot(points["x"], points["y"], "o", color=COLOURS[0], ms=2.6, mew=0, alpha=0.3, label="one order")
-        mean_line(axes, means, "mean in bins, 95 % interval")
+        if means:
+            mean_line(axes, means, f"mean in bins of {_FEWEST} or more, 95 % interval")
         intact_line(axes, intact)
         reach = 1 - lowest or 1e-3
         axes.set_xlim(1 + 0.04 * reach, 1 - 1.04 * reach)
         ends = [intact["error"], intact["error_high"]] if intact else []
-        percent_axis(axes, [*ends, *(value / 100 for value in (*points["y"], *means["y"], *means["high"]))])
+        percent_axis(axes, [*ends, *(value / 100 for value in (*points["y"], *means.get("high", ())))])
         axes.set_xlabel("Kendall's tau to the trained order")
         legend_outside(axes, width)
     return figure
 
 
 def _binned(points: Series, bins: int) -> Series:
-    """Means in bins of equal width between the lowest tau and 1, with Student's interval where a bin has two orders."""
+    """Means in bins of equal width between the lowest tau and 1, with Student's interval, from five orders or more."""
     frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
     edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
-    groups = frame.groupby(np.digitize(frame["x"], edges[1:-1]))
+    found = np.digitize(frame["x"], edges[1:-1])
+    groups = frame.groupby(_pooled(np.bincount(found, minlength=bins))[found])
     mean = groups.agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
-    half = (mean["sem"] * stats.t.ppf(0.975, (mean["n"] - 1).clip(lower=1))).fillna(0)
+    half = mean["sem"] * stats.t.ppf(0.975, mean["n"] - 1)
     ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100)}
     return {name: list(values) for name, values in {"x": mean["x"], "y": mean["y"], **ends}.items()}
+
+
+def _pooled(sizes: np.ndarray) -> np.ndarray:
+    """The pool of each bin: neighbours, from the trained order outward, until there are enough."""
+    pools, pool, held = np.zeros(len(sizes), int), 0, 0
+    for number in reversed(range(len(sizes))):
+        pools[number], held = pool, held + sizes[number]
+        if held >= _FEWEST:
+            pool, held = pool + 1, 0
+    if held < _FEWEST and pool:  # what is left joins the last pool
+        pools[pools == pool] = pool - 1
+    return pools

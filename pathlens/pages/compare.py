@@ -91,13 +91,14 @@ def _overlay(runs: list[Run], pairs: list[tuple[int, Chart]], key: str) -> Chart
         rules += [{"y": rule["y"], "name": rule["name"], "colour": index} for rule in chart.get("rules", ())]
         for place, text in chart.get("heads", {}).items():
             heads[place] = text if heads.get(place, text) == text else ""
+    notes = dict.fromkeys(note for _, chart in pairs if (note := chart["y"].get("note")))
     same_stages = all(chart.get("stages") == first.get("stages") for _, chart in pairs)
     of = f": {next(item['name'] for item in first['series'] if item['key'] == key)}" if len(first["series"]) > 1 else ""
     return {
         "family": first["family"],
         "title": f"{first['title']}{of}",
         "x": first["x"] if len({chart["x"]["label"] for _, chart in pairs}) == 1 else {**first["x"], "label": "block"},
-        "y": first["y"],
+        "y": {**first["y"], "note": "; ".join(notes)},
         "series": series,
         "rules": rules,
         "heads": {place: text for place, text in heads.items() if text},

@@ -1,11 +1,11 @@
 """Charts of a table as plain descriptions, which pages draw, and the series that figures draw too.
 
 A chart is a mapping with ``family`` (charts of one family can be laid over each other), ``title``, ``x`` and ``y``
-(each with ``label``; ``whole`` for whole numbers, ``log``, ``percent``), and ``series``. A series has ``key``,
-``name``, ``colour`` (a number), ``x`` and ``y``, and where it has them ``low`` and ``high`` (intervals), ``band`` (draw
-those as a band), ``line`` (``solid``, ``dash``, ``dot`` or ``none``), and ``marks`` (kind of each point, an index into
-``kinds``). Beside them stand ``rules`` (horizontal lines), ``shade`` (a range of x), ``stages``, and ``heads`` (what a
-place is called).
+(each with ``label``; ``whole`` for whole numbers, ``log``, ``percent``, and a ``note`` on what is not drawn), and
+``series``. A series has ``key``, ``name``, ``colour`` (a number), ``x`` and ``y``, and where it has them ``low`` and
+``high`` (intervals), ``band`` (draw those as a band), ``line`` (``solid``, ``dash``, ``dot`` or ``none``), and
+``marks`` (kind of each point, an index into ``kinds``). Beside them stand ``rules`` (horizontal lines), ``shade`` (a
+range of x), ``stages``, and ``heads`` (what a place is called).
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from pathlens.results.text import power_of_ten
+
 Chart = dict[str, Any]
 Series = dict[str, Any]
 
+_DECADES = 16
+"""Of a logarithmic axis: what is smaller is lost when it is added to the largest in double precision."""
+
 
 class Axis(TypedDict, total=False):
-    """Label of an axis, and whether it shows whole numbers, logarithms or percent."""
+    """Label of an axis, and whether it shows whole numbers, logarithms or percent; a note says what is not drawn."""
 
     label: str
     whole: bool
     log: bool
     percent: bool
+    note: str
 
 
 PERCENT: Axis = {"label": "error (%)", "percent": True}
@@ -33,6 +39,33 @@ PERCENT: Axis = {"label": "error (%)", "percent": True}
 def chart(family: str, title: str, x: str, y: Axis, series: list[Series], whole: bool = True, **more: Any) -> Chart:
     """A chart; ``x`` is the label of its axis, ``whole`` says that places on it are whole numbers."""
     return {"family": family, "title": title, "x": {"label": x, "whole": whole}, "y": y, "series": series, **more}
+
+
+def cut_off(series: Sequence[Series], decades: int = _DECADES) -> tuple[list[Series], str]:
+    """Leave out points that only make a logarithmic axis long, and say where.
+
+    Args:
+        series: with values, and maybe the ends of their intervals.
+        decades: powers of ten below the largest value that are drawn, at most.
+
+    Returns:
+        The series, without the points whose value is smaller, and the words for it, which are empty where none is.
+    """
+    values = [value for item in series for value in item["y"] if value and value > 0]
+    if not values:
+        return list(series), ""
+    power = math.floor(math.log10(max(values))) - decades
+    left = [[bool(value) and value < 10.0**power for value in item["y"]] for item in series]
+    cut = [
+        {
+            name: [None if out else value for out, value in zip(outside, values, strict=True)]
+            if name in ("y", "low", "high")
+            else values
+            for name, values in item.items()
+        }
+        for item, outside in zip(series, left, strict=True)
+    ]
+    return cut, f"below {power_of_ten(power)} not drawn" if any(map(any, left)) else ""
 
 
 def scaled(values: Iterable[float | None], factor: float) -> list[float | None]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from pathlens.estimators import estimators
-from pathlens.results.charts import Axis, Chart, Series, chart
+from pathlens.estimators.sampled import decay
+from pathlens.results.charts import Axis, Chart, Series, chart, cut_off
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
 
-_VISIBLE = 1e-3  # percent: longer paths that contribute less are left out of the page's chart of contributions
+_BELOW_PEAKS = 3  # powers of ten below the peak of the smallest curve of contributions that are drawn
 _READABLE = 10**15  # numbers of paths below this are written with all digits
 _MOST_BLOCKS = 100_000  # a table that was read back may state any number of paths
 
@@ -48,12 +50,6 @@ def contributions(rows: Rows, method: str) -> list[float | None]:
     return METHODS[method].contributions(rows)
 
 
-def shares(values: Sequence[float | None]) -> list[float | None]:
-    """Percent of the sum; missing values stay missing, and nothing is left where all are zero."""
-    whole = math.fsum(value for value in values if value is not None)
-    return [None if value is None else 100 * value / whole for value in values] if whole > 0 else []
-
-
 def path_shares(rows: Rows) -> list[float]:
     """Percent of all paths of the network that have each length, also where the table leaves long ones out.
 
@@ -66,27 +62,36 @@ def path_shares(rows: Rows) -> list[float]:
     return [100 * (count / everything) for count in counts] if min(counts) >= 0 and everything else []
 
 
-def contribution_series(rows: Rows) -> dict[str, Series]:
-    """What each length contributes in percent, by method that was run; with the interval of sampled paths."""
+def contribution_series(rows: Rows) -> tuple[dict[str, Series], str]:
+    """What each length contributes, by method that was run, in one unit: the loss per unit of input.
+
+    Lengths that contribute less than a thousandth of the smallest curve's peak are left out, with the words for it.
+    """
     series: dict[str, Series] = {}
-    for method in METHODS:
-        percent = shares(contributions(rows, method))
-        if percent:
-            series[method] = {"x": [row["length"] for row in rows], "y": percent}
-    if "sampled" in series:
-        for side in ("low", "high"):
-            ends = [row.get(f"path_norm_{side}") for row in rows]
-            series["sampled"][side] = [
-                _scaled_end(end, share, row["path_norm_mean"])
-                for share, end, row in zip(series["sampled"]["y"], ends, rows, strict=True)
-            ]
-    return series
+    for method, estimator in METHODS.items():
+
+        def contributed(column: str, of_one: bool = estimator.of_one) -> list[float | None]:
+            return [_times(row.get(column), int(row["n_paths"]) if of_one else 1) for row in rows]
+
+        curve: Series = {"x": [row["length"] for row in rows], "y": contributed(estimator.norm)}
+        if method == "sampled":
+            curve |= {"low": contributed("path_norm_low"), "high": contributed("path_norm_high")}
+        if any(curve["y"]):
+            series[method] = curve
+    peaks = [max(value for value in curve["y"] if value) for curve in series.values()]
+    decades = math.ceil(math.log10(max(peaks)) - math.log10(min(peaks))) + _BELOW_PEAKS if peaks else 0
+    cut, note = cut_off(list(series.values()), decades)
+    return dict(zip(series, cut, strict=True)), note
 
 
-def _scaled_end(end: float | None, share: float | None, mean: float) -> float | None:
-    """The end of an interval of the mean, scaled as the mean is to its share; None beyond floats."""
-    scaled = share * end / mean if share and end is not None else math.inf
-    return scaled if math.isfinite(scaled) else None
+def _times(norm: float | None, count: int) -> float | None:
+    """A product with a number of any size; None where it is beyond floats."""
+    if norm is None:
+        return None
+    try:
+        return float(Fraction(norm) * count)
+    except OverflowError:
+        return None
 
 
 def effective_span(provenance: Provenance) -> tuple[str, int, int] | None:
@@ -150,6 +155,11 @@ class PathProfile(Result):
                 f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
                 f"all paths; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
             )
+        if line := provenance.get("decay"):
+            lines.append(
+                f"log10 of the mean path norm changes by {line['slope']:+.3f} per block ({line['low']:+.3f} to "
+                f"{line['high']:+.3f}): a line through lengths {line['first']} to {line['last']} with its 95 % interval"
+            )
         difference = provenance.get("relative_difference_to_autograd")
         if difference is not None:
             lines.append(
@@ -164,12 +174,16 @@ class PathProfile(Result):
         return {"effective": span and span[1:]}
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
-        """The norm of the gradient, the effective lengths, and how exact the sums are."""
+        """The norm of the gradient, how that of a path falls, the effective lengths, and how exact the sums are."""
         headlines = []
         if isinstance(provenance.get("gradient_norm"), float):
             headlines.append(
                 Headline("Gradient norm", number(provenance["gradient_norm"]), f"at {said(provenance.get('at'))}")
             )
+        if line := decay(rows):
+            interval = f"95\N{NO-BREAK SPACE}% interval {line.low:+.3f} to {line.high:+.3f} of a line through lengths "
+            value = f"{line.slope:+.3f} decades per block"
+            headlines.append(Headline("Slope of the mean path norm", value, f"{interval}{line.first} to {line.last}"))
         effective = provenance.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):
@@ -199,14 +213,12 @@ class PathProfile(Result):
         heads = {str(row["length"]): f"length {row['length']}: {_count_words(row['n_paths'])}" for row in rows}
         y: Axis = {"label": "share of all paths (%)", "percent": True}
         charts = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]
-        one = [{**series, "x": lengths} for series in _one_path(rows)]
-        if one:
-            y = {"label": "gradient norm of one path", "log": True}
-            charts.append(chart("norm of a path", "One path", x, y, one, shade=shade))
-        series = _visible(contribution_series(rows))
-        if series:
-            y = {"label": "contribution of a length (%)", "percent": True}
-            charts.append(chart("contribution", "All paths of a length", x, y, series, shade=shade))
+        for family, title, label, (series, note) in (
+            ("norm of a path", "One path", "gradient norm of one path", one_path_series(rows)),
+            ("contribution", "All paths of a length", "gradient norm of a length", _in_charts(rows)),
+        ):
+            y = {"label": label, "log": True, "note": note}
+            charts += [chart(family, title, x, y, series, shade=shade)] if series else []
         return charts
 
 
@@ -214,8 +226,9 @@ def _share_column(rows: Rows) -> str:
     return "contribution_share" if rows[0]["contribution_share"] is not None else "total_share"
 
 
-def _one_path(rows: Rows) -> list[Series]:
-    """Norms of single paths: those of sampled paths, and the root mean square of all."""
+def one_path_series(rows: Rows) -> tuple[list[Series], str]:
+    """Norms of single paths: those of sampled paths, and the root mean square of all; and what is left out."""
+    lengths = [row["length"] for row in rows]
     norms = {
         name: [row.get(f"path_norm_{name}") for row in rows]
         for name in ("mean", "low", "high", "median", "q05", "q95", "rms")
@@ -231,21 +244,14 @@ def _one_path(rows: Rows) -> list[Series]:
     if any(norms["rms"]):
         look = {"line": "dash", "colour": 1}
         series.append({"key": "rms", "name": "root mean square", "y": norms["rms"], **look})
-    return series
+    return cut_off([{"x": lengths, **item} for item in series])
 
 
-def _visible(contributed: dict[str, Series]) -> list[Series]:
-    """The series of a chart, without the long paths that contribute next to nothing."""
-    visible = [
-        at for series in contributed.values() for at, share in enumerate(series["y"]) if share and share > _VISIBLE
-    ]
-    end = max(visible, default=0) + 2
-    return [
-        {"key": estimator.name, "name": estimator.in_chart, **estimator.look}
-        | {name: values[:end] for name, values in contributed[estimator.name].items()}
-        for estimator in estimators()
-        if estimator.name in contributed
-    ]
+def _in_charts(rows: Rows) -> tuple[list[Series], str]:
+    """Contributions with their looks, in the order of the estimators."""
+    contributed, note = contribution_series(rows)
+    looks = [estimator for estimator in estimators() if estimator.name in contributed]
+    return [{"key": e.name, "name": e.in_chart, **e.look, **contributed[e.name]} for e in looks], note
 
 
 def _count_words(count: int) -> str:

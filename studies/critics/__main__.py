@@ -11,26 +11,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pathlens.errors import DataError, PathlensError
-from studies.common import Page, StudySetting, one_thread, say, setting, start_fresh
-from studies.critics.answers import TALK, answers
-from studies.critics.beyond import beyond
-from studies.critics.cancellation import cancellation
-from studies.critics.responses import responses
-from studies.critics.shortcuts import shortcuts
+from pathlens.errors import DataError
+from studies import record
+from studies.common import Page, StudySetting, carry_out, setting, start_fresh
+from studies.critics import beyond, cancellation, responses, shortcuts
+from studies.critics.judged import TALK, verdicts
 from studies.subjects import Subject, packaged, published, untrained
 
 NAME = "critics"
 
-QUESTION = (
-    "Do the objections raised against Veit, Wilber, Belongie 2016 hold: against deleting branches alone, against "
-    "reading harmlessness as redundancy, against norms of sampled paths, and against ResNets alone?"
-)
 PROTOCOL = (
-    "(a) Every block twice: without its branch, and without its shortcut; also random sets. (b) Standard deviation of "
-    "each branch's output over the test images, against the error without that branch: Spearman's rank correlation. "
-    "(c) For each path length the paper's product of number and mean norm of sampled paths, the exact norm of the sum, "
-    "and the root mean square norm by random signs; distributions of single paths of some lengths. (d) The same "
+    "(a) Every block twice: without its branch, and without its shortcut; also distinct random sets. (b) Standard "
+    "deviation of each branch's output over the test images, against the loss without that branch: Spearman's rank "
+    "correlation. The loss comes first, because errors tie: a block that costs nothing has the error of the intact "
+    "network. (c) For each path length the paper's product of number and mean norm of sampled paths, the exact norm of "
+    "the sum, and the root mean square norm by random signs; distributions of distinct single paths of some lengths. "
+    "Norms are of the gradient at the input of training images, batch norms with running statistics. (d) The same "
     "lesions and exact gradients on a vision transformer and a ConvNeXt, several seeds. Networks of (a) to (c): the "
     "54-block network that comes with the package, on digits, and the published ResNet-56 on CIFAR-10 as JPEG files "
     "(`cifar10-jpeg`), whose errors are higher than on the original images. Differences from the papers: Veit et al. "
@@ -41,44 +37,54 @@ PROTOCOL = (
 )
 
 
-def subjects_of(study: StudySetting) -> tuple[list[Subject], str]:
-    """The networks of (a) to (c), and what is missing."""
+def subjects_of(study: StudySetting) -> list[Subject]:
+    """The networks of (a) to (c); the published one is left out where its files are not there."""
     if study.scale == "smoke":
-        return [untrained(study, "preresnet20")], ""
+        return [untrained(study, "preresnet20")]
     try:
-        return [packaged(study), published(study, "resnet56")], ""
-    except DataError as error:
-        return [packaged(study)], f"The published ResNet-56 is left out: {error}."
+        return [packaged(study), published(study, "resnet56")]
+    except DataError:
+        return [packaged(study)]
+
+
+def measure(study: StudySetting) -> list[dict[str, Any]]:
+    """All measurements; returns where the networks of (d) come from."""
+    chosen = subjects_of(study)
+    done = beyond.train(study)
+    start_fresh(study.out)
+    shortcuts.measure(study, chosen)
+    responses.measure(study, chosen)
+    cancellation.measure(study, chosen)
+    beyond.measure(study, done)
+    return [record.training(name, folder) for name, folder in done.items()]
+
+
+def state(study: StudySetting) -> Page:
+    """The page, from the tables."""
+    page = Page(
+        study,
+        "The critics of the ensemble view",
+        "Do the objections raised against Veit, Wilber, Belongie 2016 hold: against deleting branches alone, against "
+        "reading harmlessness as redundancy, against norms of sampled paths, and against ResNets alone?",
+    )
+    if study.scale == "smoke":
+        page.text("**A smoke run for the tests: a network with random weights. Its numbers mean nothing.**")
+    names = [stem.removeprefix("skips-") for stem in page.tables if stem.startswith("skips-")]
+    if study.scale != "smoke" and "resnet56" not in names:
+        page.text("The published ResNet-56 is left out: PATHLENS_MODELS and PATHLENS_DATA did not name its files.")
+    for part in (shortcuts, responses, cancellation):
+        part.state(page, names)
+    beyond.state(page)
+    tables = page.tables
+    data = {name: tables[f"lesions-{name}"].provenance["data"] for name in names}
+    page.claims(verdicts(tables, names), lambda name: data.get(name, tables["beyond-blocks"].provenance["data"]))
+    page.text(TALK)
+    return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
-    asked = setting(NAME, __doc__, argv)
-    if asked.scale == "smoke":
-        one_thread()
-    try:
-        chosen, missing = subjects_of(asked)
-        start_fresh(asked.out)
-        page = Page(asked, "The critics of the ensemble view", QUESTION, PROTOCOL)
-        if asked.scale == "smoke":
-            page.text("**A smoke run for the tests: a network with random weights. Its numbers mean nothing.**")
-        if missing:
-            page.text(missing)
-        lesions, summary = shortcuts(page, asked, chosen)
-        found: dict[str, Any] = {"shortcuts": summary}
-        found["responses"] = responses(
-            page, asked, chosen, {name: tables["branches"] for name, tables in lesions.items()}
-        )
-        found |= cancellation(page, asked, chosen)
-        found["beyond"] = beyond(page, asked, chosen[0], lesions[chosen[0].name])
-        page.section("What agrees, what does not, and the likely reason", answers(found))
-        page.text(TALK)
-        page.write()
-    except PathlensError as error:
-        print(f"study: error: {error}", file=sys.stderr)
-        return error.exit_code
-    say(f"wrote {asked.out / 'README.md'}")
-    return 0
+    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, state)
 
 
 if __name__ == "__main__":

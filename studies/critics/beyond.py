@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pathlens
 from pathlens.metrics import sample_interval
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, make_table, say, train_all
+from studies import record
+from studies.common import Page, StudySetting, say, train_all
 from studies.critics.drawing import lengths_figure, pairs_figure
 from studies.critics.responses import correlation, measure_responses, response_rows
 from studies.critics.shortcuts import PAIRS, pair_rows
-from studies.subjects import Subject, subject
+from studies.record import make_table
+from studies.rules.claims import LEVEL
+from studies.rules.paths import range_rows
+from studies.subjects import subject
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 
+BLOCKS = (
+    ("network", "", "network; all were trained on digits"),
+    ("seed", "", "of the training"),
+    *(column for column in PAIRS if column[0] not in ("difference", "difference_low", "difference_high")),
+    ("harm_low", "fraction", "lower end of the 95 % interval of harm_branch (Tango)"),
+    ("harm_high", "fraction", "upper end of it"),
+    ("relative_std", "", "standard deviation of what the branch adds, over that of the shortcut"),
+)
+
+LENGTHS = (
+    ("network", "", "network"),
+    ("seed", "", "of the training"),
+    ("length", "blocks", "number of branches that a path takes"),
+    ("n_paths", "", "number of paths of this length, exact"),
+    ("total_norm", "loss per unit of input", "norm of the sum over all paths of this length, mean over examples"),
+    ("total_low", "loss per unit of input", "lower end of its 95 % interval over examples"),
+    ("total_high", "loss per unit of input", "upper end of it"),
+    ("blocks", "blocks", "residual blocks"),
+)
+
 RUNS = (
     ("network", "", "network; all were trained on digits"),
-    ("seed", "", "of the training; missing for the packaged network"),
+    ("seed", "", "of the training"),
     ("blocks", "", "residual blocks"),
     ("error_intact", "fraction", "test error of the intact network"),
-    ("error_intact_low", "fraction", "lower end of its 95 % interval (Wilson)"),
-    ("error_intact_high", "fraction", "upper end of it"),
     ("branch_increase", "fraction", "mean increase of the error with a branch deleted"),
     ("branch_largest", "fraction", "largest increase"),
     ("skip_increase", "fraction", "mean increase of the error with a shortcut deleted"),
-    ("harmless", "fraction", "share of blocks whose deletion is not told apart from the intact network"),
+    ("differ", "blocks", "deleted branches that differ from the intact network (McNemar's exact test, Holm)"),
     ("shortcut_worse", "fraction", "share of blocks whose shortcut hurts more to delete, told apart"),
     ("branch_worse", "fraction", "share of blocks whose branch hurts more to delete, told apart"),
-    ("rho", "", "rank correlation of relative response and error over blocks"),
+    ("rho", "", "rank correlation of relative response and loss over blocks"),
     ("peak", "blocks", "length of path that contributes most to the exact gradient"),
     ("first", "blocks", "shortest effective length of the exact gradient"),
     ("last", "blocks", "longest effective length"),
@@ -39,7 +62,7 @@ RUNS = (
     ("share_of_paths", "fraction", "what the effective lengths hold of all paths"),
 )
 
-_COMPARED = ("error_intact", "branch_increase", "skip_increase", "harmless", "shortcut_worse", "rho", "middle")
+_COMPARED = ("error_intact", "branch_increase", "skip_increase", "shortcut_worse", "rho", "middle")
 
 SUMMARY = (
     ("network", "", "network"),
@@ -74,52 +97,72 @@ def networks(study: StudySetting) -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
-def trained(study: StudySetting) -> list[tuple[int | None, Subject]]:
-    """The trained networks with their seeds."""
-    seeds = study.pick(range(1), range(3), range(5))
-    chosen = networks(study)
+def train(study: StudySetting) -> dict[str, Path]:
+    """Train the networks; name of the run -> folder."""
     wanted = {
         f"{name}-seed{seed}": ("--model", f"{NETS}:{build}", "--seed", str(seed), *arguments)
-        for name, (build, arguments) in chosen.items()
-        for seed in seeds
+        for name, (build, arguments) in networks(study).items()
+        for seed in study.pick(range(1), range(3), range(5))
     }
-    done = train_all(wanted, study)
-    found: list[tuple[int | None, Subject]] = []
-    for name, (build, _) in chosen.items():
-        for seed in seeds:
-            loaded = pathlens.load_model(f"{NETS}:{build}", done[f"{name}-seed{seed}"] / "weights.safetensors")
-            found.append((seed, subject(study, name, f"{name} trained on digits with seed {seed}", loaded)))
-    return found
+    return train_all(wanted, study)
 
 
-def run_row(
-    seed: int | None, subject: Subject, lesions: Mapping[str, Table], gradients: Table, rho: Any
-) -> dict[str, Any]:
+def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
+    """Lesions, responses and exact gradients of every trained network."""
+    images, shown = study.pick(24, 360, 360), study.pick(2, 64, 360)
+    blocks, lengths, facts = [], [], {}
+    for run, folder in done.items():
+        name, _, seed = run.rpartition("-seed")
+        loaded = pathlens.load_model(f"{NETS}:{networks(study)[name][0]}", folder / "weights.safetensors")
+        one = subject(study, name, f"{name} trained on digits with seed {seed}", loaded)
+        say(f"lesions and path gradients of {one.words}")
+        data, options, key = one.images(images), one.options, {"network": name, "seed": int(seed)}
+        lesions = pathlens.delete_blocks(one.view, data, **options)
+        pairs = pair_rows(lesions, pathlens.delete_skips(one.view, data, **options))
+        answered = response_rows(measure_responses(one, images), lesions)
+        ends = {row["block"]: row for row in lesions.rows if row["block"] is not None}
+        for pair, response in zip(pairs, answered, strict=True):
+            own = ends[pair["block"]]
+            more = {"harm_low": own["difference_low"], "harm_high": own["difference_high"]}
+            blocks.append({**key, **pair, **more, "relative_std": response["relative_std"]})
+        gradients = pathlens.path_gradients(
+            one.view, one.images(shown, "train"), method="exact", batch_size=16, **options
+        )
+        lengths += [{**key, **row, "blocks": len(one.view)} for row in gradients.rows]
+        facts = {"share": gradients.provenance["share"], **record.images(data)}
+    study.tables.put("beyond-blocks", make_table(BLOCKS, blocks, **facts))
+    facts |= {"images": shown, "split": "train", "batch_size": 16, "mode": "eval"}
+    study.tables.put("beyond-lengths", make_table(LENGTHS, lengths, **facts))
+
+
+def by_run(table: Table) -> dict[tuple[str, int], Table]:
+    """A table of several networks, network by network."""
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in table.rows:
+        found.setdefault((row["network"], row["seed"]), []).append(row)
+    return {run: Table(table.columns, tuple(rows), table.provenance) for run, rows in found.items()}
+
+
+def run_row(run: tuple[str, int], blocks: Table, lengths: Table) -> dict[str, Any]:
     """One network's row from its tables."""
-    intact = next(row for row in lesions["branches"].rows if row["count"] == 0)
-    pairs = pair_rows(lesions["branches"], lesions["shortcuts"])
+    pairs = blocks.rows
     worse = [pair["worse"] for pair in pairs]
-    increases = [pair["error_branch"] - pair["error_intact"] for pair in pairs]
-    harmless = [pair["error_branch_low"] <= intact["error_high"] for pair in pairs]
-    effective, blocks = gradients.provenance["effective"]["exact"], len(pairs)
-    totals = gradients.values("total_norm")
+    increases = [pair["harm_branch"] for pair in pairs]
+    (exact,) = range_rows(run[0], lengths)
     return {
-        "network": subject.name,
-        "seed": seed,
-        "blocks": blocks,
-        **{f"error_intact{end}": intact[f"error{end}"] for end in ("", "_low", "_high")},
+        "network": run[0],
+        "seed": run[1],
+        "blocks": len(pairs),
+        "error_intact": pairs[0]["error_intact"],
         "branch_increase": statistics.fmean(increases),
         "branch_largest": max(increases),
         "skip_increase": statistics.fmean(pair["error_skip"] - pair["error_intact"] for pair in pairs),
-        "harmless": statistics.fmean(harmless),
-        "shortcut_worse": worse.count("shortcut") / blocks,
-        "branch_worse": worse.count("branch") / blocks,
-        "rho": rho,
-        "peak": totals.index(max(totals)),
-        "first": effective["first"],
-        "last": effective["last"],
-        "middle": (effective["first"] + effective["last"]) / 2 / blocks,
-        "share_of_paths": effective["share_of_paths"],
+        "differ": sum(pair["harm_p"] < LEVEL for pair in pairs),
+        "shortcut_worse": worse.count("shortcut") / len(pairs),
+        "branch_worse": worse.count("branch") / len(pairs),
+        "rho": correlation(list(pairs), "relative_std", "loss_branch")["rho"],
+        **{name: exact[name] for name in ("peak", "first", "last", "share_of_paths")},
+        "middle": (exact["first"] + exact["last"]) / 2 / len(pairs),
     }
 
 
@@ -138,75 +181,40 @@ def summary_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def beyond(page: Page, study: StudySetting, packaged: Subject, known: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """The section of the page; returns the means over seeds.
-
-    Args:
-        page: to write on.
-        study: what was asked for.
-        packaged: the residual network that comes with the package, for comparison.
-        known: its lesion tables.
-    """
-    subjects = [(None, packaged), *trained(study)]
+def state(page: Page) -> None:
+    """The section of the page."""
+    tables = page.tables
     page.section(
         "d. Beyond ResNets",
         "A vision transformer (attention and MLP are two blocks a layer) and a ConvNeXt, both trained here on digits "
-        "with AdamW and without shifting images, beside the package's residual network on the same data. A deletion is "
-        "harmless here where the 95 % intervals of its error and of the intact network's overlap.",
+        "with AdamW and without shifting images.",
     )
-    images, runs, curves, tables = study.pick(24, 360, 360), [], [], {}
-    for seed, one in subjects:
-        say(f"lesions and path gradients of {one.words}")
-        data, options = one.images(images), one.options
-        if one is packaged:
-            lesions: Mapping[str, Table] = known
-        else:
-            lesions = {
-                "branches": pathlens.delete_blocks(one.view, data, **options),
-                "shortcuts": pathlens.delete_skips(one.view, data, **options),
-            }
-        gradients = pathlens.path_gradients(
-            one.view, one.images(study.pick(2, 64, 360)), method="exact", batch_size=16, **options
-        )
-        answered = response_rows(measure_responses(one, images), lesions["branches"])
-        rho = correlation(answered, "relative_std", "error", 99)["rho"]
-        runs.append(run_row(seed, one, lesions, gradients, rho))
-        curves += [{"network": one.name, "seed": seed, "blocks": len(one.view), **row} for row in gradients.rows]
+    blocks, lengths = by_run(tables["beyond-blocks"]), by_run(tables["beyond-lengths"])
+    runs = [run_row(run, own, lengths[run]) for run, own in blocks.items()]
+    tables.put("beyond-runs", make_table(RUNS, runs))
+    tables.put("beyond", make_table(SUMMARY, summary_rows(runs)))
+    for (network, seed), own in blocks.items():
         if seed == 0:
-            rows, stem = pair_rows(lesions["branches"], lesions["shortcuts"]), f"shortcuts-{one.name}"
-            caption = f"Error with the branch or the shortcut of one block deleted: {one.words}."
-            page.figure(stem, pairs_figure(rows), caption)
-            tables[stem] = make_table(PAIRS, rows, **lesions["shortcuts"].provenance)
-            tables[f"path-gradients-{one.name}"] = gradients
-    for stem, table in tables.items():
-        page.table(stem, table)
-    caption = "Exact contribution of each length, relative to the largest; a line for each trained network."
-    page.figure("lengths", lengths_figure(curves), caption)
+            caption = f"Error with the branch or the shortcut of one block deleted: {network}, seed 0."
+            page.figure(f"shortcuts-{network}", partial(pairs_figure, own.rows), caption)
+    page.table("beyond-blocks")
+    page.measured("beyond-blocks")
+    page.figure(
+        "lengths",
+        lambda: lengths_figure(tables["beyond-lengths"].rows),
+        "Exact contribution of each length, relative to the largest; a line for each trained network.",
+    )
+    page.table("beyond-lengths")
+    page.measured("beyond-lengths")
     shown = {
-        "network": "", "seed": "d", "blocks": "d", "error_intact": ".2%", "branch_increase": ".2%",
-        "skip_increase": ".2%", "harmless": ".0%", "shortcut_worse": ".0%", "branch_worse": ".0%", "rho": ".2f",
+        "network": "", "seed": "d", "blocks": "d", "error_intact": ".2%", "branch_increase": "+.2%",
+        "skip_increase": "+.2%", "differ": "d", "shortcut_worse": ".0%", "branch_worse": ".0%", "rho": ".2f",
         "peak": "d", "first": "d", "last": "d", "share_of_paths": ".2g",
     }  # fmt: skip
-    page.table("beyond-runs", make_table(RUNS, runs, images=images), shown)
-    summary = summary_rows(runs)
+    page.table("beyond-runs", shown)
     shown = {"network": "", "seeds": "d", "error_intact": ".1%"} | {
         f"{name}{end}": ".2f" if name == "middle" else ".1%"
-        for name in ("branch_increase", "skip_increase", "harmless", "middle")
+        for name in ("branch_increase", "skip_increase", "middle")
         for end in ("", "_low", "_high")
     }
-    page.table("beyond", make_table(SUMMARY, summary, images=images), shown)
-    page.text("\n".join(reading(row) for row in summary))
-    return summary
-
-
-def reading(row: Mapping[str, Any]) -> str:
-    """One network's result in words."""
-    more = "more" if row["skip_increase"] > row["branch_increase"] else "less"
-    where = "below" if row["middle"] < 0.5 else "not below"
-    return (
-        f"- {row['network']} ({row['blocks']} blocks, {row['seeds']} network{'s' * (row['seeds'] > 1)}): "
-        f"{row['harmless']:.0%} of single deletions are harmless; a deleted shortcut costs "
-        f"{100 * row['skip_increase']:.1f} points on average, {more} than a deleted branch "
-        f"({100 * row['branch_increase']:.1f}); the effective lengths are centred at {row['middle']:.0%} of the "
-        f"blocks, {where} the half around which the numbers of paths are centred."
-    )
+    page.table("beyond", shown)

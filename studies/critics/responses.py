@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, make_table, say
+from studies import record
+from studies.common import Page, StudySetting, say
 from studies.critics.drawing import responses_figure
+from studies.record import make_table
+from studies.rules.lesions import rank_interval
 from studies.subjects import Subject
 
 RESPONSES = (
@@ -30,16 +32,22 @@ RESPONSES = (
     ("loss", "nats", "loss with the branch deleted; missing where it is not finite"),
 )
 
+DEVIATIONS = (
+    ("block", "", "index of the block, from 0"),
+    ("branch_std", "", "standard deviation of what the branch adds, over images, channels and positions"),
+    ("shortcut_std", "", "the same of what the shortcut adds"),
+)
+
 CORRELATIONS = (
     ("network", "", "network"),
     ("which", "", "all blocks, or those with identity shortcuts alone"),
     ("response", "", "column of the response"),
     ("harm", "", "column of the harm"),
     ("n_blocks", "blocks", "how many"),
+    ("ties", "blocks", "whose harm is that of another one"),
     ("rho", "", "Spearman's rank correlation; missing where one of the two does not vary"),
     ("rho_low", "", "lower end of its 95 % bootstrap interval over blocks (percentile)"),
     ("rho_high", "", "upper end of it"),
-    ("p", "", "two-sided, of no correlation"),
 )
 
 
@@ -83,29 +91,29 @@ def response_rows(deviations: Sequence[tuple[float, float]], lesions: Table) -> 
     return rows
 
 
-def correlation(rows: Sequence[Mapping[str, Any]], response: str, harm: str, resamples: int) -> dict[str, Any]:
-    """Spearman's rank correlation of two columns over blocks, with a bootstrap interval."""
+def correlation(rows: Sequence[Mapping[str, Any]], response: str, harm: str) -> dict[str, Any]:
+    """Spearman's rank correlation of two columns over blocks, with a bootstrap interval, and how many blocks tie."""
     pairs = [(row[response], row[harm]) for row in rows if row[response] is not None and row[harm] is not None]
-    found: dict[str, Any] = {"n_blocks": len(pairs), "rho": None, "rho_low": None, "rho_high": None, "p": None}
-    x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
-    if len(pairs) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return found
-    whole = stats.spearmanr(x, y)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(x), size=(resamples, len(x)))
-    ranks = (stats.rankdata(values[drawn], axis=1) for values in (x, y))
-    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
-    with np.errstate(invalid="ignore", divide="ignore"):  # samples of one block alone have no correlation
-        rhos = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
-    low, high = np.nanquantile(rhos, (0.025, 0.975))
-    found |= {"rho": float(whole.statistic), "p": float(whole.pvalue) if math.isfinite(whole.pvalue) else None}
-    return found | {"rho_low": float(low), "rho_high": float(high)}
+    found: dict[str, Any] = {"n_blocks": len(pairs), "ties": len(pairs) - len({value for _, value in pairs})}
+    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    rho, low, high = rank_interval(xs, ys, 9999)
+    return found | {"rho": rho, "rho_low": low, "rho_high": high}
 
 
-def responses(
-    page: Page, study: StudySetting, subjects: Sequence[Subject], lesions: Mapping[str, Table]
-) -> list[dict[str, Any]]:
-    """The section of the page; returns the correlations."""
+def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
+    """The responses of all blocks."""
+    for subject in subjects:
+        say(f"responses of {subject.name}")
+        images = study.pick(24, 1000, 10_000)
+        found = measure_responses(subject, images)
+        rows = [{"block": block, "branch_std": one, "shortcut_std": other} for block, (one, other) in enumerate(found)]
+        facts = record.images(subject.images(images))
+        study.tables.put(f"deviations-{subject.name}", make_table(DEVIATIONS, rows, batch_size=128, **facts))
+
+
+def state(page: Page, networks: Sequence[str]) -> None:
+    """The section of the page."""
+    tables = page.tables
     page.section(
         "b. Size of the response against harm",
         "He et al. 2016a (figure 7) measure the standard deviation of each layer's response after batch norm and read "
@@ -114,41 +122,25 @@ def responses(
         "is of a whole branch as it enters the addition, in units of the activations and relative to the shortcut.",
     )
     found = []
-    images, resamples = study.pick(24, 1000, 10_000), study.pick(99, 9999, 9999)
-    for subject in subjects:
-        say(f"responses of {subject.name}")
-        rows = response_rows(measure_responses(subject, images), lesions[subject.name])
+    for network in networks:
+        deviations = [(row["branch_std"], row["shortcut_std"]) for row in tables[f"deviations-{network}"].rows]
+        rows = response_rows(deviations, tables[f"lesions-{network}"])
         identity = [row for row in rows if row["kind"] == "identity"]
         chosen = {"all": rows} | ({"identity": identity} if 2 < len(identity) < len(rows) else {})
         for which, blocks in chosen.items():
-            for response in ("branch_std", "relative_std"):
-                for harm in ("error", "loss"):
-                    names = {"network": subject.name, "which": which, "response": response, "harm": harm}
-                    found.append(names | correlation(blocks, response, harm, resamples))
-        stem = f"responses-{subject.name}"
-        page.figure(stem, responses_figure(rows), f"Harm of deleting a block against its response: {subject.words}.")
-        page.table(stem, make_table(RESPONSES, rows, **lesions[subject.name].provenance))
+            for harm in ("loss", "error"):
+                for response in ("relative_std", "branch_std"):
+                    names = {"network": network, "which": which, "response": response, "harm": harm}
+                    found.append(names | correlation(blocks, response, harm))
+        stem = f"responses-{network}"
+        tables.put(stem, make_table(RESPONSES, rows))
+        caption = f"Harm of deleting a block against its response: {network}."
+        page.figure(stem, partial(responses_figure, rows), caption)
+        page.table(stem)
+        page.measured(f"deviations-{network}")
+    tables.put("responses", make_table(CORRELATIONS, found))
     shown = {
-        "network": "", "which": "", "response": "", "harm": "", "n_blocks": "d", "rho": ".2f", "rho_low": ".2f",
-        "rho_high": ".2f", "p": ".2g",
+        "network": "", "which": "", "response": "", "harm": "", "n_blocks": "d", "ties": "d", "rho": ".2f",
+        "rho_low": ".2f", "rho_high": ".2f",
     }  # fmt: skip
-    page.table("responses", make_table(CORRELATIONS, found, images=images), shown)
-    page.text("\n".join(reading(row) for row in found if (row["which"], row["harm"]) == ("all", "error")))
-    return found
-
-
-def reading(row: Mapping[str, Any]) -> str:
-    """One correlation in words."""
-    what = {"branch_std": "the response", "relative_std": "the response relative to the shortcut"}[row["response"]]
-    if row["rho"] is None:
-        return f"- {row['network']}: no correlation of {what} with the error, one of the two does not vary."
-    if row["rho_low"] <= 0 <= row["rho_high"]:
-        words = f"{what} does not tell which blocks hurt"
-    elif row["rho"] > 0:
-        words = f"blocks hurt more the larger {what}"
-    else:
-        words = f"blocks hurt more the smaller {what}"
-    return (
-        f"- {row['network']}: {words} (rank correlation {row['rho']:.2f}, {row['rho_low']:.2f} to "
-        f"{row['rho_high']:.2f}; its square, the share of the ranks' variance, {row['rho'] ** 2:.0%})."
-    )
+    page.table("responses", shown)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 import pathlens
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, make_table, say
+from studies.common import Page, StudySetting, say
 from studies.critics.drawing import counts_figure, pairs_figure
+from studies.record import make_table
+from studies.rules.claims import mean_interval
+from studies.rules.lesions import distinct_sets
 from studies.subjects import Subject
 
 PAIRS = (
@@ -32,6 +35,8 @@ PAIRS = (
     ("difference_low", "fraction", "lower end of its 95 % interval (Newcombe's from Wilson's, as if of other images)"),
     ("difference_high", "fraction", "upper end of it"),
     ("worse", "", "what hurts more to delete, where the interval tells: shortcut or branch"),
+    ("harm_branch", "fraction", "error_branch minus error_intact, on the same images"),
+    ("harm_p", "", "McNemar's exact test of it, corrected by Holm's method over the blocks"),
     ("loss_branch", "nats", "loss with the branch deleted; missing where it is not finite"),
     ("loss_skip", "nats", "loss with the shortcut deleted; missing where it is not finite"),
 )
@@ -56,9 +61,9 @@ COUNTS = (
     ("network", "", "network"),
     ("deleted", "", "branches or shortcuts"),
     ("count", "blocks", "how many random blocks lost theirs"),
-    ("sets", "", "random sets"),
+    ("sets", "", "distinct random sets"),
     ("error", "fraction", "mean error over the sets"),
-    ("error_low", "fraction", "lower end of the 95 % interval of the mean over sets (Student; of count 0 Wilson)"),
+    ("error_low", "fraction", "lower end of the 95 % interval of the mean over sets (bootstrap; missing for one set)"),
     ("error_high", "fraction", "upper end of it"),
 )
 
@@ -81,6 +86,8 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
                 "difference_low": low,
                 "difference_high": high,
                 "worse": "shortcut" if low > 0 else "branch" if high < 0 else None,
+                "harm_branch": branch["difference"],
+                "harm_p": branch["p_holm"],
                 "loss_branch": branch["loss"],
                 "loss_skip": skip["loss"],
             }
@@ -99,17 +106,10 @@ def newcombe(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float
     return a - b, a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
-def summarise(network: str, which: str, rows: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+def summarise(network: str, which: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The paired difference over blocks."""
-    differences = np.array([row["difference"] for row in rows])
-    low = high = p = None
-    if len(differences) > 1 and np.ptp(differences) > 0:
-        found = stats.bootstrap(
-            (differences,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
-        )
-        low, high = (float(end) for end in found.confidence_interval)
-    if np.any(differences):
-        p = float(stats.wilcoxon(differences).pvalue)
+    differences = [row["difference"] for row in rows]
+    low, high = mean_interval(differences)
     told = [row["worse"] for row in rows]
     return {
         "network": network,
@@ -118,10 +118,10 @@ def summarise(network: str, which: str, rows: Sequence[Mapping[str, Any]], resam
         "error_intact": rows[0]["error_intact"],
         "error_branch": statistics.fmean(row["error_branch"] for row in rows),
         "error_skip": statistics.fmean(row["error_skip"] for row in rows),
-        "difference": float(differences.mean()),
+        "difference": statistics.fmean(differences),
         "difference_low": low,
         "difference_high": high,
-        "p": p,
+        "p": float(stats.wilcoxon(differences).pvalue) if any(differences) else None,
         "shortcut_worse": told.count("shortcut"),
         "branch_worse": told.count("branch"),
         "not_told_apart": told.count(None),
@@ -129,21 +129,43 @@ def summarise(network: str, which: str, rows: Sequence[Mapping[str, Any]], resam
 
 
 def count_rows(network: str, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """Mean error against the number of random blocks, of both kinds of lesion."""
+    """Mean error against the number of random blocks, of both kinds of lesion, over the distinct sets."""
     rows = []
     for deleted, table in tables.items():
-        for row in table.rows:
-            if row["count"] == 0 or (row["block"] is None and row["sample"] is None):
-                sets = 1 if row["count"] == 0 else table.provenance["samples"]
-                ends = {name: row[name] for name in ("count", "error", "error_low", "error_high")}
-                rows.append({"network": network, "deleted": deleted, "sets": sets, **ends})
+        (intact,) = [row for row in table.rows if row["count"] == 0]
+        ends = {name: intact[name] for name in ("error", "error_low", "error_high")}
+        rows.append({"network": network, "deleted": deleted, "count": 0, "sets": 1, **ends})
+        drawn = distinct_sets(table)
+        for size in sorted({one.size for one in drawn}):
+            errors = [one.error for one in drawn if one.size == size]
+            low, high = mean_interval(errors)
+            ends = {"error": statistics.fmean(errors), "error_low": low, "error_high": high}
+            rows.append({"network": network, "deleted": deleted, "count": size, "sets": len(errors), **ends})
     return rows
 
 
-def shortcuts(
-    page: Page, study: StudySetting, subjects: Sequence[Subject]
-) -> tuple[dict[str, dict[str, Table]], list[dict[str, Any]]]:
-    """The section of the page; returns the lesion tables of each network, and the summary."""
+def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
+    """Lesions of single blocks and of random sets, of branches and of shortcuts."""
+    for subject in subjects:
+        say(f"branches and shortcuts of {subject.name}")
+        data = subject.images(study.pick(24, 1000, 10_000))
+        options = {**subject.options, "journal": study.runs / "journal"}
+        sets = {
+            "count": study.pick((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 12, 16, 20)),
+            "samples": study.pick(2, 10, 10),
+        }
+        for stem, table in (
+            ("lesions", pathlens.delete_blocks(subject.view, data, **options)),
+            ("skips", pathlens.delete_skips(subject.view, data, **options)),
+            ("sets", pathlens.delete_blocks(subject.view, data, **sets, **options)),
+            ("skip-sets", pathlens.delete_skips(subject.view, data, **sets, **options)),
+        ):
+            study.tables.put(f"{stem}-{subject.name}", table)
+
+
+def state(page: Page, networks: Sequence[str]) -> None:
+    """The section of the page."""
+    tables = page.tables
     page.section(
         "a. Deleting shortcuts against deleting branches",
         "In the unraveled network every block halves the paths: 2^(n-1) go through its branch and as many through its "
@@ -151,67 +173,30 @@ def shortcuts(
         "block is its own control here: the same network and images, once without the branch and once without the "
         "shortcut.",
     )
-    lesions, summary, counted = {}, [], []
-    images = study.pick(24, 1000, 10_000)
-    for subject in subjects:
-        say(f"branches and shortcuts of {subject.name}")
-        data, options = subject.images(images), subject.options
-        tables = {
-            "branches": pathlens.delete_blocks(subject.view, data, **options),
-            "shortcuts": pathlens.delete_skips(subject.view, data, **options),
-        }
-        lesions[subject.name] = tables
-        rows = pair_rows(tables["branches"], tables["shortcuts"])
-        resamples = study.pick(99, 9999, 9999)
-        summary.append(summarise(subject.name, "all", rows, resamples))
+    summary, counted = [], []
+    for network in networks:
+        rows = pair_rows(tables[f"lesions-{network}"], tables[f"skips-{network}"])
+        summary.append(summarise(network, "all", rows))
         identity = [row for row in rows if row["kind"] == "identity"]
         if 1 < len(identity) < len(rows):
-            summary.append(summarise(subject.name, "identity", identity, resamples))
-        sets = {
-            "count": study.pick((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 12, 16, 20)),
-            "samples": study.pick(2, 8, 10),
-        }
-        by_kind = {
-            "branches": pathlens.delete_blocks(subject.view, data, **sets, **options),
-            "shortcuts": pathlens.delete_skips(subject.view, data, **sets, **options),
-        }
-        counted += count_rows(subject.name, by_kind)
-        stem = f"shortcuts-{subject.name}"
-        page.figure(
-            stem, pairs_figure(rows), f"Error with the branch or the shortcut of one block deleted: {subject.words}."
-        )
-        page.table(stem, make_table(PAIRS, rows, **tables["shortcuts"].provenance))
+            summary.append(summarise(network, "identity", identity))
+        by_kind = {"branches": tables[f"sets-{network}"], "shortcuts": tables[f"skip-sets-{network}"]}
+        counted += count_rows(network, by_kind)
+        stem = f"shortcuts-{network}"
+        tables.put(stem, make_table(PAIRS, rows))
+        caption = f"Error with the branch or the shortcut of one block deleted: {network}."
+        page.figure(stem, partial(pairs_figure, rows), caption)
+        page.table(stem)
+        page.measured(f"lesions-{network}")
+    tables.put("shortcuts", make_table(SUMMARY, summary))
+    tables.put("counts", make_table(COUNTS, counted))
     shown = {
         "network": "", "which": "", "n_blocks": "d", "error_intact": ".2%", "error_branch": ".2%", "error_skip": ".2%",
         "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g", "shortcut_worse": "d",
         "branch_worse": "d", "not_told_apart": "d",
     }  # fmt: skip
-    page.table("shortcuts", make_table(SUMMARY, summary, images=images), shown)
-    page.text("\n".join(reading(row) for row in summary if row["which"] == "all"))
-    page.figure(
-        "counts", counts_figure(counted), "Error with the branches, or the shortcuts, of random blocks deleted."
-    )
-    shown = {"network": "", "deleted": "", "count": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
-    page.table("counts", make_table(COUNTS, counted, images=images), shown)
-    return lesions, summary
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """What the mean paired difference says: shortcut, branch, or neither."""
-    low, high = row["difference_low"], row["difference_high"]
-    if low is None or low <= 0 <= high:
-        return "neither"
-    return "shortcut" if low > 0 else "branch"
-
-
-def reading(row: Mapping[str, Any]) -> str:
-    """One network's result in words."""
-    words = {
-        "shortcut": "losing the shortcut hurts more than losing the branch",
-        "branch": "losing the branch hurts more than losing the shortcut",
-        "neither": "the two lesions are not told apart on average",
-    }[verdict(row)]
-    return (
-        f"- {row['network']}: {words} ({100 * row['difference']:+.1f} points on average; worse without the shortcut in "
-        f"{row['shortcut_worse']} of {row['n_blocks']} blocks, worse without the branch in {row['branch_worse']})."
-    )
+    page.table("shortcuts", shown)
+    caption = "Error with the branches, or the shortcuts, of random blocks deleted."
+    page.figure("counts", lambda: counts_figure(counted), caption)
+    shown = {"network": "", "deleted": "", "count": "d", "sets": "d"}
+    page.table("counts", shown | {"error": ".2%", "error_low": ".2%", "error_high": ".2%"})

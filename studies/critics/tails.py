@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from scipy import stats
 from torch.nn.functional import cross_entropy
 
 import pathlens
+from pathlens import figures
 from pathlens.paths import sample_paths
-from studies.common import Page, StudySetting, say
+from studies.common import StudySetting, say
 from studies.critics.drawing import tails_figure
 from studies.subjects import Subject
 
@@ -22,7 +24,7 @@ _NORM = "loss per unit of input"
 TAILS = (
     ("network", "", "network"),
     ("length", "blocks", "of the paths"),
-    ("paths", "", "sampled paths"),
+    ("paths", "", "distinct sampled paths"),
     ("images", "", "examples of each path"),
     ("mean", _NORM, "mean norm over paths and examples"),
     ("mean_low", _NORM, "lower end of its 95 % bootstrap interval over paths (percentile)"),
@@ -33,9 +35,11 @@ TAILS = (
     ("largest", _NORM, "largest norm"),
     ("top_share", "fraction", "share of the sum of norms that the largest 1 % hold"),
     ("rms", _NORM, "root mean square of the sample"),
+    ("rms_error", _NORM, "its standard error over the sampled paths (bootstrap)"),
     ("rms_signed", _NORM, "root mean square over all paths, by random signs, of the same examples"),
     ("rms_signed_error", _NORM, "its standard error over draws of signs"),
     ("tail", "", "rms_signed over mean"),
+    ("tail_error", "", "its standard error, from those of both"),
     ("missed", "", "rms_signed over rms: above 1 where the sample missed heavy paths"),
     ("tail_within", "", "root mean square over mean of the sampled paths of one example, median over examples"),
     ("four_below", "fraction", "how often the mean of four of the paths lies below the mean of all that were sampled"),
@@ -53,10 +57,10 @@ class Tail:
 
 def sample_tail(subject: Subject, images: int, length: int, paths: int) -> Tail:
     """Norms of the gradient of each example's loss at the input through single random paths."""
-    batch = subject.images(images).batch(0, images, mean=subject.mean, std=subject.std, device=subject.device)
+    batch = subject.images(images, "train").batch(0, images, mean=subject.mean, std=subject.std, device=subject.device)
     rng = np.random.default_rng([length, len(subject.view)])
     norms = []
-    for path in sample_paths(len(subject.view), length, paths, rng):
+    for path in dict.fromkeys(sample_paths(len(subject.view), length, paths, rng)):
         inputs = batch.images.clone().requires_grad_()
         with pathlens.restrict_backward(subject.view, path=path) as model:
             loss = cross_entropy(model(inputs), batch.labels, reduction="sum")
@@ -74,6 +78,7 @@ def tail_row(network: str, tail: Tail, signed: Mapping[str, Any], resamples: int
         rng = np.random.default_rng(0)
         found = stats.bootstrap((paths,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
         low, high = (float(end) for end in found.confidence_interval)
+    error = float(paths.std(ddof=1) / math.sqrt(len(paths))) if len(paths) > 1 else 0.0
     four = few_means(tail, 4, resamples)
     top = flat[-max(1, round(len(flat) / 100)) :]
     q50, q95, q99 = (float(value) for value in np.quantile(flat, (0.5, 0.95, 0.99)))
@@ -92,9 +97,11 @@ def tail_row(network: str, tail: Tail, signed: Mapping[str, Any], resamples: int
         "largest": float(flat[-1]),
         "top_share": float(top.sum() / flat.sum()),
         "rms": float(np.sqrt(np.square(flat).mean())),
+        "rms_error": _rms_error(tail, resamples),
         "rms_signed": rms,
         "rms_signed_error": signed["path_norm_rms_error"],
         "tail": rms / mean,
+        "tail_error": rms / mean * math.hypot((signed["path_norm_rms_error"] or 0.0) / rms, error / mean),
         "missed": rms / float(np.sqrt(np.square(flat).mean())),
         "tail_within": float(np.median(np.sqrt(np.square(tail.norms).mean(axis=0)) / tail.norms.mean(axis=0))),
         "four_below": float((four < mean).mean()),
@@ -108,13 +115,20 @@ def few_means(tail: Tail, paths: int, draws: int) -> np.ndarray:
     return means[np.random.default_rng(paths).integers(0, len(means), size=(draws, paths))].mean(axis=1)
 
 
-def one_tail(page: Page, study: StudySetting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def _rms_error(tail: Tail, resamples: int) -> float:
+    """Standard error of the root mean square of a sample, over its paths."""
+    squares = np.square(tail.norms).mean(axis=1)
+    picked = np.random.default_rng(1).integers(0, len(squares), size=(resamples, len(squares)))
+    return float(np.sqrt(squares[picked].mean(axis=1)).std())
+
+
+def measure_tails(study: StudySetting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Distributions of the path norms of some lengths, with their figure."""
     say(f"single paths of {subject.name}, lengths {', '.join(map(str, lengths))}")
     images = study.pick(2, 16, 64)
     signed = pathlens.path_gradients(
         subject.view,
-        subject.images(images),
+        subject.images(images, "train"),
         method="signed",
         draws=study.pick(2, 16, 32),
         batch_size=images,
@@ -129,6 +143,5 @@ def one_tail(page: Page, study: StudySetting, subject: Subject, lengths: Sequenc
     ]
     scaled = {tail.length: (tail.norms / tail.norms.mean(axis=0)).ravel() for tail in tails}
     drawn = tails_figure(scaled, few, {row["length"]: row["tail"] for row in rows})
-    caption = f"How path norms are distributed, and how far means of few of them fall short: {subject.words}."
-    page.figure(f"tails-{subject.name}", drawn, caption)
+    figures.save(drawn, study.out, f"tails-{subject.name}")
     return rows

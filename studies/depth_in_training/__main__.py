@@ -11,93 +11,118 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from studies.common import Page, make_table, one_thread, say, setting, start_fresh, train_all
+import pathlens
+from studies import record
+from studies.common import Page, StudySetting, carry_out, setting, start_fresh, train_all
 from studies.depth_in_training import columns
-from studies.depth_in_training.answers import DISCUSSION, answers
 from studies.depth_in_training.cells import measure_all
 from studies.depth_in_training.checkpoints import NAME, cells, shared, validation_errors, wanted
 from studies.depth_in_training.drawing import curves_figure, gains_figure, trajectories
+from studies.depth_in_training.judged import AT_CHANCE, DISCUSSION, settled, verdicts
 from studies.depth_in_training.trends import by_epoch, driven_by, gains_by_epoch, mean_curves, trends
+from studies.record import make_table
 
 PROTOCOL = (
     "Networks are trained from several seeds and their weights kept at initialisation and after some epochs. At each "
     "of these the gradient of the loss of training images with respect to the input is resolved by path length, with "
     "batch norms on the statistics of the batch and differentiated through them, as the optimizer sees the network. "
-    "Three contributions of a length are kept apart: the number of paths times the mean norm of sampled paths (that "
-    "of Veit et al. 2016, to which the claim refers), the number times the root mean square norm (random signs), and "
-    "the exact norm of the sum over all paths of the length, in which paths may cancel. Of each the effective range "
-    "(shortest interval of lengths that holds 95 %), its centre, and the mean length weighted by contribution. The "
-    "trend is Spearman's rank correlation of epoch and mean length within each run, tested over the runs; once from "
-    "the initialisation and once from the first epoch, because the initialisation is not yet training. Differences "
-    "from the paper: it derives the growth from a spin-glass model, whose weights of paths of length r are a scale to "
-    "the power of r, and supports it by the growth of trained scales; here lengths are measured on the gradient. At "
-    "`--scale cpu` the images are scikit-learn's 8x8 digits and the network has 54 pre-activation blocks. Because the "
-    "proposed mechanism is the scale of the branches, on which weight decay acts, some runs are repeated without "
-    "weight decay, for them with the exact contribution alone. As a control the exact lengths are also measured with "
-    "running statistics; at initialisation these are not yet statistics of anything, and that point says nothing."
+    "Three contributions of a length are kept apart: the number of paths times the mean norm of sampled paths (that of "
+    "Veit et al. 2016, to which the claim refers), the number times the root mean square norm (random signs), and the "
+    "exact norm of the sum over all paths of the length, in which paths may cancel. Of each the effective range "
+    "(shortest interval of lengths that holds 95 %), its centre, and the mean length weighted by contribution. What is "
+    "judged is the change of the mean length from the last kept epoch up to the tenth, when the networks have left "
+    "chance, to the end, within each run and tested over the runs; the change from initialisation stands beside it, "
+    "most of which is of the escape from chance. Differences from the paper: it derives the growth from a spin-glass "
+    "model, whose weights of paths of length r are a scale to the power of r, and supports it by the growth of trained "
+    "scales; here lengths are measured on the gradient. At `--scale cpu` the images are scikit-learn's 8x8 digits and "
+    "the network has 54 pre-activation blocks. Because the proposed mechanism is the scale of the branches, on which "
+    "weight decay acts, some runs are repeated without weight decay, for them with the exact contribution alone. As a "
+    "control the exact lengths are also measured with running statistics; at initialisation these are not yet "
+    "statistics of anything, and that point says nothing."
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study and write its page."""
-    study = shared(setting(NAME, __doc__, argv))
-    if study.scale == "smoke":
-        one_thread()
+def measure(study: StudySetting) -> list[dict[str, Any]]:
+    """Train, measure every kept checkpoint, and return where the networks come from."""
     runs = wanted(study)
     done = train_all({name: run.arguments for name, run in runs.items()}, study)
-    measured = measure_all(cells(study, runs, done), study)
-    ranges = [row for cell in measured for row in cell["ranges"]]
-    gains = [cell["gains"] for cell in measured]
-    means, scales = by_epoch(ranges, validation_errors(done)), gains_by_epoch(gains)
-    tests, mechanism = trends(ranges, (0, 1)), driven_by(gains, ranges)
-    decay = max(row["weight_decay"] for row in ranges)
-
+    every = cells(study, runs, done)
+    measured = measure_all(every, study)
     start_fresh(study.out)
+    curves = mean_curves([row for cell in measured for row in cell["curves"] if row["mode"] == "train"])
+    data = pathlens.open_data(every[0].data, split="train", limit=every[0].images)
+    facts = {"study": NAME, "scale": study.scale, "networks": sorted(runs), **record.images(data)}
+    tables = {
+        "ranges": (columns.RANGES, [row for cell in measured for row in cell["ranges"]]),
+        "gains": (columns.GAINS_COLUMNS, [cell["gains"] for cell in measured]),
+        "curves": (columns.CURVES, curves),
+        "errors": (columns.ERRORS, validation_errors(runs, done)),
+    }
+    for stem, (described, rows) in tables.items():
+        study.tables.put(stem, make_table(described, rows, **facts))
+    return [record.training(name, folder) for name, folder in done.items()]
+
+
+def state(study: StudySetting) -> Page:
+    """The page, from the tables."""
     page = Page(
         study,
         "Littwin and Wolf 2016: does the ensemble get deeper in training?",
         "Does the depth of the virtual ensemble of paths grow as training goes on, and is the scale of the branches "
         "what drives it?",
-        PROTOCOL,
     )
-    facts: dict[str, Any] = {"study": NAME, "scale": study.scale, "networks": sorted(runs)}
+    tables = page.tables
+    ranges, gains, curves, errors = (list(tables[stem].rows) for stem in ("ranges", "gains", "curves", "errors"))
+    means, scales = by_epoch(ranges, errors), gains_by_epoch(gains)
+    begin = settled([row["epoch"] for row in ranges])
+    tests, mechanism = trends(ranges, (0, begin)), driven_by(gains, ranges)
+    decay = max(row["weight_decay"] for row in ranges)
+    derived = {
+        "by-epoch": (columns.BY_EPOCH, means),
+        "trends": (columns.TRENDS, tests),
+        "gains-by-epoch": (columns.GAINS_BY_EPOCH, scales),
+        "mechanism": (columns.MECHANISM, mechanism),
+    }
+    for stem, (described, rows) in derived.items():
+        tables.put(stem, make_table(described, rows))
+
     page.section("Path lengths by epoch")
+    left = [row["epoch"] for row in means if (row["validation_error"] or 1) < AT_CHANCE]
     page.figure(
         "trajectories",
-        trajectories(ranges, means, decay),
+        lambda: trajectories(ranges, means, decay, min(left, default=0)),
         "Path lengths against the epoch. a: mean length weighted by contribution; thick: mean over seeds with "
         "Student's 95 % interval, thin: seeds. b: effective range (band) and its centre, sampled and exact, mean over "
-        "seeds. c: exact mean length with and without weight decay. The axis is logarithmic from epoch 5.",
+        "seeds. c: exact mean length with and without weight decay. Shaded: the network is escaping from chance "
+        f"(validation error above {AT_CHANCE:.0%}). The axis is logarithmic from epoch 5.",
     )
     shown = {
         "contribution": "", "epoch": "d", "seeds": "d", "first": ".1f", "last": ".1f", "mean_length": ".2f",
         "mean_length_low": ".2f", "mean_length_high": ".2f", "validation_error": ".1%",
     }  # fmt: skip
-    page.table(
-        "by-epoch",
-        make_table(columns.BY_EPOCH, means, **facts),
-        shown,
-        rows=lambda row: row["weight_decay"] == decay and row["mode"] == "train",
-    )
-    curves = mean_curves([row for cell in measured for row in cell["curves"] if row["mode"] == "train"])
+    page.table("by-epoch", shown, rows=lambda row: row["weight_decay"] == decay and row["mode"] == "train")
+    page.measured("ranges")
     page.figure(
         "curves",
-        curves_figure([row for row in curves if row["weight_decay"] == decay]),
+        lambda: curves_figure([row for row in curves if row["weight_decay"] == decay]),
         "Share of the contribution at each path length, by epoch, mean over seeds.",
     )
-    page.table("curves", make_table(columns.CURVES, curves, **facts))
-    page.table("ranges", make_table(columns.RANGES, ranges, **facts))
+    page.table("curves")
+    page.table("ranges")
+    page.table("errors")
 
     page.section(
-        "Is there a trend?",
-        "rho is the rank correlation of epoch and mean length within a run, and change the mean length at the end "
-        "minus that at the first epoch counted; both with Student's 95 % interval over the seeds.",
+        "How lengths change",
+        f"From epoch {begin} to the end, and from initialisation. The change is the mean length at the end minus that "
+        "at the first epoch counted, with Student's 95 % interval over the seeds; part is its share of the change "
+        "since initialisation. rho is the rank correlation of epoch and mean length within a run.",
     )
     shown = {
-        "weight_decay": "g", "mode": "", "contribution": "", "since": "d", "seeds": "d", "rho": "+.2f", "rising": "d",
-        "sign_p": ".2g", "change": "+.2f", "change_low": "+.2f", "change_high": "+.2f", "change_p": ".1g",
+        "weight_decay": "g", "mode": "", "contribution": "", "since": "d", "seeds": "d", "change": "+.2f",
+        "change_low": "+.2f", "change_high": "+.2f", "change_p": ".1g", "change_p_holm": ".1g", "part": ".0%",
+        "rho": "+.2f", "rising": "d",
     }  # fmt: skip
-    page.table("trends", make_table(columns.TRENDS, tests, **facts), shown)
+    page.table("trends", shown)
 
     page.section(
         "Mechanism",
@@ -110,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = [{**row, "predicted_length": by_cell[row["run"], row["epoch"]]} for row in ranges if row["mode"] == "train"]
     page.figure(
         "gains",
-        gains_figure(scales, pairs),
+        lambda: gains_figure(scales, pairs),
         "a to c: scales of the branches against the epoch, mean over seeds with Student's 95 % interval. d: measured "
         "mean path length of each checkpoint (with weight decay) against what λ predicts.",
     )
@@ -118,19 +143,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weight_decay": "g", "epoch": "d", "gamma": ".3f", "response_ratio": ".3f", "gradient_ratio": ".3f",
         "gradient_ratio_low": ".3f", "gradient_ratio_high": ".3f", "predicted_length": ".1f",
     }  # fmt: skip
-    page.table("gains-by-epoch", make_table(columns.GAINS_BY_EPOCH, scales, **facts), shown)
-    page.table("gains", make_table(columns.GAINS_COLUMNS, gains, **facts))
+    page.table("gains-by-epoch", shown)
+    page.table("gains")
     shown = {
         "weight_decay": "g", "contribution": "", "scale": "", "seeds": "d", "rho": "+.2f", "rho_low": "+.2f",
         "rho_high": "+.2f", "measured_over_predicted": ".2f",
     }  # fmt: skip
-    page.table("mechanism", make_table(columns.MECHANISM, mechanism, **facts), shown)
-
-    page.section("What agrees and what does not", answers(means, tests, scales, mechanism, decay))
+    page.table("mechanism", shown)
+    page.claims(verdicts(means, tests, scales, decay), lambda _: tables["ranges"].provenance["data"])
     page.text(DISCUSSION)
-    page.write()
-    say(f"wrote {study.out / 'README.md'}")
-    return 0
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and write its page."""
+    return carry_out(shared(setting(NAME, __doc__, argv)), PROTOCOL, measure, state)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,8 @@ from studies.depth_in_training.cells import Cell
 from studies.veit2016.trainings import cifar, trainings
 
 NAME = "depth_in_training"
+#: of the networks on digits; the study of Veit et al. trains the first ones
+SEEDS = 10
 TINY = f"{Path(__file__).resolve().parent / 'nets.py'}:tiny"
 
 
@@ -58,14 +62,27 @@ def wanted(study: StudySetting) -> dict[str, WatchedTraining]:
             for training in trainings(study)
             if training.rule == "full" and training.network == network
         }
+        whole |= _more_seeds(whole, study.pick(0, SEEDS, 3))
     without = {
         name.replace("-full-", "-nodecay-"): WatchedTraining(
             run.network, run.seed, (*run.arguments, "--weight-decay", "0"), False
         )
         for name, run in whole.items()
-        if run.seed < study.pick(1, 3, 2)
+        if run.seed < study.pick(1, SEEDS, 3)
     }
     return {**whole, **without}
+
+
+def _more_seeds(whole: Mapping[str, WatchedTraining], seeds: int) -> dict[str, WatchedTraining]:
+    """The same training from the seeds that are not there yet."""
+    name, first = next(iter(whole.items()))
+    found = {}
+    for seed in range(len(whole), seeds):
+        place = first.arguments.index("--seed") + 1
+        arguments = (*first.arguments[:place], str(seed), *first.arguments[place + 1 :])
+        another = name.replace(f"-seed{first.seed}", f"-seed{seed}")
+        found[another] = WatchedTraining(first.network, seed, arguments, first.sampled)
+    return found
 
 
 def cells(study: StudySetting, runs: Mapping[str, WatchedTraining], done: Mapping[str, Path]) -> list[Cell]:
@@ -99,11 +116,15 @@ def cells(study: StudySetting, runs: Mapping[str, WatchedTraining], done: Mappin
     return found
 
 
-def validation_errors(done: Mapping[str, Path]) -> dict[tuple[str, int], float]:
-    """Run and epoch -> error on the held-out images, whole network."""
-    return {
-        (name, row["epoch"]): row["validation_error"]
-        for name, folder in done.items()
-        for row in read_table(folder / "history.csv").rows
-        if row["validation_error"] is not None
-    }
+def validation_errors(runs: Mapping[str, WatchedTraining], done: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Rows of the table ``errors``: error on the held-out images, whole network."""
+    found: dict[tuple[float, int], list[float]] = {}
+    for name in runs:
+        decay = read_table(done[name] / "result.csv").provenance["recipe"]["weight_decay"]
+        for row in read_table(done[name] / "history.csv").rows:
+            if row["validation_error"] is not None:
+                found.setdefault((decay, row["epoch"]), []).append(row["validation_error"])
+    return [
+        {"weight_decay": decay, "epoch": epoch, "seeds": len(errors), "validation_error": statistics.fmean(errors)}
+        for (decay, epoch), errors in found.items()
+    ]

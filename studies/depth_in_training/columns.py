@@ -35,6 +35,13 @@ CURVES = (
     ("share", "fraction", "of the contribution of all lengths, batch statistics, mean over seeds"),
 )
 
+ERRORS = (
+    ("weight_decay", "", "of the runs"),
+    ("epoch", "", "epochs done"),
+    ("seeds", "", "runs"),
+    ("validation_error", "fraction", "of the whole network on held-out images, mean over seeds"),
+)
+
 BY_EPOCH = (
     ("weight_decay", "", "of the runs"),
     *_WHAT,
@@ -67,6 +74,8 @@ TRENDS = (
     ("change_low", "blocks", "lower end of Student's 95 % interval of it"),
     ("change_high", "blocks", "upper end"),
     ("change_p", "", "two-sided one-sample t test of it against 0"),
+    ("change_p_holm", "", "the same after Holm's correction over contributions and first epochs"),
+    ("part", "fraction", "of the change since initialisation, means over seeds"),
 )
 
 _MEANINGS = {
@@ -98,7 +107,7 @@ MECHANISM = (
     _WHAT[1],
     ("scale", "", "which of the scales"),
     ("seeds", "", "runs"),
-    ("rho", "", "Spearman's rank correlation of scale and mean length over the checkpoints of a run, mean over seeds"),
+    ("rho", "", "Spearman's rank correlation of their changes from one kept epoch to the next in a run, mean of seeds"),
     ("rho_low", "", "lower end of Student's 95 % interval of it over seeds"),
     ("rho_high", "", "upper end"),
     ("measured_over_predicted", "", "of predicted_length: mean length over it, mean over checkpoints and seeds"),

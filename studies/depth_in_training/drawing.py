@@ -25,13 +25,14 @@ LOOKS: dict[str, tuple[str, Any, str]] = {
 _LINEAR = 5  # epochs that get even room; later ones are on a logarithmic axis
 
 
-def trajectories(ranges: Rows, means: Rows, decay: float) -> Figure:
+def trajectories(ranges: Rows, means: Rows, decay: float, escaped: int) -> Figure:
     """Mean path length and effective range against the epoch.
 
     Args:
         ranges: of single runs.
         means: over the seeds.
         decay: weight decay of the runs to draw on the left; the right panel compares all.
+        escaped: first epoch after the escape from chance; what is before it is shaded.
     """
     frame, mean = pd.DataFrame(ranges), pd.DataFrame(means)
     with style():
@@ -62,6 +63,7 @@ def trajectories(ranges: Rows, means: Rows, decay: float) -> Figure:
         words = ("mean path length (blocks)", "effective lengths (blocks)", "exact mean path length (blocks)")
         for axes, letter, text in zip((left, middle, right), "abc", words, strict=True):
             _epochs(axes, frame["epoch"])
+            axes.axvspan(axes.get_xlim()[0], escaped, color=MUTED, alpha=0.15, lw=0, zorder=0)
             axes.set_ylim(bottom=0)
             axes.set_ylabel(text)
             axes.set_title(letter, loc="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
 
 Row = Mapping[str, Any]
 GAINS = ("gamma", "response_ratio", "gradient_ratio", "predicted_length")
@@ -30,12 +31,12 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
     return found
 
 
-def by_epoch(ranges: Sequence[Row], errors: Mapping[tuple[str, int], float]) -> list[dict[str, Any]]:
-    """Rows of the table ``by-epoch``; ``errors`` are validation errors by run and epoch."""
+def by_epoch(ranges: Sequence[Row], errors: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of the table ``by-epoch``; ``errors`` are validation errors by weight decay and epoch."""
     names = ("weight_decay", "mode", "contribution", "epoch")
+    known = {(row["weight_decay"], row["epoch"]): row["validation_error"] for row in errors}
     found = []
     for group, rows in grouped(ranges, *names).items():
-        known = [errors[key] for row in rows if (key := (row["run"], row["epoch"])) in errors]
         found.append(
             {
                 **dict(zip(names, group, strict=True)),
@@ -45,7 +46,7 @@ def by_epoch(ranges: Sequence[Row], errors: Mapping[tuple[str, int], float]) -> 
                 "last": statistics.fmean(row["last"] for row in rows),
                 **spread("centre", [row["centre"] for row in rows]),
                 **spread("mean_length", [row["mean_length"] for row in rows]),
-                "validation_error": statistics.fmean(known) if known else None,
+                "validation_error": known.get((group[0], group[-1])),
             }
         )
     return found
@@ -97,6 +98,19 @@ def trends(ranges: Sequence[Row], starts: Sequence[int]) -> list[dict[str, Any]]
             row |= {"rising": rising, "sign_p": stats.binomtest(rising, len(ranks)).pvalue if ranks else None}
             row |= _tested("change", changes)
             found.append(row)
+    return _corrected(found)
+
+
+def _corrected(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Holm's correction over contributions and first epochs, and the part of the change since the first of them."""
+    for own in grouped(found, "weight_decay", "mode").values():
+        tested = [row for row in own if row["change_p"] is not None]
+        for row, p in zip(tested, holm([row["change_p"] for row in tested]), strict=True):
+            row["change_p_holm"] = p
+    for own in grouped(found, "weight_decay", "mode", "contribution").values():
+        for row in own:
+            row["part"] = row["change"] / own[0]["change"] if own[0]["change"] else None
+            row.setdefault("change_p_holm", None)
     return found
 
 
@@ -116,7 +130,11 @@ def _tested(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 def driven_by(gains: Sequence[Row], ranges: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of the table ``mechanism``: within a run, does a scale go with the mean length over the epochs?"""
+    """Rows of the table ``mechanism``: within a run, does a scale move with the mean length?
+
+    Both fall over training, so that their values correlate whatever causes them. What is correlated are the changes
+    from one kept epoch to the next.
+    """
     found = []
     lengths = {(row["run"], row["epoch"], row["contribution"]): row for row in ranges if row["mode"] == "train"}
     kinds = list(dict.fromkeys(row["contribution"] for row in lengths.values()))
@@ -130,7 +148,8 @@ def driven_by(gains: Sequence[Row], ranges: Sequence[Row]) -> list[dict[str, Any
                         for row in rows
                         if (*run, row["epoch"], kind) in lengths
                     ]
-                    if len(pairs) > 2 and (rho := rank_correlation(*zip(*pairs, strict=True))) is not None:
+                    moves = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(pairs)]
+                    if len(moves) > 2 and (rho := rank_correlation(*zip(*moves, strict=True))) is not None:
                         ranks.append(rho)
                         ratios.append(statistics.fmean(length / scale for scale, length in pairs))
                 if ranks:

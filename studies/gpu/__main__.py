@@ -26,7 +26,7 @@ import torch
 
 from pathlens.errors import DataError, PathlensError, UsageError
 from pathlens.storage import lock_run
-from studies.common import ROOT, StudySetting, one_thread
+from studies.common import ROOT, StudySetting
 from studies.gpu import timed, trained
 from studies.gpu.kept import Late, Slice, Study
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         if args.scale == "smoke":
-            one_thread()
+            torch.set_num_threads(1)
         setting = StudySetting("gpu", args.scale, args.out, args.runs, args.device, args.jobs)
         with lock_run(args.out):
             study = Study(setting, Path(args.data) if args.data else None, args.slice_limit)

@@ -16,7 +16,9 @@ from pathlens.data import ImageData
 from pathlens.errors import DataError, RunError
 from pathlens.report import provenance
 from pathlens.tables import read_table
-from studies.common import ROOT, Page, StudySetting, make_table
+from studies import record
+from studies.common import ROOT, Page, StudySetting
+from studies.record import make_table
 from studies.veit2016.retraining import RUNS
 
 TIMINGS = (
@@ -137,15 +139,17 @@ class Study:
 
     def write(self) -> None:
         """Write tables and page; each file appears whole."""
-        page, scale = Page(self.setting, "What only a GPU can show", QUESTION, PROTOCOL), self.setting.scale
+        page, scale = Page(self.setting, "What only a GPU can show", QUESTION), self.setting.scale
+        page.tables.put("timings", make_table(TIMINGS, self.timings, scale=scale))
+        page.tables.put("trainings", make_table(RUNS, self.runs, scale=scale))
         page.section("Times")
         shown = dict.fromkeys(("slice", "unit", "network", "weights", "images", "device"), "")
         shown |= {"seconds": ".2f", "ratio": ".2f", "goal": "", "met": "", "note": ""}
-        page.table("timings", make_table(TIMINGS, self.timings, scale=scale), shown)
+        page.table("timings", shown)
         page.section("Trainings")
-        shown = dict.fromkeys(("run", "rule", "epochs"), "") | {"test_error": ".2%", "seconds": ".0f"}
-        page.table("trainings", make_table(RUNS, self.runs, scale=scale), shown)
-        page.write()
+        page.table("trainings", dict.fromkeys(("run", "rule", "epochs"), "") | {"test_error": ".2%"})
+        record.write(self.setting.out, study="gpu", scale=scale, measured=record.step())
+        page.write(PROTOCOL)
 
     @cached_property
     def _commit(self) -> str | None:

@@ -9,16 +9,20 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
 from pathlens.tables import read_table
-from studies.common import Page, make_table
+from studies.rules.claims import LEVEL, Verdict, decide, of_seeds, paired
+from studies.rules.veit import MARGIN
 from studies.veit2016.trainings import Training
+
+Row = Mapping[str, Any]
 
 RUNS = (
     ("run", "", "name of the run"),
     ("network", "", "reference name"),
     ("data", "", "what it was trained on"),
     ("rule", "", "which paths were trained"),
+    ("trained", "", "the same, short: full, mN for N random blocks a batch, sd for stochastic depth"),
     ("seed", "", "of the run"),
     ("epochs", "", "of the run"),
     ("dtype", "", "numbers it was trained with"),
@@ -28,23 +32,23 @@ RUNS = (
     ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "", "images"),
     ("train_loss", "nats", "mean loss of the last epoch as trained"),
-    ("seconds", "s", "of all training steps, beside other runs on the same machine"),
     ("commit", "", "of the code that trained it"),
 )
 
 SUMMARY = (
     ("network", "", "reference name"),
     ("data", "", "what it was trained on"),
-    ("rule", "", "which paths were trained"),
+    ("trained", "", "full, mN for N random blocks a batch, sd for stochastic depth"),
     ("seeds", "", "runs"),
-    ("error", "", "mean test error over the seeds"),
-    ("error_low", "", "lower end of Student's 95 % interval of the mean over seeds"),
-    ("error_high", "", "upper end of it"),
-    ("difference", "", "mean over seeds of this error minus that of the full network with the same seed"),
-    ("difference_low", "", "lower end of Student's 95 % interval of it"),
-    ("difference_high", "", "upper end of it"),
-    ("p", "", "two-sided paired t test of the difference against 0"),
-    ("time", "", "mean training time over that of the full network"),
+    ("error", "fraction", "mean test error over the seeds"),
+    ("error_low", "fraction", "lower end of Student's 95 % interval of the mean over seeds"),
+    ("error_high", "fraction", "upper end of it"),
+    ("difference", "fraction", "mean over seeds of this error minus that of the full network with the same seed"),
+    ("difference_low", "fraction", "lower end of Student's 95 % interval of it"),
+    ("difference_high", "fraction", "upper end of it"),
+    ("p", "", "two-sided paired t test of the difference against 0; missing where it does not vary"),
+    ("p_inferior", "", "one-sided paired t test that it is at least the margin; small: not inferior"),
+    ("p_inferior_holm", "", "the same after Holm's correction over the numbers of random blocks"),
 )
 
 HISTORY = (
@@ -54,7 +58,6 @@ HISTORY = (
     ("train_loss", "nats", "mean loss as trained"),
     ("train_error", "fraction", "share classified wrongly as trained"),
     ("validation_error", "fraction", "share of held-out images classified wrongly by the whole network"),
-    ("seconds", "s", "wall time of the steps"),
 )
 
 
@@ -72,6 +75,7 @@ def runs_table(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dic
                 "network": training.network,
                 "data": training.data,
                 "rule": facts["rule"],
+                "trained": training.tag,
                 "seed": training.seed,
                 "epochs": facts["recipe"]["epochs"],
                 "dtype": facts["dtype"],
@@ -81,98 +85,75 @@ def runs_table(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dic
                 "test_error_high": test["error_high"],
                 "test_images": test["n"],
                 "train_loss": history.rows[-1]["train_loss"],
-                "seconds": sum(float(row["seconds"] or 0) for row in history.rows),
                 "commit": facts["commit"],
             }
         )
     return rows
 
 
-def summary_rows(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Training]) -> list[dict[str, Any]]:
-    """Mean over seeds for each network and rule, and the paired difference to the full network."""
-    found: list[dict[str, Any]] = []
-    by_name = {row["run"]: row for row in rows}
-    groups: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-    for training in wanted:
-        if training.residual:
-            groups.setdefault((training.network, training.rule), {})[training.seed] = by_name[training.name]
-    for (network, rule), runs in groups.items():
-        whole = groups[network, "full"]
-        errors = [float(run["test_error"]) for run in runs.values()]
-        low, high = sample_interval(errors, bounds=(0, 1))
-        row: dict[str, Any] = {
-            "network": network,
-            "data": next(iter(runs.values()))["data"],
-            "rule": next(iter(runs.values()))["rule"],
-            "seeds": len(runs),
-            "error": statistics.fmean(errors),
-            "error_low": low,
-            "error_high": high,
-            "difference": None,
-            "difference_low": None,
-            "difference_high": None,
-            "p": None,
-            "time": statistics.fmean(runs[s]["seconds"] / whole[s]["seconds"] for s in runs),
-        }
-        if rule != "full" and len(runs) > 1:
-            differences = [float(runs[s]["test_error"]) - float(whole[s]["test_error"]) for s in runs]
-            row["difference"] = statistics.fmean(differences)
-            row["difference_low"], row["difference_high"] = sample_interval(differences, bounds=(-1, 1))
-            if len(set(differences)) > 1:  # no test of samples without spread
-                row["p"] = float(stats.ttest_1samp(differences, 0).pvalue)
-        found.append(row)
-    return found
-
-
-def retraining(page: Page, done: Mapping[str, Path], wanted: Sequence[Training]) -> None:
-    """The section of the page, with its tables."""
-    rows = runs_table(done, wanted)
-    summary = summary_rows(rows, wanted)
-    history = [
+def history_rows(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dict[str, Any]]:
+    """The histories of all runs, one after the other."""
+    return [
         {**{name: row[name] for name, *_ in HISTORY[1:]}, "run": training.name}
         for training in wanted
         for row in read_table(done[training.name] / "history.csv").rows
     ]
-    page.section(
-        "Retraining on effective paths (section 5.3), and stochastic depth",
-        "The paper trained a 54-block network with 23 random blocks in each batch, so that the lengths of the paths it "
-        "sees are those that carry the gradient: 5.96 % error, against 6.10 % of the full network (CIFAR-10). At test "
-        "time all blocks run, each branch times the probability that it was in a batch. Here the same with a paired "
-        "comparison over seeds. Errors are of the test split, read once, after the last epoch.",
-    )
-    shown = {
-        "network": "", "data": "", "rule": "", "seeds": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%",
-        "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g", "time": ".2f",
-    }  # fmt: skip
-    page.table("retraining", make_table(SUMMARY, summary), shown)
-    page.text(_reading(summary))
-    epochs = {row["network"]: row["epochs"] for row in rows}
-    page.text(
-        "Trained for "
-        + ", ".join(f"{count} epochs ({network})" for network, count in epochs.items())
-        + ". Where that is far below the 200 of the paper, rules that see a part of the network in each step are "
-        "behind because they need more steps, and such rows do not speak against the paper. Times are of runs side by "
-        "side on one machine."
-    )
-    page.table("runs", make_table(RUNS, rows))
-    page.table("epochs", make_table(HISTORY, history))
 
 
-def _reading(summary: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers say, from the numbers."""
-    lines = []
-    for row in summary:
-        if row["difference"] is None:
-            continue
-        sure = row["difference_low"] is not None and not row["difference_low"] <= 0 <= row["difference_high"]
-        if sure:
-            verdict = f"{'worse' if row['difference'] > 0 else 'better'} than the full network"
-        elif row["seeds"] < 3:
-            verdict = "two seeds are too few for a useful interval"
-        else:
-            verdict = "not told apart from the full network"
-        lines.append(
-            f"- {row['network']} on {row['data']}, {row['rule']}: {verdict} "
-            f"(difference {100 * row['difference']:+.2f} points, {row['seeds']} seeds)."
-        )
-    return "\n".join(lines)
+def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mean over seeds for each network and rule, and the paired difference to the full network."""
+    groups: dict[tuple[str, str], dict[int, Row]] = {}
+    for run in runs:
+        if run["trained"] not in ("plain", "highway"):
+            groups.setdefault((run["network"], run["trained"]), {})[run["seed"]] = run
+    found: list[dict[str, Any]] = []
+    for (network, trained), own in groups.items():
+        whole = groups[network, "full"]
+        errors = [float(run["test_error"]) for run in own.values()]
+        low, high = sample_interval(errors, bounds=(0, 1))
+        row: dict[str, Any] = dict.fromkeys(name for name, *_ in SUMMARY)
+        row |= {"network": network, "data": next(iter(own.values()))["data"], "trained": trained, "seeds": len(own)}
+        row |= {"error": statistics.fmean(errors), "error_low": low, "error_high": high}
+        common = [seed for seed in own if seed in whole]
+        if trained != "full" and common:
+            differences = [own[seed]["test_error"] - whole[seed]["test_error"] for seed in common]
+            made = paired(differences)
+            row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
+            row |= {"difference_low": made.low, "difference_high": made.high}
+            if made.p is not None:
+                row["p_inferior"] = float(stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue)
+        found.append(row)
+    for network in {row["network"] for row in found}:
+        family = [
+            row for row in found if row["network"] == network and is_blocks(row) and row["p_inferior"] is not None
+        ]
+        for row, p in zip(family, holm([row["p_inferior"] for row in family]), strict=True):
+            row["p_inferior_holm"] = p
+    return found
+
+
+def is_blocks(row: Row) -> bool:
+    """Whether a row is of networks that were trained with a number of random blocks a batch."""
+    return str(row["trained"])[1:].isdigit()
+
+
+def as_good(row: Row) -> Verdict:
+    """Is a network that was trained on a part of its paths as good as the whole one, but for the margin?"""
+    low, high = row["difference_low"], row["difference_high"]
+    outcome = decide(low, high, below=MARGIN)
+    if outcome == "agrees" and (row["p_inferior_holm"] is None or row["p_inferior_holm"] >= LEVEL):
+        outcome = "cannot tell"
+    interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+    corrected = "" if row["p_inferior_holm"] is None else f", p of being inferior {row['p_inferior_holm']:.2g}"
+    return of_seeds(
+        Verdict(
+            outcome,
+            f"{row['trained'][1:]} blocks a batch: {100 * row['difference']:+.2f} points of error against the whole "
+            f"network ({interval}{corrected}, {row['seeds']} seeds)",
+            row["difference"],
+            low,
+            high,
+            row["p_inferior_holm"],
+        ),
+        row["seeds"],
+    )

@@ -1,4 +1,8 @@
-"""The networks to train: whole, through random blocks, by stochastic depth; a plain one and a highway network."""
+"""The networks to train: whole, through random blocks, by stochastic depth; a plain one and a highway network.
+
+The networks on CIFAR-10 take days, and are trained beside this study; ``studies.veit2016.cifar`` takes their weights as
+they come.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ class Training:
         rule: ``full``, ``blocks``, ``stochastic depth``, ``plain`` or ``highway``.
         seed: of the run.
         arguments: of ``pathlens train``.
+        blocks: random blocks in each batch; None for other rules.
     """
 
     name: str
@@ -28,15 +33,26 @@ class Training:
     rule: str
     seed: int
     arguments: tuple[str, ...]
+    blocks: int | None = None
 
     @property
     def residual(self) -> bool:
         """Whether it is one of the networks whose trainings are compared."""
         return self.rule not in ("plain", "highway")
 
+    @property
+    def tag(self) -> str:
+        """Rule and number of blocks, short."""
+        return short_name(self.rule, self.blocks)
 
-#: the paper trained 23 of 54 blocks
-SHARE = 23 / 54
+
+#: the paper trained 23 of 54 blocks, first plus last effective length of its network (5 to 17) and one
+PAPER_BLOCKS = 23
+SHARE = PAPER_BLOCKS / 54
+#: the same rule for digits54, whose effective lengths are 3 to 12 (``results/critics/effective.csv``)
+OWN_BLOCKS = 15
+#: numbers of blocks of the curve
+CURVE = (7, OWN_BLOCKS, PAPER_BLOCKS, 31, 39)
 
 DIGITS_KEPT = "0,1,2,5,10,20,30,40,50,60"
 CIFAR_KEPT = "0,1,2,5,10,20,40,80,100,120,150,160,200"
@@ -47,23 +63,32 @@ def trainings(study: StudySetting) -> list[Training]:
     found: list[Training] = []
     if study.scale == "smoke":
         short = ("--data", "digits", "--epochs", "1", "--limit", "120", "--validation", "20")
-        found += _three("preresnet20", "digits", 4, (0,), short)
-        found += [_other("vgg15", "plain", "digits", short), _other("highway19", "highway", "digits", short)]
+        found += _rules("preresnet20", "digits", (4,), (0,), short)
+        found += [_other("vgg15", "plain", 0, short), _other("highway19", "highway", 0, short)]
     elif study.scale == "cpu":
-        found += _three("digits54", "digits", 23, range(5), ("--keep-epochs", DIGITS_KEPT))
-        found += [_other("vgg15", "plain", "digits", ()), _other("highway58", "highway", "digits", ())]
-        if (spec := cifar()) is not None:
-            short = ("--data", spec, "--epochs", "5", "--schedule", "cosine", "--dtype", "bfloat16")
-            found += _three("preresnet20", "cifar10-jpeg", 4, range(2), short)
+        found += _rules("digits54", "digits", CURVE, range(5), ("--keep-epochs", DIGITS_KEPT))
+        found += [
+            _other(network, rule, seed, ("--data", "digits"))
+            for seed in range(3)
+            for network, rule in (("vgg15", "plain"), ("highway58", "highway"))
+        ]
     else:
         spec = cifar()
         if spec is None:
             raise SystemExit("the paper scale needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
         long = ("--data", spec, "--dtype", "bfloat16", "--compile")
-        kept = ("--keep-epochs", CIFAR_KEPT)
-        found += _three("preresnet110", "cifar10-jpeg", 23, range(3), (*long, *kept))
-        found += [_other("vgg15", "plain", "cifar10-jpeg", long), _other("highway58", "highway", "cifar10-jpeg", long)]
+        found += _rules("preresnet110", "cifar10-jpeg", (PAPER_BLOCKS,), range(3), (*long, "--keep-epochs", CIFAR_KEPT))
+        found += [
+            _other(network, rule, seed, long, "cifar10-jpeg")
+            for seed in range(3)
+            for network, rule in (("vgg15", "plain"), ("highway58", "highway"))
+        ]
     return found
+
+
+def short_name(rule: str, blocks: int | None = None) -> str:
+    """Rule and number of blocks as a part of file names."""
+    return f"m{blocks}" if blocks else {"stochastic depth": "sd"}.get(rule, rule)
 
 
 def cifar() -> str | None:
@@ -73,28 +98,21 @@ def cifar() -> str | None:
     return f"parquet:{path}" if path is not None and path.is_dir() else None
 
 
-def _three(
-    network: str, data: str, blocks: int, seeds: range | tuple[int, ...], more: tuple[str, ...]
+def _rules(
+    network: str, data: str, numbers: tuple[int, ...], seeds: range | tuple[int, ...], more: tuple[str, ...]
 ) -> list[Training]:
-    rules = {
-        "full": ("full", ()),
-        f"m{blocks}": ("blocks", ("--blocks-per-batch", str(blocks))),
-        "sd": ("stochastic depth", ("--stochastic-depth", "linear:0.5")),
-    }
-    return [
-        Training(
-            f"{network}-{tag}-seed{seed}",
-            network,
-            data,
-            rule,
-            seed,
-            ("--model", network, "--seed", str(seed), *options, *more),
-        )
-        for seed in seeds
-        for tag, (rule, options) in rules.items()
-    ]
+    rules: list[tuple[str, int | None, tuple[str, ...]]] = [("full", None, ())]
+    rules += [("blocks", number, ("--blocks-per-batch", str(number))) for number in numbers]
+    rules += [("stochastic depth", None, ("--stochastic-depth", "linear:0.5"))]
+    found = []
+    for seed in seeds:
+        for rule, blocks, options in rules:
+            name = f"{network}-{short_name(rule, blocks)}-seed{seed}"
+            arguments = ("--model", network, "--seed", str(seed), *options, *more)
+            found.append(Training(name, network, data, rule, seed, arguments, blocks))
+    return found
 
 
-def _other(network: str, rule: str, data: str, more: tuple[str, ...]) -> Training:
-    spec = () if "--data" in more else ("--data", "digits")
-    return Training(f"{network}-seed0", network, data, rule, 0, ("--model", network, "--seed", "0", *spec, *more))
+def _other(network: str, rule: str, seed: int, more: tuple[str, ...], data: str = "digits") -> Training:
+    arguments = ("--model", network, "--seed", str(seed), *more)
+    return Training(f"{network}-seed{seed}", network, data, rule, seed, arguments)

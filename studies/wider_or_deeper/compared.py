@@ -6,11 +6,37 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
+from studies.rules.claims import AGREES, CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
+from studies.rules.veit import MARGIN
 
 Row = Mapping[str, Any]
+
+PAPER = "Wu, Shen, van den Hengel 2019"
+_DRAWS = 9999
+
+WIDER = Claim(
+    "wider instead of deeper",
+    "a wider, shallower network does better than a very deep one of the same cost",
+    f"{PAPER} (the paper compares designs on ImageNet; equal multiply-adds are our reading of the same cost)",
+    "Test error of the wide network minus that of the deep one. Agrees where it is below zero, disagrees where it is "
+    "above: by the interval over seeds and test images, and by the test.",
+    "Difference paired by seed. 95 % bootstrap interval over seeds and, within each run, over test images (taken as "
+    "different ones for the two networks: too wide rather than too narrow). Paired t test over seeds, Holm's "
+    "correction over all comparisons with the deep network, of error and loss.",
+)
+ENOUGH = Claim(
+    "long paths need no gradient",
+    "a deep network is not trained end to end: paths of more blocks than its effective depth add nothing",
+    f"{PAPER} (inferred there from gradients; to cut the gradient by hand is ours)",
+    "Agrees where the error with the gradient of at most L blocks is shown to be at most 0.5 points above that of the "
+    "whole gradient (non-inferiority), disagrees where it is shown to be more than that above.",
+    "Difference paired by seed, with the bootstrap interval over seeds and test images; one-sided t test against the "
+    "margin, Holm's correction over the depths.",
+)
 
 DISCUSSION = (
     "What the numbers can and cannot say: the paper infers from the gradients of long paths that a network beyond its "
@@ -18,113 +44,108 @@ DISCUSSION = (
     "whole. Without the long paths a step's gradient is smaller as well as in another direction; batch norms make the "
     "networks insensitive to the scale of most weights, but the learning rate was not tuned for each row. The forward "
     "pass uses all blocks at every effective depth, so that L = 1 still trains a deep network, each block as if the "
-    "blocks after it were fixed. Equal multiply-adds are not equal parameters, memory, or time: wide networks hold "
-    "more arithmetic in fewer steps one after the other. On data that every network nearly solves, differences are "
-    "bounded by what is left to gain, and the test loss shows what the error is too coarse for. "
-    "Every row is compared with one and the same baseline, and no interval is widened for there being several."
+    "blocks after it were fixed. Equal multiply-adds are not equal parameters, memory, or time. On data that every "
+    "network nearly solves, differences are bounded by what is left to gain, and the test loss shows what the error is "
+    "too coarse for; its intervals are over seeds alone."
 )
 
 
 def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of the table ``summary``; differences are to the first network with whole gradients and the same seed."""
+    """Rows of the tables ``summary`` and ``lengths``; differences are to the first network with whole gradients."""
     groups: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in runs:
-        groups.setdefault((row["network"], row["effective_depth"]), {})[row["seed"]] = row
+    for run in runs:
+        groups.setdefault((run["network"], str(run["effective_depth"])), {})[run["seed"]] = run
     whole = groups[runs[0]["network"], "all"]
     found = []
     for (network, depth), own in groups.items():
-        row: dict[str, Any] = {"network": network, "effective_depth": depth, "seeds": len(own)}
-        for name, bounds in (("test_error", (0.0, 1.0)), ("test_loss", (0.0, float("inf")))):
-            values = [one[name] for one in own.values()]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_low"], row[f"{name}_high"] = sample_interval(values, bounds=bounds)
-            row |= _difference(name.replace("test_", ""), [one[name] - whole[seed][name] for seed, one in own.items()])
-            if own is whole:
-                row |= dict.fromkeys(key for key in row if "difference" in key or key.endswith("_p"))
+        one: dict[str, Any] = {"network": network, "effective_depth": depth, "seeds": len(own)}
+        for name, bounds in (("error", (0.0, 1.0)), ("loss", (0.0, float("inf")))):
+            values = [run[f"test_{name}"] for run in own.values()]
+            one[f"test_{name}"] = statistics.fmean(values)
+            one[f"test_{name}_low"], one[f"test_{name}_high"] = sample_interval(values, bounds=bounds)
+            parts = ("difference", "difference_low", "difference_high", "p", "p_holm")
+            one |= {f"{name}_{part}": None for part in parts}
+            if own is not whole:
+                made = paired([run[f"test_{name}"] - whole[seed][f"test_{name}"] for seed, run in own.items()])
+                ends = (made.mean, made.low, made.high, made.p)
+                one |= {f"{name}_{part}": value for part, value in zip(parts[:4], ends, strict=True)}
+        one["both_low"], one["both_high"] = (None, None) if own is whole else both_interval(own, whole)
+        one["p_inferior"] = None if own is whole else _inferior(own, whole)
         for name in ("train_loss", "first", "last", "mean_length"):
-            row[name] = statistics.fmean(one[name] for one in own.values())
-        row["time"] = statistics.fmean(one["seconds"] / whole[seed]["seconds"] for seed, one in own.items())
-        found.append(row)
+            one[name] = statistics.fmean(run[name] for run in own.values())
+        found.append(one)
+    _correct(found)
     return found
 
 
-def _difference(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    low, high = sample_interval(values)
-    p = float(stats.ttest_1samp(values, 0).pvalue) if len(set(values)) > 1 else None  # no t without spread
-    return {
-        f"{name}_difference": statistics.fmean(values),
-        f"{name}_difference_low": low,
-        f"{name}_difference_high": high,
-        f"{name}_p": p,
-    }
+def _correct(found: list[dict[str, Any]]) -> None:
+    """Holm's correction: over all comparisons of error and loss, and of being inferior over the cut gradients."""
+    family = [(one, name) for one in found for name in ("error", "loss") if one[f"{name}_p"] is not None]
+    for (one, name), p in zip(family, holm([one[f"{name}_p"] for one, name in family]), strict=True):
+        one[f"{name}_p_holm"] = p
+    cut = [one for one in found if one["effective_depth"] != "all" and one["p_inferior"] is not None]
+    for one, p in zip(cut, holm([one["p_inferior"] for one in cut]), strict=True):
+        one["p_inferior"] = p
 
 
-def verdict(row: Row, name: str = "error") -> str:
-    """``worse``, ``better`` or ``not told apart``, by the interval of the paired difference."""
-    low, high = row[f"{name}_difference_low"], row[f"{name}_difference_high"]
-    if low is None or low <= 0 <= high:
-        return "not told apart"
-    return "worse" if low > 0 else "better"
+def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
+    """95 % bootstrap interval of the mean difference of error, over seeds and over the test images of each run."""
+    if len(own) < 2:
+        return None, None
+    rng = np.random.default_rng(0)
+    seeds = np.array(sorted(own))
+    drawn = seeds[rng.integers(0, len(seeds), size=(_DRAWS, len(seeds)))]
+    gaps = np.zeros(drawn.shape)
+    for seed in seeds:
+        at = drawn == seed
+        for sign, run in ((1, own[seed]), (-1, whole[seed])):
+            gaps[at] += sign * rng.binomial(run["test_images"], run["test_error"], at.sum()) / run["test_images"]
+    low, high = np.quantile(gaps.mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
-def answers(summary: Sequence[Row], costs: Sequence[Row]) -> str:
-    """The list of the page's last section."""
-    deep, blocks = costs[0]["network"], {row["network"]: row["blocks"] for row in costs}
-    cut = [row for row in summary if row["network"] == deep and row["effective_depth"] != "all"]
-    lines = [_cut(row, blocks[deep]) for row in cut]
-    lines.append(_enough(cut, blocks[deep]))
-    lines += [_wide(row, blocks, deep) for row in summary if row["network"] != deep]
-    (whole,) = [row for row in summary if row["network"] == deep and row["effective_depth"] == "all"]
-    lines.append(
-        f"Trained whole, {deep} carries 95 % of its gradient on paths of {whole['first']:.1f} to {whole['last']:.1f} "
-        f"blocks (mean {whole['mean_length']:.1f}); "
-        + "; ".join(f"trained with L = {row['effective_depth']}, mean {row['mean_length']:.1f}" for row in cut)
-        + "."
-    )
-    return "\n".join(f"- {line}" for line in lines)
+def _inferior(own: Mapping[int, Row], whole: Mapping[int, Row]) -> float | None:
+    """One-sided p value of a difference of error of at least the margin."""
+    gaps = [run["test_error"] - whole[seed]["test_error"] for seed, run in own.items()]
+    return float(stats.ttest_1samp(gaps, MARGIN, alternative="less").pvalue) if len(set(gaps)) > 1 else None
 
 
-def _points(row: Row) -> str:
+def verdicts(summary: Sequence[Row], costs: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of the table of claims."""
+    deep = costs[0]["network"]
+    found = []
+    for one in summary:
+        if one["network"] != deep:
+            found.append(row(WIDER, f"{one['network']} against {deep}", wider(one)))
+        elif one["effective_depth"] != "all":
+            found.append(row(ENOUGH, f"{deep}, L = {one['effective_depth']}", enough(one)))
+    return found
+
+
+def _told(one: Row) -> str:
+    if one["both_low"] is None:
+        return f"{100 * one['error_difference']:+.2f} points of error (no interval), {one['seeds']} seed"
     return (
-        f"error {100 * row['error_difference']:+.2f} points ({verdict(row)}), test loss "
-        f"{row['loss_difference']:+.3f} nats ({verdict(row, 'loss')}), seeds: {row['seeds']}"
+        f"{100 * one['error_difference']:+.2f} points of error ({100 * one['both_low']:+.2f} to "
+        f"{100 * one['both_high']:+.2f} over seeds and images; {one['seeds']} seeds)"
     )
 
 
-def _cut(row: Row, blocks: int) -> str:
-    return f"Gradient through at most {row['effective_depth']} of {blocks} blocks, against the whole: {_points(row)}."
+def wider(one: Row) -> Verdict:
+    """Is a wide network better than the deep one?"""
+    p, low, high = one["error_p_holm"], one["both_low"], one["both_high"]
+    outcome = decide(low, high, below=0) if p is not None and p < LEVEL else CANNOT_TELL
+    corrected = "" if p is None else f"; p {one['error_p']:.2g}, {p:.2g} after Holm's correction"
+    loss = "" if one["loss_p_holm"] is None else f" (p {one['loss_p']:.2g}, {one['loss_p_holm']:.2g} corrected)"
+    told = f"{_told(one)}{corrected}; test loss {one['loss_difference']:+.3f} nats{loss}"
+    return of_seeds(Verdict(outcome, told, one["error_difference"], low, high, p), one["seeds"])
 
 
-def _enough(cut: Sequence[Row], blocks: int) -> str:
-    """The smallest effective depth from which on neither error nor loss is worse."""
-    for start in range(len(cut)):
-        if all("worse" not in (verdict(row), verdict(row, "loss")) for row in cut[start:]):
-            if cut[start]["seeds"] < 2:
-                return "With one seed nothing can be said on which effective depth is enough."
-            return (
-                f"From L = {cut[start]['effective_depth']} on, no harm by leaving out longer paths was found: the "
-                f"network of {blocks} blocks need not be trained end to end here, which agrees with a small effective "
-                "depth."
-            )
-    last = cut[-1]["effective_depth"]
-    return (
-        f"Even at L = {last} the restricted network is worse than the whole one: paths of more than {last} of {blocks} "
-        "blocks matter to training here, unlike the paper's picture of an effective depth far below the real one."
-    )
-
-
-def _wide(row: Row, blocks: Mapping[str, int], deep: str) -> str:
-    said = verdict(row)
-    if said == "not told apart" and verdict(row, "loss") != said:
-        said = f"{verdict(row, 'loss')} in loss alone"
-    meaning = {
-        "better": "wider is better than deeper, as the paper says",
-        "better in loss alone": "in the direction of the paper's claim",
-        "worse": "deeper is better than wider, the opposite of the paper's claim",
-        "worse in loss alone": "against the direction of the paper's claim",
-        "not told apart": "no difference between wider and deeper was found",
-    }[said]
-    return (
-        f"{row['network']}, {blocks[row['network']]} wide blocks of the same multiply-adds, against {deep}: "
-        f"{_points(row)}; {meaning}. It trains in {row['time']:.2f} times the time."
-    )
+def enough(one: Row) -> Verdict:
+    """Is a network as good that was trained with the gradient of short paths alone?"""
+    low, high, p = one["both_low"], one["both_high"], one["p_inferior"]
+    outcome = decide(low, high, below=MARGIN)
+    if outcome == AGREES and (p is None or p >= LEVEL):
+        outcome = CANNOT_TELL
+    corrected = "" if p is None else f"; p of being inferior {p:.2g} after Holm's correction"
+    return of_seeds(Verdict(outcome, f"{_told(one)}{corrected}", one["error_difference"], low, high, p), one["seeds"])

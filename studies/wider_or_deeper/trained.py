@@ -161,7 +161,6 @@ def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: StudyS
                 "first": effective["first"],
                 "last": effective["last"],
                 "mean_length": math.fsum(k * norm for k, norm in enumerate(norms)) / math.fsum(norms),
-                "seconds": math.fsum(row["seconds"] for row in history.rows),
                 "commit": result.provenance["commit"],
             }
         )

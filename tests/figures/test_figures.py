@@ -233,6 +233,66 @@ def test_reordering_points_and_bins():
     assert_legible(figure)
 
 
+def test_a_mean_is_of_five_orders_or_more():
+    taus = [0.99] * 2 + [0.9] * 4 + [0.8] * 6 + [0.7]
+    rows = [
+        measured(0.1 + 0.01 * number, swaps=1, sample=number, kendall_tau=tau) for number, tau in enumerate(taus)
+    ]  # fmt: skip
+    (drawn,) = bars(figures.reordering(table(REORDER, rows), bins=6)).values()
+    # 0.99 is pooled with 0.9, and what is left at 0.7 with 0.8
+    pools = [range(6), range(6, 13)]
+    expected = [(np.mean([taus[i] for i in pool]), 10 + np.mean(pool)) for pool in pools]
+    np.testing.assert_allclose([(x, y) for x, (y, _, _) in drawn.items()], expected)
+    few = figures.reordering(table(REORDER, rows[:4]))
+    assert legend(few) == ["one order"]
+    assert not few.axes[0].containers
+
+
+def test_several_networks_stand_in_one_panel():
+    tables = {"plain": single([14]), "residual": single([18, 18, 18], "padding")}
+    figure = figures.deletions(tables)
+    drawn = bars(figure)
+    assert list(drawn) == list(tables)
+    for name, given in tables.items():
+        rows = given.rows[1:]
+        assert list(drawn[name]) == [row["block"] for row in rows]
+        expected = [[100 * row[end] for end in ("error", "error_low", "error_high")] for row in rows]
+        np.testing.assert_allclose(list(drawn[name].values()), expected)
+    top = 100 * max(row["error_high"] for given in tables.values() for row in given.rows)
+    assert figure.axes[0].get_ylim()[1] >= top
+    assert legend(figure) == ["intact network", "plain", "residual"]
+    assert figure.get_size_inches()[0] == figures.DOUBLE
+    assert_legible(figure)
+
+
+def test_rules_are_laid_over_each_other_by_the_number_of_blocks():
+    tables = {"any": sets(6), "first": sets(9), "last": sets(4)}
+    figure = figures.deletions(tables)
+    for name, found in bars(figure).items():
+        rows = [row for row in tables[name].rows if row["count"] and row["sample"] is None]
+        assert [round(x) for x in found] == [row["count"] for row in rows]
+        assert [y for y, _, _ in found.values()] == pytest.approx([100 * row["error"] for row in rows])
+    assert figure.axes[0].get_xlabel() == "number of deleted blocks"
+    # no interval covers that of another table
+    assert len({x for found in bars(figure).values() for x in found}) == 6 + 9 + 4
+    assert_legible(figure)
+    assert_legible(figures.deletions({f"network {number}": single([4]) for number in range(7)}))
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({}, "there are no tables"),
+        ({"a": single([3]), "b": sets(3)}, "table 'a' has neither"),
+        ({"a": table(LESION, [measured(0.1, count=0)])}, "table 'a' has neither"),
+        ({"a": table(["block"], [{"block": 1}])}, "needs column 'stage'"),
+    ],
+)
+def test_tables_that_do_not_belong_together_are_refused(tables, words):
+    with pytest.raises(UsageError, match=words):
+        figures.deletions(tables)
+
+
 def test_reordering_of_a_single_order():
     rows = [measured(0.06, swaps=0, kendall_tau=1.0), measured(0.5, swaps=1, sample=0, kendall_tau=0.9)]
     assert_legible(figures.reordering(table(REORDER, rows)))

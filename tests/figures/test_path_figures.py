@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from pathlens import figures
 from pathlens.errors import UsageError
 from pathlens.figures.style import COLOURS, INK
+from pathlens.results.text import power_of_ten
 from pathlens.tables import Table
 from tests.helpers.figure_checks import assert_legible, legend, table, words
 
@@ -56,11 +57,6 @@ def measured(
     return table(COLUMNS, rows)
 
 
-def shares(values: list[Fraction] | list[int]) -> list[float]:
-    total = sum(values)
-    return [float(Fraction(100 * value, total)) for value in values]
-
-
 def curve(axes, colour: str, dashed: bool | None = None) -> Line2D:
     """The one curve with data in a colour."""
     found = [
@@ -76,7 +72,7 @@ BLUE, GREEN, ORANGE = COLOURS[0], COLOURS[2], COLOURS[3]
 
 
 def test_curves_are_the_numbers_of_the_table():
-    given = measured(12)
+    given = measured(12, decay=0.1)
     figure = figures.path_gradients(given, effective=(1, 4))
     paths, one, everything = figure.axes
     rows = given.rows
@@ -101,7 +97,7 @@ def test_curves_are_the_numbers_of_the_table():
         assert (min(heights), max(heights)) == pytest.approx((row["path_norm_q05"], row["path_norm_q95"]))
 
     def contributions(name: str, of_one: bool) -> list[float]:
-        return shares([Fraction(row[name]) * (row["n_paths"] if of_one else 1) for row in rows])
+        return [float(Fraction(row[name]) * (row["n_paths"] if of_one else 1)) for row in rows]
 
     assert list(curve(everything, ORANGE).get_ydata()) == pytest.approx(contributions("path_norm_rms", True))
     assert list(curve(everything, GREEN).get_ydata()) == pytest.approx(contributions("total_norm", False))
@@ -194,10 +190,11 @@ def test_counts_beyond_floats_and_counts_as_text():
     figure = figures.path_gradients(given)
     (line,) = figure.axes[0].lines
     assert max(line.get_ydata()) == pytest.approx(float(Fraction(100 * math.comb(1200, 600), 2**1200)))
-    # as integers, in units of 2^-1100
-    expected = shares([row["n_paths"] * int(Fraction(row["path_norm_mean"]) * 2**1100) for row in given.rows])
-    found = figure.axes[2].containers[0].lines[0].get_ydata()
-    assert list(found) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    drawn = figure.axes[2].containers[0].lines[0].get_ydata()
+    assert np.nanmax(drawn) > 1e70
+    for row, found in zip(given.rows, drawn, strict=True):
+        expected = float(row["n_paths"] * Fraction(row["path_norm_mean"]))
+        assert math.isnan(found) or found == pytest.approx(expected)
     text = given.to_frame()
     text["n_paths"] = text["n_paths"].map(str)
     assert figures.files(figures.path_gradients(text), "a") == figures.files(figure, "a")
@@ -214,17 +211,36 @@ def test_lengths_that_were_left_out_still_count_as_paths():
     assert_legible(figures.path_gradients(measured(54, longest=0)))
 
 
-def test_long_paths_without_contribution_are_left_out_of_the_last_panel_alone():
-    figure = figures.path_gradients(measured(54, decay=1.5), effective=(0, 3))
-    a, b, c = (axes.get_xlim() for axes in figure.axes)
-    assert a == b == (-0.5, 54.5)
-    assert c[0] == -0.5
-    assert 5 < c[1] < 20
-    for line in (curve(figure.axes[2], colour) for colour in (ORANGE, GREEN)):
-        assert all(y <= 0.1 for x, y in zip(*line.get_data(), strict=True) if x > c[1])
-        assert max(line.get_ydata()) < figure.axes[2].get_ylim()[1]
-    wide = figures.path_gradients(measured(54, decay=1.5), effective=(0, 40))
-    assert wide.axes[2].get_xlim()[1] > 40
+def test_panels_share_their_lengths_and_no_axis_is_longer_than_can_be_read():
+    given = measured(54, decay=1.5)
+    figure = figures.path_gradients(given, effective=(0, 3))
+    _, one, everything = figure.axes
+    assert {axes.get_xlim() for axes in figure.axes} == {(-0.5, 54.5)}
+    (b,) = [text.get_text() for text in one.texts]
+    (c,) = [text.get_text() for text in everything.texts]
+    norms = [row["path_norm_rms"] for row in given.rows]
+    # the largest norm is about 3, the peaks of the curves are at lengths 0 to 2
+    assert b == "below 10⁻¹⁶ not drawn"
+    assert [not math.isnan(y) for y in curve(one, ORANGE).get_ydata()] == [norm >= 1e-16 for norm in norms]
+    power = next(p for p in range(-16, 1) if c == f"below {power_of_ten(p)} not drawn")
+    for colour in (ORANGE, GREEN):
+        values = curve(everything, colour).get_ydata()
+        assert np.nanmin(values) >= 10.0**power
+        assert np.nanmax(values) >= 1000 * 10.0**power
+    assert not any(axes.texts for axes in figures.path_gradients(measured(9, decay=0.1)).axes)
+
+
+def test_all_bars_and_curves_are_whole_and_in_one_unit():
+    figure = figures.path_gradients(measured(54))
+    for axes in figure.axes[1:]:
+        low, high = axes.get_ylim()
+        (bars,) = axes.containers
+        for segment in filter(len, bars.lines[2][0].get_segments()):
+            assert low <= min(y for _, y in segment) <= max(y for _, y in segment) <= high
+        for line in axes.lines:
+            assert all(low <= y <= high for y in line.get_ydata() if not math.isnan(y))
+    assert figure.axes[2].get_ylabel() == "contribution of a length\n(loss per unit of input)"
+    assert figure.axes[2].get_yscale() == "log"
 
 
 def test_zeros_leave_gaps():
@@ -233,7 +249,7 @@ def test_zeros_leave_gaps():
         rows[2][name] = 0.0
     figure = figures.path_gradients(table(COLUMNS, rows))
     assert math.isnan(curve(figure.axes[1], ORANGE).get_ydata()[2])
-    assert [curve(figure.axes[2], colour).get_ydata()[2] for colour in (ORANGE, GREEN)] == [0, 0]
+    assert all(math.isnan(curve(figure.axes[2], colour).get_ydata()[2]) for colour in (ORANGE, GREEN))
     assert_legible(figure)
 
 

@@ -142,6 +142,7 @@ def test_several_runs_are_compared(page, tmp_path):
     assert [rule["y"] for rule in chart["rules"]] == pytest.approx([10, 20])
     assert "50.00 %" in shown.text
     assert "90.00 %" in shown.text
+    assert "intervals that overlap do not show that two runs agree" in shown.text
     between = re.search(r"What differs between the runs \d+ full effective paths (.*?) full delete-blocks", shown.text)
     assert between
     assert "seed 0 1 –" in between[1]
@@ -196,17 +197,25 @@ def test_tables_of_unknown_verbs_are_shown(page, tmp_path):
 # Charts and lattices
 
 
-def test_contributions_are_shares_of_all_paths(tmp_path):
+def test_contributions_are_numbers_of_paths_times_norms_in_one_unit(tmp_path):
     blocks = 40
     (run,) = read_runs([write_paths(tmp_path / "run", blocks)])
     by_family = {chart["family"]: chart for chart in charts(run)}
     series = {item["key"]: item for item in by_family["contribution"]["series"]}
-    # binomial theorem: the sum of C(n, k) 0.01^k is 1.01^n
-    expected = [100 * math.comb(blocks, k) * 0.01**k / 1.01**blocks for k in range(len(series["sampled"]["y"]))]
-    assert series["sampled"]["y"] == pytest.approx(expected, rel=1e-9)
-    assert series["sampled"]["high"] == pytest.approx([2 * share for share in expected], rel=1e-9)
-    assert series["signed"]["y"] == pytest.approx(expected, rel=1e-9)
-    assert len(series["exact"]["y"]) < blocks  # long paths that contribute nothing are left out
+    for key, column, factor in (
+        ("sampled", "y", 1),
+        ("sampled", "low", 0.5),
+        ("sampled", "high", 2),
+        ("signed", "y", 2),
+    ):
+        for k, found in enumerate(series[key][column]):
+            middle = math.comb(blocks, k) * 0.01**k * (factor if column == "y" else 1)
+            expected = math.comb(blocks, k) * 0.01**k * factor
+            assert found == (pytest.approx(expected, rel=1e-9) if middle >= 1e-4 else None)
+    assert series["exact"]["y"][:14] == [0.5**k for k in range(14)]
+    axis = by_family["contribution"]["y"]
+    assert (axis["label"], axis["log"]) == ("gradient norm of a length", True)
+    assert axis["note"] == "below 10⁻⁴ not drawn"
     counts = by_family["paths by length"]["series"][0]["y"]
     assert counts == pytest.approx([100 * math.comb(blocks, k) / 2**blocks for k in range(blocks + 1)], rel=1e-9)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import pathlens
+from pathlens import figures
 from tests.helpers import ROOT
 
 PAGE = ROOT / "docs" / "gallery.md"
@@ -41,7 +41,7 @@ def test_pictures_are_for_print_and_shown_at_one_scale():
 
 def test_every_kind_of_figure_is_in_the_gallery():
     used = set(re.findall(r"= figures\.(\w+)\(", "".join(CODE)))
-    drawing = {name for name in pathlens.figures.__all__ if name[0].islower()} - {"draw", "files", "save"}
+    drawing = {name for name in figures.__all__ if name[0].islower()} - {"draw", "files", "save"}
     assert used == drawing
 
 

@@ -22,9 +22,10 @@ from pathlens.errors import UsageError
 from pathlens.pages.words import charts, headlines, title
 from pathlens.report import write_run
 from pathlens.report.reading import read_runs
-from pathlens.results.charts import Chart, StageRun, chart, stage_runs
-from pathlens.results.path_profile import contributions, path_shares, shares
+from pathlens.results.charts import Chart, StageRun, chart, cut_off, stage_runs
+from pathlens.results.path_profile import contribution_series, contributions, path_shares
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
+from pathlens.results.text import power_of_ten
 from pathlens.tables import Column, Table, read_table
 
 
@@ -172,16 +173,42 @@ def test_declarations_are_found_by_their_names_first(tmp_path):
 def test_contributions_are_exact_to_the_last_digits_at_any_size(drawn):
     rows = [{"n_paths": count, "path_norm_mean": norm, "total_norm": None} for count, norm in drawn]
     exact = [count * Fraction(norm) for count, norm in drawn]
-    percent = shares(contributions(rows, "sampled"))
-    if not any(exact):
-        assert percent == []
-        return
-    for share, value in zip(percent, exact, strict=True):
-        assert share == pytest.approx(float(100 * value / sum(exact)), rel=1e-12, abs=1e-280)
+    found = contributions(rows, "sampled")
+    scale = max(map(Fraction, found)) / (max(exact) or 1)  # a power of two, or one where a float has room for all
+    for contributed, value in zip(found, exact, strict=True):
+        assert contributed == pytest.approx(float(scale * value), rel=1e-12, abs=1e-280)
     if max(exact) < 2**900 and all(count < 2**1000 for count, _ in drawn):
         assert contributions(rows, "sampled") == [float(count) * norm for count, norm in drawn]
     assert contributions(rows, "exact") == [None] * len(rows)
-    assert shares(contributions(rows, "exact")) == []
+
+
+def test_contributions_of_all_methods_have_one_unit_and_lose_only_what_is_said():
+    rows = [
+        {"length": k, "n_paths": math.comb(40, k), "path_norm_mean": 10.0**-k, "path_norm_low": 0.5 * 10.0**-k,
+         "path_norm_high": 2 * 10.0**-k, "path_norm_rms": 50 * 10.0**-k, "total_norm": 0.01 * 10.0**-k}
+        for k in range(41)
+    ]  # fmt: skip
+    curves, note = contribution_series(rows)
+    assert set(curves) == {"sampled", "exact", "signed"}
+    (floor,) = (10.0**power for power in range(-20, 1) if note == f"below {power_of_ten(power)} not drawn")
+    of_one = {"sampled": 1, "signed": 50}
+    for method, curve in curves.items():
+        for k, value in enumerate(curve["y"]):
+            expected = of_one[method] * math.comb(40, k) * 10.0**-k if method in of_one else 0.01 * 10.0**-k
+            assert value == (pytest.approx(expected) if expected >= floor else None)
+            if method == "sampled" and value is not None:
+                assert (curve["low"][k], curve["high"][k]) == pytest.approx((0.5 * expected, 2 * expected))
+        assert max(value for value in curve["y"] if value) >= 1000 * floor
+    beyond = [{"length": 0, "n_paths": 10**400, "path_norm_mean": 1.0, "total_norm": 1.0}]
+    assert contribution_series(beyond)[0]["exact"]["y"] == [1.0]
+
+
+def test_logarithmic_axes_end_sixteen_powers_below_their_top():
+    series, note = cut_off([{"x": [0, 1, 2, 3], "y": [5.0, 2e-16, 0.9e-16, 0.0], "low": [1.0, 1e-17, 1e-18, 0.0]}])
+    assert note == "below 10⁻¹⁶ not drawn"
+    assert series == [{"x": [0, 1, 2, 3], "y": [5.0, 2e-16, None, 0.0], "low": [1.0, 1e-17, None, 0.0]}]
+    assert cut_off([{"x": [0], "y": [0.0]}]) == ([{"x": [0], "y": [0.0]}], "")
+    assert cut_off([{"x": [0, 1], "y": [1.0, 1e-3]}])[1] == ""
 
 
 def test_shares_are_of_all_paths_also_where_long_ones_are_left_out():

@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 import pathlens
-from pathlens.tables import read_table
+from pathlens.tables import Column, Table, read_table
 from studies import common, subjects
-from studies.critics import answers, responses, shortcuts, tails
+from studies.critics import judged, responses, shortcuts, tails
 from tests.helpers.study_modules import run_study
 
 PER_NETWORK = ("shortcuts", "responses", "path-gradients", "cancellation", "tails")
@@ -19,7 +19,8 @@ TABLES = {
     "counts": {"network", "deleted", "count", "error", "error_low", "error_high"},
     "responses": {"network", "which", "response", "harm", "rho", "rho_low", "rho_high"},
     "effective": {"network", "contribution", "first", "last", "first_low", "last_high", "share_of_paths"},
-    "tails": {"network", "length", "paths", "mean", "q99", "rms_signed", "tail", "four_below"},
+    "tails": {"network", "length", "paths", "mean", "q99", "rms_error", "rms_signed_error", "tail_error", "four_below"},
+    "claims": {"claim", "source", "rule", "test", "outcome"},
     "beyond": {"network", "seeds", "branch_increase", "skip_increase", "middle_low"},
     "beyond-runs": {"network", "seed", "error_intact", "first", "last"},
 }
@@ -50,7 +51,7 @@ def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert "Its numbers mean nothing" in page
     assert str(done) not in page
-    for title in ("**Question.**", "**Protocol.**", "## a.", "## b.", "## c.", "## d.", "## What agrees"):
+    for title in ("**Question.**", "**Protocol.**", "## a.", "## b.", "## c.", "## d.", "## What was claimed"):
         assert title in page
     for stem, columns in TABLES.items():
         assert columns <= set(read_table(done / "out" / f"{stem}.csv").names), stem
@@ -65,7 +66,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert f"({stem}.png)" in page, stem
         assert (done / "out" / f"{stem}.png").read_bytes().startswith(b"\x89PNG"), stem
     for file in (done / "out").glob("*.meta.json"):
-        assert "nets.py" not in file.read_text(), file  # where the study lies is nobody's business
+        assert "/nets.py" not in file.read_text(), file  # where the study lies is nobody's business
 
 
 @pytest.mark.slow
@@ -78,7 +79,8 @@ def test_lesions_and_exact_totals_are_those_of_the_package(done, network):
         (branch.rows[1]["error"], branch.rows[1]["loss"])
     )
     assert (rows[4]["error_skip"], rows[4]["loss_skip"]) == pytest.approx((skip.rows[1]["error"], skip.rows[1]["loss"]))
-    exact = pathlens.path_gradients(view, pathlens.open_data("digits", limit=2), method="exact")
+    images = pathlens.open_data("digits", split="train", limit=2)
+    exact = pathlens.path_gradients(view, images, method="exact")
     found = read_table(done / "out" / "cancellation-preresnet20.csv")
     assert found.values("total_norm") == pytest.approx(exact.values("total_norm"), rel=1e-4)
     for row in found.rows:
@@ -121,8 +123,8 @@ def test_responses_are_those_of_hooks(done, network):
 @pytest.mark.slow
 def test_trained_networks_are_no_resnets_and_were_read_back(done):
     runs = {row["network"]: row for row in read_table(done / "out" / "beyond-runs.csv").rows}
-    assert {name: row["blocks"] for name, row in runs.items()} == {"preresnet20": 9, "vit": 4, "convnext": 4}
-    lesions = read_table(done / "out" / "shortcuts-vit.csv").rows
+    assert {name: row["blocks"] for name, row in runs.items()} == {"vit": 4, "convnext": 4}
+    lesions = [row for row in read_table(done / "out" / "beyond-blocks.csv").rows if row["network"] == "vit"]
     assert runs["vit"]["error_intact"] == lesions[0]["error_intact"]
     assert runs["vit"]["branch_largest"] == pytest.approx(
         max(row["error_branch"] for row in lesions) - lesions[0]["error_intact"]
@@ -130,13 +132,13 @@ def test_trained_networks_are_no_resnets_and_were_read_back(done):
 
 
 def test_single_paths_are_those_of_the_chain_rule(network):
-    view, data = network
+    view, _ = network
     setting = common.setting("critics", "A study.", ["--device", "cpu"])
     loaded = pathlens.load_model("preresnet20", "random", in_channels=1, num_classes=10, seed=0)
     subject = subjects.subject(setting, "n", "n", loaded)
     vars(subject)["view"] = view  # of the same network, found once for all tests
     tail = tails.sample_tail(subject, 2, 0, 4)  # the one path through no branch
-    batch = data.batch(0, 2)
+    batch = pathlens.open_data("digits", split="train", limit=2).batch(0, 2)
     inputs = batch.images.clone().requires_grad_()
     x = view.stem(inputs)
     values = [x]
@@ -166,10 +168,11 @@ def test_differences_have_newcombes_interval():
 def test_correlation_of_ties_and_of_nothing():
     correlation = responses.correlation
     rows = [{"x": x, "y": y} for x, y in zip(range(8), (0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.4), strict=True)]
-    found = correlation(rows, "x", "y", 500)
+    found = correlation(rows, "x", "y")
+    assert found["ties"] == 3
     assert found["rho"] == pytest.approx(stats.spearmanr(range(8), [row["y"] for row in rows]).statistic)
     assert 0.8 < found["rho_low"] <= found["rho"] <= found["rho_high"] <= 1
-    assert correlation([{**row, "y": 0.0} for row in rows], "x", "y", 9)["rho"] is None
+    assert correlation([{**row, "y": 0.0} for row in rows], "x", "y")["rho"] is None
 
 
 def test_tails_by_hand():
@@ -180,34 +183,52 @@ def test_tails_by_hand():
     assert row["rms"] == row["mean"] * row["tail_within"] == pytest.approx(np.sqrt(43))
     assert row["missed"] == pytest.approx(8 / np.sqrt(43))
     assert row["top_share"] == pytest.approx(13 / 32)
+    # the mean of four paths has a standard error of 6 / 2, and a root mean square of 8 one of 0.1
+    assert row["tail_error"] == pytest.approx(2 * np.hypot(0.1 / 8, 3 / 4))
+    squares = np.array([1.0, 1.0, 1.0, 169.0])
+    picked = np.random.default_rng(5).choice(squares, size=(20000, 4)).mean(axis=1)
+    assert row["rms_error"] == pytest.approx(np.sqrt(picked).std(), rel=0.05)
     # below the mean are draws without the heavy path; one heavy path of four gives the mean itself
     assert row["four_below"] == pytest.approx(0.75**4, abs=0.03)
 
 
-def test_sentences_follow_the_numbers():
-    shortcut = {"network": "n", "which": "all", "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3}
-    rows = {"blocks": 20, "first": 2, "last": 6, "first_low": 2, "last_low": 5, "last_high": 7}
-    ranges = [{"network": "n", "contribution": kind, **rows} for kind in ("exact", "sampled")]
-    ranges[1] |= {"last": 12, "last_low": 11, "last_high": 13}
-    found = {
-        "shortcuts": [shortcut],
-        "ranges": ranges,
-        "tails": [{"network": "n", "missed": 9.0, "tail_within": 3.0}],
-        "responses": [
-            {"network": "n", "which": "all", "response": "relative_std", "harm": "error", "rho": 0.5, "rho_low": -0.1}
-        ],
-        "beyond": [{"network": "n", "harmless": 0.9, "middle": 0.7}],
-    }
-    said = answers.answers(found)
-    assert "shortcuts hurt more to delete" in said
-    assert "a shortcut counts 4.0 times" in said
-    assert "does not tell which blocks are harmless" in said
-    assert "farther off than the intervals explain" in said
-    assert "the few heavy paths" in said
-    assert "one conclusion holds" in said
-    shortcut |= {"difference_low": -0.1}
-    ranges[1] |= {"last_low": 7}
-    said = answers.answers(found)
-    assert "the objection is not borne out" in said
-    assert "is not what that predicts" in said
-    assert "within the intervals" in said
+def test_paths_of_a_tail_are_distinct(network):
+    setting = common.setting("critics", "A study.", ["--device", "cpu"])
+    loaded = pathlens.load_model("preresnet20", "random", in_channels=1, num_classes=10, seed=0)
+    subject = subjects.subject(setting, "n", "n", loaded)
+    vars(subject)["view"] = network[0]
+    assert len(tails.sample_tail(subject, 1, 1, 8).norms) < 9  # of nine paths of one block, some are drawn twice
+    assert len(tails.sample_tail(subject, 1, 9, 5).norms) == 1
+
+
+def test_means_of_counts_are_over_distinct_sets():
+    columns = ("count", "sample", "blocks", "error", "error_low", "error_high")
+    rows = [(0, None, None, 0.1, 0.05, 0.15), (2, 0, "1,2", 0.2, None, None), (2, 1, "1,2", 0.2, None, None)]
+    rows += [(2, 2, "0,2", 0.6, None, None), (2, None, None, 0.33, 0.1, 0.5), (3, 0, "0,1,2", 0.9, None, None)]
+    table = Table(tuple(Column(name) for name in columns), tuple(dict(zip(columns, row, strict=True)) for row in rows))
+    intact, two, three = shortcuts.count_rows("n", {"branches": table})
+    assert (intact["error"], intact["error_low"]) == (0.1, 0.05)
+    assert (two["sets"], two["error"]) == (2, pytest.approx(0.4))
+    assert (two["error_low"], two["error_high"]) == (pytest.approx(0.2), pytest.approx(0.6))
+    assert (three["sets"], three["error"], three["error_low"]) == (1, 0.9, None)
+
+
+def test_verdicts_follow_the_numbers():
+    key = {"network": "n", "which": "all", "response": "relative_std", "harm": "loss", "n_blocks": 9, "ties": 0}
+    rows = [{**key, "rho": 0.5, "rho_low": 0.1, "rho_high": 0.8}]
+
+    def response(row):
+        return judged.response(Table(tuple(Column(name) for name in row), (row,)), "n").outcome
+
+    assert response(rows[0]) == "agrees"
+    assert response({**rows[0], "rho_low": -0.1}) == "cannot tell"
+    assert response({**rows[0], "rho": None}) == "cannot tell"
+    tail = {"network": "n", "length": 5, "paths": 100, "tail": 6.0, "tail_error": 0.5, "tail_within": 2.0}
+
+    def heavy(**more):
+        row = {**tail, **more}
+        return judged.tail(Table(tuple(Column(name) for name in row), (row,)), "n", 5).outcome
+
+    assert heavy() == "agrees"
+    assert heavy(tail_error=3.0) == "cannot tell"
+    assert heavy(tail=1.1, tail_error=0.1) == "disagrees"

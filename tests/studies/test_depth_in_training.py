@@ -11,7 +11,7 @@ from scipy import stats
 import pathlens
 from pathlens.tables import read_table
 from studies import common
-from studies.depth_in_training import answers, cells, checkpoints, gains, trends
+from studies.depth_in_training import cells, checkpoints, gains, judged, trends
 from studies.veit2016 import trainings
 from tests.helpers.study_modules import run_study
 
@@ -28,6 +28,8 @@ TABLES = {
         "centre",
         "mean_length",
     },
+    "errors": {"weight_decay", "epoch", "validation_error"},
+    "claims": {"claim", "source", "rule", "test", "outcome"},
     "by-epoch": {"epoch", "contribution", "mean_length", "mean_length_low", "mean_length_high", "validation_error"},
     "trends": {"since", "rho", "rho_p", "rising", "sign_p", "change", "change_low", "change_high", "change_p"},
     "curves": {"epoch", "contribution", "length", "share"},
@@ -50,7 +52,7 @@ def done(tmp_path_factory):
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert str(done) not in page
-    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## Mechanism", "## What agrees"):
+    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## Mechanism", "## What was claimed"):
         assert title in page
     for stem, columns in TABLES.items():
         assert columns <= set(read_table(done / "out" / f"{stem}.parquet").names)
@@ -162,32 +164,79 @@ def test_trends_by_hand():
     assert (later["rising"], later["sign_p"]) == (3, pytest.approx(0.25))
     assert later["rho_high"] <= 1
     assert whole["rho_low"] >= -1
-    (start, *_) = module.by_epoch(ranges, {("seed0", 0): 0.2, ("seed1", 0): 0.4})
+    smaller, larger = sorted((whole["change_p"], later["change_p"]))
+    corrected = {smaller: min(1, 2 * smaller), larger: max(larger, min(1, 2 * smaller))}
+    assert whole["change_p_holm"] == pytest.approx(corrected[whole["change_p"]])
+    assert later["change_p_holm"] == pytest.approx(corrected[later["change_p"]])
+    assert later["part"] == pytest.approx(later["change"] / whole["change"])
+    (start, *_) = module.by_epoch(ranges, [{"weight_decay": 0.1, "epoch": 0, "validation_error": 0.3}])
     assert start["validation_error"] == pytest.approx(0.3)
     assert start["mean_length"] == pytest.approx(5.5)
     assert start["mean_length_high"] == pytest.approx(5.5 + 4.302653 * 0.5 / math.sqrt(3))
 
 
-def test_sentences_follow_the_numbers():
-    module = answers
-    rising = {"change_low": 0.5, "change_high": 1.5}
-    assert module.direction(rising) == "grows"
-    assert module.direction({"change_low": -1.5, "change_high": -0.5}) == "shrinks"
-    assert module.direction({"change_low": -1.5, "change_high": 0.5}) == "does not change for certain"
-    assert module.direction({"change_low": None, "change_high": None}) == "does not change for certain"
-    start = {"blocks": 54, "contribution": "exact", "mean_length": 10.0, "mean_length_low": 9.0}
-    assert "below half the blocks, as claimed" in module._start({**start, "mean_length_high": 11.0})
-    assert "not told apart" in module._start({**start, "mean_length_high": 28.0})
-    trend = {"mode": "train", "weight_decay": 0, "contribution": "exact", "since": 0}
-    falls, rises = {**trend, "change_low": -2.0, "change_high": -1.0}, {**trend, **rising}
-    scales = [
-        {"weight_decay": 0, "epoch": epoch, "gamma": 1.0, "gradient_ratio": ratio}
-        for epoch, ratio in ((9, 0.3), (0, 0.6))
+def test_a_scale_that_moves_in_step_is_told_from_one_that_only_falls():
+    lengths = [20.0, 15.0, 14.0, 10.0, 9.5]
+    ranges = [
+        {"run": "r", "epoch": epoch, "contribution": "exact", "mode": "train", "mean_length": length}
+        for epoch, length in enumerate(lengths)
     ]
-    assert "γ does not measure" in module._reason([falls], scales)
-    assert "1.00 times its value at initialisation and λ at 0.50 times" in module._reason([falls], scales)
-    assert module._reason([rises], scales) == ""
-    assert module._reason([falls], [{**row, "gradient_ratio": 0.6} for row in scales]) == ""
+    moves = [5.0, 1.0, 4.0, 0.5]
+    in_step, falling = [30.0], [30.0]
+    for move, other in zip(moves, reversed(moves), strict=True):
+        in_step.append(in_step[-1] - move)
+        falling.append(falling[-1] - other)
+    scales = [
+        {"run": "r", "weight_decay": 0.1, "epoch": epoch, "gamma": falling[epoch], "response_ratio": in_step[epoch]}
+        | {"gradient_ratio": in_step[epoch], "predicted_length": in_step[epoch]}
+        for epoch in range(5)
+    ]
+    rows = {row["scale"]: row for row in trends.driven_by(scales, ranges)}
+    assert rows["response_ratio"]["rho"] == pytest.approx(1)
+    assert rows["gamma"]["rho"] == pytest.approx(stats.spearmanr(moves, moves[::-1]).statistic)
+    assert trends.rank_correlation(falling, lengths) == pytest.approx(1)  # what both trends say
+
+
+def test_verdicts_follow_the_numbers():
+    change = {
+        "contribution": "sampled",
+        "change": -1.0,
+        "change_low": -1.5,
+        "change_high": -0.5,
+        "since": 10,
+        "part": 0.1,
+    }
+    change |= {"change_p_holm": 0.01, "seeds": 5}
+    assert judged.deeper([change]).outcome == "disagrees"
+    assert judged.deeper([{**change, "change_low": 0.5, "change_high": 1.5}]).outcome == "agrees"
+    assert judged.deeper([{**change, "change_p_holm": 0.2}]).outcome == "cannot tell"
+    assert judged.deeper([{**change, "seeds": 2}]).outcome == "cannot tell"
+    exact = {**change, "contribution": "exact", "change_low": 0.5, "change_high": 1.5}
+    assert judged.deeper([exact, change]).outcome == "disagrees"  # the paper's contribution is judged
+    begun = {"blocks": 54, "contribution": "sampled", "mean_length": 10.0, "mean_length_low": 9.0, "seeds": 3}
+    assert judged.start([{**begun, "mean_length_high": 11.0}]).outcome == "agrees"
+    assert judged.start([{**begun, "mean_length_high": 28.0}]).outcome == "cannot tell"
+    assert judged.settled([0, 5, 10, 20]) == 10
+    assert judged.settled([0, 1, 2]) == 1
+
+
+@pytest.mark.parametrize(
+    ("gamma", "low", "high", "outcome"),
+    [
+        (1.01, -6, -5, "disagrees"),
+        (1.5, -6, -5, "cannot tell"),
+        (1.01, -0.4, 0.5, "agrees"),
+        (1.01, -3, 1, "cannot tell"),
+    ],
+)
+def test_the_scale_is_judged_where_it_stands_still(gamma, low, high, outcome):
+    key = {"weight_decay": 0, "mode": "train", "contribution": "exact"}
+    test = {**key, "since": 0, "change": (low + high) / 2, "change_low": low, "change_high": high, "seeds": 3}
+    scales = [
+        {"weight_decay": 0, "epoch": epoch, "gamma": value, "gamma_low": value, "gamma_high": value}
+        for epoch, value in ((60, gamma), (0, 1.0))
+    ]
+    assert judged.scale([{**key, "epoch": 0, "mean_length": 10.0}], [test], scales).outcome == outcome
 
 
 def test_the_cpu_scale_takes_the_runs_of_the_first_study(monkeypatch, tmp_path):
@@ -200,18 +249,15 @@ def test_the_cpu_scale_takes_the_runs_of_the_first_study(monkeypatch, tmp_path):
     assert set(shared) == {f"digits54-full-seed{seed}" for seed in range(5)}
     assert all(theirs[name] == arguments for name, arguments in shared.items())
     others = [run for name, run in wanted.items() if name not in theirs]
-    assert len(others) == 3
-    assert all(run.arguments[-2:] == ("--weight-decay", "0") for run in others)
+    without = [run for run in others if run.arguments[-2:] == ("--weight-decay", "0")]
+    assert {run.seed for run in without} == {run.seed for run in wanted.values()} == set(range(10))
+    more = {name: run for name, run in wanted.items() if name not in theirs and run not in without}
+    assert set(more) == {f"digits54-full-seed{seed}" for seed in range(5, 10)}
+    first = theirs["digits54-full-seed0"]
+    for run in more.values():
+        assert [a if a != str(run.seed) else "0" for a in run.arguments] == list(first)
     given = common.setting("depth_in_training", "x", ["--scale", "cpu", "--runs", str(tmp_path)])
     assert checkpoints.shared(given).runs == tmp_path
-
-
-@pytest.mark.parametrize(("low", "high", "words"), [(-6, -5, "not told apart"), (-9, -8, "are due to it")])
-def test_what_is_due_to_weight_decay_stands_out_of_the_seeds(low, high, words):
-    row = {"mode": "train", "contribution": "exact", "since": 0}
-    without = {**row, "weight_decay": 0, "change": -5.3, "change_low": -5.9, "change_high": -4.7}
-    with_it = {**row, "weight_decay": 0.1, "change": (low + high) / 2, "change_low": low, "change_high": high}
-    assert words in answers._decay([without, with_it], 0.1)
 
 
 @pytest.mark.slow

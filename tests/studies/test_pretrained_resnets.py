@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ import pathlens
 from pathlens.tables import Column, Table, read_table
 from studies import common, subjects
 from studies.pretrained_resnets import __main__ as run
-from studies.pretrained_resnets import headlines
+from studies.pretrained_resnets import judged
 from tests.helpers.study_modules import run_study
 
-FILES = ("headlines", *(f"{key}-resnet20" for key in ("lesions", "skips", "sets", "orders", "gradients")))
+FILES = (
+    *(f"{key}-resnet20" for key in ("lesions", "skips", "sets", "orders", "gradients")),
+    *("lesions-plain20", "twin-plain20", "claims"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +35,17 @@ def done(tmp_path_factory):
 @pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "README.md").read_text()
-    assert "Its numbers mean nothing" in page
-    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What agrees, what does not"):
+    assert "Their numbers mean nothing" in page
+    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What was claimed"):
         assert title in page
     for stem in FILES:
         assert (done / f"{stem}.csv").is_file(), stem
         assert f"({stem}.csv)" in page, stem
-    for stem in FILES[1:]:
+    for stem in (*FILES[:5], "twins"):
         assert f"({stem}.png)" in page, stem
         assert (done / f"{stem}.png").read_bytes().startswith(b"\x89PNG"), stem
+    assert "16 images of digits (test), batches of 128, 2 drawn at each size" in page
+    assert "4 images of digits (train), batches of 16, batch norms in eval mode" in page
 
 
 @pytest.mark.slow
@@ -48,55 +54,53 @@ def test_its_numbers_are_those_of_the_package(done):
     data = pathlens.open_data("digits", limit=16)
     network = pathlens.find_blocks(network, data.batch(0, 2).images)
     lesions, expected = read_table(done / "lesions-resnet20.csv"), pathlens.delete_blocks(network, data)
-    assert lesions.values("error") == expected.values("error")
-    exact = pathlens.path_gradients(network, pathlens.open_data("digits", limit=4), method="exact")
+    for name in ("error", "difference", "p_holm"):
+        assert lesions.values(name) == pytest.approx(expected.values(name)), name
+    images = pathlens.open_data("digits", split="train", limit=4)
+    exact = pathlens.path_gradients(network, images, method="exact")
     found = read_table(done / "gradients-resnet20.csv")
     assert found.values("total_norm") == pytest.approx(exact.values("total_norm"), rel=1e-4)
-    rows = {row["fact"]: row for row in read_table(done / "headlines.csv").rows}
+    rows = {row["claim"]: row for row in read_table(done / "claims.csv").rows}
     effective = exact.provenance["effective"]["exact"]
-    first, last = effective["first"], effective["last"]
-    assert rows["effective lengths, exact sum"]["here"].startswith(f"{first} to {last} of 9 blocks")
-    assert rows["effective lengths, exact sum"]["value"] == pytest.approx((first + last) / 18)
-    worst = max(row["error"] for row in expected.rows if row["block"] is not None)
-    assert rows["which blocks hurt most"]["value"] == worst
-    assert rows["lengths of 95 % of the paths"]["here"] == "2 to 7 of 9 blocks"
+    assert rows["short paths survive cancellation"]["value"] == effective["last"]
+    median = statistics.median(row["difference"] for row in expected.rows if row["block"] is not None)
+    assert rows["single deletions"]["value"] == pytest.approx(median)
+    assert rows["single deletions"]["seeds"] is None
 
 
-def lesions_of(errors, kinds):
-    """A table of delete-blocks with intervals of two points either side, and an intact error of 10 %."""
-    rows = [{"block": None, "kind": None, "count": 0, "error": 0.1}]
-    rows += [
-        {"block": block, "kind": kind, "count": 1, "error": error}
-        for block, (error, kind) in enumerate(zip(errors, kinds, strict=True))
-    ]
-    more = {"name": "", "stage": 0, "sample": None, "loss": 1.0}
-    rows = [{**more, **row, "error_low": row["error"] - 0.02, "error_high": row["error"] + 0.02} for row in rows]
-    return Table(tuple(Column(name) for name in rows[0]), tuple(rows))
+@pytest.mark.slow
+def test_a_block_of_the_twin_is_both_of_its_layers(done):
+    network = pathlens.load_model("plain20", "random", in_channels=1, num_classes=10, seed=0).model
+    batch = pathlens.open_data("digits", limit=16).batch(0, 16)
+    rows = [row for row in read_table(done / "twin-plain20.csv").rows if row["block"] is not None]
+    assert [row["name"] for row in rows[:4]] == ["layer1.0", "layer1.1", "layer1.2", "layer2.0"]
+    assert len(rows) == 9
+    for row in (rows[1], rows[3]):
+        layers = [f"{row['name']}.conv1", f"{row['name']}.conv2"]
+        view = pathlens.find_layers(network, batch.images[:2])
+        chosen = [layer.index for layer in view if layer.name in layers]
+        with torch.no_grad(), pathlens.deleted(network, blocks=chosen):
+            wrong = (network(batch.images).argmax(1) != batch.labels).double().mean()
+        assert row["error"] == pytest.approx(float(wrong))
+        assert row["blocks"] == ",".join(map(str, chosen))
 
 
-@pytest.mark.parametrize(("errors", "agrees"), [((0.11, 0.3, 0.12), True), ((0.4, 0.3, 0.12), False)])
-def test_the_worst_block_is_judged_by_its_kind(errors, agrees):
-    table = lesions_of(errors, ("identity", "padding", "identity"))
-    worst, single = headlines._worst(table), headlines._single(table)
-    said = run.answers([{"network": "n", **worst}])
-    assert worst["agrees"] is agrees
-    assert worst["value"] == max(errors)
-    assert single["value"] == pytest.approx(sum(error < 0.14 for error in errors) / 3)
-    assert f"does not agree in: {'nothing' if agrees else 'which blocks'}" in said
+def test_twins_are_compared_block_by_block():
+    def table(differences):
+        rows = [{"block": None, "difference": None, "difference_low": None, "difference_high": None}]
+        rows += [
+            {"block": block, "difference": one, "difference_low": one - 0.02, "difference_high": one + 0.02}
+            for block, one in enumerate(differences)
+        ]
+        return Table(tuple(Column(name) for name in rows[0]), tuple(rows))
 
-
-def test_correlation_of_sets_by_hand():
-    correlation = headlines._correlation
-    # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24)
-    found = correlation([(1, 0.2), (2, 0.1), (3, 0.4), (4, 0.3), (5, 0.5)], 1)
-    assert found["value"] == pytest.approx(0.8)
-    assert found["value_low"] < 0.8 < found["value_high"] < 1
-    assert found["value_low"] < 0  # five sets do not tell
-    assert found["agrees"] is None
-    many = [(count, count / 10 + 0.01 * (-1) ** count) for count in range(1, 9)] * 4
-    assert correlation(many, 1)["agrees"] is True
-    assert correlation(many, -1)["agrees"] is False
-    assert correlation([(1, 0.2), (2, 0.2), (3, 0.2), (4, 0.2)], 1) == {"value": None}
+    short, plain = table((0.01, 0.01, 0.60)), table((0.7, 0.8, 0.61))
+    verdict = judged.compare_twins(short, plain)
+    assert verdict.outcome == "agrees"
+    assert verdict.value == pytest.approx(2 / 3)
+    assert "in 2 of 3 blocks and less in 0; median +70.0 points against +1.0" in verdict.here
+    assert judged.compare_twins(plain, short).outcome == "disagrees"
+    assert judged.compare_twins(short, table((0.02, 0.03, 0.61))).outcome == "cannot tell"
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])

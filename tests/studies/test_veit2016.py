@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from scipy import stats
 
 import pathlens
+from pathlens.cli import main
 from pathlens.tables import read_table
+from studies import common, record
+from studies.veit2016 import __main__ as study
+from studies.veit2016 import cifar, retraining, trainings
 from tests.helpers.data_files import image_folder
 from tests.helpers.study_modules import run_study
 
@@ -29,18 +38,24 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_section_has_its_table_and_figure(page: Path) -> None:
     text = (page / "out" / "README.md").read_text()
-    for stem in ("lesions-preresnet20", "lesions-vgg15", "lesions-highway19", "reordering", "path-gradients"):
+    runs = ("preresnet20-full-seed0", "preresnet20-m4-seed0", "vgg15-seed0", "highway19-seed0")
+    whole = [f"{key}-{runs[0]}" for key in ("sets", "orders", "gradients")]
+    for stem in (*(f"lesions-{run}" for run in runs), *whole, "sets-preresnet20-sd-seed0", "lesions-imagenet"):
         assert f"({stem}.png)" in text
         assert (page / "out" / f"{stem}.csv").is_file()
         assert (page / "out" / f"{stem}.pdf").is_file()
-    for part in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "Beside the paper", "(figure 4)"):
+    for stem in ("lesions", "sets-preresnet20"):  # several networks, or several rules, in one panel
+        assert f"({stem}.png)" in text
+    for part in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What was claimed", "(figure 4)"):
         assert part in text
     assert str(page) not in text
+    for file in (page / "out").glob("*.json"):
+        assert str(page) not in file.read_text()
 
 
 @pytest.mark.slow
 def test_lesions_are_those_of_the_trained_network(page: Path) -> None:
-    table = read_table(page / "out" / "lesions-preresnet20.csv")
+    table = read_table(page / "out" / "lesions-preresnet20-full-seed0.csv")
     loaded = pathlens.load_model("preresnet20", page / "runs" / "preresnet20-full-seed0" / "weights.safetensors")
     data = pathlens.open_data("digits", limit=40)
     again = pathlens.delete_blocks(loaded.model, data, blocks=[4], mean=loaded.mean, std=loaded.std)
@@ -65,13 +80,102 @@ def test_retraining_is_read_from_the_runs(page: Path) -> None:
     assert blocks["preresnet20-m4-seed0"] == 4
     assert blocks["highway19-seed0"] == 15
     summary = read_table(page / "out" / "retraining.csv")
-    assert {row["rule"] for row in summary.rows} == {row["rule"] for row in runs.rows}
+    assert [row["trained"] for row in summary.rows] == ["full", "m4", "sd"]
 
 
 @pytest.mark.slow
-def test_facts_stand_beside_those_of_the_paper(page: Path) -> None:
-    facts = read_table(page / "out" / "facts.csv")
-    assert {row["agrees"] for row in facts.rows} <= {"yes", "no"}
-    text = (page / "out" / "README.md").read_text()
-    agreeing = sum(row["agrees"] == "yes" for row in facts.rows)
-    assert f"Of {len(facts.rows)} statements, {agreeing} agree" in text
+def test_one_seed_tells_nothing(page: Path) -> None:
+    rows = read_table(page / "out" / "claims.csv").rows
+    assert {row["outcome"] for row in rows} == {"cannot tell"}
+    assert {row["seeds"] for row in rows} == {1}
+    ours = [row["claim"] for row in rows if row["source"] == "ours"]
+    assert "highway network" in ours
+    assert "single deletions after stochastic depth" not in ours
+
+
+@pytest.mark.slow
+def test_the_record_says_where_everything_comes_from(page: Path) -> None:
+    known = record.read(page / "out")
+    assert known["measured"]["commit"] == known["page"]["commit"]
+    assert {one["run"] for one in known["trainings"]} == {
+        row["run"] for row in read_table(page / "out" / "runs.csv").rows
+    }
+    for one in (known["measured"], *known["trainings"]):
+        assert all(one[name] for name in record.STEP)
+    for name, digest in known["files"].items():
+        assert hashlib.sha256((page / "out" / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.slow
+def test_the_page_is_made_from_the_tables_alone(page: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(page / "out", tmp_path / "again")
+    setting = common.StudySetting("veit2016", "smoke", again, tmp_path, "cpu", 1, draws=False)
+    known = record.read(again)
+    assert study.stated(setting).text_of(known["protocol"], known) == (page / "out" / "README.md").read_text()
+
+
+def _runs(errors: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+    return [
+        {"network": "n", "data": "d", "trained": trained, "seed": seed, "test_error": error}
+        for trained, own in errors.items()
+        for seed, error in enumerate(own)
+    ]
+
+
+def test_retraining_is_judged_by_a_margin_and_a_correction() -> None:
+    full = (0.060, 0.062, 0.061, 0.059)
+    same = tuple(error + step for error, step in zip(full, (0.0005, -0.0005, 0.0, 0.0004), strict=True))
+    worse = tuple(error + step for error, step in zip(full, (0.02, 0.022, 0.019, 0.021), strict=True))
+    rows = {row["trained"]: row for row in retraining.summary_rows(_runs({"full": full, "m23": same, "m7": worse}))}
+    gaps = [a - b for a, b in zip(same, full, strict=True)]
+    p = stats.ttest_1samp(gaps, 0.005, alternative="less").pvalue
+    assert rows["m23"]["p_inferior"] == pytest.approx(p)
+    assert rows["m23"]["p_inferior_holm"] == pytest.approx(2 * p)
+    assert rows["m23"]["p"] == pytest.approx(stats.ttest_rel(same, full).pvalue)
+    assert retraining.as_good(rows["m23"]).outcome == "agrees"
+    assert retraining.as_good(rows["m7"]).outcome == "disagrees"
+    assert retraining.as_good({**rows["m23"], "p_inferior_holm": 0.06}).outcome == "cannot tell"
+    two = {row["trained"]: row for row in retraining.summary_rows(_runs({"full": full[:2], "m7": worse[:2]}))}
+    assert retraining.as_good(two["m7"]).outcome == "cannot tell"
+    assert rows["full"]["difference"] is None
+
+
+def test_what_is_trained_on_digits() -> None:
+    wanted = trainings.trainings(common.setting("veit2016", "x", ["--scale", "cpu"]))
+    numbers = {training.blocks for training in wanted if training.blocks}
+    assert numbers == {7, 15, 23, 31, 39}
+    for number in (None, *numbers):
+        seeds = [training.seed for training in wanted if training.residual and training.blocks == number]
+        assert set(seeds) == set(range(5))
+    others = [training for training in wanted if not training.residual]
+    assert {training.seed for training in others} == {0, 1, 2}
+    assert len({training.name for training in wanted}) == len(wanted)
+
+
+def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(tmp_path: Path, monkeypatch: Any) -> None:
+    run = tmp_path / "tiny-own-seed0"
+    network = f"{common.ROOT / 'studies' / 'depth_in_training' / 'nets.py'}:tiny"
+    short = ("--data", "digits", "--epochs", "1", "--limit", "40", "--validation", "20", "--device", "cpu", "--quiet")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--model", network, *short, "--blocks-per-batch", "2", "--out", run.name]) == 0
+    kept = cifar.keep(run, tmp_path / "kept")
+    (one,) = cifar.kept(tmp_path / "kept")
+    assert one.weights == kept
+    assert one.trained == "own"
+    assert str(tmp_path) not in (tmp_path / "kept" / f"{run.name}.json").read_text()
+    whole, half = (
+        pathlens.load_model(network, path).model.state_dict() for path in (run / "weights.safetensors", kept)
+    )
+    for name, value in whole.items():
+        assert torch.equal(value.to(torch.float16).to(value.dtype), half[name].to(value.dtype)), name
+    row = cifar.run_row(one)
+    assert row["test_error"] == next(r["error"] for r in read_table(run / "result.csv").rows if r["split"] == "test")
+    assert row["blocks"] == 2
+    monkeypatch.setattr(cifar, "WANTED", ("tiny-own-seed0", "tiny-full-seed0", "tiny-m23-seed0"))
+    assert cifar.missing(tmp_path / "kept") == ["tiny-full-seed0", "tiny-m23-seed0"]
+    monkeypatch.setattr(cifar, "LARGEST", 100)
+    with pytest.raises(SystemExit, match="more than 100 bytes"):
+        cifar.keep(run, tmp_path / "kept")
+    assert cifar.kept(tmp_path / "kept") == []
+    with pytest.raises(SystemExit, match=r"no result\.csv"):
+        cifar.keep(tmp_path, tmp_path / "kept")

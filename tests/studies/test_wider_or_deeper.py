@@ -17,7 +17,8 @@ TABLES = {
     "networks": {"network", "blocks", "widths", "parameters", "multiply_adds", "ratio"},
     "summary": {"network", "effective_depth", "seeds", "test_error", "test_error_low", "error_difference", "error_p"},
     "runs": {"run", "effective_depth", "seed", "test_error", "test_error_low", "test_error_high", "test_loss"},
-    "lengths": {"effective_depth", "first", "last", "mean_length", "time"},
+    "lengths": {"effective_depth", "first", "last", "mean_length"},
+    "claims": {"claim", "source", "rule", "test", "outcome"},
     "epochs": {"effective_depth", "epoch", "train_loss", "validation_error"},
 }
 
@@ -35,11 +36,12 @@ def done(tmp_path_factory):
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert str(done) not in page
-    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## Networks", "## What agrees"):
+    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## Networks", "## What was claimed"):
         assert title in page
     for stem, columns in TABLES.items():
         assert columns <= set(read_table(done / "out" / f"{stem}.parquet").names)
         assert page.count(f"({stem}.csv)") == 1
+        assert "seconds" not in read_table(done / "out" / f"{stem}.parquet").names
     for stem in ("depths", "epochs"):
         assert (done / "out" / f"{stem}.png").stat().st_size > 10_000
         assert f"]({stem}.png)" in page
@@ -110,7 +112,7 @@ def _runs():
     }
     return [
         {"network": network, "effective_depth": depth, "seed": seed, "test_error": error, "test_loss": 2 * error}
-        | {"train_loss": 0.1, "first": 1, "last": 4, "mean_length": 2.0, "seconds": 3.0 if depth == "1" else 1.0}
+        | {"train_loss": 0.1, "first": 1, "last": 4, "mean_length": 2.0, "test_images": 1000}
         for (network, depth), values in errors.items()
         for seed, error in enumerate(values)
     ]
@@ -123,20 +125,42 @@ def test_differences_are_paired():
     assert cut["error_p"] == pytest.approx(test.pvalue)
     assert cut["error_difference_low"] == pytest.approx(test.confidence_interval().low)
     assert cut["loss_difference"] == pytest.approx(0.20)
-    assert cut["time"] == 3
+    # of six tests (three rows, one the baseline, error and loss of the others) the smaller four are corrected
+    tests = [cut["error_p"], cut["loss_p"], wide["error_p"], wide["loss_p"]]
+    assert cut["error_p_holm"] == pytest.approx(min(4 * min(tests), 1))
+    assert wide["error_p_holm"] == 1
+    one = stats.ttest_1samp((0.10, 0.12, 0.08), 0.005, alternative="less")
+    assert cut["p_inferior"] == pytest.approx(one.pvalue)
+    assert wide["p_inferior"] == pytest.approx(stats.ttest_1samp((0, -0.01, 0.01), 0.005, alternative="less").pvalue)
     assert whole["error_difference"] is whole["loss_p"] is None
     assert whole["test_error"] == pytest.approx(0.12)
     assert wide["error_difference"] == pytest.approx(0)
 
 
-def test_sentences_follow_the_numbers():
-    summary = compared.summary_rows(_runs())
-    costs = [{"network": "deep", "blocks": 9}, {"network": "wide", "blocks": 3}]
-    text = compared.answers(summary, costs)
-    assert "at most 1 of 9 blocks, against the whole: error +10.00 points (worse)" in text
-    assert "Even at L = 1 the restricted network is worse" in text
-    assert "no difference between wider and deeper was found" in text
-    summary[0].update(error_difference_low=-0.1, loss_difference_low=-0.1)
-    assert "From L = 1 on, no harm by leaving out longer paths was found" in compared.answers(summary, costs)
-    summary[2].update(error_difference_low=-0.2, error_difference_high=-0.1)
-    assert "wider is better than deeper" in compared.answers(summary, costs)
+def test_the_interval_is_over_seeds_and_images():
+    runs = {
+        name: {seed: {"test_error": error, "test_images": 400} for seed in range(40)}
+        for name, error in (("a", 0.2), ("b", 0.1))
+    }
+    low, high = compared.both_interval(runs["a"], runs["b"])
+    # seeds do not differ, so that the interval is that of images: the mean of 40 differences of binomial rates
+    half = 1.96 * ((0.2 * 0.8 + 0.1 * 0.9) / 400 / 40) ** 0.5
+    assert low == pytest.approx(0.1 - half, abs=0.001)
+    assert high == pytest.approx(0.1 + half, abs=0.001)
+    single = {0: runs["a"][0]}
+    assert compared.both_interval(single, {0: runs["b"][0]}) == (None, None)
+
+
+def test_verdicts_need_interval_test_and_seeds():
+    row = dict.fromkeys(("error_p", "loss_p", "loss_p_holm", "p_inferior"), 0.001)
+    row |= {"error_difference": -0.02, "loss_difference": -0.1, "both_low": -0.03, "both_high": -0.01, "seeds": 5}
+    assert compared.wider({**row, "error_p_holm": 0.01}).outcome == "agrees"
+    assert compared.wider({**row, "error_p_holm": 0.06}).outcome == "cannot tell"
+    assert compared.wider({**row, "error_p_holm": 0.01, "both_high": 0.001}).outcome == "cannot tell"
+    assert compared.wider({**row, "error_p_holm": 0.01, "seeds": 2}).outcome == "cannot tell"
+    assert compared.wider({**row, "error_p_holm": 0.01, "both_low": 0.01, "both_high": 0.03}).outcome == "disagrees"
+    assert compared.enough(row).outcome == "agrees"
+    assert compared.enough({**row, "both_high": 0.004}).outcome == "agrees"
+    assert compared.enough({**row, "both_high": 0.006}).outcome == "cannot tell"
+    assert compared.enough({**row, "p_inferior": 0.06}).outcome == "cannot tell"
+    assert compared.enough({**row, "both_low": 0.006, "both_high": 0.03}).outcome == "disagrees"

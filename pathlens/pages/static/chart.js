@@ -149,6 +149,7 @@ class Chart {
     svg.append(draw("text", { class: "label", x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, spec.x.label));
     const middle = (box.top + box.bottom) / 2;
     svg.append(draw("text", { class: "label", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, spec.y.label));
+    if (spec.y.note) svg.append(draw("text", { class: "soft", x: box.right - 4, y: box.top + 12, "text-anchor": "end" }, spec.y.note));
   }
 
   series(plot, item) {

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
 import pytest
 
+from pathlens.cli import main
 from pathlens.tables import read_table
 from studies.benchmarks import first_table
 from tests.helpers import ROOT
 
 
+def test_each_version_runs_by_itself(tmp_path, monkeypatch):
+    """A process of its own, with the pathlens of the checkout, and with an empty cache and working folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "import os, pathlens; print(pathlens.__file__, os.environ['XDG_CACHE_HOME'], os.getcwd(), os.listdir())"
+    (tmp_path / "pathlens").mkdir()
+    (tmp_path / "pathlens" / "__init__.py").write_text("")
+    for tree in (tmp_path, ROOT):
+        where, cache, folder, files = first_table.run(tree, "-c", code).split()
+        assert where == str(tree / "pathlens" / "__init__.py")
+        assert cache == folder != str(tmp_path)
+        assert files == "[]"
+    with pytest.raises(SystemExit, match=r"(?s)-c nonsense failed: .*NameError"):
+        first_table.run(tmp_path, "-c", "nonsense")
+
+
+def run_here(tree: Path, *arguments: str) -> str:
+    """What a fresh process does, without the seconds that it takes to start."""
+    with redirect_stdout(io.StringIO()) as printed:
+        if arguments[:2] == ("-m", "pathlens"):
+            assert main([*arguments[2:], "--limit", "4"]) == 0
+        else:
+            _, code = arguments
+            exec(code, {})
+    return printed.getvalue()
+
+
 @pytest.mark.slow
 def test_this_version_beside_itself(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
+    monkeypatch.setattr(first_table, "run", run_here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     small = ["--before", str(ROOT), "--repeats", "1", "--networks", "find_blocks", "--out", str(tmp_path)]
     assert first_table.main(small) == 0
     rows = {(row["benchmark"], row["version"]): dict(row) for row in read_table(tmp_path / "first_table.csv").rows}

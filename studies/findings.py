@@ -1,0 +1,205 @@
+"""The findings of all studies on one page, from their tables of claims: ``python -m studies.findings``.
+
+Each finding says what was claimed and by whom, what was measured on which networks and data, by which test, and what
+would refute it. No number is typed here: a study that has no table of claims yet is said to be missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pathlens.storage import atomic_write_bytes
+from studies.common import ROOT, say
+from studies.record import Tables
+from studies.rules import claims
+
+NAME = "findings.md"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a reader should know.
+
+    Attributes:
+        title: of its section.
+        claims: (study, name of the claim) of the verdicts behind it.
+        figures: files below ``results/``, each shown where it is there.
+        refuted: what would refute it.
+    """
+
+    title: str
+    claims: Sequence[tuple[str, str]]
+    figures: Sequence[str]
+    refuted: str
+
+
+FINDINGS = (
+    Finding(
+        "With and without shortcuts",
+        [
+            ("pretrained_resnets", "shortcuts make deletions harmless"),
+            ("pretrained_resnets", "plain network"),
+            ("veit2016", "plain network"),
+        ],
+        ["pretrained_resnets/twins.png"],
+        "Another pair of twins, or other seeds of this one, in which deletions cost as much with shortcuts as without.",
+    ),
+    Finding(
+        "Single deletions, and the blocks that are not spared",
+        [
+            (study, claim)
+            for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
+            for study in ("pretrained_resnets", "veit2016", "critics")
+        ],
+        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
+        "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",
+    ),
+    Finding(
+        "Many deletions and reordering: a mixture, not one smooth curve",
+        [
+            (study, claim)
+            for claim in ("deleting many blocks", "reordering")
+            for study in ("pretrained_resnets", "veit2016")
+        ],
+        ["veit2016/sets-digits54-full-seed0.png"],
+        "Sets with and without a critical block that cost the same, within five points.",
+    ),
+    Finding(
+        "Cancellation",
+        [("critics", "cancellation"), ("pretrained_resnets", "cancellation"), ("veit2016", "cancellation")],
+        ["critics/cancellation-digits54.png", "critics/cancellation-resnet56.png"],
+        "A trained network whose sum over the paths of a length measures a large part of their number times mean norm.",
+    ),
+    Finding(
+        "Short paths, with cancellation and without",
+        [
+            (study, claim)
+            for claim in (
+                "effective paths are short",
+                "short paths survive cancellation",
+                "effective paths are few",
+                "gradient of single paths",
+            )
+            for study in ("pretrained_resnets", "veit2016", "critics")
+        ],
+        ["veit2016/gradients-digits54-full-seed0.png", "pretrained_resnets/gradients-resnet20.png"],
+        "A deep trained network whose gradient comes from paths of half its blocks or more. ResNet-20 is one of nine "
+        "blocks.",
+    ),
+    Finding(
+        "Heavy tails",
+        [("critics", "heavy tails")],
+        ["critics/tails-digits54.png", "critics/tails-resnet56.png"],
+        "Means of few sampled paths that agree with the root mean square over all of them.",
+    ),
+    Finding(
+        "Shortcut against branch",
+        [("critics", "shortcut against branch"), ("pretrained_resnets", "shortcut against branch")],
+        ["critics/shortcuts-digits54.png", "critics/shortcuts-resnet56.png"],
+        "A network in which branches hurt more to delete. Harm by a deleted shortcut may be harm by a change of scale: "
+        "a network whose later layers are recalibrated after each deletion would tell the two apart.",
+    ),
+    Finding(
+        "Harm and the size of the response",
+        [("critics", "harmless blocks respond weakly")],
+        ["critics/responses-digits54.png", "critics/responses-resnet56.png"],
+        "Blocks with large responses that can be deleted at no cost, as often as those with small ones.",
+    ),
+    Finding(
+        "Training on random sub-networks hardens",
+        [
+            ("veit2016", "training on few blocks hardens"),
+            ("veit2016", "training on effective paths"),
+            ("veit2016", "single deletions after stochastic depth"),
+        ],
+        ["veit2016/sets-digits54.png"],
+        "Seeds other than that in which it was noticed, or another data set, in which deletions cost as much.",
+    ),
+    Finding(
+        "The ensemble in training",
+        [
+            ("depth_in_training", claim)
+            for claim in (
+                "shallow at the start",
+                "deeper with training",
+                "deeper from initialisation on",
+                "the scale drives it",
+            )
+        ],
+        ["depth_in_training/trajectories.png"],
+        "A network whose mean path length grows after it has left chance.",
+    ),
+    Finding(
+        "Wider or deeper",
+        [("wider_or_deeper", "wider instead of deeper"), ("wider_or_deeper", "long paths need no gradient")],
+        ["wider_or_deeper/depths.png"],
+        "More seeds and images, or a harder task, on which the difference survives the correction.",
+    ),
+)
+
+
+def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], results: Path) -> str:
+    """The section of a finding.
+
+    Args:
+        finding: which.
+        known: study -> rows of its table of claims.
+        results: where figures lie.
+    """
+    parts, seen = [f"## {finding.title}"], ""
+    for study, name in finding.claims:
+        rows = [row for row in known.get(study, ()) if row["claim"] == name]
+        if not rows:
+            continue
+        if name != seen:
+            first, seen = rows[0], name
+            parts.append(
+                f"**{first['says'][:1].upper()}{first['says'][1:]}** ({first['source']}). {first['rule']} "
+                f"*Test: {first['test']}*"
+            )
+        parts.append("\n".join(_line(study, row) for row in rows))
+    if len(parts) == 1:
+        parts.append("Not measured by these rules yet.")
+    else:
+        parts += [f"![{finding.title}]({figure})" for figure in finding.figures if (results / figure).is_file()]
+    parts.append(f"**What would refute it.** {finding.refuted}")
+    return "\n\n".join(parts)
+
+
+def _line(study: str, row: Mapping[str, Any]) -> str:
+    seeds = "" if row["seeds"] is None else f", seeds: {row['seeds']}"
+    return (
+        f"- {row['network']} ({row['data']}{seeds}; [{study}]({study}/README.md)): **{row['outcome']}**. {row['here']}"
+    )
+
+
+def text(results: Path) -> str:
+    """The page, from the tables in ``results/``."""
+    studies = sorted({study for finding in FINDINGS for study, _ in finding.claims})
+    known = {study: found["claims"].rows for study in studies if "claims" in (found := Tables(results / study))}
+    missing = [study for study in studies if study not in known]
+    parts = [
+        "# Findings",
+        "What the studies found, each with its evidence and with what would refute it. Written by `python -m "
+        "studies.findings` from the tables of claims (`claims.csv` of each study); rules were set before looking. "
+        "*agrees* and *disagrees* are about the claim as it stands above, on the network and the data named; "
+        f"*{claims.CANNOT_TELL}* is also what fewer than three seeds give.",
+    ]
+    if missing:
+        parts.append(f"Without a table of claims yet: {', '.join(missing)}.")
+    return "\n\n".join([*parts, *(section(finding, known, results) for finding in FINDINGS)]) + "\n"
+
+
+def main() -> int:
+    """Write the page."""
+    path = atomic_write_bytes(ROOT / "results" / NAME, text(ROOT / "results").encode())
+    say(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

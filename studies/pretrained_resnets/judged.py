@@ -1,0 +1,59 @@
+"""The verdicts on published networks, from the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pathlens.tables import Table
+from studies.rules import lesions as lesion_rules
+from studies.rules import veit as veit_claims
+from studies.rules.claims import OURS, Claim, Verdict, majority, row
+from studies.rules.networks import judge
+
+TWIN = Claim(
+    "shortcuts make deletions harmless",
+    "deleting a block costs more where the same network was trained without shortcuts",
+    OURS,
+    "Agrees where in more than half of the blocks the cost without shortcuts is shown to be higher, disagrees where in "
+    "more than half it is shown to be lower. It is about these two trainings.",
+    "Per block the 95 % intervals of both paired differences do not overlap.",
+)
+
+
+def intact(table: Table) -> Mapping[str, Any]:
+    """The row of the whole network."""
+    return next(row for row in table.rows if row.get("count") == 0 or row.get("swaps") == 0)
+
+
+def verdicts(tables: Mapping[str, Table], names: Sequence[str], pair: str, twin: str) -> list[dict[str, Any]]:
+    """Rows of the table of claims.
+
+    Args:
+        tables: of the study.
+        names: networks with shortcuts.
+        pair: the one that has a twin.
+        twin: the twin without shortcuts.
+    """
+    found = [row(TWIN, f"{pair} and {twin}", compare_twins(tables[f"lesions-{pair}"], tables[f"twin-{twin}"]))]
+    found.append(row(veit_claims.PLAIN, twin, lesion_rules.at_chance(tables[f"lesions-{twin}"])))
+    for name in names:
+        own = {key: tables[f"{key}-{name}"] for key in ("lesions", "skips", "sets", "orders", "gradients")}
+        found += [row(claim, name, verdict) for claim, verdict in judge(own).items()]
+    return sorted(found, key=lambda one: one["source"] == OURS)
+
+
+def compare_twins(lesions: Table, twin: Table) -> Verdict:
+    """Does deleting the same block cost more without shortcuts?"""
+    own = {row["block"]: row for row in lesions.rows if row["block"] is not None}
+    pairs = [(row, own[row["block"]]) for row in twin.rows if row["block"] is not None]
+    higher = sum(plain["difference_low"] > row["difference_high"] for plain, row in pairs)
+    lower = sum(plain["difference_high"] < row["difference_low"] for plain, row in pairs)
+    costs = [sorted(one[side]["difference"] for one in pairs) for side in (0, 1)]
+    plain, short = (100 * values[len(values) // 2] for values in costs)
+    return Verdict(
+        majority(len(pairs), higher, lower),
+        f"a deleted block costs more without shortcuts in {higher} of {len(pairs)} blocks and less in {lower}; median "
+        f"{plain:+.1f} points against {short:+.1f}",
+        higher / len(pairs),
+    )

@@ -1,0 +1,146 @@
+"""The tables of a study's folder, and the record of where they come from.
+
+A study first measures, which may take hours, and writes tables. Its page is then made from those tables alone, so that
+whatever it says can be recomputed from what is committed: ``python -m studies.NAME --restate`` does only that. The
+record says which code, machine and data each of the two steps had, and the trainings before them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pathlens.data import ImageData
+from pathlens.report import provenance
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Column, Table, read_table
+
+NAME = "record.json"
+#: what is said of every step
+STEP = ("date", "commit", "versions", "hardware")
+#: what is said of every training
+TRAINING = ("run", *STEP)
+
+
+class Tables(Mapping[str, Table]):
+    """The tables of a folder by stem. What is read back is what was written, so that a page says nothing else.
+
+    Args:
+        folder: of the study's results.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[str, Table] = {}
+
+    def put(self, stem: str, table: Table, without: Iterable[str] = ()) -> None:
+        """Write a table with complete provenance.
+
+        Args:
+            stem: of its files.
+            table: the table.
+            without: columns to leave out.
+        """
+        left_out = set(without)
+        columns = tuple(column for column in table.columns if column.name not in left_out)
+        rows = tuple({name: value for name, value in row.items() if name not in left_out} for row in table.rows)
+        Table(columns, rows, provenance(**table.provenance)).write(self.folder, stem)
+        self._read.pop(stem, None)
+
+    def __getitem__(self, stem: str) -> Table:
+        """The table as its CSV file has it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if stem not in self._read:
+            path = self.folder / f"{stem}.csv"
+            if not path.is_file():
+                raise KeyError(stem)
+            self._read[stem] = read_table(path)
+        return self._read[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        """Stems in alphabetic order."""
+        return iter(sorted(path.stem for path in self.folder.glob("*.csv")))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self)
+
+
+def make_table(columns: Iterable[tuple[str, str, str]], rows: Iterable[Mapping[str, Any]], **facts: Any) -> Table:
+    """A table from (name, unit, description) and rows; a row may have more than the columns."""
+    chosen = tuple(Column(*column) for column in columns)
+    return Table(chosen, tuple({column.name: row[column.name] for column in chosen} for row in rows), facts)
+
+
+def step(**facts: Any) -> dict[str, Any]:
+    """Where the running code comes from and what it runs on."""
+    made = provenance(**facts)
+    return {name: made[name] for name in (*STEP, "command", *facts)}
+
+
+def training(run: str, folder: Path) -> dict[str, Any]:
+    """What the run folder of a training says of it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    kept = ("recipe", "rule", "seed", "dtype", "device", "data", "data_sha256", "images", "model")
+    return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}}
+
+
+def images(data: ImageData) -> dict[str, Any]:
+    """What provenance says of images where no analysis says it."""
+    return {"data": data.name, "split": data.split, "images": data.n, "data_sha256": data.fingerprint}
+
+
+def write(folder: Path, **parts: Any) -> Path:
+    """Write the record: given parts replace those that are there, and every file of the folder has its SHA-256.
+
+    Args:
+        folder: of the study's results.
+        **parts: ``study``, ``scale``, ``protocol``, ``measured``, ``page``, ``trainings``.
+    """
+    record = {**read(folder), **parts}
+    tables = Tables(folder)
+    named = ("data", "split", "images", "data_sha256", "batch_size", "dtype", "mode", "samples", "max_samples", "draws")
+    record["tables"] = {
+        stem: {name: tables[stem].provenance[name] for name in ("date", "commit", *named) if name in facts}
+        for stem in tables
+        for facts in [tables[stem].provenance]
+    }
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (NAME, "README.md"))
+    record["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return atomic_write_bytes(folder / NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of a folder; empty where there is none."""
+    path = folder / NAME
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def protocol_of(table: Table) -> str:
+    """Images, batch, paths and mode of a measurement, in words, from the provenance of its table."""
+    facts = table.provenance
+    said = []
+    if "images" in facts:
+        where = f" ({facts['split']})" if facts.get("split") else ""
+        said.append(f"{facts['images']:,} images of {facts['data']}{where}")
+    if "batch_size" in facts:
+        said.append(f"batches of {facts['batch_size']}")
+    if "mode" in facts:
+        said.append(f"batch norms in {facts['mode']} mode")
+    if facts.get("verb") == "path-gradients":
+        samples = [row["samples"] for row in table.rows if row.get("samples")]
+        if samples:
+            said.append(f"{min(samples)} to {max(samples)} sampled paths a length")
+        if facts.get("draws"):
+            said.append(f"{facts['draws']} draws of signs")
+    elif facts.get("samples"):
+        said.append(f"{facts['samples']} drawn at each size")
+    if facts.get("dtype"):
+        said.append(str(facts["dtype"]))
+    return ", ".join(said) + "."

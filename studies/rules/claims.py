@@ -1,0 +1,231 @@
+"""What a study judges: a claim with its source and its rule, the verdict on each network, and their combination.
+
+A rule is set before looking and is the same in every study. It turns numbers into one of three outcomes: the claim
+``agrees`` with the numbers, ``disagrees``, or they ``cannot tell``. No outcome is reached without an interval or a
+test, and none over networks that were trained here with fewer than three seeds. Where several tests decide together
+that *one* of many things is so, their p values are corrected by Holm's method; where *all* of many things must be so,
+each has to be shown at its own level and no correction is due (an intersection-union test).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pathlens.metrics import sample_interval
+from pathlens.tables import Table
+from studies.record import make_table
+
+AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
+OUTCOMES = (AGREES, DISAGREES, CANNOT_TELL)
+#: seeds below which nothing is said of networks that were trained here
+SEEDS = 3
+LEVEL = 0.05
+OURS = "ours"
+
+COLUMNS = (
+    ("claim", "", "name of the claim"),
+    ("says", "", "what is claimed; in quotation marks where it is the source's own words"),
+    ("source", "", "where it is claimed; ours: by nobody but this study"),
+    ("rule", "", "what the numbers have to show, set before looking"),
+    ("test", "", "interval or test, and correction"),
+    ("network", "", "what it was judged on"),
+    ("data", "", "images of it"),
+    ("seeds", "", "trained networks behind it; missing for one that others trained"),
+    ("value", "", "the number that was judged; of several networks the median, of differences over seeds the mean"),
+    ("value_low", "", "lower end of its 95 % interval; of several networks the smallest value"),
+    ("value_high", "", "upper end of its 95 % interval; of several networks the largest value"),
+    ("p", "", "p value where the rule is a test, corrected where the test says so"),
+    ("here", "", "the same in words"),
+    ("outcome", "", "agrees, disagrees, or cannot tell"),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that can be wrong.
+
+    Attributes:
+        name: for tables; the same in every study.
+        says: the statement; in quotation marks where it is verbatim.
+        source: paper with section or figure, or ``ours``.
+        rule: what the numbers have to show.
+        test: the interval or test behind it, with its correction.
+    """
+
+    name: str
+    says: str
+    source: str
+    rule: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one network, or over several.
+
+    Attributes:
+        outcome: ``agrees``, ``disagrees`` or ``cannot tell``.
+        here: what was measured, in words.
+        value: the number that was judged, in the unit of the words.
+        low: lower end of its interval.
+        high: upper end of it.
+        p: p value, corrected where the claim says so.
+        seeds: trained networks behind it; None for one that others trained.
+    """
+
+    outcome: str
+    here: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    seeds: int | None = None
+
+
+def decide(low: float | None, high: float | None, *, below: float | None = None, above: float | None = None) -> str:
+    """An outcome from an interval: the claim is that the number is below, or above, a bound.
+
+    Args:
+        low: lower end; None where there is no interval.
+        high: upper end.
+        below: the bound that the number is claimed to be below.
+        above: the bound that it is claimed to be above.
+    """
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return CANNOT_TELL
+    if below is not None:
+        return AGREES if high < below else DISAGREES if low > below else CANNOT_TELL
+    assert above is not None
+    return AGREES if low > above else DISAGREES if high < above else CANNOT_TELL
+
+
+def majority(of: int, shown: int, shown_not: int) -> str:
+    """An outcome by what is shown of more than half of some things, each by a test of its own.
+
+    Args:
+        of: how many things there are.
+        shown: for how many the claim is shown to hold.
+        shown_not: for how many it is shown not to.
+    """
+    return AGREES if shown > of / 2 else DISAGREES if shown_not > of / 2 else CANNOT_TELL
+
+
+def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict over networks that differ in the seed of their training: what all of at least three show alike."""
+    outcomes = [verdict.outcome for verdict in verdicts]
+    alike = len(verdicts) >= SEEDS and len(set(outcomes)) == 1
+    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in OUTCOMES if one in outcomes)
+    values = [verdict.value for verdict in verdicts if verdict.value is not None]
+    middle = sorted(verdicts, key=lambda verdict: math.inf if verdict.value is None else verdict.value)
+    told = middle[(len(values) - 1) // 2 if values else 0]
+    return Verdict(
+        outcome=outcomes[0] if alike else CANNOT_TELL,
+        here=f"{counts} of {len(verdicts)} trained; the one in the middle: {told.here}",
+        value=statistics.median(values) if values else None,
+        low=min(values, default=None),
+        high=max(values, default=None),
+        seeds=len(verdicts),
+    )
+
+
+def of_seeds(verdict: Verdict, seeds: int) -> Verdict:
+    """A verdict whose interval is over seeds; with fewer than three of them nothing can be told."""
+    return replace(verdict, seeds=seeds, outcome=verdict.outcome if seeds >= SEEDS else CANNOT_TELL)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Differences of paired runs.
+
+    Attributes:
+        mean: over the pairs.
+        low: lower end of Student's 95 % interval; None for a single pair.
+        high: upper end.
+        p: two-sided paired t test against 0; None where there is no spread.
+        pairs: how many.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    pairs: int
+
+
+def paired(differences: Sequence[float]) -> Differences:
+    """Mean, Student's interval and the t test of paired differences, in any unit."""
+    low, high = sample_interval(differences)
+    varies = len(differences) > 1 and not math.isclose(min(differences), max(differences), rel_tol=1e-9)
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if varies else None
+    return Differences(statistics.fmean(differences), low, high, p, len(differences))
+
+
+def mean_interval(values: Sequence[float], resamples: int = 9999) -> tuple[float | None, float | None]:
+    """95 % percentile bootstrap interval of a mean; None where nothing varies."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None, None
+    found = stats.bootstrap(
+        (np.asarray(values),), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def row(claim: Claim, network: str, verdict: Verdict) -> dict[str, Any]:
+    """The row of a verdict in a table of claims."""
+    return {
+        "claim": claim.name,
+        "says": claim.says,
+        "source": claim.source,
+        "rule": claim.rule,
+        "test": claim.test,
+        "network": network,
+        "seeds": verdict.seeds,
+        "value": verdict.value,
+        "value_low": verdict.low,
+        "value_high": verdict.high,
+        "p": verdict.p,
+        "here": verdict.here,
+        "outcome": verdict.outcome,
+    }
+
+
+def table(rows: Iterable[Mapping[str, Any]], **facts: Any) -> Table:
+    """The table of claims."""
+    return make_table(COLUMNS, list(rows), **facts)
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The claims for a page: each with its source, rule and test, and below it what every network shows."""
+    lines = []
+    for name in dict.fromkeys(row["claim"] for row in rows):
+        own = [row for row in rows if row["claim"] == name]
+        first = own[0]
+        lines.append(
+            f"**{name}.** {first['says']} *({first['source']})*\n"
+            f"Rule: {first['rule']} Test: {first['test']}\n"
+            + "\n".join(f"- {one['network']}: **{one['outcome']}**. {_sentence(one['here'])}" for one in own)
+        )
+    return "\n\n".join(lines)
+
+
+def tally(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many verdicts on claims of others there are of each outcome, and how many claims are ours."""
+    theirs = [row for row in rows if row["source"] != OURS]
+    counts = ", ".join(f"{one} {sum(row['outcome'] == one for row in theirs)}" for one in OUTCOMES)
+    names = {row["claim"] for row in theirs}
+    ours = len({row["claim"] for row in rows} - names)
+    return (
+        f"Claims of others: {len(names)}, with {len(theirs)} verdicts (networks): {counts}. Claims of our own: {ours}, "
+        "which are no evidence for or against a paper."
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"

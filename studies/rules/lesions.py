@@ -1,0 +1,307 @@
+"""Verdicts on lesions, from the tables of ``delete-blocks`` and ``reorder-blocks``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pathlens.metrics import holm
+from pathlens.tables import Table
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority
+from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
+
+_Z = float(stats.norm.ppf(0.975))
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What deleting one block costs, in error against the intact network on the same images.
+
+    Attributes:
+        block: its index.
+        name: its module.
+        kind: its shortcut.
+        difference: paired, as a fraction.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p_holm: of McNemar's exact test, corrected over the blocks.
+        noticeable: corrected p value of the one-sided test that it is above the margin.
+    """
+
+    block: int
+    name: str
+    kind: str
+    difference: float
+    low: float
+    high: float
+    p_holm: float
+    noticeable: float
+
+    @property
+    def downsamples(self) -> bool:
+        """Whether its shortcut changes shapes."""
+        return self.kind in ("projection", "padding")
+
+    @property
+    def is_noticeable(self) -> bool:
+        """Whether it is shown to cost more than the margin."""
+        return self.noticeable < LEVEL
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is shown to cost less than the margin."""
+        return self.high < NOTICEABLE
+
+
+def costs(lesions: Table) -> list[Cost]:
+    """The cost of each single deletion of a table of ``delete-blocks``."""
+    rows = [row for row in lesions.rows if row["block"] is not None]
+    above = holm([_above(row, NOTICEABLE) for row in rows])
+    ends = ("difference", "difference_low", "difference_high", "p_holm")
+    return [
+        Cost(row["block"], row["name"], row["kind"], *(float(row[name]) for name in ends), noticeable)
+        for row, noticeable in zip(rows, above, strict=True)
+    ]
+
+
+def _above(row: Mapping[str, Any], margin: float) -> float:
+    """One-sided p value that a difference is above a margin, with the standard error of its interval on that side."""
+    error = (row["difference"] - row["difference_low"]) / _Z
+    if not error:
+        return 0.0 if row["difference"] > margin else 1.0
+    return float(stats.norm.sf((row["difference"] - margin) / error))
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def single(lesions: Table) -> Verdict:
+    """Does deleting one block cost little, in most blocks?"""
+    found = costs(lesions)
+    small, large = sum(cost.is_small for cost in found), sum(cost.is_noticeable for cost in found)
+    differ = sum(cost.p_holm < LEVEL for cost in found)
+    middle = statistics.median(cost.difference for cost in found)
+    worst = max(found, key=lambda cost: cost.difference)
+    return Verdict(
+        majority(len(found), small, large),
+        f"{small} of {len(found)} deletions are shown to cost less than 5 points and {large} to cost more; {differ} "
+        f"differ from the intact network at all (McNemar, Holm); median {_points(middle)} points, largest "
+        f"{_points(worst.difference)} (block {worst.block})",
+        middle,
+    )
+
+
+def others(lesions: Table) -> Verdict:
+    """Is no block but those that downsample noticed?"""
+    found = [cost for cost in costs(lesions) if not cost.downsamples]
+    large = [cost for cost in found if cost.is_noticeable]
+    worst = max(found, key=lambda cost: cost.difference)
+    outcome = DISAGREES if large else AGREES if all(cost.is_small for cost in found) else CANNOT_TELL
+    named = f" (block{'s' * (len(large) > 1)} {', '.join(str(cost.block) for cost in large)})" if large else ""
+    return Verdict(
+        outcome,
+        f"{len(large)} of {len(found)} blocks that do not downsample are shown to cost more than 5 points{named}; the "
+        f"largest of them {_points(worst.difference)} points ({_points(worst.low)} to {_points(worst.high)})",
+        worst.difference,
+        worst.low,
+        worst.high,
+        min(cost.noticeable for cost in found),
+    )
+
+
+def downsampling(lesions: Table) -> Verdict:
+    """Do the blocks that downsample cost more than all others?"""
+    found = costs(lesions)
+    changing, rest = [cost for cost in found if cost.downsamples], [cost for cost in found if not cost.downsamples]
+    if not changing or not rest:
+        return Verdict(CANNOT_TELL, "no block downsamples")
+    pairs = [(one, other) for one in changing for other in rest]
+    shown = all(_larger(one, other) < LEVEL for one, other in pairs)
+    against = min(holm([_larger(other, one) for one, other in pairs]))
+    order = sorted(found, key=lambda cost: -cost.difference)
+    ranks = [str(order.index(cost) + 1) for cost in changing]
+    told = "; ".join(f"block {cost.block} {_points(cost.difference)} points" for cost in changing)
+    best = max(rest, key=lambda cost: cost.difference)
+    return Verdict(
+        AGREES if shown else DISAGREES if against < LEVEL else CANNOT_TELL,
+        f"downsampling blocks are at rank {' and '.join(ranks)} of {len(found)} ({told}); the costliest other, block "
+        f"{best.block}, {_points(best.difference)}",
+        min(cost.difference for cost in changing) - best.difference,
+        p=against,
+    )
+
+
+def _larger(one: Cost, other: Cost) -> float:
+    """One-sided p value that one deletion costs more than another."""
+    error = math.hypot(one.difference - one.low, other.high - other.difference) / _Z
+    gap = one.difference - other.difference
+    return float(stats.norm.sf(gap / error)) if error else (0.0 if gap > 0 else 1.0)
+
+
+def at_chance(lesions: Table) -> Verdict:
+    """Does each single deletion bring a plain network to chance?"""
+    bound = 1 - 1 / CLASSES - NEAR_CHANCE
+    rows = [row for row in lesions.rows if row["count"] == 1]
+    wrong = [(round(row["error"] * row["n"]), row["n"]) for row in rows]
+    shown = all(stats.binomtest(k, n, bound, "greater").pvalue < LEVEL for k, n in wrong)
+    below = holm([float(stats.binomtest(k, n, bound, "less").pvalue) for k, n in wrong])
+    errors = [row["error"] for row in rows]
+    return Verdict(
+        AGREES if shown else DISAGREES if min(below) < LEVEL else CANNOT_TELL,
+        f"without one of {len(rows)} layers the error is {min(errors):.1%} to {max(errors):.1%}, median "
+        f"{statistics.median(errors):.1%}; {sum(p < LEVEL for p in below)} are shown to be below 85 % (Holm)",
+        min(errors),
+        p=min(below),
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A random set or order.
+
+    Attributes:
+        size: blocks deleted, or exchanges made.
+        distance: what the error should rise with.
+        blocks: what it touches.
+        error: of the network.
+    """
+
+    size: int
+    distance: float
+    blocks: frozenset[int]
+    error: float
+
+
+def distinct_sets(table: Table) -> list[Drawn]:
+    """The distinct sets of a table of ``delete-blocks --count``."""
+    rows = {row["blocks"]: row for row in table.rows if row["sample"] is not None}
+    return [Drawn(row["count"], row["count"], _members(row["blocks"]), row["error"]) for row in rows.values()]
+
+
+def distinct_orders(table: Table) -> list[Drawn]:
+    """The distinct orders of a table of ``reorder-blocks`` but the trained one; distance is 1 minus Kendall's tau."""
+    rows = {row["order"]: row for row in table.rows if row["sample"] is not None and row["moved"]}
+    return [Drawn(row["swaps"], 1 - row["kendall_tau"], _members(row["blocks"]), row["error"]) for row in rows.values()]
+
+
+def _members(blocks: str | None) -> frozenset[int]:
+    return frozenset(map(int, str(blocks).split(","))) if blocks not in (None, "") else frozenset()
+
+
+def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verdict:
+    """Does the error rise with the distance, and not by jumps of the sets that touch a critical block?
+
+    Args:
+        drawn: distinct sets or orders.
+        lesions: single deletions of the same network, for its critical blocks.
+        what: ``sets`` or ``orders``.
+        verb: what they do with a block: ``hold`` or ``move``.
+    """
+    critical = {cost.block for cost in costs(lesions) if cost.is_noticeable}
+    rho, rho_low, rho_high = rank_interval([one.distance for one in drawn], [one.error for one in drawn])
+    if rho is None or rho_low is None or rho_high is None:
+        return Verdict(CANNOT_TELL, f"the error of {len(drawn)} {what} does not vary")
+    told = f"rank correlation {rho:.2f} ({rho_low:.2f} to {rho_high:.2f}) over {len(drawn)} distinct {what}"
+    rises = decide(rho_low, rho_high, above=0)
+    if not critical:
+        return Verdict(rises, f"{told}; no block is critical", rho, rho_low, rho_high)
+    with_it = [one for one in drawn if one.blocks & critical]
+    without = [one for one in drawn if not one.blocks & critical]
+    gap, low, high = step(with_it, without)
+    if gap is None or low is None or high is None:
+        kinds = f"{len(with_it)} {what} {verb} one of the critical blocks {_named(critical)} and {len(without)} do not"
+        outcome = DISAGREES if rises == DISAGREES else CANNOT_TELL
+        return Verdict(outcome, f"{told}; {kinds}, and no size has two of both")
+    apart = AGREES if max(abs(low), abs(high)) < NOTICEABLE else DISAGREES if low > NOTICEABLE else CANNOT_TELL
+    outcome = DISAGREES if DISAGREES in (rises, apart) else AGREES if rises == apart == AGREES else CANNOT_TELL
+    return Verdict(
+        outcome,
+        f"{told}; {what} that {verb} one of the critical blocks {_named(critical)} have {_points(gap)} points of error "
+        f"({_points(low)} to {_points(high)}) against others of the same size (medians "
+        f"{statistics.median(one.error for one in with_it):.1%} and "
+        f"{statistics.median(one.error for one in without):.1%})",
+        gap,
+        low,
+        high,
+    )
+
+
+def _named(blocks: set[int]) -> str:
+    first = sorted(blocks)
+    return ", ".join(map(str, first[:6])) + (f" and {len(first) - 6} more" if len(first) > 6 else "")
+
+
+def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | None, float | None, float | None]:
+    """Mean error of sets with a critical block minus that of sets of the same size without, over the sizes.
+
+    Sizes weigh by how well they tell the difference (the harmonic mean of the two numbers of sets). The interval is a
+    95 % percentile bootstrap within the sizes and kinds; None where no size has two of both kinds, or nothing varies.
+    """
+    pairs = [
+        [np.array([one.error for one in kind if one.size == size]) for kind in (with_it, without)]
+        for size in sorted({one.size for one in with_it})
+    ]
+    pairs = [(a, b) for a, b in pairs if min(len(a), len(b)) > 1]
+    if not pairs:
+        return None, None, None
+    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
+    gaps = np.array([a.mean() - b.mean() for a, b in pairs])
+    rng = np.random.default_rng(0)
+    drawn = sum(
+        weight * (_resampled(a, rng).mean(axis=1) - _resampled(b, rng).mean(axis=1))
+        for weight, (a, b) in zip(weights / weights.sum(), pairs, strict=True)
+    )
+    if np.ptp(drawn) == 0:
+        return float(gaps @ weights / weights.sum()), None, None
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(gaps @ weights / weights.sum()), float(low), float(high)
+
+
+def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return values[rng.integers(0, len(values), size=(_RESAMPLES, len(values)))]
+
+
+def rank_interval(
+    xs: Sequence[float], ys: Sequence[float], resamples: int = _RESAMPLES
+) -> tuple[float | None, float | None, float | None]:
+    """Spearman's rank correlation with its 95 % percentile bootstrap interval; None where a side does not vary."""
+    if len(xs) < 3 or len(set(xs)) < 2 or len(set(ys)) < 2:
+        return None, None, None
+    rho = float(stats.spearmanr(xs, ys).statistic)
+    first, second = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
+    picked = np.random.default_rng(0).integers(0, len(first), size=(resamples, len(first)))
+    ranks = (stats.rankdata(values[picked], axis=1) for values in (first, second))
+    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
+    with np.errstate(invalid="ignore", divide="ignore"):  # a sample of one point alone has no correlation
+        rhos = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    low, high = np.nanquantile(rhos, (0.025, 0.975))
+    return rho, float(low), float(high)
+
+
+def split_rows(drawn: Sequence[Drawn], lesions: Table) -> list[dict[str, Any]]:
+    """For each size the sets with and without a critical block: how many, mean, median, smallest and largest error."""
+    critical = {cost.block for cost in costs(lesions) if cost.is_noticeable}
+    rows = []
+    for size in sorted({one.size for one in drawn}):
+        for touched in (True, False):
+            errors = [one.error for one in drawn if one.size == size and bool(one.blocks & critical) is touched]
+            rows.append(
+                {
+                    "size": size,
+                    "critical": "with" if touched else "without",
+                    "n": len(errors),
+                    "mean": statistics.fmean(errors) if errors else None,
+                    "median": statistics.median(errors) if errors else None,
+                    "smallest": min(errors, default=None),
+                    "largest": max(errors, default=None),
+                }
+            )
+    return rows

@@ -1,0 +1,165 @@
+"""The claims of Veit, Wilber, Belongie 2016 (NIPS; arXiv 1605.06431), and the one rule by which each is judged.
+
+The rules were set before the tables of this version were made, and every study that looks at a claim takes its rule
+from here. What the paper does not claim is marked as ours.
+"""
+
+from __future__ import annotations
+
+from studies.rules.claims import OURS, Claim
+
+PAPER = "Veit et al. 2016"
+#: what counts as a noticeable rise of error: 5 points, as in the first version of these studies
+NOTICEABLE = 0.05
+#: by how much a network that was trained on fewer paths may be worse and still be as good (non-inferiority)
+MARGIN = 0.005
+#: errors this far below chance are still at chance
+NEAR_CHANCE = 0.05
+CLASSES = 10
+#: share of all paths that the effective ones may hold and still be few; the paper's hold 0.45 %
+FEW_PATHS = 0.05
+#: how much of the variance of the log norm a straight line has to explain to be an exponential
+STRAIGHT = 0.9
+#: blocks that are deleted to compare how hard networks are to hurt; six stood out in the first run with seed 0
+HURT = 6
+
+_NOTICED = (
+    "Per block the paired difference to the intact network on the same images with its 95 % interval. Shown to be "
+    "noticeable: above 5 points by a one-sided test from that interval, corrected by Holm over the blocks."
+)
+
+SINGLE = Claim(
+    "single deletions",
+    '"removing single layers from residual networks at test time does not noticeably affect their performance"',
+    f"{PAPER}, section 1 and figure 3",
+    "Agrees where more than half of the blocks are shown to cost less than 5 points of error each, disagrees where "
+    "more than half are shown to cost more.",
+    _NOTICED + " Shown not to be: the interval lies below 5 points.",
+)
+OTHERS = Claim(
+    "no block but those that downsample",
+    '"no other block removal lead to a noticeable change" (other than of a downsampling block)',
+    f"{PAPER}, section 4.1",
+    "Agrees where every block that does not downsample is shown to cost less than 5 points, disagrees where at least "
+    "one is shown to cost more.",
+    _NOTICED + " For all to be below, each interval has to be (no correction is due).",
+)
+DOWNSAMPLING = Claim(
+    "downsampling blocks",
+    '"Removing downsampling blocks does have a modest impact" (the peaks of figure 3)',
+    f"{PAPER}, section 4.1 and figure 3",
+    "Agrees where every downsampling block is shown to cost more than every other block, disagrees where some other "
+    "block is shown to cost more than some downsampling block.",
+    "Each downsampling block against each other block, by the difference of their costs, with variances added as if of "
+    "different images (too wide rather than too narrow); Holm over the pairs for the second.",
+)
+PLAIN = Claim(
+    "plain network",
+    'deleting any layer of a plain network (VGG) "reduces performance to chance levels"',
+    f"{PAPER}, section 4.1 and figure 3",
+    "Agrees where the error without each single layer is shown to be within 5 points of chance (90 %) or above, "
+    "disagrees where without at least one it is shown to be below that.",
+    "Exact binomial tests of the error against 85 %, one-sided; Holm over the layers for the second.",
+)
+SETS = Claim(
+    "deleting many blocks",
+    "the error rises smoothly with the number of deleted blocks",
+    f"{PAPER}, section 4.2 and figure 5a",
+    "Agrees where the error rises with the number, and sets with a critical block (one that is shown to cost more than "
+    "5 points alone) and sets of the same size without one differ by less than 5 points. Disagrees where it falls, or "
+    "where the former are shown to cost over 5 points more: then the curve is a mixture of two, and what grows is the "
+    "share of sets that hold such a block.",
+    "95 % bootstrap intervals over the distinct sets, of Spearman's rank correlation and of the difference between the "
+    "two kinds of sets within a size.",
+)
+ORDERS = Claim(
+    "reordering",
+    '"Error also increases smoothly when re-ordering a residual network by shuffling building blocks."',
+    f"{PAPER}, section 4.3 and figure 5b",
+    "As for deleting many blocks, with the distance from the trained order (Kendall's tau), and with orders that move "
+    "a critical block.",
+    "95 % bootstrap intervals over the distinct orders, of Spearman's rank correlation and of the difference between "
+    "the two kinds of orders within a number of exchanges.",
+)
+DECAY = Claim(
+    "gradient of single paths",
+    'the gradient magnitude of a path "decreases exponentially with the number of modules it went through"',
+    f"{PAPER}, section 5.2 and figure 6b",
+    "Agrees where the slope of the logarithm of the mean norm over the lengths is below zero and a straight line "
+    "explains at least 90 % of its variance, disagrees where the slope is above zero.",
+    "Ordinary least squares over the lengths from 1 on, Student's 95 % interval of the slope.",
+)
+SHORT = Claim(
+    "effective paths are short",
+    '"almost all of the gradient updates during training come from paths between 5 and 17 modules long" (of 54)',
+    f"{PAPER}, section 5.2 and figure 6c",
+    "The shortest interval of lengths that holds 95 % of the number of paths times their mean norm. Agrees where its "
+    "longest length is below half the number of blocks, around which the numbers of paths are centred, disagrees where "
+    "that is above half.",
+    "95 % interval of the longest length, from the intervals of the mean norms drawn independently.",
+)
+FEW = Claim(
+    "effective paths are few",
+    "the effective paths are 0.45 % of all paths",
+    f"{PAPER}, section 5.2",
+    "Agrees where the effective lengths hold less than 5 % of all paths, disagrees where they hold more. It depends on "
+    "the depth: of few blocks even short paths are many.",
+    "As for the longest length.",
+)
+EXACT = Claim(
+    "short paths survive cancellation",
+    "the effective lengths are short also where the gradients of all paths of a length are added before their norm is "
+    "taken",
+    OURS,
+    "As for effective paths are short, with the exact norm of the sum in place of the product.",
+    "95 % interval of the longest length, from the intervals of the norms over images drawn independently.",
+)
+CANCELLATION = Claim(
+    "cancellation",
+    "the gradients of the paths of one length mostly cancel: their sum is below a tenth of number times mean norm",
+    OURS,
+    "Norm of the sum over the product, at the length where the sum is largest. Agrees below a tenth, disagrees above.",
+    "Interval from the ends of the 95 % intervals of both norms.",
+)
+SHORTCUTS = Claim(
+    "shortcut against branch",
+    "a block's shortcut hurts more to delete than its branch, in most blocks",
+    OURS,
+    "Agrees where in more than half of the blocks the shortcut is shown to hurt more, disagrees where in more than "
+    "half the branch is.",
+    "Per block the 95 % intervals of both errors do not overlap (wider than a paired test).",
+)
+RETRAINED = Claim(
+    "training on effective paths",
+    "a network that sees 23 of its 54 blocks in each batch, so that its paths are the effective ones, performs "
+    "competitively (5.96 % error against 6.10 %)",
+    f"{PAPER}, section 5.3",
+    "Agrees where its test error is shown to be at most 0.5 points above that of the whole network (non-inferiority), "
+    "disagrees where it is shown to be more than that above.",
+    "Difference paired by seed, Student's 95 % interval over seeds; Holm over the numbers of blocks.",
+)
+STOCHASTIC = Claim(
+    "single deletions after stochastic depth",
+    "training with stochastic depth improves the resilience to deleted modules slightly",
+    f"{PAPER}, section 6 and figure 8",
+    "Mean rise of error over the single deletions, after stochastic depth minus after full training. Agrees where it "
+    "is below zero, disagrees where it is above.",
+    "Difference paired by seed, Student's 95 % interval over seeds.",
+)
+HARDER = Claim(
+    "training on few blocks hardens",
+    f"a network that was trained on few random blocks in each batch loses less when {HURT} random blocks are deleted",
+    OURS,
+    f"Mean rise of error over random sets of {HURT} blocks, minus that of the whole network's training. Agrees "
+    "where it is below zero, disagrees where it is above. Seed 0, in which it was noticed, is left out where there are "
+    "at least four seeds.",
+    "Difference paired by seed, Student's 95 % interval over seeds; Holm over the numbers of blocks.",
+)
+HIGHWAY = Claim(
+    "highway network",
+    "deleting one block of a highway network costs little. The paper deletes none: its section 6 reports that gates "
+    "learn to favour the carry",
+    OURS,
+    "As for single deletions.",
+    "As for single deletions.",
+)

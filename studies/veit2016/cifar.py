@@ -1,0 +1,138 @@
+"""The networks on CIFAR-10 that are trained beside this study, for days: kept as they come, and used where they are.
+
+``python -m studies.veit2016.cifar RUN [RUN ...]`` keeps finished trainings: their weights in half precision, their
+histories, and what their manifests say, in ``results/cifar10/``. The study measures those that lie there, and names
+those that do not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathlens.storage import atomic_write_bytes
+from pathlens.tables import read_table
+from studies import record
+from studies.common import ROOT, keep_checkpoint, say
+
+FOLDER = ROOT / "results" / "cifar10"
+#: weights of a run, in bytes: what a repository can carry
+LARGEST = 4_000_000
+NETWORK = "preresnet110"
+PROTOCOL = (
+    "Pre-activation ResNet-110 (54 blocks) on cifar10-jpeg in two phases: 10 epochs with images of 16x16 at a constant "
+    "learning rate, then 4 epochs at 32x32 with a cosine to 0. The same steps for every rule, and one test."
+)
+#: rules and seeds that are wanted; own is the number of blocks that the network's own effective lengths ask for
+WANTED = tuple(f"{NETWORK}-{tag}-seed{seed}" for seed in range(3) for tag in ("full", "m23", "own"))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kept training.
+
+    Attributes:
+        name: of its run, such as ``preresnet110-m23-seed0``.
+        folder: where it lies.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """Its weights."""
+        return self.folder / "weights" / f"{self.name}.safetensors"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its training said, and its errors."""
+        found: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text())
+        return found
+
+    @property
+    def trained(self) -> str:
+        """Rule and number of blocks, short."""
+        return self.name.split("-")[1]
+
+    @property
+    def seed(self) -> int:
+        """Of its training."""
+        return int(self.name.rpartition("seed")[2])
+
+
+def kept(folder: Path = FOLDER) -> list[Kept]:
+    """The trainings that are there, by name."""
+    return [Kept(path.stem, folder) for path in sorted((folder / "weights").glob("*.safetensors"))]
+
+
+def missing(folder: Path = FOLDER) -> list[str]:
+    """The trainings that are wanted and not there; any number of blocks other than 23 counts as the network's own."""
+    there = {
+        one.name.replace(one.trained, "own") if one.trained[1:].isdigit() and one.trained != "m23" else one.name
+        for one in kept(folder)
+    }
+    return [name for name in WANTED if name not in there]
+
+
+def run_row(one: Kept) -> dict[str, Any]:
+    """The row of a kept training in the table of runs."""
+    facts = one.facts
+    return {**facts["row"], "run": one.name, "network": NETWORK, "trained": one.trained, "seed": one.seed}
+
+
+def keep(run: Path, folder: Path = FOLDER) -> Path:
+    """Keep a finished training; its folder names network, rule and seed.
+
+    Args:
+        run: folder of ``pathlens train``.
+        folder: of the kept ones.
+
+    Raises:
+        SystemExit: it is not finished, or too large.
+    """
+    if not (run / "result.csv").is_file():
+        raise SystemExit(f"{run} has no result.csv: the training has not finished; run it again to take it up")
+    path = keep_checkpoint(run, folder, run.name, dtype=torch.float16)
+    if path.stat().st_size > LARGEST:
+        path.unlink()
+        raise SystemExit(f"the weights of {run} take more than {LARGEST:,} bytes; nothing was kept")
+    result, history = read_table(run / "result.csv"), read_table(run / "history.csv")
+    (test,) = [row for row in result.rows if row["split"] == "test"]
+    facts = result.provenance
+    row = {
+        "data": "cifar10-jpeg",
+        "rule": facts["rule"],
+        "epochs": facts["recipe"]["epochs"],
+        "dtype": facts["dtype"],
+        "blocks": sum(float(one["blocks"] or 0) for one in history.rows) / len(history.rows),
+        **{f"test_{name}": test[name] for name in ("error", "error_low", "error_high")},
+        "test_images": test["n"],
+        "train_loss": history.rows[-1]["train_loss"],
+        "commit": facts["commit"],
+    }
+    half = run.with_name(f"{run.name}-half")
+    phases = [phase for phase in (half, run) if (phase / "manifest.json").is_file()]
+    said = {"row": row, "phases": [record.training(phase.name, phase) for phase in phases]}
+    atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
+    for phase in phases:
+        read_table(phase / "history.csv").write(folder, f"history-{phase.name}")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Keep the trainings that are named."""
+    for run in argv if argv is not None else sys.argv[1:]:
+        say(f"kept {keep(Path(run))}")
+    say(f"missing: {', '.join(missing()) or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What is measured of the trained networks: lesions of all seeds, and path gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pathlens
+from pathlens.data import ImageData
+from pathlens.residual import ResidualView, view_of
+from pathlens.tables import Table
+from studies.common import StudySetting, say
+from studies.veit2016.cifar import NETWORK, Kept
+from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network to measure.
+
+    Attributes:
+        name: of its run, which ends the names of its tables.
+        model: reference name.
+        weights: file.
+        spec: of its data.
+    """
+
+    name: str
+    model: str
+    weights: Path
+    spec: str
+
+    def opened(self, study: StudySetting) -> tuple[ResidualView, dict[str, Any]]:
+        """The blocks of the network, found once, and the options of its analyses."""
+        loaded = pathlens.load_model(self.model, self.weights)
+        options = {
+            "mean": loaded.mean,
+            "std": loaded.std,
+            "device": None if study.device == "auto" else study.device,
+            "provenance": {"model": self.model, "run": self.name, "weights": loaded.sha256},
+        }
+        return view_of(loaded.model.float(), self.images(2).batch(0, 2).images), options
+
+    def images(self, limit: int, split: str = "test") -> ImageData:
+        """The first images of a split."""
+        return pathlens.open_data(self.spec, split=split, limit=limit)
+
+
+def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mapping[str, Path]) -> None:
+    """Lesions of every network whose claim needs them, and path gradients of the whole ones."""
+    pick = study.pick
+    for training in wanted:
+        spec = "digits" if training.data == "digits" else str(cifar())
+        network = Network(training.name, training.network, done[training.name] / "weights.safetensors", spec)
+        many = training.residual and training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
+        single = many or not training.residual
+        measure_one(
+            study, network, single, many, training.rule == "full", pick(40, 10**9, 10**9), pick(40, 360, 10_000)
+        )
+
+
+def measure_kept(study: StudySetting, kept: Sequence[Kept]) -> None:
+    """The same of networks on CIFAR-10 that were trained beside this study."""
+    spec = cifar()
+    if kept and spec is None:
+        say("the networks on CIFAR-10 are left out: PATHLENS_DATA is not set")
+        return
+    for one in kept:
+        network = Network(one.name, NETWORK, one.weights, str(spec))
+        measure_one(study, network, True, True, one.trained == "full", 10_000, study.pick(40, 2000, 10_000))
+
+
+def measure_one(
+    study: StudySetting, network: Network, single: bool, many: bool, gradients: bool, images: int, fewer: int
+) -> None:
+    """The tables of one network.
+
+    Args:
+        study: what was asked for.
+        network: to measure.
+        single: whether to delete every block in turn.
+        many: whether to delete and exchange many.
+        gradients: whether to resolve the gradient by path length.
+        images: test images for single deletions.
+        fewer: test images for many.
+    """
+    pick = study.pick
+    view, options = network.opened(study)
+    swept = {**options, "journal": study.runs / "journal"}
+
+    def keep(key: str, table: Table) -> None:
+        study.tables.put(f"{key}-{network.name}", table)
+
+    if single:
+        say(f"lesions of {network.name}")
+        keep("lesions", pathlens.delete_blocks(view, network.images(images), **swept))
+    if many:
+        say(f"random sets and orders of {network.name}")
+        most, samples, data = pick(2, 20, 20), pick(2, 10, 10), network.images(fewer)
+        keep("sets", pathlens.delete_blocks(view, data, count=range(1, most + 1), samples=samples, **swept))
+    if many and gradients:
+        keep("orders", pathlens.reorder_blocks(view, data, swaps=range(1, most + 1), samples=samples, **swept))
+    if gradients:
+        say(f"path gradients of {network.name}")
+        # batches of 16, and so many paths of a length for each
+        paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
+        data = network.images(pick(4, 512, 512), "train")
+        keep("gradients", pathlens.path_gradients(view, data, **paths, **options))
+
+
+def measure_imagenet(study: StudySetting) -> None:
+    """Figure 4, where there are images."""
+    folder = os.environ.get("PATHLENS_IMAGENET")
+    if not folder:
+        return
+    pick = study.pick
+    name = f"torchvision:{pick('resnet18', 'resnet50', 'resnet50')}"
+    say(f"single lesions of {name} on ImageNet")
+    data = pathlens.open_data(f"imagefolder:{folder}", split="validation", limit=pick(4, 1000, 50_000))
+    weights = os.environ.get("PATHLENS_IMAGENET_WEIGHTS") or "pretrained"
+    loaded = pathlens.load_model(name, weights, num_classes=data.num_classes)
+    options: dict[str, Any] = {"mean": loaded.mean, "std": loaded.std, "provenance": {"model": name}}
+    table = pathlens.delete_blocks(loaded.model, data, batch_size=pick(2, 32, 256), **options)
+    study.tables.put("lesions-imagenet", table)

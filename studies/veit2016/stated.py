@@ -1,0 +1,342 @@
+"""The page: what the tables show, and the verdicts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pathlens import figures
+from pathlens.metrics import holm
+from pathlens.tables import Table
+from studies import record
+from studies.common import Page, StudySetting
+from studies.rules import lesions as lesion_rules
+from studies.rules import paths as path_rules
+from studies.rules import veit as veit_claims
+from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
+from studies.rules.networks import judge
+from studies.veit2016 import retraining
+
+LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
+WORDS = {
+    "full": "whole",
+    "sd": "by stochastic depth",
+    "plain": "the plain network, its layers deleted",
+    "highway": "the highway network",
+}
+
+SINGLES = (
+    ("run", "", "name of the training run"),
+    ("network", "", "reference name"),
+    ("trained", "", "full, mN for N random blocks a batch, sd for stochastic depth, plain, highway"),
+    ("seed", "", "of the run"),
+    ("blocks", "", "blocks, of a plain network layers"),
+    ("intact", "fraction", "error of the intact network"),
+    ("mean", "fraction", "mean rise of error over the single deletions"),
+    ("median", "fraction", "median rise"),
+    ("largest", "fraction", "largest rise"),
+    ("critical", "", "blocks that are shown to cost more than 5 points alone (Holm)"),
+    ("differ", "blocks", "deletions that differ from the intact network (McNemar's exact test, Holm)"),
+    ("n", "images", "test images"),
+)
+
+MANY = (
+    ("run", "", "name of the training run"),
+    ("network", "", "reference name"),
+    ("trained", "", "full, mN for N random blocks a batch, sd for stochastic depth"),
+    ("seed", "", "of the run"),
+    ("size", "blocks", "deleted blocks"),
+    ("critical", "", "with: sets that hold a critical block; without: the others"),
+    ("n", "", "distinct sets"),
+    ("mean", "fraction", "mean error"),
+    ("median", "fraction", "median error"),
+    ("smallest", "fraction", "smallest error"),
+    ("largest", "fraction", "largest error"),
+)
+
+
+def state(study: StudySetting, missing: Sequence[str]) -> Page:
+    """The page, from the tables.
+
+    Args:
+        study: what was asked for.
+        missing: trainings that were wanted and are not there.
+    """
+    page = Page(
+        study,
+        "Veit, Wilber, Belongie 2016, redone",
+        "Does a trained residual network behave like an ensemble of relatively shallow networks?",
+    )
+    if study.scale == "smoke":
+        page.text("**A smoke run for the tests. Its numbers mean nothing.**")
+    if missing:
+        page.text(
+            f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}). Nothing is said of them, "
+            "and what needs three of their seeds cannot tell."
+        )
+    tables = page.tables
+    runs = [dict(one) for one in tables["runs"].rows]
+    _put_derived(study, runs)
+    _lesions(page, runs)
+    _many(page, runs)
+    _gradients(page, runs)
+    if "lesions-imagenet" in tables:
+        _imagenet(page)
+    _retraining(page, runs)
+    data = {run["network"]: run["data"] for run in runs}
+    page.claims(verdicts(tables, runs), lambda network: data[network.split(",")[0]])
+    return page
+
+
+def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None:
+    tables = study.tables
+    singles, many, ranges = [], [], []
+    for run in runs:
+        names = {name: run[name] for name in ("run", "network", "trained", "seed")}
+        if f"lesions-{run['run']}" in tables:
+            singles.append({**names, **_single_row(tables[f"lesions-{run['run']}"])})
+        if f"sets-{run['run']}" in tables:
+            drawn = lesion_rules.distinct_sets(tables[f"sets-{run['run']}"])
+            many += [{**names, **one} for one in lesion_rules.split_rows(drawn, tables[f"lesions-{run['run']}"])]
+        if f"gradients-{run['run']}" in tables:
+            ranges += path_rules.range_rows(run["run"], tables[f"gradients-{run['run']}"])
+    tables.put("retraining", record.make_table(retraining.SUMMARY, retraining.summary_rows(runs)))
+    tables.put("singles", record.make_table(SINGLES, singles))
+    tables.put("many", record.make_table(MANY, many))
+    tables.put("effective", record.make_table(path_rules.RANGES, ranges))
+
+
+def _single_row(lesions: Table) -> dict[str, Any]:
+    found = lesion_rules.costs(lesions)
+    rises = [cost.difference for cost in found]
+    (intact,) = [one for one in lesions.rows if one["count"] == 0]
+    return {
+        "blocks": len(found),
+        "intact": intact["error"],
+        "mean": statistics.fmean(rises),
+        "median": statistics.median(rises),
+        "largest": max(rises),
+        "critical": ", ".join(str(cost.block) for cost in found if cost.is_noticeable) or "none",
+        "differ": sum(cost.p_holm < lesion_rules.LEVEL for cost in found),
+        "n": intact["n"],
+    }
+
+
+def _first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each network and rule the run of the first seed."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for run in runs:
+        found.setdefault((run["network"], run["trained"]), run)
+    return list(found.values())
+
+
+def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+    page.section(
+        "Deleting single blocks (figures 3 and 8)",
+        "Every block of every trained network; the figures show the first seed of each. Highway networks are ours: the "
+        "paper deletes none.",
+    )
+    own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
+    panel = {
+        f"{run['network']} {run['trained']}": page.tables[f"lesions-{run['run']}"]
+        for run in own
+        if run["trained"] in ("full", "plain", "highway")
+    }
+    caption = "Error with each block deleted in turn, in one panel (of the plain network each layer)."
+    page.figure("lesions", lambda: figures.deletions(panel), caption)
+    for run in own:
+        stem = f"lesions-{run['run']}"
+        words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
+        caption = f"Error with each block deleted in turn: {run['network']}, {words}."
+        page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
+        page.measured(stem)
+    shown = {
+        "network": "", "trained": "", "seed": "d", "intact": ".2%", "mean": "+.2%", "median": "+.2%",
+        "largest": "+.2%", "critical": "", "differ": "d", "n": "d",
+    }  # fmt: skip
+    page.table("singles", shown)
+
+
+def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+    page.section(
+        "Deleting many blocks (figure 5a), and reordering (figure 5b)",
+        "Distinct random sets. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the "
+        "others. Both are shown.",
+    )
+    for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
+        panel = {
+            WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch"): page.tables[f"sets-{run['run']}"]
+            for run in _first(runs)
+            if run["network"] == network and f"sets-{run['run']}" in page.tables
+        }
+        caption = (
+            f"Error with random sets of blocks deleted, by how {network} was trained: means over the sets of a size."
+        )
+        page.figure(f"sets-{network}", partial(figures.deletions, panel), caption)
+    for run in _first(runs):
+        stem = f"sets-{run['run']}"
+        if stem in page.tables:
+            words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
+            caption = f"Error with random sets of blocks deleted: {run['network']}, trained {words}."
+            page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
+            page.measured(stem)
+    wanted = {run["run"] for run in _first(runs) if run["trained"] == "full"}
+    shown = {"run": "", "size": "d", "critical": "", "n": "d", "mean": ".2%", "median": ".2%", "smallest": ".2%"}
+    page.table("many", shown | {"largest": ".2%"}, rows=lambda one: one["run"] in wanted and one["n"] > 0)
+    for run in _first(runs):
+        stem = f"orders-{run['run']}"
+        if stem in page.tables:
+            caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}."
+            page.figure(stem, partial(figures.reordering, page.tables[stem]), caption)
+            page.measured(stem)
+
+
+def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+    page.section(
+        "Lengths of paths and where the gradient comes from (figure 6)",
+        "The paper samples single paths of each length and multiplies the mean norm of their gradient by the number of "
+        "paths. The exact curve is the norm of the sum over all paths of a length, which the paper could not compute: "
+        "gradients of different paths partly cancel, which the product does not see.",
+    )
+    for run in _first(runs):
+        stem = f"gradients-{run['run']}"
+        if stem in page.tables:
+            table = page.tables[stem]
+            page.text(path_rules.lengths_of_paths(table.provenance["blocks"]))
+            effective = table.provenance["effective"]["sampled"]
+            caption = f"Number of paths, norm of a path's gradient, and contribution, by length: {run['network']}."
+            shaded = (effective["first"], effective["last"])
+            page.figure(stem, partial(figures.path_gradients, table, effective=shaded), caption)
+            page.measured(stem)
+    shown = {
+        name: "d"
+        for name, *_ in path_rules.RANGES
+        if name not in ("first_low", "first_high", "share_low", "share_high")
+    }
+    page.table("effective", shown | {"network": "", "contribution": "", "share_of_paths": ".2g"})
+
+
+def _imagenet(page: Page) -> None:
+    name = page.tables["lesions-imagenet"].provenance["model"]
+    page.section(
+        "An ImageNet network (figure 4)",
+        "The paper deletes blocks of a ResNet of 200 layers, whose weights are not published any more in a format that "
+        f"can be read safely; here {name}.",
+    )
+    table = page.tables["lesions-imagenet"]
+    page.figure("lesions-imagenet", lambda: figures.deletion(table), f"Top-1 error with each block deleted: {name}.")
+    page.table("lesions-imagenet", LESIONS)
+
+
+def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+    page.section(
+        "Training on effective paths (section 5.3), and stochastic depth",
+        "The paper trained a 54-block network with 23 random blocks in each batch, so that the lengths of the paths it "
+        "sees are those that carry the gradient: 5.96 % error, against 6.10 % of the full network (CIFAR-10). At test "
+        "time all blocks run, each branch times the probability that it was in a batch. Errors are of the test split, "
+        f"read once, after the last epoch; the margin of {100 * veit_claims.MARGIN:g} points was set before.",
+    )
+    shown = {
+        "network": "", "data": "", "trained": "", "seeds": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%",
+        "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g",
+        "p_inferior_holm": ".2g",
+    }  # fmt: skip
+    page.table("retraining", shown)
+    own = [one for one in page.tables["effective"].rows if one["contribution"] == "sampled"]
+    for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
+        asked = [one["blocks_per_batch"] for one in own if one["network"].startswith(f"{network}-")]
+        if asked:
+            page.text(
+                f"The effective lengths of {network} ask for {min(asked)} to {max(asked)} blocks a batch over "
+                f"{len(asked)} seed{'s' * (len(asked) > 1)} (median {statistics.median(asked):g})."
+            )
+    epochs = dict.fromkeys((run["network"], run["epochs"]) for run in runs)
+    page.text(f"Epochs: {', '.join(f'{network} {count}' for network, count in epochs)}; the paper trained 200.")
+    page.table("runs")
+    page.table("epochs")
+
+
+def verdicts(tables: Mapping[str, Table], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of claims."""
+    found = []
+    for network in dict.fromkeys(run["network"] for run in runs):
+        own = [run for run in runs if run["network"] == network]
+        found += _of_networks(tables, network, own)
+        found += _of_training(tables, network, own)
+    return sorted(found, key=lambda one: one["source"] == OURS)
+
+
+def _of_networks(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Claims about trained networks, each judged for every seed."""
+    judged: dict[Claim, list[Verdict]] = {}
+    for run in runs:
+        name, trained = run["run"], run["trained"]
+        if trained == "full" and f"gradients-{name}" in tables:
+            keys = ("lesions", "sets", "orders", "gradients")
+            for claim, verdict in judge({key: tables[f"{key}-{name}"] for key in keys}).items():
+                judged.setdefault(claim, []).append(verdict)
+        elif trained == "plain":
+            judged.setdefault(veit_claims.PLAIN, []).append(lesion_rules.at_chance(tables[f"lesions-{name}"]))
+        elif trained == "highway":
+            judged.setdefault(veit_claims.HIGHWAY, []).append(lesion_rules.single(tables[f"lesions-{name}"]))
+    return [row(claim, network, over_networks(own)) for claim, own in judged.items()]
+
+
+def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Claims about what a training does, over seeds."""
+    by_rule: dict[str, dict[int, str]] = {}
+    for run in runs:
+        by_rule.setdefault(run["trained"], {})[run["seed"]] = run["run"]
+    whole = by_rule.get("full", {})
+    found = [
+        row(veit_claims.RETRAINED, f"{network}, {one['trained']}", retraining.as_good(one))
+        for one in tables["retraining"].rows
+        if one["network"] == network and retraining.is_blocks(one) and one["difference"] is not None
+    ]
+    deep = {seed: name for seed, name in by_rule.get("sd", {}).items() if seed in whole}
+    if deep:
+        rises = {one["run"]: one["mean"] for one in tables["singles"].rows}
+        gaps = [rises[name] - rises[whole[seed]] for seed, name in deep.items()]
+        found.append(row(veit_claims.STOCHASTIC, network, _lower(gaps, "single deletions cost")))
+    harder = _harder(tables, by_rule, whole)
+    ps = holm([verdict.p if verdict.p is not None else 1.0 for verdict in harder.values()])
+    for (rule, verdict), p in zip(harder.items(), ps, strict=True):
+        outcome = verdict.outcome if p < lesion_rules.LEVEL else "cannot tell"
+        corrected = Verdict(outcome, verdict.here, verdict.value, verdict.low, verdict.high, p, verdict.seeds)
+        found.append(row(veit_claims.HARDER, f"{network}, {rule}", corrected))
+    return found
+
+
+def _lower(gaps: Sequence[float], what: str) -> Verdict:
+    """Is a paired difference over seeds below zero?"""
+    made = paired(gaps)
+    interval = "no interval" if made.low is None else f"{100 * made.low:+.2f} to {100 * (made.high or 0):+.2f}"
+    told = f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, {made.pairs} seeds)"
+    return of_seeds(
+        Verdict(decide(made.low, made.high, below=0), told, made.mean, made.low, made.high, made.p), made.pairs
+    )
+
+
+def _harder(
+    tables: Mapping[str, Table], by_rule: Mapping[str, Mapping[int, str]], whole: Mapping[int, str]
+) -> dict[str, Verdict]:
+    """For each number of random blocks, what six deletions cost against the whole network of the same seed."""
+    found = {}
+    for rule, own in by_rule.items():
+        seeds = [seed for seed in own if seed in whole and f"sets-{own[seed]}" in tables]
+        if not rule[1:].isdigit() or not seeds:
+            continue
+        if len(seeds) > 3:
+            seeds = [seed for seed in seeds if seed != 0]
+        size = min(veit_claims.HURT, max(one["size"] for one in tables["many"].rows if one["run"] == own[seeds[0]]))
+        gaps = [_rise(tables[f"sets-{own[seed]}"], size) - _rise(tables[f"sets-{whole[seed]}"], size) for seed in seeds]
+        found[rule] = _lower(gaps, f"{size} deletions cost")
+    return found
+
+
+def _rise(sets: Table, size: int) -> float:
+    """Mean rise of error over the distinct sets of a size."""
+    (intact,) = [one["error"] for one in sets.rows if one["count"] == 0]
+    return statistics.fmean(one.error for one in lesion_rules.distinct_sets(sets) if one.size == size) - intact

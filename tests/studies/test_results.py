@@ -1,0 +1,83 @@
+"""What lies in results/: every page can be made again from its tables, and every folder says where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pathlens.tables import read_table
+from studies import common, findings, record
+from studies.rules import claims
+
+RESULTS = common.ROOT / "results"
+#: studies whose folders are of the present form
+STUDIES = ("depth_in_training", "wider_or_deeper")
+#: with those that judge by claims of their own
+PAGES = (*STUDIES, "udl11")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_its_tables_say(name: str, tmp_path: Path) -> None:
+    out = shutil.copytree(RESULTS / name, tmp_path / name)
+    known = record.read(out)
+    state = importlib.import_module(f"studies.{name}.__main__").state
+    page = state(common.StudySetting(name, known["scale"], out, tmp_path, "cpu", 1, restate=True, draws=False))
+    assert page.text_of(known["protocol"], known) == (RESULTS / name / "README.md").read_text()
+    for path in RESULTS.joinpath(name).glob("*.csv"):
+        assert read_table(out / path.name).rows == read_table(path).rows, path.name
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_record_is_complete_and_true(name: str) -> None:
+    known = record.read(RESULTS / name)
+    assert (known["study"], known["scale"]) == (name, "cpu")
+    for step in (known["measured"], known["page"]):
+        assert all(step[part] for part in (*record.STEP, "command")), step
+        assert not step["commit"].endswith("-dirty")
+    assert known["trainings"] or name in ("pretrained_resnets", "udl11")  # nothing is trained for them
+    for one in known["trainings"]:
+        assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
+    files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
+    assert {str(path) for path in files} == {*known["files"], "README.md", record.NAME}
+    for file, digest in known["files"].items():
+        assert hashlib.sha256((RESULTS / name / file).read_bytes()).hexdigest() == digest, file
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_table_says_where_it_comes_from(name: str) -> None:
+    for path in RESULTS.joinpath(name).glob("*.meta.json"):
+        facts = json.loads(path.read_text())["provenance"]
+        assert all(facts.get(part) for part in record.STEP), path.name
+        assert "seconds" not in read_table(path.with_name(path.name.replace(".meta.json", ".csv"))).names, path.name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_verdict_without_a_test_and_three_seeds(name: str) -> None:
+    rows = read_table(RESULTS / name / "claims.csv").rows
+    assert rows
+    for row in rows:
+        assert row["outcome"] in claims.OUTCOMES
+        assert row["source"], row["rule"]
+        assert row["test"]
+        if row["outcome"] != "cannot tell" and row["seeds"] is not None:
+            assert row["seeds"] >= claims.SEEDS, row["claim"]
+
+
+def test_findings_are_what_the_tables_of_claims_say() -> None:
+    assert findings.text(RESULTS) == (RESULTS / findings.NAME).read_text()
+    studies = {study for finding in findings.FINDINGS for study, _ in finding.claims}
+    for study in studies & set(STUDIES):
+        told = {row["claim"] for row in read_table(RESULTS / study / "claims.csv").rows}
+        assert told == {claim for finding in findings.FINDINGS for of, claim in finding.claims if of == study}
+
+
+def test_no_file_names_a_place_of_a_machine() -> None:
+    for path in RESULTS.rglob("*"):
+        if path.suffix in (".json", ".csv", ".md"):
+            assert not re.search(r"(^|[\s\"'])/(work|tmp|home|root)/", path.read_text()), path

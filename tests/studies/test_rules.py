@@ -1,0 +1,243 @@
+"""The rules of the studies, on numbers made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pathlens.metrics import holm, mcnemar_p, paired_interval
+from pathlens.paths import path_counts
+from pathlens.tables import Column, Table
+from studies.rules import claims, networks, paths, veit
+from studies.rules import lesions as rules
+
+
+def table(rows, **facts):
+    return Table(tuple(Column(name) for name in rows[0]), tuple(rows), facts)
+
+
+def lesions(costs, kinds=None, n=1000, intact=0.1):
+    """A table of delete-blocks in which each block loses so many images of n, and gains one for every ten."""
+    names = ("name", "kind", "error", "difference", "difference_low", "difference_high", "p", "p_holm")
+    rows = [{"block": None, "count": 0, "sample": None, "n": n, **dict.fromkeys(names), "error": intact}]
+    ps = [mcnemar_p(lost, lost // 10) for lost in costs]
+    for block, (lost, p) in enumerate(zip(costs, holm(ps), strict=True)):
+        gained = lost // 10
+        low, high = paired_interval(lost, gained, n)
+        difference = (lost - gained) / n
+        row = {"block": block, "count": 1, "sample": None, "n": n, "name": f"block{block}", "p_holm": p, "p": ps[block]}
+        row |= {"kind": (kinds or {}).get(block, "identity"), "error": intact + difference}
+        rows.append({**row, "difference": difference, "difference_low": low, "difference_high": high})
+    return table(rows)
+
+
+def test_outcomes_of_intervals():
+    assert claims.decide(1, 2, below=3) == "agrees"
+    assert claims.decide(4, 5, below=3) == "disagrees"
+    assert claims.decide(2, 4, below=3) == "cannot tell"
+    assert claims.decide(4, 5, above=3) == "agrees"
+    assert claims.decide(1, 2, above=3) == "disagrees"
+    assert claims.decide(None, 2, below=3) == claims.decide(math.nan, math.nan, above=3) == "cannot tell"
+    assert [claims.majority(9, 5, 0), claims.majority(9, 4, 5), claims.majority(9, 4, 4)] == list(claims.OUTCOMES)
+
+
+def test_trained_networks_need_three_seeds_that_show_the_same():
+    def over(*outcomes):
+        return claims.over_networks([claims.Verdict(one, f"n{i}", float(i)) for i, one in enumerate(outcomes)])
+
+    assert over("agrees", "agrees").outcome == "cannot tell"
+    assert over("agrees", "agrees", "agrees").outcome == "agrees"
+    assert over("disagrees", "disagrees", "disagrees").outcome == "disagrees"
+    mixed = over("agrees", "agrees", "cannot tell")
+    assert mixed.outcome == "cannot tell"
+    assert (mixed.value, mixed.low, mixed.high, mixed.seeds) == (1, 0, 2, 3)
+    assert "2 agrees, 1 cannot tell of 3 trained; the one in the middle: n1" in mixed.here
+    assert claims.of_seeds(claims.Verdict("agrees", ""), 2).outcome == "cannot tell"
+
+
+def test_paired_differences():
+    gaps = [0.1, 0.3, 0.2, 0.25]
+    found = claims.paired(gaps)
+    test = stats.ttest_1samp(gaps, 0)
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
+    assert claims.paired([0.1, 0.1, 0.1]).p is None
+    assert claims.paired([0.1]).low is None
+
+
+def test_a_cost_is_noticeable_where_a_test_against_five_points_says_so():
+    found = rules.costs(lesions([5, 60, 120, 400]))
+    assert [cost.is_small for cost in found] == [True, False, False, False]
+    assert [cost.is_noticeable for cost in found] == [False, False, True, True]
+    # 120 lost and 12 gained of 1000: 10.8 points; the score test at 5 points by hand, of four
+    one = found[2]
+    z = (one.difference - 0.05) / ((one.difference - one.low) / 1.959964)
+    assert one.noticeable == pytest.approx(3 * stats.norm.sf(z), rel=1e-3)
+    assert one.difference == pytest.approx(0.108)
+
+
+def test_single_deletions():
+    assert rules.single(lesions([5, 5, 5, 400])).outcome == "agrees"
+    assert rules.single(lesions([5, 400, 400, 400])).outcome == "disagrees"
+    assert rules.single(lesions([5, 60, 60, 400])).outcome == "cannot tell"
+    told = rules.single(lesions([0, 5, 5, 400])).here
+    assert "3 of 4 deletions are shown to cost less than 5 points and 1 to cost more; 1 differ" in told
+    assert "median +0.50 points, largest +36.00 (block 3)" in told
+
+
+def test_no_other_block_is_noticed():
+    down = {1: "projection"}
+    assert rules.others(lesions([5, 400, 5], down)).outcome == "agrees"
+    assert rules.others(lesions([400, 5, 5], down)).outcome == "disagrees"
+    assert rules.others(lesions([60, 400, 5], down)).outcome == "cannot tell"
+
+
+def test_downsampling_blocks_are_compared_with_all_others():
+    down = {1: "padding", 2: "projection"}
+    assert rules.downsampling(lesions([5, 400, 300, 10], down)).outcome == "agrees"
+    assert rules.downsampling(lesions([500, 400, 300, 10], down)).outcome == "disagrees"
+    assert rules.downsampling(lesions([290, 400, 300, 10], down)).outcome == "cannot tell"
+    found = rules.downsampling(lesions([500, 30, 300, 10], down))
+    assert "rank 3 and 2 of 4" in found.here
+    assert rules.downsampling(lesions([5, 6])).outcome == "cannot tell"
+
+
+def test_a_plain_network_is_at_chance():
+    def plain(*errors, n=1000):
+        return table([{"count": 1, "error": error, "n": n} for error in errors])
+
+    assert rules.at_chance(plain(0.9, 0.91, 0.89)).outcome == "agrees"
+    assert rules.at_chance(plain(0.9, 0.6, 0.89)).outcome == "disagrees"
+    assert rules.at_chance(plain(0.9, 0.85, 0.89)).outcome == "cannot tell"
+    assert rules.at_chance(plain(0.9, 0.91, n=10)).outcome == "cannot tell"
+
+
+def sets(critical, jump, sizes=range(1, 7), samples=8):
+    """Random sets of 20 blocks whose error rises by a point a block, and by a jump where they hold a critical block."""
+    rng = np.random.default_rng(1)
+    rows = [{"count": 0, "sample": None, "blocks": None, "error": 0.1}]
+    for size in sizes:
+        for sample in range(samples):
+            blocks = sorted(int(block) for block in rng.choice(20, size=size, replace=False))
+            error = 0.1 + 0.01 * size + jump * bool(critical & set(blocks)) + 0.001 * rng.standard_normal()
+            rows.append({"count": size, "sample": sample, "blocks": ",".join(map(str, blocks)), "error": error})
+    return table(rows)
+
+
+def test_growth_is_smooth_unless_critical_blocks_make_it():
+    one_critical = lesions([400, *[5] * 19])
+
+    def smooth(jump, single=one_critical, critical=frozenset({0})):
+        return rules.smooth(rules.distinct_sets(sets(critical, jump)), single, "sets", "hold")
+
+    even, mixture = smooth(0.0), smooth(0.7)
+    assert (even.outcome, mixture.outcome) == ("agrees", "disagrees")
+    assert mixture.value == pytest.approx(0.7, abs=0.01)
+    assert mixture.low <= mixture.value <= mixture.high
+    assert even.value == pytest.approx(0, abs=0.01)
+    assert smooth(0.05).outcome == "cannot tell"
+    assert "no block is critical" in smooth(0.0, lesions([5] * 20)).here
+    every = smooth(0.0, lesions([400] * 20))
+    assert every.outcome == "cannot tell"
+    assert "no size has two of both" in every.here
+
+
+def test_error_that_falls_is_no_growth():
+    falling = [rules.Drawn(size, size, frozenset({size}), 0.9 - 0.01 * size) for size in range(1, 9)]
+    assert rules.smooth(falling, lesions([5] * 20), "sets", "hold").outcome == "disagrees"
+
+
+def test_repeated_draws_count_once():
+    rows = [{"count": 0, "sample": None, "blocks": None, "error": 0.1}]
+    rows += [{"count": 2, "sample": number, "blocks": "0,1", "error": 0.2} for number in range(10)]
+    rows += [{"count": 2, "sample": None, "blocks": None, "error": 0.2}]
+    assert rules.distinct_sets(table(rows)) == [rules.Drawn(2, 2, frozenset({0, 1}), 0.2)]
+    row = {"swaps": 1, "sample": 0, "kendall_tau": 0.5, "moved": 2, "blocks": "3,4", "order": "0,1,2,4,3", "error": 0.2}
+    same = {**row, "moved": 0, "blocks": None, "order": "0,1,2,3,4", "kendall_tau": 1.0}
+    drawn = rules.distinct_orders(table([row, {**row, "sample": 1}, same]))
+    assert drawn == [rules.Drawn(1, 0.5, frozenset({3, 4}), 0.2)]
+    split = rules.split_rows(drawn, lesions([5, 5, 5, 400, 5]))
+    assert [(one["critical"], one["n"], one["median"]) for one in split] == [("with", 1, 0.2), ("without", 0, None)]
+
+
+def gradients(blocks, decades, noise=0.0, share=0.95):
+    """A table of path-gradients whose mean norms fall by so many decades a block, with sums that are a hundredth."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for length, count in enumerate(path_counts(blocks)):
+        norm = 10 ** (decades * length + noise * rng.standard_normal())
+        total = 0.01 * count * norm
+        row = {"length": length, "n_paths": count, "path_norm_mean": norm, "path_norm_low": 0.9 * norm}
+        row |= {"path_norm_high": 1.1 * norm, "path_norm_rms": 2 * norm, "path_norm_rms_error": 0.1 * norm}
+        rows.append({**row, "total_norm": total, "total_low": 0.8 * total, "total_high": 1.2 * total})
+    return table(rows, share=share)
+
+
+def test_norms_of_paths_decay_exponentially():
+    falls = paths.decay(gradients(20, -0.5))
+    assert falls.outcome == "agrees"
+    assert falls.value == pytest.approx(-0.5)
+    assert paths.decay(gradients(20, 0.2)).outcome == "disagrees"
+    assert paths.decay(gradients(20, 0.0, noise=0.3)).outcome == "cannot tell"
+    ragged = paths.decay(gradients(20, -0.1, noise=0.5))
+    assert (ragged.high < 0, ragged.outcome) == (True, "cannot tell")  # it falls, but on no straight line
+
+
+def test_effective_lengths_with_their_intervals():
+    rows = {row["contribution"]: row for row in paths.range_rows("n", gradients(20, -0.5), 200)}
+    weights = [math.comb(20, length) * 10 ** (-0.5 * length) for length in range(21)]
+    own = rows["sampled"]
+    assert sum(weights[own["first"] : own["last"] + 1]) >= 0.95 * sum(weights)
+    assert own["last_low"] <= own["last"] <= own["last_high"]
+    assert own["blocks_per_batch"] == own["first"] + own["last"]
+    assert own["share_of_paths"] == sum(math.comb(20, k) for k in range(own["first"], own["last"] + 1)) / 2**20
+    assert paths.short(own).outcome == "agrees"
+    assert paths.short({**own, "blocks": 2 * own["last_low"] - 1}).outcome == "disagrees"
+    assert paths.few({**own, "share_low": 0.01, "share_high": 0.04}).outcome == "agrees"
+    assert paths.few({**own, "share_low": 0.01, "share_high": 0.06}).outcome == "cannot tell"
+    assert paths.few({**own, "share_low": 0.1, "share_high": 0.2}).outcome == "disagrees"
+    only = gradients(20, -0.5)
+    rows = [{**row, "path_norm_mean": None, "path_norm_rms": None} for row in only.rows]
+    assert [row["contribution"] for row in paths.range_rows("n", table(rows, share=0.95), 20)] == ["exact"]
+
+
+def test_cancellation_is_the_sum_over_the_product():
+    found = paths.cancellation(gradients(20, -0.5))
+    assert found.value == pytest.approx(0.01)
+    assert (found.low, found.high) == pytest.approx((0.008 / 1.1, 0.012 / 0.9))
+    assert found.outcome == "agrees"
+
+
+def test_shortcut_and_branch():
+    def errors(values):
+        rows = [{"block": None, "error_low": 0.0, "error_high": 0.1}]
+        return table(rows + [{"block": i, "error_low": v - 0.02, "error_high": v + 0.02} for i, v in enumerate(values)])
+
+    low, high = errors((0.1, 0.1, 0.5)), errors((0.8, 0.9, 0.5))
+    assert networks.shortcuts(low, high).outcome == "agrees"
+    assert networks.shortcuts(high, low).outcome == "disagrees"
+    assert networks.shortcuts(low, low).outcome == "cannot tell"
+
+
+def test_every_claim_has_all_that_it_needs_and_one_name():
+    found = [value for value in vars(veit).values() if isinstance(value, claims.Claim)]
+    assert len({claim.name for claim in found}) == len(found) > 10
+    for claim in found:
+        assert all((claim.says, claim.source, claim.rule, claim.test)), claim.name
+        assert claim.source == "ours" or "section" in claim.source, claim.name
+        assert claim.says.count('"') % 2 == 0
+
+
+def test_a_page_says_what_a_table_of_claims_holds():
+    rows = [claims.row(veit.SINGLE, "a", claims.Verdict("agrees", "so it is", 0.1))]
+    rows += [claims.row(veit.HIGHWAY, "b", claims.Verdict("disagrees", "not so"))]
+    text = claims.listing(rows)
+    assert "- a: **agrees**. So it is." in text
+    assert text.index(veit.SINGLE.rule) < text.index("- a:") < text.index(veit.HIGHWAY.says)
+    told = "Claims of others: 1, with 1 verdicts (networks): agrees 1, disagrees 0, cannot tell 0. Claims of our own: 1"
+    assert claims.tally(rows).startswith(told)
+    found = claims.table([{**row, "data": "d"} for row in rows])
+    assert found.values("claim") == ("single deletions", "highway network")
