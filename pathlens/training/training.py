@@ -37,13 +37,15 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
             f"give {classes} to {data.n - classes}, or 0 for none"
         )
     try:
-        rest, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
+        rest, held_out = train_test_split(
+            range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist()
+        )
     except ValueError as error:  # a class of one image cannot be in both parts
         raise UsageError(
             f"--validation {images}: {data.name} cannot be divided by class ({one_line(error, 120)}); "
             "give more images or --validation 0"
         ) from error
-    return data.subset(torch.tensor(sorted(rest)), "train"), data.subset(torch.tensor(sorted(held)), "validation")
+    return data.subset(torch.tensor(sorted(rest)), "train"), data.subset(torch.tensor(sorted(held_out)), "validation")
 
 
 def train(
