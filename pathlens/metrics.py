@@ -64,15 +64,6 @@ class ClassificationCounts:
             )
         return cls(int(n), int(correct), float(loss_sum), int(nonfinite))
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> ClassificationCounts:
-        """These counts with one more batch; see :meth:`of`. The object itself does not change.
-
-        Args:
-            logits: shape ``[batch, classes]``.
-            labels: class indices, shape ``[batch]``.
-        """
-        return self + ClassificationCounts.of(logits, labels)
-
     def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
         """Counts of both sets of images together."""
         if not isinstance(other, ClassificationCounts):
@@ -110,6 +101,16 @@ class ClassificationCounts:
         """
         self._require_images()
         return math.nan if self.nonfinite else self.loss_sum / self.n
+
+    def columns(self) -> dict[str, float | None]:
+        """Images, error with its interval, and loss, as tables have them: a loss that is not finite is missing.
+
+        Raises:
+            NumericsError: no images were counted.
+        """
+        low, high = self.error_interval
+        loss = None if self.nonfinite else self.loss
+        return {"n": self.n, "error": self.error, "error_low": low, "error_high": high, "loss": loss}
 
     def require_finite(self, what: str) -> None:
         """Raise if the network gave a logit that is NaN or infinite.

@@ -70,8 +70,8 @@ def shortest_interval(weights: Sequence[float], share: float = 0.95) -> tuple[in
     whole = all(isinstance(weight, int) for weight in weights)
     goal = -(-sums[-1] * round(share * 10**9) // 10**9) if whole else sums[-1] * share
     for width in range(1, len(weights) + 1):
-        held = [(sums[first + width] - sums[first], -first) for first in range(len(weights) - width + 1)]
-        most, first = max(held)
+        windows = [(sums[first + width] - sums[first], -first) for first in range(len(weights) - width + 1)]
+        most, first = max(windows)
         if most >= goal:
             return -first, -first + width - 1
     return 0, len(weights) - 1

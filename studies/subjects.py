@@ -91,8 +91,8 @@ class Subject:
     @property
     def options(self) -> dict[str, Any]:
         """What every analysis of this network is told."""
-        facts = {"model": self.name, "weights": self.loaded.sha256, "trained": self.loaded.trained}
-        return {"mean": self.mean, "std": self.std, "facts": facts}
+        stated = {"model": self.name, "weights": self.loaded.sha256, "trained": self.loaded.trained}
+        return {"mean": self.mean, "std": self.std, "provenance": stated}
 
 
 def subject(

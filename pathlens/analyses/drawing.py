@@ -40,12 +40,12 @@ def different(size: int, draw: Callable[[], P], samples: int, existing: int, int
         existing: how many different ones ``draw`` can give, without the intact network.
         intact: the plan that changes nothing.
     """
-    found: dict[P, None] = {}
-    while len(found) < min(samples, existing):
+    plans: dict[P, None] = {}
+    while len(plans) < min(samples, existing):
         plan = draw()
         if plan != intact:
-            found[plan] = None
-    return Samples(size, tuple(found), existing <= samples)
+            plans[plan] = None
+    return Samples(size, tuple(plans), existing <= samples)
 
 
 def existing_orders(view: ResidualView, swaps: int) -> int:
@@ -66,16 +66,16 @@ def existing_orders(view: ResidualView, swaps: int) -> int:
     return sum(count for fewest, count in enumerate(orders) if 0 < fewest <= swaps and (swaps - fewest) % 2 == 0)
 
 
-def said_of_few(drawn: Sequence[Samples[P]], samples: int, what: str, unit: str) -> str | None:
+def note_on_few(sampled: Sequence[Samples[P]], samples: int, what: str, unit: str) -> str | None:
     """A sentence on the sizes of which no more lesions exist than were asked for, if there are any.
 
     Args:
-        drawn: by size.
+        sampled: by size.
         samples: how many were asked for.
         what: the lesions are, in the plural.
         unit: of their size, in the plural.
     """
-    few = [f"{item.size} ({len(item.plans)})" for item in drawn if item.exhausted]
+    few = [f"{item.size} ({len(item.plans)})" for item in sampled if item.exhausted]
     if not few:
         return None
     return (

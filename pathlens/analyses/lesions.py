@@ -16,7 +16,7 @@ from torch import nn
 from pathlens import metrics, plans, results
 from pathlens.analyses import drawing, rows, tuning
 from pathlens.analyses.options import SweepOptions
-from pathlens.analyses.provenance import EngineFacts, Json, LesionProvenance, Stated
+from pathlens.analyses.provenance import EngineProvenance, LesionProvenance
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
@@ -30,7 +30,8 @@ from pathlens.results.measured import LEVEL
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
-from pathlens.tables import Table
+from pathlens.tables import Json, Provenance, Table
+from pathlens.tables.declared import MutableRow, Rows
 
 #: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
 BATCH_SIZE = 128
@@ -125,21 +126,21 @@ def reorder_blocks(
     _check_samples(samples)
     rng = _generator(options)
     intact = plans.random_swaps(view, 0, rng)
-    drawn = []
+    sampled = []
     for size in sizes:
         existing = drawing.existing_orders(view, size)
-        drawn.append(drawing.different(size, partial(plans.random_swaps, view, size, rng), samples, existing, intact))
-    labels = [(0, None), *((item.size, sample) for item in drawn for sample in range(len(item.plans)))]
-    tried = [intact, *(plan for item in drawn for plan in item.plans)]
-    result, provenance = run_plans("reorder-blocks", view, tried, data, **options)
-    made = []
-    for (size, sample), plan, measured in zip(labels, tried, rows.counted(result), strict=True):
-        made.append(rows.reordering(view, plan, size, sample, metrics.kendall_tau(plan.order), measured))
-    made += _means(made, "swaps", drawn, samples, ("kendall_tau",))
-    few = drawing.said_of_few(drawn, samples, "orders", "swaps")
-    notes = (*provenance.notes, *filter(None, [few]))
-    provenance = replace(provenance, swaps=sizes, samples=samples, few=few, notes=notes)
-    return REORDER_BLOCKS.table(made, provenance.facts())
+        sampled.append(drawing.different(size, partial(plans.random_swaps, view, size, rng), samples, existing, intact))
+    labels = [(0, None), *((item.size, sample) for item in sampled for sample in range(len(item.plans)))]
+    lesions = [intact, *(plan for item in sampled for plan in item.plans)]
+    result, record = run_plans("reorder-blocks", view, lesions, data, **options)
+    table_rows = []
+    for (size, sample), plan, measured in zip(labels, lesions, rows.counted(result), strict=True):
+        table_rows.append(rows.reordering(view, plan, size, sample, metrics.kendall_tau(plan.order), measured))
+    table_rows += _means(table_rows, "swaps", sampled, samples, ("kendall_tau",))
+    few = drawing.note_on_few(sampled, samples, "orders", "swaps")
+    notes = (*record.notes, *filter(None, [few]))
+    record = replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
+    return REORDER_BLOCKS.table(table_rows, record.entries())
 
 
 def _lesions(
@@ -155,13 +156,13 @@ def _lesions(
 ) -> Table:
     intact = plans.delete([])
     labels: list[int | None] = [None]
-    tried: list[Deletion | SkipDeletion] = [intact]
+    lesions: list[Deletion | SkipDeletion] = [intact]
     sizes: tuple[int, ...] = ()
-    drawn: list[drawing.Samples[Deletion | SkipDeletion]] = []
+    sampled: list[drawing.Samples[Deletion | SkipDeletion]] = []
     if count is None:
         chosen = range(len(view)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
-        tried += sorted({make([block]).check(view) for block in chosen}, key=lambda plan: plan.blocks)
-        labels += [None] * (len(tried) - 1)
+        lesions += sorted({make([block]).check(view) for block in chosen}, key=lambda plan: plan.blocks)
+        labels += [None] * (len(lesions) - 1)
     else:
         if blocks is not None:
             raise UsageError("give either single blocks or counts of random ones, not both")
@@ -169,44 +170,44 @@ def _lesions(
         sizes = _sizes(count, "count")
         rng = _generator(options)
         for size in sizes:
-            # of a size that no set has one is drawn too, which is refused
+            # a size of which no set exists is drawn all the same, since drawing raises the error that says so
             existing = max(1, math.comb(len(view), size))
-            drawn.append(drawing.different(size, partial(draw, view, size, rng), samples, existing, intact))
-            tried += [plan.check(view) for plan in drawn[-1].plans]
-            labels += list(range(len(drawn[-1].plans)))
-    result, provenance = run_plans(verb, view, tried, data, **options)
-    made = [
+            sampled.append(drawing.different(size, partial(draw, view, size, rng), samples, existing, intact))
+            lesions += [plan.check(view) for plan in sampled[-1].plans]
+            labels += list(range(len(sampled[-1].plans)))
+    result, record = run_plans(verb, view, lesions, data, **options)
+    table_rows = [
         rows.lesion(view, plan.blocks, sample, measured)
-        for plan, sample, measured in zip(tried, labels, rows.counted(result), strict=True)
+        for plan, sample, measured in zip(lesions, labels, rows.counted(result), strict=True)
     ]
     if count is not None:
-        few = drawing.said_of_few(drawn, samples, "sets", "blocks")
-        notes = (*provenance.notes, *filter(None, [few]))
-        provenance = replace(provenance, counts=sizes, samples=samples, few=few, notes=notes)
-        made += _means(made, "count", drawn, samples)
-    return results.named(verb).table(made, provenance.facts())
+        few = drawing.note_on_few(sampled, samples, "sets", "blocks")
+        notes = (*record.notes, *filter(None, [few]))
+        record = replace(record, counts=sizes, samples=samples, few=few, notes=notes)
+        table_rows += _means(table_rows, "count", sampled, samples)
+    return results.named(verb).table(table_rows, record.entries())
 
 
 def _means(
-    made: Sequence[dict[str, Any]],
+    table_rows: Rows,
     name: str,
-    drawn: Sequence[drawing.Samples[Any]],
+    sampled: Sequence[drawing.Samples[Any]],
     samples: int,
     also: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> list[MutableRow]:
     """A row for each size of which there are lesions, where several were asked for."""
-    found = []
-    for item in drawn:
-        own = [row for row in made if row[name] == item.size and row["sample"] is not None]
+    means = []
+    for item in sampled:
+        own = [row for row in table_rows if row[name] == item.size and row["sample"] is not None]
         if own and samples > 1:
-            found.append(rows.mean_of(own, not item.exhausted, also))
-    return found
+            means.append(rows.mean_of(own, not item.exhausted, also))
+    return means
 
 
 def run_plans(
     verb: str,
     view: ResidualView,
-    tried: Sequence[Plan],
+    lesions: Sequence[Plan],
     data: Data,
     *,
     batch_size: int = BATCH_SIZE,
@@ -219,19 +220,19 @@ def run_plans(
     fast: bool = True,
     journal: str | Path | None = None,
     progress: Progress | None = None,
-    facts: Stated | None = None,
+    provenance: Provenance | None = None,
 ) -> tuple[SweepResult, LesionProvenance]:
     """Evaluate plans on data; what all lesion verbs share.
 
     Args:
         verb: for provenance.
         view: the network.
-        tried: plans; the first one should be the intact network.
+        lesions: what to evaluate; the first one should be the intact network.
         data: an opened data set, or batches of (images, labels).
         batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
         device: where to compute (default: where the model is).
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
-        seed: of the random draws that made the plans, for provenance.
+        seed: of the random draws that table_rows the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
         engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
@@ -240,7 +241,7 @@ def run_plans(
         fast: False is short for the engine ``plain``, the model's own operations.
         journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
         progress: called with (batches done, batches in all).
-        facts: what provenance should also say, such as where the weights are from.
+        provenance: what that of the table should also say, such as where the weights are from.
 
     Returns:
         Counts of each plan, and the provenance.
@@ -252,29 +253,29 @@ def run_plans(
         RunError: the same sweep is running already.
     """
     asked = engine if fast else "plain"
-    stated = facts or {}
+    stated = provenance or {}
     with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
         with runner.group.agreed(), in_mode(view.model):
             given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
             runner.identify(
-                verb, view, plans=[repr(plan) for plan in tried], dtype=dtype, engine=asked, spec=stated.get("model")
+                verb, view, plans=[repr(plan) for plan in lesions], dtype=dtype, engine=asked, spec=stated.get("model")
             )
-        network, choice = _prepared(given, view, runner, len(tried))
+        network, choice = _prepared(given, view, runner, len(lesions))
         with network:
-            result = sweep(network, tried, runner)
-        provenance = LesionProvenance(
+            result = sweep(network, lesions, runner)
+        record = LesionProvenance(
             verb=verb,
             network=type(view.model).__name__,
             blocks=len(view),
             output=view.output,
-            data=runner.source.facts,
+            data=runner.source.provenance,
             stated=stated,
             seed=seed,
             dtype=dtype,
             device=processes.device_name(runner.device),
             engine=choice,
             processes=runner.group.world,
-            networks_evaluated=len(tried),
+            networks_evaluated=len(lesions),
             largest_relative_logit_difference=_finite(result.largest_logit_difference),
             resumed_batches=runner.resumed,
             seconds=runner.seconds,
@@ -285,18 +286,20 @@ def run_plans(
                 *_engine_notes(network.engine, runner.device, runner.dtype),
             ),
         )
-    return result, provenance
+    return result, record
 
 
-def _prepared(given: Engine | None, view: ResidualView, runner: Runner, networks: int) -> tuple[Inference, EngineFacts]:
+def _prepared(
+    given: Engine | None, view: ResidualView, runner: Runner, networks: int
+) -> tuple[Inference, EngineProvenance]:
     """The network in the form given, that of the journal, or the fastest, and what provenance says of the choice."""
     network: Inference | None = None
-    choice: EngineFacts | None = None
-    before = [name for name, _ in runner.kept(PHASE).values()]
+    choice: EngineProvenance | None = None
+    before = [name for name, _ in runner.recorded(PHASE).values()]
     if given is not None:
-        choice = EngineFacts(engine=given.name, engine_chosen="given")
+        choice = EngineProvenance(engine=given.name, engine_chosen="given")
     elif before:
-        choice = EngineFacts(engine=before[0], engine_chosen="resumed")
+        choice = EngineProvenance(engine=before[0], engine_chosen="resumed")
     else:
         group = runner.group
         with group.agreed(), torch.inference_mode(), oom_as_error(runner.source.batch_size):

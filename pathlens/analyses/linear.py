@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_traced
-from pathlens.analyses.provenance import GradientProvenance, Stated
+from pathlens.analyses.provenance import GradientProvenance
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
@@ -26,7 +26,7 @@ from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
-from pathlens.tables import Json
+from pathlens.tables import Json, Provenance
 
 #: default number of examples at a time
 BATCH_SIZE = 32
@@ -43,7 +43,7 @@ class Opened:
         images: number of examples.
         mode: train or eval.
         stacked: whether many gradients are carried at once.
-        provenance: of a table, given what the verb itself says.
+        record: what a table says of where it comes from, given what the verb itself says.
     """
 
     view: ResidualView
@@ -52,7 +52,7 @@ class Opened:
     images: int
     mode: str
     stacked: bool
-    provenance: Callable[..., GradientProvenance]
+    record: Callable[..., GradientProvenance]
 
     def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation:
         """The network linearised at a batch."""
@@ -87,7 +87,7 @@ def opened(
     mode: str = "eval",
     stacked: bool = True,
     journal: str | Path | None = None,
-    facts: Stated | None = None,
+    provenance: Provenance | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Opened]:
     """Open a network and data for gradients; the model is afterwards as it was.
@@ -104,7 +104,7 @@ def opened(
         mode: ``eval``, or ``train`` for batch norms with the statistics of the batch, differentiated through them.
         stacked: carry many gradients through convolutional blocks at once.
         journal: folder for finished units.
-        facts: what provenance should also say.
+        provenance: what that of the table should also say.
         progress: called with (batches done, batches in all), summed over what is measured.
 
     Raises:
@@ -128,7 +128,7 @@ def opened(
             view = None
         if view is None:
             view = view_of(module, source.first(), model.output if isinstance(model, ResidualView) else None)
-        images = source.facts.images
+        images = source.provenance.images
         if images is None:
             sizes = [len(batch) for _, batch, _ in source.batches()]
             images = sum(sizes)
@@ -138,14 +138,14 @@ def opened(
             active = (*active_plans(given, view), *_checked(lesion, view))
             route = plans.route(active, len(view))
             check_traced(view, _moved(source.first(), where, kind))
-            stated = facts or {}
-            provenance = partial(
+            stated = provenance or {}
+            record = partial(
                 GradientProvenance,
                 network=type(module).__name__,
                 blocks=len(view),
                 block_names=tuple(block.name for block in view),
                 output=view.output,
-                data=source.facts,
+                data=source.provenance,
                 stated=stated,
                 lesion=_spoken(route) if route != intact(len(view)) else None,
                 mode=mode,
@@ -154,7 +154,7 @@ def opened(
                 batch_size=batch_size,
                 notes=(*view.notes, *stated.get("notes", ())),
             )
-            yield Opened(view, route, runner, images, mode, stacked, provenance)
+            yield Opened(view, route, runner, images, mode, stacked, record)
 
 
 def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

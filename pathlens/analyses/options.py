@@ -8,8 +8,8 @@ from typing import TypedDict
 
 import torch
 
-from pathlens.analyses.provenance import Stated
 from pathlens.analyses.runner import Progress
+from pathlens.tables import Provenance
 
 
 class Options(TypedDict, total=False):
@@ -20,7 +20,7 @@ class Options(TypedDict, total=False):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     journal: str | Path | None
-    facts: Stated | None
+    provenance: Provenance | None
 
 
 class SweepOptions(Options, total=False):

@@ -95,7 +95,7 @@ def path_gradients(
         measured["effective"] = {
             name: _effective(values, share, problem) for name, values in contributed.items() if any(values)
         }
-        provenance = run.provenance(
+        record = run.record(
             verb="path-gradients",
             at=request.at,
             method=ALIASES.get(method, method),
@@ -107,7 +107,7 @@ def path_gradients(
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
         )
-    return PATH_GRADIENTS.table(rows, provenance.facts())
+    return PATH_GRADIENTS.table(rows, record.entries())
 
 
 def lattice(
@@ -152,8 +152,8 @@ def lattice(
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
         rows = path_rows.lattice(sums, examples, run.route)
-        provenance = run.provenance(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
-    return LATTICE.table(rows, provenance.facts())
+        record = run.record(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
+    return LATTICE.table(rows, record.entries())
 
 
 def _checked(request: Request) -> Request:

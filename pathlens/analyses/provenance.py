@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-from pathlens.tables import Json
-
-Stated = Mapping[str, Any]
-"""What a caller says besides, such as where the weights are from; anything that JSON can hold."""
+from pathlens.tables import Json, Provenance
 
 _SPREAD = {"spread": True}
 
@@ -21,22 +17,22 @@ class Record:
     is left out.
     """
 
-    def facts(self) -> dict[str, Json]:
+    def entries(self) -> dict[str, Json]:
         """The keys and what they hold."""
-        found: dict[str, Json] = {}
+        entries: dict[str, Json] = {}
         for key in fields(self):  # type: ignore[arg-type]
             value = getattr(self, key.name)
             if isinstance(value, Record):
-                found |= value.facts()
+                entries |= value.entries()
             elif key.metadata.get("spread"):
-                found |= value
+                entries |= value
             elif value != key.default:
-                found[key.name] = value
-        return found
+                entries[key.name] = value
+        return entries
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts(Record):
+class DataProvenance(Record):
     """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1]."""
 
     data: str
@@ -51,7 +47,7 @@ class DataFacts(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFacts(Record):
+class EngineProvenance(Record):
     """How a network was run, and whether that was ``given``, ``default``, ``measured`` or ``resumed``.
 
     Speeds are of the engines that were measured, relative to the default one.
@@ -63,20 +59,20 @@ class EngineFacts(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance(Record):
-    """What all analyses say, beside what the caller states."""
+class AnalysisProvenance(Record):
+    """What all analyses say; ``stated`` is what the caller adds, such as where the weights are from."""
 
     verb: str
     network: str
     blocks: int
     block_names: tuple[str, ...] | None = None
     output: str | None
-    data: DataFacts
-    stated: Stated = field(metadata=_SPREAD)
+    data: DataProvenance
+    stated: Provenance = field(metadata=_SPREAD)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LesionProvenance(Provenance):
+class LesionProvenance(AnalysisProvenance):
     """What the analyses of lesioned networks say.
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
@@ -87,7 +83,7 @@ class LesionProvenance(Provenance):
     seed: int
     dtype: str
     device: str
-    engine: EngineFacts
+    engine: EngineProvenance
     processes: int
     networks_evaluated: int
     largest_relative_logit_difference: float | None
@@ -102,7 +98,7 @@ class LesionProvenance(Provenance):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientProvenance(Provenance):
+class GradientProvenance(AnalysisProvenance):
     """What the analyses of gradients say; ``measured`` is what the estimators do."""
 
     lesion: Mapping[str, Json] | None = None

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 class Runner:
-    """What one analysis measures with and on, and the loop over its batches.
+    """The images, device and dtype of one analysis, and the loop over its batches.
 
     Args:
         source: the images.
@@ -56,7 +56,7 @@ class Runner:
         self._finished = self._planned = 0
         self._depends_on: dict[str, Json] = {}
         self._journals: dict[str, Journal] = {}
-        self._kept: dict[str, dict[int, Any]] = {}
+        self._recorded: dict[str, dict[int, Any]] = {}
 
     @property
     def seconds(self) -> float:
@@ -89,13 +89,13 @@ class Runner:
             **more,
         }
 
-    def kept(self, phase: str) -> dict[int, Any]:
+    def recorded(self, phase: str) -> dict[int, Any]:
         """Results of a phase that are in the journals, by number, on every process.
 
         Raises:
             RunError: the same analysis is running already.
         """
-        if phase not in self._kept:
+        if phase not in self._recorded:
             with self.group.agreed():
                 if self._folder is not None:
                     assert self._depends_on, "identify first"
@@ -103,8 +103,8 @@ class Runner:
                     self._journals[phase] = Journal(self._folder, key, self.group.rank)
             journal = self._journals.get(phase)
             parts = self.group.gather(dict(journal.done) if journal else {})
-            self._kept[phase] = {number: result for part in parts for number, result in part.items()}
-        return self._kept[phase]
+            self._recorded[phase] = {number: result for part in parts for number, result in part.items()}
+        return self._recorded[phase]
 
     def run(
         self, phase: str, compute: Callable[[int, Tensor, Tensor], Any], numbers: Sequence[int] | None = None
@@ -123,17 +123,17 @@ class Runner:
             DataError: an image that cannot be decoded.
         """
         count, group = self.source.count, self.group
-        kept = self.kept(phase)
+        recorded = self.recorded(phase)
         if numbers is None:
             numbers = range(count or 0)
-        done = {number: kept[number] for number in numbers if number in kept}
+        done = {number: recorded[number] for number in numbers if number in recorded}
         missing = [batch for batch, number in enumerate(numbers) if number not in done]
-        # where nobody knows how many batches there are, nothing was kept, and each process takes every world-th
+        # batches of an unknown number have no journal, and each process takes every world-th of them
         mine = None if count is None else missing[group.rank :: group.world]
         self.resumed += len(done)
         self._finished += len(done)
         self._planned += len(done) + len(mine or ())
-        found: dict[int, Any] = {}
+        computed: dict[int, Any] = {}
         with group.agreed() as look, oom_as_error(self.source.batch_size):
             for batch, images, labels in self.source.batches(mine):
                 if mine is None and batch % group.world != group.rank:
@@ -141,12 +141,12 @@ class Runner:
                 look()
                 self._tell(more=mine is None)
                 number = batch if count is None else numbers[batch]
-                found[number] = compute(number, images, labels)
+                computed[number] = compute(number, images, labels)
                 if phase in self._journals:
-                    self._journals[phase].add(number, found[number])
+                    self._journals[phase].add(number, computed[number])
                 self._finished += 1
             self._tell()
-        for part in group.gather(found):
+        for part in group.gather(computed):
             done.update(part)
         return dict(sorted(done.items()))
 
@@ -158,7 +158,7 @@ class Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Remove the journals where all is done; otherwise keep what they hold."""
+        """Remove the journals of an analysis that is complete; keep those of one that failed, to go on from."""
         for journal in self._journals.values():
             if kind is None and self.group.is_main:
                 journal.clear()
@@ -180,7 +180,7 @@ def running(
 ) -> Iterator[Runner]:
     """Open data and a device for one analysis; the model is not moved. Arguments as :func:`run_plans`.
 
-    Nothing is kept of batches that the caller made, which cannot be told apart.
+    Batches that the caller made have no journal, since nothing tells one such data set from another.
 
     Raises:
         UsageError: an unknown type or device, or data that can be read only once.

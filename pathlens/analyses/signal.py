@@ -24,6 +24,7 @@ from pathlens.residual import ResidualView, view_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.tables import Table
+from pathlens.tables.declared import MutableRow, Rows
 
 AS_BUILT = "as-built"
 """The initialisation that the code of a network has, beside the schemes of :func:`pathlens.initialise`."""
@@ -89,8 +90,8 @@ def signal_propagation(
 
     Returns:
         A row for each curve, block and place, with 95 % intervals over the seeds, what theory expects at initialisation
-        (by the order of its operations), and the growth per block that is fitted at the place. Provenance has
-        warnings: blocks in which the type overflows, or would if the network went on as it does.
+        (by the order of its operations), and the growth per block that is fitted at the place. Its provenance
+        has warnings: blocks in which the type overflows, or would if the network went on as it does.
 
     Raises:
         UsageError: no seeds, an unknown scheme or mode, or ``as-built`` without ``build``.
@@ -104,7 +105,7 @@ def signal_propagation(
     if mode == "train":
         _check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
-        stated = options.get("facts") or {}
+        stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given"))
         curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
         curves += [_Curve(scheme, False) for scheme in schemes]
@@ -116,13 +117,13 @@ def signal_propagation(
                 run.identify("signal-propagation", request)
                 batches = run.runner.run(f"{curve.label} {number}", _measuring(view, run, loss, curve.trained or steps))
                 curve.seeds.append(_averaged(batches.values(), view))
-        rows: list[dict[str, Any]] = []
+        rows: list[MutableRow] = []
         warnings = [f"{scheme}: {SCHEMES[scheme].note}" for scheme in schemes if _is_frozen(scheme) and not steps]
         for curve in curves:
-            made, warned = _rows(curve, run)
-            rows += made
-            warnings += warned
-        provenance = run.provenance(
+            curve_rows = _rows(curve, run)
+            rows += curve_rows
+            warnings += _warnings(curve, curve_rows, run)
+        record = run.record(
             verb="signal-propagation",
             at="every block",
             seed=seed,
@@ -132,7 +133,7 @@ def signal_propagation(
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
         )  # fmt: skip
-    return SIGNAL_PROPAGATION.table(rows, provenance.facts())
+    return SIGNAL_PROPAGATION.table(rows, record.entries())
 
 
 def _check(
@@ -242,16 +243,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _rows(curve: _Curve, run: Opened) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a curve, and what to warn of."""
-    view, rows = run.view, []
+def _rows(curve: _Curve, run: Opened) -> list[MutableRow]:
+    """The rows of a curve."""
+    view = run.view
+    rows: list[MutableRow] = []
     growths = {place: _growths(curve, view, place) for place in {place for _, place in curve.seeds[0]}}
     for where in curve.seeds[0]:
         block, place = where
         values = dict(
             zip((*_MEASURED, *_EXPECTED), zip(*(seed[where] for seed in curve.seeds), strict=True), strict=True)
         )
-        row: dict[str, Any] = {
+        row: MutableRow = {
             "network": type(view.model).__name__,
             "weights": curve.label,
             "seeds": len(curve.seeds),
@@ -260,7 +262,7 @@ def _rows(curve: _Curve, run: Opened) -> tuple[list[dict[str, Any]], list[str]]:
             "stage": view[max(block, 0)].stage,
             "kind": None if block < 0 else view[block].kind,
             "place": place,
-            **{name: _mean(found) for name, found in values.items()},
+            **{name: _mean(of_seeds) for name, of_seeds in values.items()},
         }
         for name in _MEASURED:
             known = [value for value in values[name] if value is not None]
@@ -269,23 +271,23 @@ def _rows(curve: _Curve, run: Opened) -> tuple[list[dict[str, Any]], list[str]]:
         for prefix, growth in zip(("growth", "gradient_growth"), growths[place], strict=True):
             row |= {prefix: growth.factor, f"{prefix}_low": growth.low, f"{prefix}_high": growth.high}
         rows.append(row)
-    return rows, list(_warned(curve, rows, run))
+    return rows
 
 
 def _growths(curve: _Curve, view: ResidualView, place: str) -> tuple[Growth, Growth]:
     stages = [block.stage for block in view]
-    found = []
+    growths = []
     for backward in (False, True):
         at = _MEASURED.index("gradient_second_moment" if backward else "second_moment")
         values = [
             [seed[block, place][at] if (block, place) in seed else None for block in range(len(view))]
             for seed in curve.seeds
         ]
-        found.append(growth_of(values, stages, backward))
-    return found[0], found[1]
+        growths.append(growth_of(values, stages, backward))
+    return growths[0], growths[1]
 
 
-def _warned(curve: _Curve, rows: list[dict[str, Any]], run: Opened) -> Iterator[str]:
+def _warnings(curve: _Curve, rows: Rows, run: Opened) -> Iterator[str]:
     """Where the type overflows, or would."""
     name = str(run.runner.dtype).removeprefix("torch.")
     broken = next((row for row in rows if row["second_moment"] is None), None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from pathlens.analyses.provenance import DataFacts
+from pathlens.analyses.provenance import DataProvenance
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError, described
 from pathlens.runtime import processes
@@ -27,7 +27,7 @@ class BatchSource:
     Attributes:
         batch_size: images in a batch, or None where the batches were made by the caller.
         count: number of batches, or None where an iterable does not tell.
-        facts: what provenance says of the data.
+        provenance: what tables say of the data.
         fingerprint: hash that a resumed sweep compares; empty where the data cannot be hashed, so that nothing is
             resumed.
     """
@@ -38,7 +38,7 @@ class BatchSource:
     std: tuple[float, ...] | None
     device: torch.device
     count: int | None
-    facts: DataFacts = field(repr=False)
+    provenance: DataProvenance = field(repr=False)
     fingerprint: str
 
     def batches(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -94,7 +94,7 @@ def batch_source(
         own_mean = tuple(data.mean if mean is None else mean)
         own_std = tuple(data.std if std is None else std)
         source = "given" if mean is not None or std is not None else data.normalisation_source
-        facts = DataFacts(
+        provenance = DataProvenance(
             data=data.name,
             split=data.split,
             images=data.n,
@@ -107,7 +107,7 @@ def batch_source(
         )
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
-        return BatchSource(data, batch_size, own_mean, own_std, device, count, facts, digest)
+        return BatchSource(data, batch_size, own_mean, own_std, device, count, provenance, digest)
     if mean is not None or std is not None:
         raise UsageError("mean and std apply to data sets opened by pathlens; normalise your own batches yourself")
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
@@ -118,8 +118,8 @@ def batch_source(
     if processes.current().world > 1 and isinstance(getattr(data, "sampler", None), RandomSampler):
         raise UsageError("a DataLoader that shuffles cannot be shared between processes; give shuffle=False")
     length = len(data) if isinstance(data, Sized) else None
-    facts = DataFacts(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
-    return BatchSource(data, None, None, None, device, length, facts, "")
+    provenance = DataProvenance(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
+    return BatchSource(data, None, None, None, device, length, provenance, "")
 
 
 def _images(given: Tensor, batch: int) -> Tensor:

@@ -113,8 +113,8 @@ def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepRes
         return [network.engine.name, _count(network, routes, batch, images, labels)]
 
     with torch.inference_mode():
-        found = runner.run(PHASE, count)
-    counts, pairs = _add_up([batch for _, batch in found.values()], len(plans))
+        results = runner.run(PHASE, count)
+    counts, pairs = _add_up([batch for _, batch in results.values()], len(plans))
     return SweepResult(routes, counts, pairs, difference)
 
 
@@ -130,15 +130,16 @@ def _count(
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        found = {index: count_answers(logits, targets) for index, logits in evaluate(network, routes, part[0])}
+        answers = {index: count_answers(logits, targets) for index, logits in evaluate(network, routes, part[0])}
         # a byte for each image and network, because the intact one may come last
-        values, correct = (torch.stack(items) for items in zip(*(found[index] for index in sorted(found)), strict=True))
+        ordered = [answers[index] for index in range(len(routes))]
+        values, correct = (torch.stack(items) for items in zip(*ordered, strict=True))
         return torch.cat([values, count_pairs(correct)], dim=1)
 
     parts = network.each(count, network.parts(images, labels))
-    found: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
-    ClassificationCounts.from_values(found[0][:-2]).require_finite("the intact network")
-    return found
+    counts: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
+    ClassificationCounts.from_values(counts[0][:-2]).require_finite("the intact network")
+    return counts
 
 
 def _add_up(

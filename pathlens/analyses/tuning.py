@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_images
-from pathlens.analyses.provenance import EngineFacts
+from pathlens.analyses.provenance import EngineProvenance
 from pathlens.analyses.runner import Runner
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.inference import Inference
@@ -24,7 +24,7 @@ _REPEATS = 2
 _GAIN = 1.05
 
 
-def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, EngineFacts]:
+def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, EngineProvenance]:
     """The network in the fastest form for a sweep, and what provenance says about the choice.
 
     Args:
@@ -34,10 +34,10 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
     """
     source, device, dtype = runner.source, runner.device, runner.dtype
     size = source.batch_size or len(source.first())
-    total = source.facts.images or size * (source.count or 1)
+    total = source.provenance.images or size * (source.count or 1)
     offered = engines.candidates(device, dtype, min(size, total), view.largest_activation)
     network = Inference(view, device, dtype, offered[0])
-    default = network, EngineFacts(engine=network.engine.name, engine_chosen="default")
+    default = network, EngineProvenance(engine=network.engine.name, engine_chosen="default")
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
     # work in images through the whole network; plans that share their beginnings take about half
@@ -60,7 +60,7 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
     speeds = {engine.name: round(seconds[network.engine] / seconds[engine], 2) for engine in offered}
     if seconds[fastest] * _GAIN < seconds[network.engine]:
         network = Inference(view, device, dtype, fastest)
-    return network, EngineFacts(engine=network.engine.name, engine_chosen="measured", engine_speeds=speeds)
+    return network, EngineProvenance(engine=network.engine.name, engine_chosen="measured", engine_speeds=speeds)
 
 
 def _inputs(network: Inference, images: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:

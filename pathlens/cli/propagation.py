@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pathlens.cli import options as o
 from pathlens.cli.progress import progress_bar
 from pathlens.cli.setting import finish, foreign_output, setting
@@ -17,46 +15,33 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Mode(StrEnum):
-    """The mode that the network is measured in."""
-
-    train = "train"
-    eval = "eval"
-
-
-Inits = Annotated[
-    str | None,
-    typer.Option(
-        "--init",
-        metavar="SCHEMES",
-        help="Initialisations to measure, such as he-fan-in,brock,as-built; beside trained weights, if those are "
-        "given. Default with --weights random: as-built. All: see pathlens blocks --help.",
-        rich_help_panel="Network",
-    ),
-]
-Seeds = Annotated[int, typer.Option(metavar="N", help="Initialisations of each scheme.")]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="train: batch norms with the statistics of the batch.")]
-Steps = Annotated[
-    int, typer.Option(metavar="N", help="Steps of gradient descent on the first batch before anything is measured.")
-]
-Rate = Annotated[float, typer.Option("--lr", metavar="X", help="Learning rate of these steps.")]
-Limit = Annotated[int, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+Mode = StrEnum("Mode", "train eval")
 
 
 @dataclass(frozen=True)
 class SignalOptions(o.Common):
     """The shared options, with fewer images and several initialisations."""
 
-    limit: Limit = 128
-    init: Inits = None
+    limit: Annotated[int, o.option("Only the first N images.", min=1, metavar="N")] = 128
+    init: Annotated[
+        str | None,
+        o.option(
+            "Initialisations to measure, such as he-fan-in,brock,as-built; beside trained weights, if those are "
+            "given. Default with --weights random: as-built. All: see pathlens blocks --help.",
+            "--init",
+            metavar="SCHEMES",
+        ),
+    ] = None
 
 
 @o.takes_objects
 def signal_propagation(
-    seeds: Seeds = 5,
-    mode: ModeOption = Mode.train,
-    steps: Steps = 0,
-    lr: Rate = 0.1,
+    seeds: Annotated[int, o.option("Initialisations of each scheme.", metavar="N")] = 5,
+    mode: Annotated[Mode, o.option("train: batch norms with the statistics of the batch.", "--mode")] = Mode.train,
+    steps: Annotated[
+        int, o.option("Steps of gradient descent on the first batch before anything is measured.", metavar="N")
+    ] = 0,
+    lr: Annotated[float, o.option("Learning rate of these steps.", "--lr", metavar="X")] = 0.1,
     *,
     common: SignalOptions,
 ) -> None:
@@ -77,10 +62,8 @@ def signal_propagation(
 
         def build(seed: int) -> nn.Module:
             data = current.data
-            found = load_model(
-                common.model, "random", num_classes=data.num_classes, in_channels=data.channels, seed=seed
-            )
-            return found.model
+            shape = {"num_classes": data.num_classes, "in_channels": data.channels}
+            return load_model(common.model, "random", **shape, seed=seed).model
 
         with (
             progress_bar("signal-propagation", current.shows_progress, current.notes) as progress,

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     import torch
 
     from pathlens.analyses.options import Options
-    from pathlens.analyses.provenance import Stated
     from pathlens.data import ImageData
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.runtime.processes import Processes
-    from pathlens.tables import Table
+    from pathlens.tables import Provenance, Table
 
 DEFAULT_MODEL = "digits54"
 
@@ -44,7 +43,7 @@ class Setting:
     group: Processes
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    facts: Stated
+    provenance: Provenance
     initialisation: Table | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -76,7 +75,7 @@ class Setting:
             "mean": self.mean,
             "std": self.std,
             "journal": self.journal,
-            "facts": self.facts,
+            "provenance": self.provenance,
         }
 
 
@@ -134,7 +133,7 @@ def setting(verb: str, common: Common) -> Iterator[Setting]:
             mean=mean,
             std=std,
             initialisation=initialisation,
-            facts={
+            provenance={
                 "model": loaded.spec,
                 "weights": loaded.weights,
                 "trained": loaded.trained,

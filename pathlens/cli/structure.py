@@ -48,17 +48,19 @@ def blocks(
     loaded, example = loaded_network(network, seed, shape)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
         view = view_of(loaded.model, example, network.output)
-    facts = provenance(
-        verb="blocks",
-        model=loaded.spec,
-        weights=loaded.weights,
-        model_sha256=loaded.sha256,
-        input_shape=list(example.shape[1:]),
-        output=view.output,
-        **vars(view.totals),
-        notes=[*loaded.notes, *view.notes],
+    table = BLOCKS.table(
+        view.rows(),
+        provenance(
+            verb="blocks",
+            model=loaded.spec,
+            weights=loaded.weights,
+            model_sha256=loaded.sha256,
+            input_shape=list(example.shape[1:]),
+            output=view.output,
+            **vars(view.totals),
+            notes=[*loaded.notes, *view.notes],
+        ),
     )
-    table = BLOCKS.table(view.rows(), facts)
     _write(table, picture, out)
     if not quiet:
         for note in (*loaded.notes, *view.notes):

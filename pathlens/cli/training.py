@@ -166,13 +166,12 @@ def train(options: TrainingOptions) -> None:
                 loaded, initialisation = initialised(loaded, options, parts[0].batch(0, 2).images, seed)
             if group.is_main:
                 stack.enter_context(run_folder(folder, "train"))
-        facts = {
+        stated = {
             "model": loaded.spec,
             "weights_at_start": loaded.weights,
             "data": parts[0].name,
             "test_sha256": parts[2].fingerprint if parts[2] is not None else None,
         }
-        facts = provenance(**facts)
         shown = group.is_main and not quiet
         notes = (f"{rule}; {_words(recipe)}; into {folder}", *loaded.notes)
         with (
@@ -208,7 +207,7 @@ def train(options: TrainingOptions) -> None:
                 synced=options.sync_batch_norm,
                 progress=progress,
                 on_epoch=on_epoch,
-                facts=facts,
+                provenance=provenance(**stated),
             )
         if group.is_main:
             manifest = {

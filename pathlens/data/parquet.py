@@ -247,13 +247,13 @@ class ParquetRows:
             DataError: a row has no bytes, or the file is damaged.
         """
         items: list[bytes] = []
-        held = 0
+        nbytes = 0
         while start + len(items) < stop:
             row = start + len(items)
             self._read_to(row)
             part = self._chunk.slice(row - self._chunk_first, stop - row)
-            held += part.nbytes
-            if held > _LARGEST_FETCH:
+            nbytes += part.nbytes
+            if nbytes > _LARGEST_FETCH:
                 raise DataError(
                     f"{self.where(start)} and those up to row {row} hold more than {_LARGEST_FETCH:,} bytes; "
                     "give a smaller batch size"

@@ -137,7 +137,7 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     direction = flat / size.where(size > 0, torch.ones_like(size))[:, None]
     # length by length, because all of them in float64 take much memory
     along = torch.stack([(gradient.flatten(1).double() * direction).sum(1) for gradient in gradients])
-    norms, along = (_placed(kept, profile.lengths, lengths) for kept in (profile.norms(), along))
+    norms, along = (_placed(values, profile.lengths, lengths) for values in (profile.norms(), along))
     return {
         "examples": len(images),
         "sums": norms.sum(1).tolist(),
@@ -152,10 +152,10 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     }
 
 
-def _placed(kept: torch.Tensor, found: range, lengths: range) -> torch.Tensor:
-    """Rows of the lengths that were found among all those of the table, on the CPU; the others are zero."""
-    rows = kept.new_zeros(len(lengths), kept.shape[1], device="cpu")
-    rows[found.start - lengths.start : found.stop - lengths.start] = kept.cpu()
+def _placed(values: torch.Tensor, computed: range, lengths: range) -> torch.Tensor:
+    """Values of the lengths that were computed as rows among all lengths of the table, on the CPU; others are zero."""
+    rows = values.new_zeros(len(lengths), values.shape[1], device="cpu")
+    rows[computed.start - lengths.start : computed.stop - lengths.start] = values.cpu()
     return rows
 
 

@@ -95,8 +95,8 @@ def path_gradients(
                 axes.axvspan(effective[0] - 0.5, effective[1] + 0.5, color=_EFFECTIVE, lw=0, zorder=0)
         if effective is not None:
             first, last = effective
-            held = sum(share for length, share in zip(lengths, percent, strict=True) if first <= length <= last)
-            label = f"effective lengths, {first} to {last}: {_two_digits(held)} % of all paths"
+            covered = sum(share for length, share in zip(lengths, percent, strict=True) if first <= length <= last)
+            label = f"effective lengths, {first} to {last}: {_two_digits(covered)} % of all paths"
             panels[-1].fill_between([], [], color=_EFFECTIVE, lw=0, label=label)
         legend_outside(panels[-1], width)
     return figure

@@ -63,8 +63,8 @@ def _binned(points: Series, bins: int) -> Series:
     """Means in bins of equal width between the lowest tau and 1, with Student's interval, from five orders or more."""
     frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
     edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
-    found = np.digitize(frame["x"], edges[1:-1])
-    groups = frame.groupby(_pooled(np.bincount(found, minlength=bins))[found])
+    bin_of = np.digitize(frame["x"], edges[1:-1])
+    groups = frame.groupby(_pooled(np.bincount(bin_of, minlength=bins))[bin_of])
     mean = groups.agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
     half = mean["sem"] * stats.t.ppf(0.975, mean["n"] - 1)
     ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100)}
@@ -73,11 +73,11 @@ def _binned(points: Series, bins: int) -> Series:
 
 def _pooled(sizes: np.ndarray) -> np.ndarray:
     """The pool of each bin: neighbours, from the trained order outward, until there are enough."""
-    pools, pool, held = np.zeros(len(sizes), int), 0, 0
+    pools, pool, in_pool = np.zeros(len(sizes), int), 0, 0
     for number in reversed(range(len(sizes))):
-        pools[number], held = pool, held + sizes[number]
-        if held >= _FEWEST:
-            pool, held = pool + 1, 0
-    if held < _FEWEST and pool:  # what is left joins the last pool
+        pools[number], in_pool = pool, in_pool + sizes[number]
+        if in_pool >= _FEWEST:
+            pool, in_pool = pool + 1, 0
+    if in_pool < _FEWEST and pool:  # what is left joins the last pool
         pools[pools == pool] = pool - 1
     return pools

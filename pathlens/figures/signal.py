@@ -50,7 +50,7 @@ def signal_propagation(
         raise UsageError(f"quantity {quantity!r} is unknown; give one of {', '.join(QUANTITIES)}")
     if not any(row["place"] == place for row in rows):
         raise UsageError(f"the table has no place {place!r}; it has {', '.join(sorted({r['place'] for r in rows}))}")
-    drawn = curves(rows, place)
+    by_label = curves(rows, place)
     with style():
         figure = new_figure(width, 2.8)
         left, right = figure.subplots(1, 2)
@@ -58,8 +58,8 @@ def signal_propagation(
             (left, quantity, f"{quantity.replace('_', ' ')} of activations"),
             (right, f"gradient_{quantity}", f"{quantity.replace('_', ' ')} of gradients"),
         ):
-            _stages(axes, next(iter(drawn.values())))
-            for index, (label, part) in enumerate(drawn.items()):
+            _stages(axes, next(iter(by_label.values())))
+            for index, (label, part) in enumerate(by_label.items()):
                 _line(axes, part, key, label, COLOURS[index % len(COLOURS)])
             if axes.has_data():
                 axes.set_yscale("log")
@@ -67,7 +67,7 @@ def signal_propagation(
             axes.set_ylabel(words)
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(block_ticks())
-        if any(row.get(f"expected_{quantity}") is not None for part in drawn.values() for row in part):
+        if any(row.get(f"expected_{quantity}") is not None for part in by_label.values() for row in part):
             left.plot([], [], color=MUTED, ls=_DASHES, lw=0.8, label="expected")
         legend_outside(left if left.get_legend_handles_labels()[1] else right, width)
     return figure
@@ -82,11 +82,11 @@ def _stages(axes: Axes, rows: list[Row]) -> None:
 def _line(axes: Axes, rows: list[Row], key: str, label: str, colour: str) -> None:
     """What was measured, with its interval, and what is expected; a logarithmic axis has no place for zero."""
     assert key in QUANTITIES or key in GRADIENTS
-    kept = [row for row in rows if row[key] is not None and row[key] > 0]
-    if kept:
-        blocks = [row["block"] for row in kept]
-        axes.plot(blocks, [row[key] for row in kept], color=colour, label=label, marker="o", ms=2)
-        banded = [row for row in kept if row.get(f"{key}_low") is not None and row[f"{key}_low"] > 0]
+    positive = [row for row in rows if row[key] is not None and row[key] > 0]
+    if positive:
+        blocks = [row["block"] for row in positive]
+        axes.plot(blocks, [row[key] for row in positive], color=colour, label=label, marker="o", ms=2)
+        banded = [row for row in positive if row.get(f"{key}_low") is not None and row[f"{key}_low"] > 0]
         if banded:
             low, high = ([row[f"{key}_{side}"] for row in banded] for side in ("low", "high"))
             axes.fill_between([row["block"] for row in banded], low, high, color=colour, alpha=0.2, lw=0)

@@ -231,7 +231,7 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         figure.legend(handles, labels, loc=place, ncols=columns, borderaxespad=0.2, markerscale=enlarge)
 
 
-#: what a format would say of the moment and program that made it
+#: entries that matplotlib writes of its version and the date, left out so that the same figure gives the same bytes
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},

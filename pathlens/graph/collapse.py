@@ -168,13 +168,13 @@ class _Collapse:
 
     def parts(self) -> list[Part]:
         shortcuts = {node for addition in self.additions.values() for node in addition.shortcut_nodes}
-        held: set[fx.Node] = set()
+        assigned: set[fx.Node] = set()
         nodes: dict[fx.Node, tuple[fx.Node, ...]] = {}
         segments = sorted(self.cuts - self.vertices, key=self.order.__getitem__)
         # what a gate's two operand paths share belongs to the branch
         for cut in sorted(segments, key=lambda cut: cut in shortcuts):
-            own = tuple(node for node in self._between(self._parent(cut), cut) if node not in held)
-            held.update(own)
+            own = tuple(node for node in self._between(self._parent(cut), cut) if node not in assigned)
+            assigned.update(own)
             nodes[cut] = own
         parts = []
         for cut in sorted(self.cuts, key=self.order.__getitem__):

@@ -15,13 +15,13 @@ from pathlens.graph.rows import is_chain, place_rows
 
 LAYOUTS = ("auto", "rows", "graphviz", "layers")
 _TALL = 40  # nodes, one after the other, beyond which skips are easier to follow as arcs beside a column
-_SMALLEST = 0.5  # of the text in large networks, relative to small ones; beyond it the drawing grows
-_LEGIBLE = 0.85  # to which a drawing is rather made smaller than put on a wider page
-_STRETCHED = 1.6  # times as wide a tree becomes at most, to fill a page
+_SMALLEST = 0.5  # scale of text below which a drawing grows beyond the page instead of shrinking further
+_LEGIBLE = 0.85  # scale down to which a drawing is shrunk before it is put on a wider page
+_STRETCHED = 1.6  # factor by which a tree is widened at most to fill a page
 _BRANCH, _CONCAT = 2, 1  # numbers of colours
 _MARGIN = 0.05  # inches
 _COLUMN, _ROW = 0.36, 0.19  # inches, of a tree
-_MANY = 64  # paths of a tree from which on its columns widen
+_MANY = 64  # number of paths beyond which the columns of a tree are widened
 _STEPS = {"input": 0, "transition": 1, "branch": 2, "shortcut": 2, "add": 3, "post": 4}
 
 
@@ -35,8 +35,8 @@ def place(graph: nx.DiGraph, layout: str = "auto", widths: Sequence[float] = (),
     Args:
         graph: a dag or a tree, as :func:`pathlens.unravel` returns them.
         layout: of a dag: ``auto``, ``rows`` (only for chains of blocks), ``graphviz`` or ``layers``.
-        widths: of the pages that it may take, narrow ones first, in inches: it is fitted to the first one that it needs
-            not be broken or shrunk much for, else to the last. Without any, it is as wide as suits a screen.
+        widths: of the pages that it may take, narrow ones first, in inches: it is fitted to the first one on which it
+            needs no break and hardly shrinks, else to the last. Without any, it is as wide as suits a screen.
         height: of the page, in inches. Drawings of large networks can be larger than the page.
 
     Raises:

@@ -78,10 +78,10 @@ def headlines(run: Run) -> list[Headline]:
     """The numbers that a reader looks for first."""
     shown: list[Headline] = []
     for stem, table, result in declared(run):
-        told = result.headlines(table.rows, run.manifest) if result is not None else []
-        if not told and stem == run.verb:
-            told = [Headline("Rows", f"{len(table.rows):,}", stem)]
-        shown += told
+        of_table = result.headlines(table.rows, run.manifest) if result is not None else []
+        if not of_table and stem == run.verb:
+            of_table = [Headline("Rows", f"{len(table.rows):,}", stem)]
+        shown += of_table
     return shown
 
 

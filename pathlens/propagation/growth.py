@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-_FARTHEST = 10_000  # blocks; nobody builds a network of more
+_FARTHEST = 10_000  # blocks; an overflow beyond is not worth a warning
 
 
 class Growth(NamedTuple):

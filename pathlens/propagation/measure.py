@@ -42,12 +42,12 @@ class Reading:
 
 def places(chain: Chain) -> dict[Place, fx.Node]:
     """Where the blocks of a chain are read, in order; layers of a plain network have an output alone."""
-    found: dict[Place, fx.Node] = {(-1, "stem"): chain.boundaries[0]}
+    nodes: dict[Place, fx.Node] = {(-1, "stem"): chain.boundaries[0]}
     for index, link in enumerate(chain.links):
         if not link.addition.is_layer:
-            found |= {(index, "branch"): link.branch, (index, "shortcut"): link.shortcut, (index, "sum"): link.total}
-        found[index, "output"] = link.end
-    return found
+            nodes |= {(index, "branch"): link.branch, (index, "shortcut"): link.shortcut, (index, "sum"): link.total}
+        nodes[index, "output"] = link.end
+    return nodes
 
 
 def channel_axis(link: Link) -> int:
@@ -79,12 +79,12 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
     """
     if not images.is_floating_point():
         raise UsageError("signal propagation needs images of floating point numbers; found integers")
-    wanted = places(chain)
-    readings = {place: Reading() for place in wanted}
+    nodes = places(chain)
+    readings = {place: Reading() for place in nodes}
     at: dict[str, list[Place]] = {}
-    for place, node in wanted.items():
+    for place, node in nodes.items():
         at.setdefault(node.name, []).append(place)
-    axes = {place: channel_axis(chain.links[max(0, place[0])]) for place in wanted}
+    axes = {place: channel_axis(chain.links[max(0, place[0])]) for place in nodes}
 
     def tap(name: str, value: Tensor) -> None:
         for place in at[name]:
@@ -98,7 +98,7 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
 
             value.register_hook(arrived)
 
-    segment = cut(chain.trace, chain.trace.source, [*wanted.values(), chain.trace.main])
+    segment = cut(chain.trace, chain.trace.source, [*nodes.values(), chain.trace.main])
     reader = _Tapped(segment.graph_module, at, tap)
     # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
     with torch.enable_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

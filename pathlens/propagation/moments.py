@@ -52,7 +52,7 @@ def moments(x: Tensor, axis: int) -> Moments | None:
     squared_mean, second_moment, mean = both
     if not all(map(math.isfinite, both)):
         return None
-    # a difference of rounding below zero is none
+    # clamped, because rounding can make the difference of two equal numbers negative
     return Moments(
         squared_mean,
         max(0.0, second_moment - squared_mean),

@@ -107,9 +107,9 @@ class Aliases:
         base = value.base
         if base.shared or base.kind in ("parameter", "constant"):
             raise Unsure(f"a write to a {base.kind}")
-        held = self._through(base.node, value.steps[:-1]) if value.steps else []
+        views = self._through(base.node, value.steps[:-1]) if value.steps else []
         whole = node
-        for step, before in zip(reversed(value.steps), reversed(held), strict=True):
+        for step, before in zip(reversed(value.steps), reversed(views), strict=True):
             whole = self._undo(step, before, whole)
         base.node = whole
         base.version += 1
@@ -119,10 +119,10 @@ class Aliases:
         """A base's node, and each view of it in turn."""
         nodes = [node]
         for step in steps:
-            taken = self._emit(step.target, (nodes[-1], *step.args), step.kwargs, step.after)
+            view = self._emit(step.target, (nodes[-1], *step.args), step.kwargs, step.after)
             if step.index is not None:
-                taken = self._emit(operator.getitem, (taken, step.index), {}, step.after)
-            nodes.append(taken)
+                view = self._emit(operator.getitem, (view, step.index), {}, step.after)
+            nodes.append(view)
         return nodes
 
     def _emit(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any) -> fx.Node:

@@ -55,7 +55,7 @@ def cut_off(series: Sequence[Series], decades: int = _DECADES) -> tuple[list[Ser
     if not values:
         return list(series), ""
     power = math.floor(math.log10(max(values))) - decades
-    left = [[bool(value) and value < 10.0**power for value in item["y"]] for item in series]
+    below = [[bool(value) and value < 10.0**power for value in item["y"]] for item in series]
     cut = [
         {
             name: [None if out else value for out, value in zip(outside, values, strict=True)]
@@ -63,9 +63,9 @@ def cut_off(series: Sequence[Series], decades: int = _DECADES) -> tuple[list[Ser
             else values
             for name, values in item.items()
         }
-        for item, outside in zip(series, left, strict=True)
+        for item, outside in zip(series, below, strict=True)
     ]
-    return cut, f"below {power_of_ten(power)} not drawn" if any(map(any, left)) else ""
+    return cut, f"below {power_of_ten(power)} not drawn" if any(map(any, below)) else ""
 
 
 def scaled(values: Iterable[float | None], factor: float) -> list[float | None]:

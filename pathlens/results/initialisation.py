@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted
+from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,14 @@ class Initialisation(Result):
         "factor": Shown(text=formatted(".3g")),
     }
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """What the scheme does to gradients, if anything."""
-        return [str(note) for note in facts.get("notes", ())]
+        return [str(note) for note in provenance.get("notes", ())]
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """How many weights were drawn."""
         num_drawn = sum(row["distribution"] not in ("constant", "kept") for row in rows)
-        return [Headline("Weights drawn", str(num_drawn), f"scheme {facts.get('scheme', 'not stated')}")]
+        return [Headline("Weights drawn", str(num_drawn), f"scheme {provenance.get('scheme', 'not stated')}")]
 
 
 INITIALISATION = Initialisation()

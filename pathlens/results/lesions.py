@@ -10,7 +10,7 @@ from typing import ClassVar
 from pathlens.results import measured
 from pathlens.results.charts import PERCENT, Chart, block_head, chart, stages_of
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.text import percent
 
 
@@ -82,29 +82,29 @@ class Lesions(Result):
         """Single blocks by name, sets by their blocks."""
         return _SETS if any(row["sample"] is not None for row in rows) else self.shown
 
-    def title(self, rows: Rows, facts: Facts) -> str:
+    def title(self, rows: Rows, provenance: Provenance) -> str:
         """Which blocks were deleted."""
         single = len(single_rows(rows))
         return f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The intact network, worst block and median or the means of sizes, and how many differ from intact."""
-        found = measured.error_of_intact(rows)
+        headlines = measured.error_of_intact(rows)
         single, means = single_rows(rows), mean_rows(rows)
         if not single:
             ends = means if len(means) < 2 else [means[0], means[-1]]
-            found += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
-            return found + measured.differing(rows, "Sets")
+            headlines += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
+            return headlines + measured.differing(rows, "Sets")
         worst = max(single, key=lambda row: row["error"])
-        found.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
-        found.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
-        return found + measured.differing(rows, "Deletions")
+        headlines.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
+        headlines.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
+        return headlines + measured.differing(rows, "Deletions")
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""
-        return measured.notes(facts)
+        return measured.notes(provenance)
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error block by block, or against how many."""
         single = single_rows(rows)
         return [self._by_block(rows, single)] if single else self._by_count(rows)
@@ -115,9 +115,9 @@ class Lesions(Result):
         if len(kinds) > 1:
             series["marks"] = [kinds.index(str(row.get("kind"))) for row in single]
         label = f"deleted {self.part}"
-        drawn = chart("error by block", f"Error by {label}", label, PERCENT, [series])
+        by_block = chart("error by block", f"Error by {label}", label, PERCENT, [series])
         return {
-            **drawn,
+            **by_block,
             "rules": error_rules(intact_row(rows), "intact network"),
             "heads": {str(row["block"]): block_head(row) for row in single},
             "stages": stages_of(single),

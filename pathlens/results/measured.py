@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathlens.results.charts import Series, scaled
-from pathlens.results.result import Facts, Headline, Row, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Row, Rows, Shown, column
 from pathlens.results.text import percent, summary
 
 
@@ -78,21 +78,21 @@ SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, 
 """Likewise, and how it differs from the intact network."""
 
 
-def notes(facts: Facts) -> list[str]:
+def notes(provenance: Provenance) -> list[str]:
     """Lines under a table of lesions: how networks were compared, of what few exist, and on what the numbers rest.
 
     Args:
-        facts: provenance of a table that was just made.
+        provenance: of a table that was just made.
     """
     lines = []
-    if compared := facts.get("comparison"):
+    if compared := provenance.get("comparison"):
         lines.append(
             f"networks that differ from the intact one at {100 * LEVEL:.0f} %: {compared['differ']} of "
             f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
         )
-    if few := facts.get("few"):
+    if few := provenance.get("few"):
         lines.append(few)
-    return [*lines, summary(facts)]
+    return [*lines, summary(provenance)]
 
 
 def differing(rows: Rows, what: str) -> list[Headline]:
@@ -160,7 +160,7 @@ def error_series(rows: Rows, x: str, intervals: bool = True, **look: Any) -> Ser
     return {**series, **look}
 
 
-def error_rules(row: Row | None, name: str) -> list[dict[str, Any]]:
+def error_rules(row: Row | None, name: str) -> list[Series]:
     """The error of a row as a horizontal line of a chart."""
     if row is None or row["error"] is None:
         return []

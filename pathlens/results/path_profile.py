@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pathlens.estimators import estimators
 from pathlens.estimators.sampled import decay
 from pathlens.results.charts import Axis, Chart, Series, chart, cut_off
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
 
 _BELOW_PEAKS = 3  # powers of ten below the peak of the smallest curve of contributions that are drawn
@@ -94,9 +94,9 @@ def _times(norm: float | None, count: int) -> float | None:
         return None
 
 
-def effective_span(facts: Facts) -> tuple[str, int, int] | None:
+def effective_span(provenance: Provenance) -> tuple[str, int, int] | None:
     """Method, first and last effective length that a figure shades."""
-    effective = facts.get("effective")
+    effective = provenance.get("effective")
     for method in METHODS:
         span = effective.get(method) if isinstance(effective, dict) else None
         if isinstance(span, dict) and _is_span(span):
@@ -142,47 +142,49 @@ class PathProfile(Result):
         share = _share_column(rows)
         return [row[share] or 0.0 for row in rows]
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """Lesions, effective lengths, how exact the sums are, and on what the numbers rest."""
         lines = []
-        lesion = facts.get("lesion", {})
+        lesion = provenance.get("lesion", {})
         for part, key in (("branches", "deleted_blocks"), ("shortcuts", "deleted_shortcuts")):
             if lesion.get(key):
                 lines.append(f"without the {part} of blocks {', '.join(map(str, lesion[key]))}")
-        for method, effective in facts.get("effective", {}).items():
+        for method, effective in provenance.get("effective", {}).items():
             lines.append(
                 f"effective lengths by {METHODS[method].on_terminal}: {effective['first']} to {effective['last']} hold "
                 f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
                 f"all paths; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
             )
-        if line := facts.get("decay"):
+        if line := provenance.get("decay"):
             lines.append(
                 f"log10 of the mean path norm changes by {line['slope']:+.3f} per block ({line['low']:+.3f} to "
                 f"{line['high']:+.3f}): a line through lengths {line['first']} to {line['last']} with its 95 % interval"
             )
-        difference = facts.get("relative_difference_to_autograd")
+        difference = provenance.get("relative_difference_to_autograd")
         if difference is not None:
             lines.append(
                 f"sum over lengths against autograd's gradient: relative difference {difference:.1e}; left out: "
-                f"{facts['left_out']}"
+                f"{provenance['left_out']}"
             )
-        return [*lines, summary(facts)]
+        return [*lines, summary(provenance)]
 
-    def figure_options(self, facts: Facts) -> dict[str, Any]:
+    def figure_options(self, provenance: Provenance) -> dict[str, Any]:
         """The effective lengths."""
-        span = effective_span(facts)
+        span = effective_span(provenance)
         return {"effective": span and span[1:]}
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The norm of the gradient, how that of a path falls, the effective lengths, and how exact the sums are."""
         headlines = []
-        if isinstance(facts.get("gradient_norm"), float):
-            headlines.append(Headline("Gradient norm", number(facts["gradient_norm"]), f"at {said(facts.get('at'))}"))
+        if isinstance(provenance.get("gradient_norm"), float):
+            headlines.append(
+                Headline("Gradient norm", number(provenance["gradient_norm"]), f"at {said(provenance.get('at'))}")
+            )
         if line := decay(rows):
             interval = f"95\N{NO-BREAK SPACE}% interval {line.low:+.3f} to {line.high:+.3f} of a line through lengths "
             value = f"{line.slope:+.3f} decades per block"
             headlines.append(Headline("Slope of the mean path norm", value, f"{interval}{line.first} to {line.last}"))
-        effective = facts.get("effective")
+        effective = provenance.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):
                 parts = [
@@ -196,15 +198,15 @@ class PathProfile(Result):
                 words = METHODS[method].in_headline if method in METHODS else method
                 value = f"{span['first']} to {span['last']}"
                 headlines.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
-        difference = facts.get("relative_difference_to_autograd")
+        difference = provenance.get("relative_difference_to_autograd")
         if isinstance(difference, float):
             headlines.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
         return headlines
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Number of paths, norm of one, and what all of a length contribute."""
         rows = sorted(rows, key=lambda row: row["length"])
-        span = effective_span(facts)
+        span = effective_span(provenance)
         shade = span and {"first": span[1], "last": span[2], "name": f"effective lengths ({span[0]})"}
         lengths, x = [row["length"] for row in rows], "path length (blocks)"
         paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": path_shares(rows)}

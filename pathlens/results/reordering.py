@@ -9,7 +9,7 @@ from typing import ClassVar
 from pathlens.results import measured
 from pathlens.results.charts import PERCENT, Chart, chart
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +56,19 @@ class Reordering(Result):
     figure = "reorder.reordering"
     what = "blocks in other orders"
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The intact network, and the mean of the most swaps."""
-        found = measured.error_of_intact(rows)
+        headlines = measured.error_of_intact(rows)
         for row in mean_rows(rows)[-1:]:
             tau = "" if row["kendall_tau"] is None else f"mean Kendall tau {row['kendall_tau']:.3f}"
-            found.append(with_interval(f"Mean error, {row['swaps']} swaps", row, tau))
-        return found + measured.differing(rows, "Orders")
+            headlines.append(with_interval(f"Mean error, {row['swaps']} swaps", row, tau))
+        return headlines + measured.differing(rows, "Orders")
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""
-        return measured.notes(facts)
+        return measured.notes(provenance)
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error against Kendall's tau."""
         orders, means = order_rows(rows), [row for row in mean_rows(rows) if row["kendall_tau"] is not None]
         series = []

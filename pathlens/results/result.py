@@ -8,13 +8,10 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from pathlens.results.charts import Chart
 from pathlens.results.text import summary
-from pathlens.tables import Column, Table
+from pathlens.tables import Column, Provenance, Table
 from pathlens.tables.declared import Row, Rows, Shown, column, formatted
 
-Facts = Mapping[str, Any]
-"""Provenance of a table, or the manifest of its run: read back from disk, it may say anything."""
-
-__all__ = ["Facts", "Headline", "Result", "Row", "Rows", "Shown", "column", "formatted"]
+__all__ = ["Headline", "Provenance", "Result", "Row", "Rows", "Shown", "column", "formatted"]
 
 _NUMBER = ("int", "float", "null")
 _LARGEST = 2**1000  # of integers where fractions are due: larger ones are no floats
@@ -69,17 +66,17 @@ class Result:
         """The columns with unit and meaning, in order."""
         return tuple(Column(f.name, f.metadata["unit"], f.metadata["meaning"]) for f in fields(self.row))
 
-    def table(self, rows: Rows, facts: Facts) -> Table:
+    def table(self, rows: Rows, provenance: Provenance) -> Table:
         """The rows as a table, with where they came from.
 
         Args:
             rows: with the names of the columns as keys.
-            facts: provenance of the table, or the manifest of its run.
+            provenance: of the table, or the manifest of its run.
 
         Raises:
             NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
         """
-        return Table(self.columns, tuple(dict(row) for row in rows), dict(facts))
+        return Table(self.columns, tuple(dict(row) for row in rows), dict(provenance))
 
     def fits(self, table: Table) -> bool:
         """Whether a table that was read back has what is read of it here.
@@ -107,27 +104,27 @@ class Result:
         """Fractions that a terminal draws as bars, one for each row. Arguments as :meth:`printed`."""
         return [row[self.bar] for row in rows] if self.bar else None
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """Lines under the table on a terminal.
 
         Args:
-            facts: provenance of the table.
+            provenance: of the table.
         """
-        return [summary(facts)]
+        return [summary(provenance)]
 
-    def figure_options(self, facts: Facts) -> dict[str, Any]:
+    def figure_options(self, provenance: Provenance) -> dict[str, Any]:
         """What the figure takes beside the table. Arguments as :meth:`notes`."""
         return {}
 
-    def title(self, rows: Rows, facts: Facts) -> str:
+    def title(self, rows: Rows, provenance: Provenance) -> str:
         """What was done. Arguments as :meth:`table`."""
         return self.what
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The numbers that a reader looks for first. Arguments as :meth:`table`."""
         return []
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """The charts of a page. Arguments as :meth:`table`."""
         return []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
 from pathlens.results.charts import Axis, Chart, Series, block_head, chart, stages_of
-from pathlens.results.result import Facts, Headline, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number
 
 QUANTITIES = {
@@ -38,14 +38,14 @@ class _Where:
 
 
 def _measured() -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
+    fields: list[tuple[str, Any, Any]] = []
     for names, unit in ((QUANTITIES, ""), (GRADIENTS, _LOSS)):
         for name, meaning in names.items():
-            found.append((name, float | None, column(unit, f"{meaning}; missing where one is not finite")))
+            fields.append((name, float | None, column(unit, f"{meaning}; missing where one is not finite")))
             for side in ("low", "high"):
                 words = f"{side}er end of the 95 % interval of the mean over seeds (Student); missing for one seed"
-                found.append((f"{name}_{side}", float | None, column(unit, words.replace("higher", "upper"))))
-    return found
+                fields.append((f"{name}_{side}", float | None, column(unit, words.replace("higher", "upper"))))
+    return fields
 
 
 _Measured = make_dataclass("_Measured", _measured(), frozen=True, kw_only=True)
@@ -79,12 +79,12 @@ def curves(rows: Rows, place: str = "output") -> dict[str, list[Row]]:
         place: of each block.
     """
     several = len({row["network"] for row in rows}) > 1
-    found: dict[str, list[Row]] = {}
+    by_label: dict[str, list[Row]] = {}
     for row in rows:
         if row["place"] in (place, "stem"):
             label = f"{row['network']}, {row['weights']}" if several else str(row["weights"])
-            found.setdefault(label, []).append(row)
-    return {label: sorted(part, key=lambda row: row["block"]) for label, part in found.items()}
+            by_label.setdefault(label, []).append(row)
+    return {label: sorted(part, key=lambda row: row["block"]) for label, part in by_label.items()}
 
 
 class SignalPropagation(Result):
@@ -109,59 +109,59 @@ class SignalPropagation(Result):
     figure = "signal.signal_propagation"
     what = "moments of activations and gradients, block by block"
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """Warnings, and on what the numbers rest."""
-        return [*map(str, facts.get("warnings", ())), *super().notes(facts)]
+        return [*map(str, provenance.get("warnings", ())), *super().notes(provenance)]
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """Growth per block, forward and backward, of each curve."""
-        found = []
+        headlines = []
         for label, part in curves(rows).items():
             last = part[-1]
             for name, words in (("growth", "Second moment, a block"), ("gradient_growth", "Of gradients, backwards")):
                 if isinstance(last.get(name), float):
                     ends = [number(end) for side in ("low", "high") if (end := last.get(f"{name}_{side}"))]
                     interval = f", 95 % {' to '.join(ends)}" if len(ends) == 2 else ""
-                    found.append(Headline(words, f"times {number(last[name])}", f"{label}{interval}"))
-        return found
+                    headlines.append(Headline(words, f"times {number(last[name])}", f"{label}{interval}"))
+        return headlines
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Forward and backward, block by block."""
-        drawn = curves(rows)
-        found = []
+        by_label = curves(rows)
+        charts = []
         for quantity, title in (
             ("second_moment", "Second moment of activations"),
             ("channel_variance", "Average channel variance"),
             ("gradient_second_moment", "Second moment of gradients"),
         ):
             series = [
-                one for at, (label, part) in enumerate(drawn.items()) for one in _series(part, quantity, label, at)
+                one for at, (label, part) in enumerate(by_label.items()) for one in _series(part, quantity, label, at)
             ]
             if series:
-                first = next(iter(drawn.values()))
+                first = next(iter(by_label.values()))
                 more: dict[str, Any] = {
                     "heads": {str(row["block"]): "stem" if row["block"] < 0 else block_head(row) for row in first},
                     "stages": stages_of([row for row in first if row["block"] >= 0]),
                 }
                 y: Axis = {"label": title.lower(), "log": True}
-                found.append(chart(f"signal {quantity}", f"{title} by block", "block", y, series, **more))
-        return found
+                charts.append(chart(f"signal {quantity}", f"{title} by block", "block", y, series, **more))
+        return charts
 
 
 def _series(rows: list[Row], quantity: str, label: str, colour: int) -> list[Series]:
     """What was measured and what is expected, where it is above zero."""
-    found = []
+    lines = []
     for key, name, line in ((quantity, label, "solid"), (f"expected_{quantity}", f"{label}, expected", "dash")):
-        kept = [row for row in rows if isinstance(row.get(key), int | float) and row[key] > 0]
-        if kept:
+        positive = [row for row in rows if isinstance(row.get(key), int | float) and row[key] > 0]
+        if positive:
             look = {"key": f"{label} {line}", "name": name, "colour": colour, "line": line}
-            series: Series = {"x": [row["block"] for row in kept], "y": [row[key] for row in kept], **look}
-            if line == "solid" and any(row.get(f"{key}_low") is not None for row in kept):
-                series["low"] = [max(row.get(f"{key}_low") or 0.0, 0.0) or None for row in kept]
-                series["high"] = [row.get(f"{key}_high") for row in kept]
+            series: Series = {"x": [row["block"] for row in positive], "y": [row[key] for row in positive], **look}
+            if line == "solid" and any(row.get(f"{key}_low") is not None for row in positive):
+                series["low"] = [max(row.get(f"{key}_low") or 0.0, 0.0) or None for row in positive]
+                series["high"] = [row.get(f"{key}_high") for row in positive]
                 series["band"] = True
-            found.append(series)
-    return found
+            lines.append(series)
+    return lines
 
 
 SIGNAL_PROPAGATION = SignalPropagation()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pathlens.results.charts import Chart, block_head, chart, stages_of
-from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted
+from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
 
 _EXAMPLE = "for one example"
 
@@ -52,9 +52,9 @@ class Structure(Result):
     }
     figure = "blocks.structure"
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """Parameters and multiply-adds of the whole network; no data were used."""
-        counts = [facts.get(name) for name in ("parameters", "norm_parameters", "multiply_adds")]
+        counts = [provenance.get(name) for name in ("parameters", "norm_parameters", "multiply_adds")]
         if not all(isinstance(count, int) for count in counts):
             return []
         parameters, of_norms, multiply_adds = counts
@@ -63,22 +63,22 @@ class Structure(Result):
             f"{multiply_adds:,} multiply-adds of an example"
         ]
 
-    def figure_options(self, facts: Facts) -> dict[str, Any]:
+    def figure_options(self, provenance: Provenance) -> dict[str, Any]:
         """The network's name, for a title."""
-        return {"title": str(facts["model"])}
+        return {"title": str(provenance["model"])}
 
-    def title(self, rows: Rows, facts: Facts) -> str:
+    def title(self, rows: Rows, provenance: Provenance) -> str:
         """How many blocks there are."""
         return f"{len(rows)} blocks"
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """Numbers of blocks, parameters and multiply-adds."""
         headlines = [Headline("Blocks", str(len(rows)))]
         for name, label in (("parameters", "Parameters in blocks"), ("multiply_adds", "Multiply-adds of an example")):
             headlines.append(Headline(label, f"{sum(row[name] for row in rows if isinstance(row[name], int)):,}"))
         return headlines
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Parameters and multiply-adds, block by block."""
         rows = sorted(rows, key=lambda row: row["block"])
         blocks = [row["block"] for row in rows]

@@ -1,10 +1,11 @@
-"""Numbers and facts as text, for terminals, figures and pages alike."""
+"""Numbers and provenance as text, for terminals, figures and pages alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+
+from pathlens.tables import Provenance
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -31,7 +32,7 @@ def percent(fraction: float) -> str:
 
 
 def said(value: Any) -> str:
-    """A fact of a manifest as text."""
+    """A value of a manifest as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -43,14 +44,15 @@ def said(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(provenance: Provenance) -> str:
     """One line that says on what the numbers of a table rest."""
+    get = provenance.get
     parts = [
-        f"{facts.get('model', facts.get('network'))}, weights {facts.get('weights', 'as given')}",
-        f"{facts.get('data')} {facts.get('split', '')} {facts.get('images', '')} images".replace("  ", " "),
-        f"normalisation {facts.get('normalisation')}",
-        f"{facts.get('dtype')} on {facts.get('device')}",
-        f"seed {facts.get('seed')}",
-        f"{facts.get('seconds')} s",
+        f"{get('model', get('network'))}, weights {get('weights', 'as given')}",
+        f"{get('data')} {get('split', '')} {get('images', '')} images".replace("  ", " "),
+        f"normalisation {get('normalisation')}",
+        f"{get('dtype')} on {get('device')}",
+        f"seed {get('seed')}",
+        f"{get('seconds')} s",
     ]
     return "; ".join(parts)

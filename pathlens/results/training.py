@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pathlens.results import measured
 from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
-from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column
+from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column
 from pathlens.results.text import said
 
 _MANY = 20  # epochs beyond which intervals become a band
@@ -75,11 +75,11 @@ class History(Result):
     needed = ("epoch", "train_loss", "train_error", "validation_loss", "validation_error")
     figure = "training.training"
 
-    def title(self, rows: Rows, facts: Facts) -> str:
+    def title(self, rows: Rows, provenance: Provenance) -> str:
         """By what rule the network was trained."""
-        return f"training, {said(facts.get('rule', ''))}"
+        return f"training, {said(provenance.get('rule', ''))}"
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error and loss by epoch."""
         rows = sorted(rows, key=lambda row: row["epoch"])
         charts = []
@@ -102,18 +102,18 @@ class Evaluation(Result):
     needed = ("split", *measured.NEEDED)
     shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("images"), **measured.ALONE}
 
-    def notes(self, facts: Facts) -> list[str]:
+    def notes(self, provenance: Provenance) -> list[str]:
         """None: the recipe and the rule were printed when the training began."""
         return []
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The error on each split, and the epochs."""
         headlines = [
             measured.with_interval(f"Error, {said(row['split'])}", row) for row in rows if row["error"] is not None
         ]
-        recipe = facts.get("recipe")
+        recipe = provenance.get("recipe")
         if isinstance(recipe, dict) and "epochs" in recipe:
-            headlines.append(Headline("Epochs", said(recipe["epochs"]), f"rule: {said(facts.get('rule'))}"))
+            headlines.append(Headline("Epochs", said(recipe["epochs"]), f"rule: {said(provenance.get('rule'))}"))
         return headlines
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pathlens.metrics import ClassificationCounts
 from pathlens.results.result import Row
-from pathlens.results.training import EVALUATION, EpochRow, EvaluationRow
-from pathlens.tables import Table
+from pathlens.results.training import EVALUATION, EpochRow
+from pathlens.tables import Provenance, Table
 
 
 def epoch_row(
@@ -26,15 +25,7 @@ def epoch_row(
         validation: counts on the validation images.
     """
     images, loss, correct, blocks, seconds = sums
-    watched: dict[str, float] = {}
-    if validation is not None:
-        low, high = validation.error_interval
-        watched = {
-            "validation_loss": validation.loss,
-            "validation_error": validation.error,
-            "validation_error_low": low,
-            "validation_error_high": high,
-        }
+    columns = {} if validation is None else validation.columns()
     row = vars(
         EpochRow(
             epoch=epoch,
@@ -43,7 +34,7 @@ def epoch_row(
             blocks=blocks / steps,
             train_loss=loss / images,
             train_error=1 - correct / images,
-            **watched,
+            **{f"validation_{name}": value for name, value in columns.items() if name != "n"},
             seconds=round(seconds, 3),
             images_per_second=round(images / max(seconds, 1e-9), 1),
         )
@@ -53,13 +44,6 @@ def epoch_row(
     }
 
 
-def result_table(counts: Mapping[str, ClassificationCounts], facts: Mapping[str, Any]) -> Table:
+def result_table(counts: Mapping[str, ClassificationCounts], provenance: Provenance) -> Table:
     """Errors of the final network as a table, one row for each split."""
-    rows = []
-    for split, count in counts.items():
-        low, high = count.error_interval
-        loss = None if count.nonfinite else count.loss
-        rows.append(
-            vars(EvaluationRow(split=split, n=count.n, error=count.error, error_low=low, error_high=high, loss=loss))
-        )
-    return EVALUATION.table(rows, facts)
+    return EVALUATION.table([{"split": split, **count.columns()} for split, count in counts.items()], provenance)

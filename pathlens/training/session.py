@@ -172,7 +172,7 @@ def opened(
     out: str | Path | None,
     resume: bool,
     device: str | torch.device | None,
-    facts: Mapping[str, Any] | None,
+    provenance: Provenance | None,
 ) -> Iterator[Session]:
     """Make everything ready, and hold the run folder; the arguments and errors are those of :func:`pathlens.train`."""
     group = processes.current()
@@ -214,7 +214,7 @@ def opened(
             **arguments,
             "blocks": None if view is None else len(view),
             "processes": group.world,
-            **(facts or {}),
+            **(provenance or {}),
             "device": processes.device_name(where),
             "batch_norm": "synced" if config.synced else "per process",
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from pathlens.data import ImageData
 from pathlens.errors import UsageError, one_line
 from pathlens.results.result import Row
+from pathlens.tables import Provenance
 from pathlens.training.configuration import Configuration, Options
 from pathlens.training.loop import Loop
 from pathlens.training.session import Trained, opened
@@ -36,13 +37,15 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
             f"give {classes} to {data.n - classes}, or 0 for none"
         )
     try:
-        rest, held = train_test_split(range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist())
+        rest, held_out = train_test_split(
+            range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist()
+        )
     except ValueError as error:  # a class of one image cannot be in both parts
         raise UsageError(
             f"--validation {images}: {data.name} cannot be divided by class ({one_line(error, 120)}); "
             "give more images or --validation 0"
         ) from error
-    return data.subset(torch.tensor(sorted(rest)), "train"), data.subset(torch.tensor(sorted(held)), "validation")
+    return data.subset(torch.tensor(sorted(rest)), "train"), data.subset(torch.tensor(sorted(held_out)), "validation")
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    provenance: Provenance | None = None,
     **options: Unpack[Options],
 ) -> Trained:
     """Train a network, all of it or through some of its paths.
@@ -75,7 +78,7 @@ def train(
         device: where to compute; where the model is, if None.
         progress: called with (steps done, steps in all).
         on_epoch: called with each row of the history.
-        facts: what tables and weights should say besides.
+        provenance: what that of tables and weights should also say.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
             ``mean``, ``std``, ``compiled`` and ``synced``; see :class:`pathlens.training.Configuration`.
 
@@ -103,7 +106,7 @@ def train(
         out=out,
         resume=resume,
         device=device,
-        facts=facts,
+        provenance=provenance,
     ) as session:
         loop = Loop(session, on_epoch, progress)
         loop.run()

@@ -143,7 +143,7 @@ def train_until(spec: str, data: Any, folder: Path, deadline: float, options: di
     facts = {"model": spec, "weights_at_start": loaded.weights, "data": data.name, "test_sha256": test}
     saving: dict[str, Any] = {"out": folder, "resume": True, "checkpoint_seconds": 60}
     try:
-        pathlens.train(loaded.model, data, progress=look, facts=provenance(**facts), **saving, **options)
+        pathlens.train(loaded.model, data, progress=look, provenance=provenance(**facts), **saving, **options)
     except Late:
         return
 

@@ -22,13 +22,11 @@ def blocks_of_twin(view: ResidualView, data: Data, **options: Any) -> Table:
         **options: of a sweep.
     """
     pairs = [(first, first + 1) for first in range(1, len(view), 2)]
-    result, provenance = run_plans(
-        "delete-blocks", view, [plans.delete(pair) for pair in ((), *pairs)], data, **options
-    )
+    result, record = run_plans("delete-blocks", view, [plans.delete(pair) for pair in ((), *pairs)], data, **options)
     whole, *lesioned = counted(result)
     rows = [vars(LesionRow(count=0, **whole))]
     for block, (pair, measured) in enumerate(zip(pairs, lesioned, strict=True)):
         first = view[pair[0]]
         named = {"block": block, "name": first.name.rpartition(".")[0], "stage": first.stage, "kind": "two layers"}
         rows.append(vars(LesionRow(**named, count=1, blocks=",".join(map(str, pair)), **measured)))
-    return DELETE_BLOCKS.table(rows, {**provenance.facts(), "blocks": len(pairs)})
+    return DELETE_BLOCKS.table(rows, {**record.entries(), "blocks": len(pairs)})

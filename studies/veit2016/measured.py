@@ -40,7 +40,7 @@ class Network:
             "mean": loaded.mean,
             "std": loaded.std,
             "device": None if study.device == "auto" else study.device,
-            "facts": {"model": self.model, "run": self.name, "weights": loaded.sha256},
+            "provenance": {"model": self.model, "run": self.name, "weights": loaded.sha256},
         }
         return view_of(loaded.model.float(), self.images(2).batch(0, 2).images), options
 
@@ -122,6 +122,6 @@ def measure_imagenet(study: StudySetting) -> None:
     data = pathlens.open_data(f"imagefolder:{folder}", split="validation", limit=pick(4, 1000, 50_000))
     weights = os.environ.get("PATHLENS_IMAGENET_WEIGHTS") or "pretrained"
     loaded = pathlens.load_model(name, weights, num_classes=data.num_classes)
-    options: dict[str, Any] = {"mean": loaded.mean, "std": loaded.std, "facts": {"model": name}}
+    options: dict[str, Any] = {"mean": loaded.mean, "std": loaded.std, "provenance": {"model": name}}
     table = pathlens.delete_blocks(loaded.model, data, batch_size=pick(2, 32, 256), **options)
     study.tables.put("lesions-imagenet", table)

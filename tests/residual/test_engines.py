@@ -14,7 +14,7 @@ import torch
 
 import pathlens
 from pathlens.analyses import lesions, sweep, tuning
-from pathlens.analyses.provenance import EngineFacts
+from pathlens.analyses.provenance import EngineProvenance
 from pathlens.analyses.runner import Runner
 from pathlens.analyses.sources import batch_source
 from pathlens.errors import DataError, UsageError
@@ -144,7 +144,10 @@ def test_the_fastest_is_chosen_where_measuring_pays(view: ResidualView, monkeypa
         assert network.engine == winner
         assert said.engine_chosen == "measured"
         assert said.engine_speeds[winner.name] == (1 if winner == offered[0] else 2)
-        assert (default.engine, small) == (offered[0], EngineFacts(engine=offered[0].name, engine_chosen="default"))
+        assert (default.engine, small) == (
+            offered[0],
+            EngineProvenance(engine=offered[0].name, engine_chosen="default"),
+        )
     # a difference that may be noise changes nothing
     monkeypatch.setattr(tuning, "_seconds", lambda network, *_: 0.98 if network.engine == offered[-1] else 1.0)
     with torch.inference_mode():
@@ -165,7 +168,7 @@ def test_measuring_stops_where_setting_up_an_engine_is_what_takes_time(
     monkeypatch.setattr(tuning, "_seconds", quick)
     with torch.inference_mode():
         network, said = tuning.choose(view, runner, 10_000)
-    assert said == EngineFacts(engine=network.engine.name, engine_chosen="default")
+    assert said == EngineProvenance(engine=network.engine.name, engine_chosen="default")
     assert measured == [network.engine]
 
 
@@ -191,9 +194,9 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
     digits = pathlens.open_data("digits", limit=24)
     choice: list[Any] = []
 
-    def choose(view: ResidualView, runner: Runner, _networks: int) -> tuple[Inference, EngineFacts]:
+    def choose(view: ResidualView, runner: Runner, _networks: int) -> tuple[Inference, EngineProvenance]:
         choice.append(Inference(view, runner.device, runner.dtype, Engine("plain", 5)))
-        return choice[-1], EngineFacts(engine="plain-5", engine_chosen="measured")
+        return choice[-1], EngineProvenance(engine="plain-5", engine_chosen="measured")
 
     count, counted = sweep._count, []
 

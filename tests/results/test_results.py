@@ -24,7 +24,7 @@ from pathlens.report import write_run
 from pathlens.report.reading import read_runs
 from pathlens.results.charts import Chart, StageRun, chart, cut_off, stage_runs
 from pathlens.results.path_profile import contribution_series, contributions, path_shares
-from pathlens.results.result import Facts, Headline, Result, Rows, Shown, column, formatted
+from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
 from pathlens.results.text import power_of_ten
 from pathlens.tables import Column, Table, read_table
 
@@ -50,10 +50,10 @@ class Temperatures(Result):
     what = "blocks warmed"
     figure = "training.training"
 
-    def headlines(self, rows: Rows, facts: Facts) -> list[Headline]:
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         return [Headline("Warmest", f"{max(row['warmth'] for row in rows):.1f} K", f"of {len(rows)}")]
 
-    def charts(self, rows: Rows, facts: Facts) -> list[Chart]:
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         x, y = ([row[name] for row in rows] for name in ("place", "warmth"))
         series = {"key": "warmth", "name": "warmth", "colour": 0, "x": x, "y": y}
         return [chart("warmth", "Warmth by block", "block", {"label": "warmth (K)"}, [series])]

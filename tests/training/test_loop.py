@@ -238,7 +238,7 @@ def test_history_result_and_epochs_that_are_kept(tmp_path: Path) -> None:
     trained = train(
         net, kept, validation=held, recipe=PLAIN, rule=StochasticDepth("linear", 0.5), dtype="float64", seed=2,
         out=tmp_path / "run", keep_epochs=(0, 1, 2), on_epoch=rows.append,
-        progress=lambda done, total: told.append((done, total)), facts={"note": "of a test"},
+        progress=lambda done, total: told.append((done, total)), provenance={"note": "of a test"},
     )  # fmt: skip
     assert told == [(step, 6) for step in range(1, 7)]
     assert rows == [dict(row) for row in trained.history.rows]
