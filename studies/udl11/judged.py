@@ -38,7 +38,7 @@ COLUMNS = (
 )
 
 BOOK = "Prince, Understanding Deep Learning"
-BRIEF = "numbers given with the task of this study"
+BRIEF = "measured with other code before this study"
 
 
 @dataclass(frozen=True)

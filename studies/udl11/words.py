@@ -34,7 +34,7 @@ PROTOCOL = (
     "which deep networks have as many as there are inputs, so that after a first run it was set on the "
     "autocorrelation, as all others. The look before also chose the order of operations in the residual network of "
     "figure 11.3 and what its gradient is, neither of which came with the numbers it is compared with, so that its "
-    "agreement with them is weak evidence. Problem numbers are those given with the task; editions differ, and in the "
+    "agreement with them is weak evidence. Problem numbers differ between editions: in the "
     "public one that we could read, problems 11.8 and 11.10 are 11.6 and 11.8, and the growth laws are in sections "
     "11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference networks `plain20`, `plain56`, `resnet20` and "
     "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 20,000 images at 16x16, "
