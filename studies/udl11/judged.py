@@ -69,7 +69,7 @@ DEEPER = Claim(
 RESIDUAL = Claim(
     "residual-more-alike",
     "with batch norm, nearby gradients of a residual network are more alike than those of a plain one",
-    "Balduzzi et al. 2017, as the task of this study has it",
+    "Balduzzi et al. 2017",
 )
 SCALE = Claim("small-scale-more-alike", "and still more so with branches scaled by 0.1", "as residual-more-alike")
 NUMBERS = Claim("autocorrelation", "the autocorrelation at lags 1, 4 and 16", BRIEF)
@@ -94,7 +94,7 @@ LINEAR = Claim(
 UNITS = Claim(
     "unit-variance",
     "of this one, 1 - 1/pi is variance of a unit over the inputs and 1/pi its squared mean",
-    "Brock, De and Smith 2021, as the task of this study has it",
+    "Brock, De and Smith 2021",
 )
 LAYER = Claim(
     "normed-layer",
