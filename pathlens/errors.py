@@ -46,7 +46,11 @@ def one_line(error: object, longest: int | None = None) -> str:
 
 
 def described(value: object) -> str:
-    """The type of an unexpected value, with the types of its first items where it is a list or tuple."""
+    """The type of an unexpected value, with the types of its first items where it is a list or tuple.
+
+    Args:
+        value: that was found.
+    """
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value[:4]) or 'nothing'}"
     return "None" if value is None else f"a {type(value).__name__}"

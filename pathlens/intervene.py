@@ -157,16 +157,17 @@ def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
     target = view.model if view is not None else model
     if not isinstance(target, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(target).__name__}")
-    with together():
+    with together(), _changing:
         current = target.__dict__.get("forward")
         if not isinstance(current, _Intervened) or current.model is not target:
             current = _Intervened(target, current)
-        own = current.push(plan, view)
+        own = current.add(plan, view)
     try:
+        with together():
+            current.begin(own)
         yield own
     finally:
-        with together():
-            current.pop(own)
+        current.pop(own)
 
 
 @contextlib.contextmanager
@@ -219,6 +220,8 @@ class _Active:
 _keys: ContextVar[tuple[object, ...]] = ContextVar("pathlens_plans", default=())
 #: set while the models' own forwards are to run, whatever plans are active
 _suspended: ContextVar[bool] = ContextVar("pathlens_suspended", default=False)
+#: held while forwards are exchanged, or a thread that ends the last plan could take away that of one that begins
+_changing = threading.Lock()
 
 
 class _Intervened:
@@ -231,32 +234,36 @@ class _Intervened:
         self._view: ResidualView | None = None
         self._built: dict[tuple[int, Route, Callable[..., Any]], tuple[Chain, Any]] = {}
 
-    def push(self, plan: Plan, view: ResidualView | None) -> _Active:
-        """Add a plan for this thread."""
-        before = self.active()
-        known = self.known_view() or view
-        if known is not None:
-            plan = plan.check(known)
-        if not plan.changes_forward and not all(entry.plan.changes_forward for entry in before):
-            raise UsageError(
-                "restrict_backward is active on this model already; give all allowed lengths in one with block"
-            )
+    def add(self, plan: Plan, view: ResidualView | None) -> _Active:
+        """Stay in place of the model's forward for a plan that does not act yet."""
         own = _Active(self.model, plan, view)
         self._entries[own.key] = own
-        _keys.set((*_keys.get(), own.key))
         self.model.forward = self
         return own
 
+    def begin(self, own: _Active) -> None:
+        """Let a plan act in this thread, if it fits those that do."""
+        before = self.active()
+        known = self.known_view() or own.view
+        if known is not None:
+            own.plan = own.plan.check(known)
+        if not own.plan.changes_forward and not all(entry.plan.changes_forward for entry in before):
+            raise UsageError(
+                "restrict_backward is active on this model already; give all allowed lengths in one with block"
+            )
+        _keys.set((*_keys.get(), own.key))
+
     def pop(self, own: _Active) -> None:
         """End a plan; with the last one the model's own forward is back. Plans may end in any order."""
-        del self._entries[own.key]
         _keys.set(tuple(key for key in _keys.get() if key is not own.key))
-        # a forward that the user has assigned meanwhile is kept
-        if not self._entries and self.model.__dict__.get("forward") is self:
-            if self._original is None:
-                del self.model.forward
-            else:
-                self.model.forward = self._original
+        with together(), _changing:
+            del self._entries[own.key]
+            # a forward that the user has assigned meanwhile is kept
+            if not self._entries and self.model.__dict__.get("forward") is self:
+                if self._original is None:
+                    del self.model.forward
+                else:
+                    self.model.forward = self._original
 
     def active(self) -> list[_Active]:
         """The plans that were entered in this thread, in that order."""

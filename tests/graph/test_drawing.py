@@ -53,7 +53,9 @@ def test_long_chains_are_broken_into_rows():
 
 @pytest.mark.parametrize("text", [string.printable.strip(), "layer1.0", "conv2d, batch_norm", "input 3×64×64", "…W_m"])
 def test_texts_are_about_as_wide_as_the_widest_common_letters(text):
-    wide, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties("DejaVu Sans", size=6), ismath=False)
+    wide, _, _ = text_to_path.get_text_width_height_descent(
+        text, FontProperties(family="DejaVu Sans", size=6), ismath=False
+    )
     assert wide / 72 <= text_width(text) <= 1.2 * wide / 72
 
 

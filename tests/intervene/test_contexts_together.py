@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -210,6 +211,27 @@ def test_threads_may_trace_while_others_compute():
         done.set()
         for found in (*computing.result(), *traced):
             close(found, wanted, rtol=0, atol=0)
+    assert "forward" not in net.__dict__
+
+
+def test_a_plan_that_begins_while_the_last_one_ends_acts(model):
+    net, view = model
+
+    def enter(_):
+        acting = 0
+        for _ in range(3000):
+            with deleted(view, 1):
+                forward = net.__dict__.get("forward")
+                acting += forward is not None and bool(forward.active())
+        return acting
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(enter, range(4))) == [3000] * 4
+    finally:
+        sys.setswitchinterval(before)
     assert "forward" not in net.__dict__
 
 
