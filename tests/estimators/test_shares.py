@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,7 +102,12 @@ def test_the_slope_is_that_of_least_squares(slope: float, start: float, noise: l
         return
     assert line is not None
     wanted = scipy.stats.linregress(list(points), list(points.values()))
-    half = scipy.stats.t.ppf(0.975, len(points) - 2) * (wanted.stderr if len(set(points.values())) > 1 else 0.0)
+    # from the residuals: the standard error of linregress goes through 1 - r^2, whose rounding shows where a line fits
+    lengths = list(points)
+    residuals = [value - wanted.intercept - wanted.slope * length for length, value in points.items()]
+    spread = sum((length - statistics.fmean(lengths)) ** 2 for length in lengths)
+    error = math.sqrt(sum(residual**2 for residual in residuals) / (len(points) - 2) / spread)
+    half = scipy.stats.t.ppf(0.975, len(points) - 2) * error
     assert (line.first, line.last) == (min(points), max(points))
     assert line.slope == pytest.approx(wanted.slope, rel=1e-7, abs=1e-9)
     assert line.high - line.slope == pytest.approx(half, rel=1e-5, abs=1e-7)
