@@ -232,7 +232,7 @@ def run_plans(
         batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
         device: where to compute (default: where the model is).
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
-        seed: of the random draws that table_rows the plans, for provenance.
+        seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
         engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
@@ -316,7 +316,7 @@ def _prepared(
 
 def _comparison(result: SweepResult) -> dict[str, Json] | None:
     """How the networks were compared with the intact one, and how many differ; None where there is no other."""
-    tests = list(result.tests().values())
+    tests = list(result.tests.values())
     if not tests:
         return None
     return {

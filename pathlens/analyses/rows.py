@@ -98,7 +98,7 @@ def counted(result: SweepResult) -> list[MutableRow]:
     Args:
         result: of a sweep whose first network is the intact one, which is compared with nothing.
     """
-    tests = result.tests()
+    tests = result.tests
     rows = []
     for route, counts, pair in zip(result.routes, result.counts, result.pairs, strict=True):
         row = {**vars(Measured()), **counts.columns(), "nonfinite": counts.nonfinite}

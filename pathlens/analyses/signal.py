@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.linear import BATCH_SIZE, Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
@@ -19,7 +19,7 @@ from pathlens.errors import DataError, UsageError
 from pathlens.initialisation import SCHEMES, initialise
 from pathlens.metrics import sample_interval
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
-from pathlens.propagation.measure import Place
+from pathlens.propagation.measure import Place, places
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.results.signal import SIGNAL_PROPAGATION
@@ -154,7 +154,7 @@ def _check(
 
 def _check_batches(data: Data, batch_size: int | None) -> None:
     """Batch norms in train mode need two examples, also in the last batch."""
-    size = 32 if batch_size is None else batch_size
+    size = BATCH_SIZE if batch_size is None else batch_size
     if isinstance(data, ImageData) and size > 0 and (data.n if size >= data.n else data.n % size or size) == 1:
         raise DataError(
             f"{data.n} images in batches of {size} leave a batch of one, which has no statistics in train mode; give "
@@ -182,8 +182,7 @@ def _initialised(
             initialise(view, scheme, standardise=standardise, generator=torch.Generator().manual_seed(seed))
             view = view_of(network, example, run.view.output) if keeps else view  # what was attached is traced too
         network.train(run.mode == "train")
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
+        network.requires_grad_(False)
         yield seed, view
 
 
@@ -203,8 +202,7 @@ def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss)
             logits = later.head(later.run(chain.stem(images)[0]))
             loss(logits, labels).mean().backward()
         optimizer.step()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
+    network.requires_grad_(False)
     return later
 
 
@@ -229,12 +227,10 @@ def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> 
 
 def _averaged(batches: Iterable[list[list[float | None]]], view: ResidualView) -> _Values:
     """Means over batches; missing where any is."""
-    from pathlens.propagation.measure import places
-
     stacked = list(batches)
     if not stacked:
         raise DataError("the data has no images; give at least one batch")
-    means = [[_mean(values) for values in zip(*places, strict=True)] for places in zip(*stacked, strict=True)]
+    means = [[_mean(values) for values in zip(*of_batches, strict=True)] for of_batches in zip(*stacked, strict=True)]
     return dict(zip(places(view.chain()), means, strict=True))
 
 

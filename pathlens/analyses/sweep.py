@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -43,6 +44,7 @@ class SweepResult:
     pairs: list[PairedCounts]
     largest_logit_difference: float
 
+    @cached_property
     def tests(self) -> dict[Route, tuple[float, float]]:
         """McNemar's exact test of every other network against the first one: p, and p after Holm's correction.
 

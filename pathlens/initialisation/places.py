@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from pathlens.residual import ResidualView
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link
 
-aten = torch.ops.aten
-
-_MAPS = ops.CONVOLUTIONS | {aten.linear.default}
-_TRANSPOSED = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input})
 _RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
 )
@@ -79,7 +74,7 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
     A weight that is used several times has the place of its first use.
     """
     chain = view.chain()
-    maps = [node for node in chain.trace.graph.nodes if _is_map(node) and node in chain.discovery.input_dependent]
+    maps = [node for node in chain.trace.graph.nodes if ops.is_map(node) and node in chain.discovery.input_dependent]
     named = {node: name for node in maps if (name := _weight_of(chain, node)) is not None}
     places: dict[str, Place] = {}
     parameters = dict(view.model.named_parameters(remove_duplicate=False))
@@ -121,14 +116,10 @@ def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
         if not (is_passive or statistics):
             break
         node = moving[0]
-    kind = "weight" if _is_map(node) else "norm" if node.target in ops.NORMS else ops.short_name(node)
+    kind = "weight" if ops.is_map(node) else "norm" if node.target in ops.NORMS else ops.short_name(node)
     operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
     names = [_parameter(chain, operand) for operand in operands] if kind in ("weight", "norm") else []
     return BranchEnd(index, name, kind, tuple(parameter for parameter in names if parameter is not None))
-
-
-def _is_map(node: fx.Node) -> bool:
-    return node.target in _MAPS and node.target not in _TRANSPOSED
 
 
 def _weight_of(chain: Chain, node: fx.Node) -> str | None:

@@ -131,7 +131,7 @@ class _Field:
             return None
         whole = reading.forward
         mean = math.sqrt(max(0.0, whole.second_moment - whole.variance))
-        return _Signal(whole.second_moment, whole.squared_mean, mean, _is_map(start) or ops.is_norm(start))
+        return _Signal(whole.second_moment, whole.squared_mean, mean, ops.is_map(start) or ops.is_norm(start))
 
     def _size(self, node: fx.Node) -> int:
         return math.prod(self._chain.trace.shape(node)[1:])
@@ -164,7 +164,7 @@ class _Field:
         return signal, {operands[0]: gain}
 
     def _alone(self, node: fx.Node, operand: fx.Node, signal: _Signal | None) -> tuple[_Signal | None, float | None]:
-        if _is_map(node):
+        if ops.is_map(node):
             return self._mapped(node, signal)
         if node.target in ops.NORMS:
             return self._normed(node, signal)
@@ -235,12 +235,6 @@ class _Field:
         square = float(factor.square().mean())
         sign = 1.0 if float(factor.mean()) >= 0 else -1.0
         return (None if signal is None else signal.times(sign * math.sqrt(square))), square
-
-
-def _is_map(node: fx.Node) -> bool:
-    if node.target not in ops.CONVOLUTIONS and node.target is not aten.linear.default:
-        return False
-    return "transpose" not in ops.short_name(node)
 
 
 def _summed(left: _Signal | None, right: _Signal | None, factor: float) -> _Signal | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+
+from pathlens.metrics import sample_interval
 
 _FARTHEST = 10_000  # blocks; an overflow beyond is not worth a warning
 
@@ -31,22 +32,24 @@ def growth_of(curves: Sequence[Sequence[float | None]], stages: Sequence[int], b
         stages: of each block.
         backward: give the factor from a block to the one before.
     """
+    # scipy.stats takes as long to import as a short sweep to run
+    from scipy.special import stdtrit
+
     fits = [fit for curve in curves if (fit := _slope(curve, stages)) is not None]
     if not fits:
         return Growth(None, None, None)
-    slopes = np.array([slope for slope, _, _ in fits]) * (-1 if backward else 1)
-    centre = float(slopes.mean())
-    if len(slopes) > 1:
-        half = float(stats.t.ppf(0.975, len(slopes) - 1) * slopes.std(ddof=1) / math.sqrt(len(slopes)))
-    else:
-        _, error, freedom = fits[0]
-        half = float(stats.t.ppf(0.975, freedom) * error) if freedom > 0 else math.nan
-    ends = (None, None) if math.isnan(half) else (_exp(centre - half), _exp(centre + half))
-    return Growth(_exp(centre), *ends)
+    slopes = [-slope if backward else slope for slope, _, _ in fits]
+    centre = math.fsum(slopes) / len(slopes)
+    low, high = sample_interval(slopes)
+    _, error, freedom = fits[0]
+    if len(fits) == 1 and freedom > 0:
+        half = float(stdtrit(freedom, 0.975)) * error
+        low, high = centre - half, centre + half
+    return Growth(_exp(centre), _exp(low), _exp(high))
 
 
-def _exp(value: float) -> float | None:
-    return math.exp(value) if abs(value) < 700 else None
+def _exp(value: float | None) -> float | None:
+    return math.exp(value) if value is not None and abs(value) < 700 else None
 
 
 def _slope(curve: Sequence[float | None], stages: Sequence[int]) -> tuple[float, float, int] | None:

@@ -14,7 +14,6 @@ aten = torch.ops.aten
 
 _PROBE = 2
 _FLOPS_PER_MULTIPLY_ADD = 2
-_TRANSPOSED = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input})
 _PLAIN_CONVOLUTIONS = frozenset(
     getattr(getattr(aten, f"conv{n}d"), kind) for n in (1, 2, 3) for kind in ("default", "padding")
 )
@@ -61,11 +60,11 @@ def _is_registered(target: torch._ops.OpOverload) -> bool:
 
 def _known(target: Any, args: Any, out: Any) -> int | None:
     """Multiply-adds of the usual operations on operands of the usual shapes."""
-    if target in _PLAIN_CONVOLUTIONS or target in _TRANSPOSED:
+    if target in _PLAIN_CONVOLUTIONS or target in ops.TRANSPOSED:
         x, weight = args[:2]
         if x.dim() != weight.dim():
             return None
-        places = x if target in _TRANSPOSED else out
+        places = x if target in ops.TRANSPOSED else out
         return int(places.shape[0] * places.shape[2:].numel() * weight.numel())
     if target is aten.linear.default and args[0].dim() > 1 and args[1].dim() == 2:
         return int(out.numel() * args[1].shape[1])

@@ -74,6 +74,7 @@ FRESH = _overloads(
 )  # fmt: skip
 
 CONVOLUTIONS = _overloads("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
+TRANSPOSED = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input})
 _PRODUCTS = _overloads("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "embedding")
 
 #: operations whose constant operand is a learned map, whether the module calls it parameter or buffer
@@ -157,6 +158,11 @@ def _of_batch_norm(node: fx.Node) -> bool:
 def is_elementwise(node: fx.Node) -> bool:
     """Whether each element of the result comes from the same element of the operands."""
     return node.target in PRESERVING or torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def is_map(node: fx.Node) -> bool:
+    """Whether a node is a linear map or convolution whose weight, its second operand, has output channels first."""
+    return node.target is aten.linear.default or (node.target in CONVOLUTIONS and node.target not in TRANSPOSED)
 
 
 def is_rearranging(node: fx.Node) -> bool:

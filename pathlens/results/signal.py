@@ -42,9 +42,9 @@ def _measured() -> list[tuple[str, Any, Any]]:
     for names, unit in ((QUANTITIES, ""), (GRADIENTS, _LOSS)):
         for name, meaning in names.items():
             fields.append((name, float | None, column(unit, f"{meaning}; missing where one is not finite")))
-            for side in ("low", "high"):
-                words = f"{side}er end of the 95 % interval of the mean over seeds (Student); missing for one seed"
-                fields.append((f"{name}_{side}", float | None, column(unit, words.replace("higher", "upper"))))
+            for side, end in (("low", "lower"), ("high", "upper")):
+                words = f"{end} end of the 95 % interval of the mean over seeds (Student); missing for one seed"
+                fields.append((f"{name}_{side}", float | None, column(unit, words)))
     return fields
 
 

@@ -71,12 +71,10 @@ def methods(network: nn.Module, batches: Batches, device: str) -> dict[str, Call
         optimizer.step()
 
     def measured() -> None:
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
+        network.requires_grad_(False)
         chain = view.chain(images)
         expect(chain, measure(chain, images, labels, cross_entropy))
-        for parameter in network.parameters():
-            parameter.requires_grad_(True)
+        network.requires_grad_(True)
 
     def whole() -> None:
         pathlens.signal_propagation(network, [(images, labels)], init="he-fan-in", seeds=1)

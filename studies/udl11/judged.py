@@ -12,12 +12,12 @@ from scipy import stats
 
 from pathlens.metrics import sample_interval
 from pathlens.tables import Table
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, decide
 from studies.udl11 import growth, shattered
 from studies.udl11.trained import differences
 
 Rows = Sequence[Mapping[str, Any]]
 
-AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 #: networks below which nothing is said
 FEWEST = 3
 #: how far from an expected autocorrelation a mean may be, and from an expected factor or slope, as a share of it
@@ -133,9 +133,7 @@ def near(low: float | None, high: float | None, expected: float, slack: float) -
 
 def direction(low: float | None, high: float | None, sign: int) -> str:
     """Whether a number is above (sign 1) or below (sign -1) zero, by its interval."""
-    if low is None or high is None or low <= 0 <= high:
-        return CANNOT_TELL
-    return AGREES if low * sign > 0 else DISAGREES
+    return decide(low, high, above=0) if sign > 0 else decide(low, high, below=0)
 
 
 def row(claim: Claim, network: str, rule: str, **numbers: Any) -> dict[str, Any]:

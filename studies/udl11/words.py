@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.common import StudySetting
+from studies.rules.claims import OUTCOMES
 from studies.udl11 import growth, judged, shattered, trained
 
 Rows = Sequence[Mapping[str, Any]]
@@ -191,10 +192,7 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
 
 def tally(verdicts: Rows) -> str:
     """How many verdicts there are of each outcome."""
-    counts = ", ".join(
-        f"{sum(row['outcome'] == outcome for row in verdicts)} {outcome}"
-        for outcome in (judged.AGREES, judged.DISAGREES, judged.CANNOT_TELL)
-    )
+    counts = ", ".join(f"{sum(row['outcome'] == outcome for row in verdicts)} {outcome}" for outcome in OUTCOMES)
     return f"{len(verdicts)} verdicts: {counts}."
 
 

@@ -44,6 +44,12 @@ def test_errors_load_nothing_heavy():
     assert loaded("from pathlens.errors import PathlensError").isdisjoint(HEAVY)
 
 
+def test_the_verbs_load_no_statistics_that_take_as_long_as_a_short_sweep():
+    modules = loaded("import pathlens.analyses, pathlens.cli.lesions")
+    assert "scipy.stats" not in modules
+    assert "torch" in modules
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("delete-blocks", "--help")])
 def test_help_answers_before_anything_heavy_is_loaded(arguments):
     modules = loaded(*run_as_main(*arguments))
