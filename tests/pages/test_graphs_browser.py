@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,9 @@ import pytest
 
 import pathlens
 from pathlens.pages import graph_page
-from tests.helpers.page_browser import BROWSER, CONTRAST, opened, running
+from tests.helpers.page_browser import CONTRAST, opened
 from tests.helpers.page_graphs import chain, hostile, longer, norms, unet
 from tests.helpers.page_runs import HOSTILE
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running(playwright) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

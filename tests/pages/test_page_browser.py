@@ -6,24 +6,14 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pathlens
-from tests.helpers.page_browser import BROWSER, CONTRAST, opened, running
+from tests.helpers.page_browser import CONTRAST, opened
 from tests.helpers.page_runs import HOSTILE, RESULTS, norm, write_hostile, write_lesions, write_paths
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running(playwright) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
