@@ -26,9 +26,10 @@ def empty(free: int, lengths: range) -> list[MutableRow]:
 def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[Row]:
     """Rows of the lattice, from the loss down."""
     rows: list[Row] = []
-    boundaries = sorted({boundary for boundary, _ in sums}, reverse=True)
-    for boundary in boundaries:
-        here = {length: total / examples for (place, length), total in sums.items() if place == boundary}
+    norms: dict[int, dict[int, float]] = {}
+    for (boundary, length), total in sums.items():
+        norms.setdefault(boundary, {})[length] = total / examples
+    for boundary, here in sorted(norms.items(), reverse=True):
         everything = math.fsum(here.values())
         free, forced = path_blocks(route, max(0, boundary))
         counts = path_counts(len(free))

@@ -137,8 +137,8 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
         raise RunError(f"{path} states {stated:,} bytes of cells, more than {LARGEST_TABLE:,}; check where it is from")
     _check_size(metadata.num_rows, len(schema), path)
     batches, nbytes = [], 0
-    # no value is longer than the stated total, so a batch of this many rows stays below the limit of a table
-    for batch in file.iter_batches(batch_size=max(1, min(2**16, LARGEST_TABLE // stated))):
+    # no value is longer than the stated total, so a batch of this many rows stays below the limit by itself
+    for batch in file.iter_batches(batch_size=max(1, min(2**16, _LARGEST_UNPACKED // stated))):
         nbytes += batch.nbytes
         if nbytes > _LARGEST_UNPACKED:
             raise RunError(f"{path} unpacks to more than {_LARGEST_UNPACKED:,} bytes; check where it is from")
