@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from pathlens.errors import UsageError
-from pathlens.estimators import ALIASES, METHODS, estimators
+from pathlens.estimators import ALIASES, METHODS, estimators, sampled
 
 
 def test_methods_are_the_estimators_and_all_of_them() -> None:
@@ -16,3 +18,22 @@ def test_methods_are_the_estimators_and_all_of_them() -> None:
         assert [estimator.name for estimator in estimators(other)] == [name]
     with pytest.raises(UsageError, match=r"method 'guess' is unknown; give one of exact, sampled, signed, all"):
         estimators("guess")
+
+
+@pytest.mark.parametrize("paths", [2, 8, 150])
+def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
+    rng = np.random.default_rng(paths)
+    means, counts = rng.lognormal(size=paths), rng.integers(1, 17, paths).astype(float)
+    sampler = sampled.Sampler(blocks=9, longest=9, rel_error=0.1, max_samples=400, seed=7)
+    sampler.norms[3] = means.tolist()
+    sampler.means[3] = [(float(mean), int(count)) for mean, count in zip(means, counts, strict=True)]
+    expected = stats.bootstrap(
+        (means, counts),
+        lambda mean, count, axis: (mean * count).sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=999,
+        method="percentile",
+        rng=np.random.default_rng([7, 3, 3, paths]),
+    )
+    assert sampler._interval(3) == pytest.approx(expected.confidence_interval)
