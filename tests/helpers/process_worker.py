@@ -1,14 +1,9 @@
-"""What each of several processes does in ``tests/runtime/test_processes.py``; prints one JSON object for each.
-
-Run as ``python -m tests.helpers.process_worker DATA BAD_DATA USER_MODEL FOLDER`` with the environment that torchrun
-would set.
-"""
+"""What each of several processes does in ``tests/runtime/test_processes.py``; prints one JSON object for each."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,10 +87,9 @@ def scenarios(group: processes.Processes, spec: str, bad: str, user: str, folder
     return found
 
 
-def work() -> None:
-    torch.set_num_threads(1)
+def work(spec: str, bad: str, user: str, folder: Path) -> None:
     with processes.joined() as group:
-        found = scenarios(group, *sys.argv[1:4], Path(sys.argv[4]))
+        found = scenarios(group, spec, bad, user, folder)
         if group.rank == 1:
             print(json.dumps(found), flush=True)
             os._exit(0)  # without a word to the others
@@ -104,7 +98,3 @@ def work() -> None:
         except PathlensError as error:
             found["other is gone"] = said(error)
         print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    work()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from tests.helpers import ROOT
 
@@ -17,25 +20,45 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def two_processes(module: str, *arguments: str) -> tuple[list[str], list[str]]:
-    """Run a module as torchrun would in two processes that find each other; what each printed, and what each said."""
+def forked(run: Callable[[], object], out: Path, err: Path, **variables: str) -> BaseProcess:
+    """Start a copy of this process that runs this alone; to start another Python would take seconds.
+
+    Args:
+        run: what to do, in one thread. The exit code is 1 where it raises.
+        out: file for what it prints.
+        err: file for what it says.
+        variables: of the environment.
+    """
+
+    def child() -> None:
+        os.environ.update(variables)
+        with (
+            out.open("w") as printed,
+            err.open("w") as said,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(said),
+        ):
+            run()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def two_processes(run: Callable[[], object], folder: Path) -> tuple[list[str], list[str]]:
+    """Run a function in two processes that find each other, as torchrun lets them; what each printed and said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    files = [(folder / f"printed{rank}", folder / f"said{rank}") for rank in range(2)]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    workers = [forked(run, *files[rank], RANK=str(rank), **common) for rank in range(2)]
     try:
-        outputs = [worker.communicate(timeout=PATIENCE) for worker in workers]
+        for worker in workers:
+            worker.join(PATIENCE)
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], [errors[-3000:] for _, errors in outputs]
-    return [printed for printed, _ in outputs], [errors for _, errors in outputs]
+    printed, said = ([file.read_text() for file in kind] for kind in zip(*files, strict=True))
+    assert [worker.exitcode for worker in workers] == [0, 0], [errors[-3000:] for errors in said]
+    return printed, said

@@ -1,13 +1,9 @@
-"""What each of two processes does in ``tests/training/test_processes.py``; prints one JSON object for each.
-
-Run as ``python -m tests.helpers.training_worker FOLDER`` with the environment that torchrun would set.
-"""
+"""What each of two processes does in ``tests/training/test_processes.py``; prints one JSON object for each."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +137,6 @@ def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def work(folder: Path) -> None:
     with processes.joined() as everybody:
-        print(json.dumps(scenarios(everybody, Path(sys.argv[1]))), flush=True)
+        print(json.dumps(scenarios(everybody, folder)), flush=True)

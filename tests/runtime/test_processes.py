@@ -17,6 +17,7 @@ from pathlens.data import open_data
 from pathlens.errors import DataError, RunError
 from pathlens.residual import find_blocks
 from pathlens.runtime import processes
+from tests.helpers import process_worker
 from tests.helpers.cli_files import USER_FILE
 from tests.helpers.data_files import noise, png, write
 from tests.helpers.lesion_oracle import small_batches, small_net
@@ -59,7 +60,7 @@ def test_two_processes(spec: str, user: str, tmp_path: Path) -> None:
     lattice = pathlens.lattice(view, data, batch_size=7, **RGB)
     with pytest.raises(KeyboardInterrupt):
         pathlens.delete_blocks(view, data, batch_size=5, **RGB, journal=tmp_path / "journal", progress=Progress(3))
-    printed, said = two_processes("tests.helpers.process_worker", spec, bad, user, str(tmp_path))
+    printed, said = two_processes(lambda: process_worker.work(spec, bad, user, tmp_path), tmp_path)
     first, second = map(json.loads, printed)
 
     assert (first["rank"], second["rank"]) == (0, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.processes import two_processes
-from tests.helpers.training_worker import RULES, curve, normed, trained, weights
+from tests.helpers.training_worker import RULES, curve, normed, trained, weights, work
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes say."""
-    printed, _ = two_processes("tests.helpers.training_worker", str(tmp_path_factory.mktemp("processes")))
+    folder = tmp_path_factory.mktemp("processes")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    printed, _ = two_processes(lambda: work(folder), folder)
+    torch.set_num_threads(before)
     first, second = (json.loads(lines.splitlines()[-1]) for lines in printed)
     assert (first["rank"], second["rank"]) == (0, 1)
     return [first, second]

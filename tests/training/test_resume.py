@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +34,7 @@ from pathlens.training import (
     state,
     train,
 )
-from tests.helpers.processes import environment
+from tests.helpers.processes import forked
 from tests.helpers.training_oracle import USER_FILE, digits, network
 
 RECIPE = Recipe(epochs=3, batch_size=20, lr=0.05, warmup=0.5, crop=1, flip=True)
@@ -320,22 +318,16 @@ def command(user: Path, out: Path) -> list[str]:
     return [
         "train", "-m", f"{user}:build", "-d", "digits", "--limit", "100", "--validation", "10", "--no-test",
         "--epochs", "4", "--batch-size", "10", "--lr", "0.02", "--stochastic-depth", "linear:0.5", "--seed", "3",
-        "--checkpoint-seconds", "0", "--quiet", "--resume", "--out", str(out),
+        "--checkpoint-seconds", "0", "--device", "cpu", "--quiet", "--resume", "--out", str(out),
     ]  # fmt: skip
 
 
-def killed_at(step: int, arguments: list[str], out: Path) -> None:
+def killed_at(step: int, arguments: list[str], out: Path, folder: Path) -> None:
     """Run the command until its checkpoint has so many steps, and kill it."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "pathlens", *arguments],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    worker = forked(lambda: main(arguments), folder / "printed", folder / "said")
     try:
         until = time.monotonic() + 240
-        while worker.poll() is None and time.monotonic() < until:
+        while worker.exitcode is None and time.monotonic() < until:
             try:
                 found = state.find(out)
                 if found is not None and state.peek(found).step >= step:
@@ -343,11 +335,10 @@ def killed_at(step: int, arguments: list[str], out: Path) -> None:
             except PathlensError:  # renamed in between
                 continue
             time.sleep(0.01)  # to look is to read the whole file, which takes time from the run
-        worker.send_signal(signal.SIGKILL)
     finally:
         worker.kill()
-        said = worker.communicate()[1]
-    assert worker.returncode == -signal.SIGKILL, said
+        worker.join()
+    assert worker.exitcode == -signal.SIGKILL, (folder / "said").read_text()
 
 
 @pytest.mark.slow
@@ -356,7 +347,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     user.write_text(USER_FILE)
     once, often = tmp_path / "once", tmp_path / "often"
     for step in sorted(np.random.default_rng(5).integers(1, 9 * 4 - 10, 2).tolist()):
-        killed_at(step, command(user, often), often)
+        killed_at(step, command(user, often), often, tmp_path)
         found = state.find(often)
         assert found is not None
         assert step <= state.peek(found).step < 9 * 4
