@@ -36,4 +36,4 @@ def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
         method="percentile",
         rng=np.random.default_rng([7, 3, 3, paths]),
     )
-    assert sampler._interval(3) == pytest.approx(expected.confidence_interval)
+    assert sampler._interval(3) == pytest.approx(tuple(expected.confidence_interval))
