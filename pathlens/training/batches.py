@@ -1,4 +1,4 @@
-"""Training images: decoded once, kept on the device, cropped and mirrored there a batch at a time.
+"""Training images: decoded once, kept on the device, and augmented there a batch at a time.
 
 The random numbers of a step depend only on the seed and the number of the step, not on earlier steps. So a run that is
 resumed, or divided among processes, sees the same images in the same order with the same augmentation.
@@ -19,7 +19,7 @@ from pathlens.data import ImageData
 from pathlens.errors import UsageError
 
 # purposes of random generators, each a part of the generator's seed
-ORDER, CROP, BLOCKS, NETWORK = range(4)
+ORDER, CROP, BLOCKS, NETWORK, POLICY = range(5)
 
 
 def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
@@ -29,15 +29,29 @@ def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crops and mirrorings of a batch.
+    """Crops and mirrorings of a batch, and random operations on each image.
 
     Attributes:
         crop: pixels of zeros around each image before it is cropped.
         flip: mirror every other image, at random.
+        policy: ``none`` or ``randaugment``.
     """
 
     crop: int
     flip: bool
+    policy: str = "none"
+
+    def check(self, data: ImageData) -> None:
+        """Refuse images that the policy is not made for.
+
+        Raises:
+            UsageError: naming what they are.
+        """
+        if self.policy != "none" and data.scale != 255:
+            raise UsageError(
+                f"{self.policy} is for images with pixels from 0 to 255, and those of {data.name} go to {data.scale}; "
+                "give other images, or leave --augment out"
+            )
 
     def draw(self, images: int, rng: np.random.Generator) -> np.ndarray:
         """Row offset, column offset and mirroring of each image, shape (images, 3)."""
@@ -61,6 +75,23 @@ class Augmentation:
         picked = padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
         return picked.permute(0, 3, 1, 2)
 
+    def operate(self, pixels: Tensor, seeds: np.ndarray) -> Tensor:
+        """Images after the operations of the policy, each drawn with a seed of its own.
+
+        Args:
+            pixels: uint8, shape (N, C, H, W).
+            seeds: shape (N,).
+        """
+        from torchvision.transforms.v2 import RandAugment
+
+        policy = RandAugment()
+        with torch.random.fork_rng(devices=[]):
+            operated = []
+            for image, seed in zip(pixels, seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)  # which torchvision draws from; that of a GPU is left alone
+                operated.append(policy(image))
+        return torch.stack(operated)
+
 
 class TrainingBatches:
     """Batches of one training run, by number of step.
@@ -78,7 +109,7 @@ class TrainingBatches:
         world: number of processes; each takes every ``world``-th image of a batch.
 
     Raises:
-        UsageError: more processes than images in a batch.
+        UsageError: more processes than images in a batch, or images that the augmentation is not made for.
     """
 
     def __init__(
@@ -94,6 +125,7 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        augmentation.check(data)
         least = 2 * world  # batch norm needs two images in every process
         batch_size = min(batch_size, data.n)
         if batch_size < least:
@@ -125,6 +157,9 @@ class TrainingBatches:
         if self._augmentation.crop or self._augmentation.flip:
             own = torch.from_numpy(offsets[self._rank :: self._world]).to(self._device)
             pixels = self._augmentation.apply(pixels, own)
+        if self._augmentation.policy != "none":
+            seeds = generator(self._seed, POLICY, step).integers(2**63, size=len(indices))
+            pixels = self._augmentation.operate(pixels, seeds[self._rank :: self._world])
         images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last), labels, len(indices)
 

@@ -201,7 +201,7 @@ def opened(
             batches = TrainingBatches(
                 data,
                 config.recipe.batch_size,
-                Augmentation(config.recipe.crop, config.recipe.flip),
+                Augmentation(config.recipe.crop, config.recipe.flip, config.recipe.augment),
                 config.mean,
                 config.std,
                 where,
