@@ -107,6 +107,7 @@ class TrainingBatches:
         seed: of order and augmentation.
         rank: of this process.
         world: number of processes; each takes every ``world``-th image of a batch.
+        memory_format: order of the images in memory.
 
     Raises:
         UsageError: more processes than images in a batch, or images that the augmentation is not made for.
@@ -124,6 +125,7 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         augmentation.check(data)
         least = 2 * world  # batch norm needs two images in every process
@@ -138,6 +140,7 @@ class TrainingBatches:
         self._mean = torch.tensor(mean, dtype=working, device=device).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=working, device=device).view(-1, 1, 1)
         self._device, self._seed, self._rank, self._world = device, seed, rank, world
+        self._memory_format = memory_format
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         whole, rest = divmod(data.n, batch_size)
         #: batches in an epoch; a last one of too few images for all processes is left out
@@ -149,7 +152,7 @@ class TrainingBatches:
         """This process's part of a batch.
 
         Returns:
-            Normalised images, shape (N, C, H, W), channels-last; labels, shape (N,); images of the whole batch.
+            Normalised images, shape (N, C, H, W); labels, shape (N,); images of the whole batch.
         """
         indices = self._indices(step)
         pixels, labels = self._fetched(step)
@@ -161,7 +164,8 @@ class TrainingBatches:
             seeds = generator(self._seed, POLICY, step).integers(2**63, size=len(indices))
             pixels = self._augmentation.operate(pixels, seeds[self._rank :: self._world])
         images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
-        return images.contiguous(memory_format=torch.channels_last), labels, len(indices)
+        # a clone, because images of one channel count as contiguous in either order, whatever their strides
+        return images.clone(memory_format=self._memory_format), labels, len(indices)
 
     def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
         if self._threads is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms.v2 import RandAugment
 
 from pathlens import deleted, restrict_backward
@@ -16,6 +17,7 @@ from pathlens.data import ImageData, open_data
 from pathlens.data.sources import ArraySource
 from pathlens.errors import UsageError
 from pathlens.models import load_model
+from pathlens.models.nfresnet_cifar import NFResNet
 from pathlens.residual import find_blocks
 from pathlens.training import (
     BlocksPerBatch,
@@ -26,6 +28,7 @@ from pathlens.training import (
     train,
 )
 from pathlens.training.batches import BLOCKS, POLICY, Augmentation, TrainingBatches, generator
+from pathlens.training.network import memory_format
 from tests.helpers.training_oracle import (
     assert_same_weights,
     by_hand,
@@ -209,6 +212,20 @@ def test_every_image_gets_operations_of_its_own_whatever_came_before() -> None:
 def test_operations_are_refused_for_images_that_they_are_not_made_for() -> None:
     with pytest.raises(UsageError, match=r"those of digits go to 16; .*leave --augment out"):
         train(network(), digits(), recipe=Recipe(epochs=2, augment="randaugment"), dtype="float64")
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_few_channels_with_a_stride_are_trained_in_the_order_that_onednn_can(channels: int) -> None:
+    """Channels-last, the process crashes or its weights differ by far on CPUs with AVX2 alone."""
+    torch.manual_seed(1)
+    net = NFResNet(False, (1, 2), "idshort", in_channels=1, widths=(channels, 8))
+    twin, data, recipe = copy.deepcopy(net), digits(), Recipe(epochs=2, batch_size=32, lr=0.05, warmup=0, crop=1)
+    train(net, data, recipe=recipe, seed=5)
+    plain_loop(twin, data, recipe, 5, forward=lambda model, images, step: model(images.float()))
+    assert_same_weights(net, twin, 1e-3)
+    assert memory_format(net) == torch.contiguous_format
+    assert memory_format(nn.Conv2d(16, 8, 1, 2)) == torch.channels_last
+    assert memory_format(nn.Conv2d(4, 8, 3, 2)) == memory_format(nn.Conv2d(4, 8, 1)) == torch.channels_last
 
 
 def row_set(data: ImageData) -> list[bytes]:
