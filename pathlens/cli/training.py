@@ -36,6 +36,7 @@ Rescale = StrEnum("Rescale", "test train none")
 Per = StrEnum("Per", "batch sample")
 Optimizer = StrEnum("Optimizer", "sgd adamw")
 Schedule = StrEnum("Schedule", "step cosine constant")
+Augment = StrEnum("Augment", "none randaugment")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class TrainingOptions:
     flip: Annotated[bool | None, o.option("Mirror images at random. Default: not for digits.", "--flip/--no-flip")] = (
         None
     )
+    augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
     model: o.Model = None
     weights: Annotated[

@@ -1,4 +1,4 @@
-"""Training images: decoded once, kept on the device, cropped and mirrored there a batch at a time.
+"""Training images: decoded once, kept on the device, and augmented there a batch at a time.
 
 The random numbers of a step depend only on the seed and the number of the step, not on earlier steps. So a run that is
 resumed, or divided among processes, sees the same images in the same order with the same augmentation.
@@ -19,7 +19,7 @@ from pathlens.data import ImageData
 from pathlens.errors import UsageError
 
 # purposes of random generators, each a part of the generator's seed
-ORDER, CROP, BLOCKS, NETWORK = range(4)
+ORDER, CROP, BLOCKS, NETWORK, POLICY = range(5)
 
 
 def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
@@ -29,15 +29,29 @@ def generator(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crops and mirrorings of a batch.
+    """Crops and mirrorings of a batch, and random operations on each image.
 
     Attributes:
         crop: pixels of zeros around each image before it is cropped.
         flip: mirror every other image, at random.
+        policy: ``none`` or ``randaugment``.
     """
 
     crop: int
     flip: bool
+    policy: str = "none"
+
+    def check(self, data: ImageData) -> None:
+        """Refuse images that the policy is not made for.
+
+        Raises:
+            UsageError: naming what they are.
+        """
+        if self.policy != "none" and data.scale != 255:
+            raise UsageError(
+                f"{self.policy} is for images with pixels from 0 to 255, and those of {data.name} go to {data.scale}; "
+                "give other images, or leave --augment out"
+            )
 
     def draw(self, images: int, rng: np.random.Generator) -> np.ndarray:
         """Row offset, column offset and mirroring of each image, shape (images, 3)."""
@@ -61,6 +75,23 @@ class Augmentation:
         picked = padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
         return picked.permute(0, 3, 1, 2)
 
+    def operate(self, pixels: Tensor, seeds: np.ndarray) -> Tensor:
+        """Images after the operations of the policy, each drawn with a seed of its own.
+
+        Args:
+            pixels: uint8, shape (N, C, H, W).
+            seeds: shape (N,).
+        """
+        from torchvision.transforms.v2 import RandAugment
+
+        policy = RandAugment()
+        with torch.random.fork_rng(devices=[]):
+            operated = []
+            for image, seed in zip(pixels, seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)  # which torchvision draws from; that of a GPU is left alone
+                operated.append(policy(image))
+        return torch.stack(operated)
+
 
 class TrainingBatches:
     """Batches of one training run, by number of step.
@@ -76,9 +107,10 @@ class TrainingBatches:
         seed: of order and augmentation.
         rank: of this process.
         world: number of processes; each takes every ``world``-th image of a batch.
+        memory_format: order of the images in memory.
 
     Raises:
-        UsageError: more processes than images in a batch.
+        UsageError: more processes than images in a batch, or images that the augmentation is not made for.
     """
 
     def __init__(
@@ -93,7 +125,9 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
+        augmentation.check(data)
         least = 2 * world  # batch norm needs two images in every process
         batch_size = min(batch_size, data.n)
         if batch_size < least:
@@ -106,6 +140,7 @@ class TrainingBatches:
         self._mean = torch.tensor(mean, dtype=working, device=device).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=working, device=device).view(-1, 1, 1)
         self._device, self._seed, self._rank, self._world = device, seed, rank, world
+        self._memory_format = memory_format
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         whole, rest = divmod(data.n, batch_size)
         #: batches in an epoch; a last one of too few images for all processes is left out
@@ -117,7 +152,7 @@ class TrainingBatches:
         """This process's part of a batch.
 
         Returns:
-            Normalised images, shape (N, C, H, W), channels-last; labels, shape (N,); images of the whole batch.
+            Normalised images, shape (N, C, H, W); labels, shape (N,); images of the whole batch.
         """
         indices = self._indices(step)
         pixels, labels = self._fetched(step)
@@ -125,8 +160,12 @@ class TrainingBatches:
         if self._augmentation.crop or self._augmentation.flip:
             own = torch.from_numpy(offsets[self._rank :: self._world]).to(self._device)
             pixels = self._augmentation.apply(pixels, own)
+        if self._augmentation.policy != "none":
+            seeds = generator(self._seed, POLICY, step).integers(2**63, size=len(indices))
+            pixels = self._augmentation.operate(pixels, seeds[self._rank :: self._world])
         images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
-        return images.contiguous(memory_format=torch.channels_last), labels, len(indices)
+        # a clone, because images of one channel count as contiguous in either order, whatever their strides
+        return images.clone(memory_format=self._memory_format), labels, len(indices)
 
     def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
         if self._threads is None:

@@ -17,6 +17,25 @@ from pathlens.residual.chain import Chain
 from pathlens.residual.restricted import Choice, restricted
 from pathlens.residual.segments import Piece, Segment, UpdatingSegment, updating
 
+#: channels below which oneDNN gathers the input of a strided 1x1 convolution into too small a place
+_GATHERED = 16
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """The order of activations in memory: channels-last, which is the faster one, where it is safe.
+
+    In that order the weight gradient of a 1x1 convolution with a stride and few input channels writes beyond its memory
+    on CPUs without AVX-512, and is wrong where it does not crash (oneDNN, issue 6035).
+    """
+    risky = any(
+        isinstance(module, nn.Conv2d)
+        and tuple(module.kernel_size) == (1, 1)
+        and tuple(module.stride) != (1, 1)
+        and module.in_channels // module.groups < _GATHERED
+        for module in model.modules()
+    )
+    return torch.contiguous_format if risky else torch.channels_last
+
 
 class Whole(nn.Module):
     """The model itself."""

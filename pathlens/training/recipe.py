@@ -11,6 +11,7 @@ from pathlens.errors import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine", "constant")
+POLICIES = ("none", "randaugment")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Recipe:
         warmup: epochs in which the learning rate rises linearly to ``lr``; the schedule counts them in.
         crop: pixels of zeros around an image before it is cropped to its size at random; 0 leaves images as they are.
         flip: mirror every other image, at random.
+        augment: ``none``, or ``randaugment``: two random operations on each image after that, of the magnitude 9 that
+            is torchvision's default (Cubuk et al. 2020, section 3).
         label_smoothing: share of the target spread over all classes.
 
     Raises:
@@ -56,11 +59,12 @@ class Recipe:
     warmup: float = 1.0
     crop: int = 4
     flip: bool = True
+    augment: str = "none"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name, kinds in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, kinds in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", POLICIES)):
             if getattr(self, name) not in kinds:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown; give one of {', '.join(kinds)}")
         for name in ("epochs", "batch_size", "crop"):
@@ -103,8 +107,11 @@ class Recipe:
         return self.lr
 
     def spoken(self) -> dict[str, Any]:
-        """The recipe as plain JSON."""
-        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        """The recipe as plain JSON; ``augment`` only where there is any, so that runs from before it can go on."""
+        stated = {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        if self.augment == "none":
+            del stated["augment"]
+        return stated
 
 
 #: what training the embedded default needs: small images of centred digits, which are not mirrored

@@ -31,6 +31,7 @@ from pathlens.training.batches import Augmentation, TrainingBatches
 from pathlens.training.configuration import Configuration
 from pathlens.training.fold import fold, last_layers
 from pathlens.training.history import result_table
+from pathlens.training.network import memory_format
 from pathlens.training.rules import Rule
 
 WEIGHTS = "weights.safetensors"
@@ -189,8 +190,9 @@ def opened(
         dtype = stack.enter_context(precision(config.precision))
         model.to(device=where, dtype=dtype)
         arguments = config.arguments(data, validation, state_sha256(model))
+        order = memory_format(model)
         if any(parameter.dim() == 4 for parameter in model.parameters()):
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=order)
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
             _check_classes(model, first.images, (data, validation, test))
@@ -201,7 +203,7 @@ def opened(
             batches = TrainingBatches(
                 data,
                 config.recipe.batch_size,
-                Augmentation(config.recipe.crop, config.recipe.flip),
+                Augmentation(config.recipe.crop, config.recipe.flip, config.recipe.augment),
                 config.mean,
                 config.std,
                 where,
@@ -209,6 +211,7 @@ def opened(
                 config.seed,
                 group.rank,
                 group.world,
+                order,
             )
         about = {
             **arguments,

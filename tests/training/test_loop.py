@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision.transforms.v2 import RandAugment
 
 from pathlens import deleted, restrict_backward
 from pathlens.data import ImageData, open_data
+from pathlens.data.sources import ArraySource
 from pathlens.errors import UsageError
 from pathlens.models import load_model
+from pathlens.models.nfresnet_cifar import NFResNet
 from pathlens.residual import find_blocks
 from pathlens.training import (
     BlocksPerBatch,
@@ -23,7 +27,8 @@ from pathlens.training import (
     hold_out,
     train,
 )
-from pathlens.training.batches import BLOCKS, Augmentation, TrainingBatches, generator
+from pathlens.training.batches import BLOCKS, POLICY, Augmentation, TrainingBatches, generator
+from pathlens.training.network import memory_format
 from tests.helpers.training_oracle import (
     assert_same_weights,
     by_hand,
@@ -170,6 +175,57 @@ def test_batches_hold_every_image_once_and_depend_on_the_step_alone() -> None:
         made(batch_size=3, world=2)
     with pytest.raises(UsageError, match="larger batch or more images"):
         made(batch_size=1)
+
+
+def test_every_image_gets_operations_of_its_own_whatever_came_before() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 12, 10), dtype=np.uint8))
+    data = ImageData("noise", "train", 24, 24, 3, None, torch.arange(24) % 3, ArraySource(pixels, 255), None)
+
+    def opened(policy: str, **options: Any) -> TrainingBatches:
+        return TrainingBatches(
+            data,
+            8,
+            Augmentation(2, True, policy),
+            (0.0,) * 3,
+            (1.0,) * 3,
+            torch.device("cpu"),
+            torch.float64,
+            4,
+            **options,
+        )
+
+    state = torch.random.get_rng_state()
+    for step in (4, 1):
+        images = opened("randaugment")(step)[0]
+        plain = (opened("none")(step)[0] * 255).round().to(torch.uint8)
+        seeds = generator(4, POLICY, step).integers(2**63, size=8)
+        for image, before, seed in zip(images, plain, seeds, strict=True):
+            with torch.random.fork_rng():
+                torch.manual_seed(int(seed))
+                assert torch.equal((image * 255).round().to(torch.uint8), RandAugment(2, 9)(before))
+        assert sum(not torch.equal(image, before / 255) for image, before in zip(images, plain, strict=True)) > 4
+        parts = [opened("randaugment", rank=rank, world=2)(step)[0] for rank in range(2)]
+        assert all(torch.equal(part, images[rank::2]) for rank, part in enumerate(parts))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_operations_are_refused_for_images_that_they_are_not_made_for() -> None:
+    with pytest.raises(UsageError, match=r"those of digits go to 16; .*leave --augment out"):
+        train(network(), digits(), recipe=Recipe(epochs=2, augment="randaugment"), dtype="float64")
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_few_channels_with_a_stride_are_trained_in_the_order_that_onednn_can(channels: int) -> None:
+    """Channels-last, the process crashes or its weights differ by far on CPUs with AVX2 alone."""
+    torch.manual_seed(1)
+    net = NFResNet(False, (1, 2), "idshort", in_channels=1, widths=(channels, 8))
+    twin, data, recipe = copy.deepcopy(net), digits(), Recipe(epochs=2, batch_size=32, lr=0.05, warmup=0, crop=1)
+    train(net, data, recipe=recipe, seed=5)
+    plain_loop(twin, data, recipe, 5, forward=lambda model, images, step: model(images.float()))
+    assert_same_weights(net, twin, 1e-3)
+    assert memory_format(net) == torch.contiguous_format
+    assert memory_format(nn.Conv2d(16, 8, 1, 2)) == torch.channels_last
+    assert memory_format(nn.Conv2d(4, 8, 3, 2)) == memory_format(nn.Conv2d(4, 8, 1)) == torch.channels_last
 
 
 def row_set(data: ImageData) -> list[bytes]:

@@ -81,6 +81,8 @@ def test_recipes_by_data() -> None:
 def test_a_recipe_as_json() -> None:
     spoken = Recipe(milestones=[0.2, 0.4]).spoken()
     assert spoken["milestones"] == [0.2, 0.4]
+    assert "augment" not in spoken  # a run of a version that knew of none goes on
+    assert Recipe(augment="randaugment").spoken()["augment"] == "randaugment"
     assert Recipe(**spoken) == Recipe(milestones=(0.2, 0.4))
 
 
@@ -95,6 +97,7 @@ NAN, INF = math.nan, math.inf
         ("crop", [-1, 0.5]),
         ("optimizer", ["adam", ""]),
         ("schedule", ["linear"]),
+        ("augment", ["autoaugment", ""]),
         ("lr", [0.0, -0.1, NAN, INF]),
         ("momentum", [-0.1, 1.0, NAN]),
         ("weight_decay", [-1e-9, NAN, INF]),
