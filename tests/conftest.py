@@ -84,6 +84,23 @@ def shared_models() -> Path:
     return _folder_named_by("PATHLENS_MODELS")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _usual_dpi() -> Iterator[int]:
+    """Figures are coarse in tests, since fine ones take longer than most results; the resolution that users get."""
+    from pathlens.figures import style
+
+    usual = style._DPI
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "_DPI", 100)
+        yield usual
+
+
+@pytest.fixture
+def fine_figures(_usual_dpi: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are as fine as those of users."""
+    monkeypatch.setattr("pathlens.figures.style._DPI", _usual_dpi)
+
+
 @pytest.fixture(autouse=True)
 def _global_modes_untouched() -> Iterator[None]:
     """No test leaves torch's global modes changed, so no test depends on the one before it."""

@@ -37,6 +37,8 @@ SINGLE = 3.5
 DOUBLE = 7.2
 """Width of the whole page, in inches."""
 
+_DPI = 300  # of PNG files
+
 _RC = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -62,7 +64,7 @@ _RC = {
     # Type 42 keeps text in a PDF as text; journals refuse matplotlib's default Type 3.
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
-    "savefig.dpi": 300,
+    "savefig.dpi": _DPI,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "pathlens",  # and identifiers the same every time
 }
@@ -258,7 +260,7 @@ def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) ->
                 raise UsageError(f"figures have no format {suffix!r}; give one of {', '.join(_METADATA)}")
             stream = io.BytesIO()
             smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == "png" else {}  # the same pixels
-            figure.savefig(stream, format=suffix, dpi=300, metadata=_METADATA[suffix], **smaller)
+            figure.savefig(stream, format=suffix, dpi=_DPI, metadata=_METADATA[suffix], **smaller)
             contents[f"{stem}.{suffix}"] = stream.getvalue()
     return contents
 

@@ -386,6 +386,7 @@ def test_structure_refuses_no_rows_and_rows_without_block():
         figures.reordering(reordered(), bins=0)
 
 
+@pytest.mark.usefixtures("fine_figures")
 def test_saved_files_are_fit_for_print(tmp_path):
     figure = figures.deletion(single([18, 18, 18]))
     png, pdf = figures.save(figure, tmp_path / "new", "sweep")

@@ -373,6 +373,7 @@ def test_tables_with_nothing_to_draw_are_refused(draw, given):
             draw(table(names, empty))
 
 
+@pytest.mark.usefixtures("fine_figures")
 def test_files_for_print(tmp_path):
     for draw, given in ((figures.path_gradients, measured(54)), (figures.lattice, triangle(54))):
         png, pdf = figures.save(draw(given), tmp_path, draw.__name__)

@@ -19,7 +19,7 @@ def texts(figure: figures.Figure) -> list[Text]:
     with pytest.MonkeyPatch.context() as patch:
         draw = Text.draw
         patch.setattr(Text, "draw", lambda text, renderer: (drawn.append(text), draw(text, renderer)))
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     return [text for text in dict.fromkeys(drawn) if text.get_visible() and text.get_text().strip()]
 
 

@@ -46,6 +46,7 @@ def test_every_kind_of_figure_is_in_the_gallery():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fine_figures")
 @pytest.mark.parametrize("picture", ["deletion.png", "unraveled-tree.png"])
 def test_examples_make_their_pictures(picture, tmp_path, monkeypatch, names):
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -262,7 +263,8 @@ def test_the_cpu_scale_takes_the_runs_of_the_first_study(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_larger_scales_train_in_processes_of_their_own(tmp_path):
-    study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", "--jobs", "1"])
+    one_thread = ("--jobs", str(os.cpu_count()))
+    study_ = common.setting("depth_in_training", "x", ["--runs", str(tmp_path), "--device", "cpu", *one_thread])
     short = ("--data", "digits", "--epochs", "1", "--limit", "40", "--validation", "20")
     arguments = ("--model", checkpoints.TINY, *short)
     done = common.train_all({"tiny": arguments}, study_)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +24,8 @@ from pathlens.storage import lock_run
 from pathlens.tables import read_table
 from pathlens.training import Full, hold_out, recipe_for, state
 from studies.gpu import __main__ as run
-from tests.helpers.study_modules import ROOT, STUDIES
+from tests.helpers.processes import forked
+from tests.helpers.study_modules import STUDIES
 
 TINY = f"{STUDIES / 'depth_in_training' / 'nets.py'}:tiny"
 CPU = ("--scale", "smoke", "--device", "cpu")
@@ -53,12 +52,13 @@ def places(folder: Path) -> tuple[str, ...]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict[str, Any]]]]:
     """The folder of a call that was killed while two networks were trained side by side, and how far they were."""
     folder = tmp_path_factory.mktemp("gpu")
-    program = [sys.executable, "-m", "studies.gpu", *CPU, *places(folder), "--slice", "tiny-full", *EPOCHS]
-    call = subprocess.Popen(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, stdout=subprocess.DEVNULL)
+    arguments = [*CPU, *places(folder), "--slice", "tiny-full", *EPOCHS]
+    call = forked(lambda: run.main(arguments), folder / "printed", folder / "said")
     runs = [folder / "runs" / name for name in SEEDS]
-    wait_for(lambda: call.poll() is not None or any(state.find(run) for run in runs))
-    call.send_signal(signal.SIGKILL)
-    assert call.wait() == -signal.SIGKILL
+    wait_for(lambda: call.exitcode is not None or any(state.find(run) for run in runs))
+    call.kill()
+    call.join()
+    assert call.exitcode == -signal.SIGKILL, (folder / "said").read_text()
     wait_for(lambda: all(free(run) for run in runs))  # its processes end with it
     files = [state.find(run) for run in runs]
     return folder, [[] if file is None else state.peek(file).history for file in files]
