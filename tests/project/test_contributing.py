@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -72,9 +71,11 @@ def carry_out(recipe: str, folder: Path) -> tuple[list[Path], list[Path]]:
     return new, old
 
 
-#: runs the lines that it is given one after the other, in one process, since to start one takes longer than most lines
+#: runs lines one after the other in the folder of their copy, each copy in a fork of a process that has imported what
+#: is not copied, since to start a Python with torch takes longer than most lines
 RUNNER = """
 import contextlib, io, json, os, runpy, shlex, sys, traceback
+import pyarrow.parquet, scipy.stats, seaborn, torch, torchvision, typer
 
 def run(words):
     if words[0] == "test":
@@ -91,60 +92,80 @@ def run(words):
         traceback.print_exc()
         return 1
 
-done = {}
-for line in json.loads(sys.argv[1]):
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = run(shlex.split(line))
-    done[line] = [code, out.getvalue(), err.getvalue()]
-print(json.dumps(done))
+for folder, lines in json.loads(sys.argv[1]).items():
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    os.chdir(folder)
+    os.environ["XDG_CACHE_HOME"] = os.path.join(folder, "cache")
+    sys.path.insert(0, folder)
+    done = {}
+    for line in lines:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = run(shlex.split(line))
+        done[line] = [code, out.getvalue(), err.getvalue()]
+    with open("done.json", "w") as file:
+        json.dump(done, file)
+    os._exit(0)
 """
 ESTIMATOR = "An estimator of path gradients"
-BESIDE_THE_OTHERS = "pathlens path-gradients --method all --max-samples 1 --limit 1 --max-length 3 --out one"
+BESIDE_THE_OTHERS = (
+    "pathlens path-gradients --model preresnet20 --weights random --data digits --method all --max-samples 1 "
+    "--limit 1 --max-length 3 --out one"
+)
 
 
 def lines(recipe: str) -> list[str]:
     return "".join(blocks(recipe, "sh")).splitlines()
 
 
-def run_all(wanted: list[str], folder: Path) -> dict[str, tuple[int, str, str]]:
-    """Exit code, printed and said, of every line."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "140"}
-    program = [sys.executable, "-c", RUNNER, json.dumps(wanted)]
-    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+#: exit code, printed and said, of every line
+Done = dict[str, tuple[int, str, str]]
+
+
+def run_all(wanted: dict[Path, list[str]]) -> dict[Path, Done]:
+    """What became of the lines of each copy."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+    given = json.dumps({str(folder): lines for folder, lines in wanted.items()})
+    program = [sys.executable, "-P", "-c", RUNNER, given]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return {folder: json.loads((folder / "done.json").read_text()) for folder in wanted}
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str, str]]]:
-    """A copy with all recipes that begin on the repository as it is, and what became of their lines."""
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Done]]:
+    """A copy with all recipes that begin on the repository as it is, and what became of the lines of every recipe."""
     folder = copied(tmp_path_factory.mktemp("copy"))
     together = [recipe for recipe in RECIPES if recipe not in BEFORE]
     for recipe in together:
         carry_out(recipe, folder)
-    return folder, run_all([*(line for recipe in together for line in lines(recipe)), BESIDE_THE_OTHERS], folder)
+    wanted = {folder: [*(line for recipe in together for line in lines(recipe)), BESIDE_THE_OTHERS]}
+    folders = dict.fromkeys(together, folder)
+    for recipe, before in BEFORE.items():
+        folders[recipe] = copied(tmp_path_factory.mktemp("copy"))
+        carry_out(before, folders[recipe])
+        carry_out(recipe, folders[recipe])
+        wanted[folders[recipe]] = lines(recipe)
+    done = run_all(wanted)
+    return folder, {recipe: done[folders[recipe]] for recipe in RECIPES}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_recipe_does_what_it_says(recipe: str, everything: tuple[Path, Any], tmp_path: Path) -> None:
+def test_the_recipe_does_what_it_says(recipe: str, everything: tuple[Path, dict[str, Done]]) -> None:
     _, done = everything
-    if recipe in BEFORE:
-        copy = copied(tmp_path)
-        carry_out(BEFORE[recipe], copy)
-        carry_out(recipe, copy)
-        done = run_all(lines(recipe), copy)
     assert lines(recipe)
     for line in lines(recipe):
-        code, _, said = done[line]
+        code, _, said = done[recipe][line]
         assert not code, f"{line}: {said}"
 
 
 @pytest.mark.slow
-def test_what_a_new_estimator_measures_is_printed_described_and_drawn(everything: tuple[Path, Any]) -> None:
+def test_what_a_new_estimator_measures_is_printed_described_and_drawn(everything: tuple[Path, dict[str, Done]]) -> None:
     folder, done = everything
-    code, printed, said = done[BESIDE_THE_OTHERS]
+    code, printed, said = done[ESTIMATOR][BESIDE_THE_OTHERS]
     assert code == 0, said
     assert "peak norm" in printed
     assert "effective lengths by largest of any example" in printed
