@@ -20,6 +20,7 @@ from studies.rules.claims import (
     Differences,
     Verdict,
     decide,
+    near,
     of_seeds,
     paired,
     row,
@@ -28,7 +29,7 @@ from studies.rules.claims import (
 Row = Mapping[str, Any]
 
 PAPER = "Civitelli et al. 2021"
-_GROWS, _KEPT = 1.1, (0.9, 1.1)
+_GROWS, _KEPT = 1.1, 0.1
 _CHANCE, _FAILS = 0.9, 0.8
 _MARGIN, _LENGTH = 0.02, 0.05
 _T = "Student's 95 % interval over seeds; each network is judged by itself."
@@ -54,8 +55,8 @@ KEEPS = Claim(
     "the schemes keep the signal",
     "IdShort, LearnScalar and ConvShort keep the variance of activations and of gradients",
     f"{PAPER}, figure 6",
-    f"The second moment changes by a factor between {_KEPT[0]} and {_KEPT[1]} a block, forward and backward (both must "
-    "be shown); disagrees where either is shown to be outside.",
+    f"The second moment changes by a factor within {_KEPT:.0%} of 1 a block, forward and backward (both must be "
+    "shown); disagrees where either is shown to be outside.",
     f"Fitted factor a block inside stages. {_T}",
 )
 FAILS = Claim(
@@ -174,10 +175,7 @@ def _grown(claim: Claim, one: Row) -> Verdict:
     outcomes, words = [], []
     for name, direction in (("growth", "forward"), ("gradient_growth", "backward")):
         value, low, high = (one[f"{name}{end}"] for end in ("", "_low", "_high"))
-        if claim is EXPLODES:
-            outcomes.append(decide(low, high, above=_GROWS))
-        else:
-            outcomes += [decide(low, high, above=_KEPT[0]), decide(low, high, below=_KEPT[1])]
+        outcomes.append(decide(low, high, above=_GROWS) if claim is EXPLODES else near(low, high, 1.0, _KEPT))
         words.append(
             f"{direction} no gradient"
             if value is None
@@ -285,8 +283,7 @@ def _by_network_and_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]
 
 def _within(found: Differences) -> str:
     """Whether a difference is shown to be smaller than the margin, or larger."""
-    above, below = (decide(found.low, found.high, **bound) for bound in ({"above": -_LENGTH}, {"below": _LENGTH}))
-    return DISAGREES if DISAGREES in (above, below) else AGREES if above == below == AGREES else CANNOT_TELL
+    return near(found.low, found.high, 0.0, _LENGTH)
 
 
 def _verdict(outcome: str, here: str, found: Differences, p: float | None = None) -> Verdict:

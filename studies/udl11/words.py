@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.common import StudySetting
-from studies.rules.claims import OUTCOMES
-from studies.udl11 import growth, judged, shattered, trained
+from studies.udl11 import growth, shattered, trained
 
 Rows = Sequence[Mapping[str, Any]]
 Tables = Mapping[str, Rows]
@@ -179,7 +178,7 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
         )
     parts = []
     for shortcuts, words in ((False, "Plain"), (True, "With shortcuts")):
-        errors = [(name, judged.differences(runs, shortcuts, f"{name}_error")) for name in ("train", "test")]
+        errors = [(name, trained.differences(runs, shortcuts, f"{name}_error")) for name in ("train", "test")]
         said = [
             f"{statistics.fmean(values):+.1%} {name} error, {len(values)} seeds" for name, values in errors if values
         ]
@@ -188,15 +187,3 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
     if missing:
         parts.append(f"{missing} trainings have not been run yet.")
     return " ".join(parts)
-
-
-def tally(verdicts: Rows) -> str:
-    """How many verdicts there are of each outcome."""
-    counts = ", ".join(f"{sum(row['outcome'] == outcome for row in verdicts)} {outcome}" for outcome in OUTCOMES)
-    return f"{len(verdicts)} verdicts: {counts}."
-
-
-def claims(verdicts: Rows) -> str:
-    """Each claim with its source, once."""
-    once = {row["claim"]: row for row in verdicts}
-    return "\n".join(f"- `{name}`: {row['says']} ({row['source']})." for name, row in once.items())
