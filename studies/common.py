@@ -32,7 +32,7 @@ import torch
 
 from pathlens import figures, load_model
 from pathlens.cli import main
-from pathlens.errors import PathlensError
+from pathlens.errors import NumericsError, PathlensError
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.storage import atomic_write_bytes
@@ -42,6 +42,8 @@ from studies.rules import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = ("smoke", "cpu", "paper")
+DIVERGED = "diverged.txt"
+"""Of a run folder whose training ended because its loss was NaN or infinite: what was said of it."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ def say(text: str) -> None:
     print(f"study: {text}", file=sys.stderr, flush=True)
 
 
-def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting) -> dict[str, Path]:
+def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting, may_diverge: bool = False) -> dict[str, Path]:
     """Train networks with ``pathlens train``, some side by side; those that are there already are left as they are.
 
     Args:
         wanted: name -> arguments of ``pathlens train``, without ``--out``.
         study: where and with what.
+        may_diverge: take a loss that is NaN or infinite for a result, which ``DIVERGED`` in the run folder tells.
 
     Returns:
         Name -> run folder.
@@ -121,6 +124,8 @@ def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting) -> dict[
         folder = study.runs / name
         if (folder / "manifest.json").is_file() and (folder / "weights.safetensors").is_file():
             return folder
+        if may_diverge and (folder / DIVERGED).is_file():
+            return folder
         say(f"training {name}")
         command = ["train", *arguments, "--device", study.device, "--quiet", "--out", name, "--resume"]
         if study.scale == "smoke":
@@ -135,7 +140,9 @@ def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting) -> dict[
                 check=False,
             )
             code, said = done.returncode, done.stderr
-        if code:
+        if may_diverge and code == NumericsError.exit_code:
+            atomic_write_bytes(folder / DIVERGED, said.encode())
+        elif code:
             raise SystemExit(f"training {name} ended with exit code {code}: {said.strip()[-500:]}")
         return folder
 

@@ -16,7 +16,7 @@ from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
-from pathlens.initialisation import SCHEMES, initialise
+from pathlens.initialisation import SCHEMES, check_name, initialise
 from pathlens.metrics import sample_interval
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
 from pathlens.propagation.measure import Place, places
@@ -145,9 +145,8 @@ def _check(
         raise UsageError(f"steps {steps}: give 0 or more")
     if given is False and not schemes:
         raise UsageError("nothing to measure: give a scheme with init, or given=True")
-    unknown = [scheme for scheme in schemes if scheme not in SCHEMES and scheme != AS_BUILT]
-    if unknown:
-        raise UsageError(f"unknown initialisation {unknown[0]!r}: give some of {', '.join(SCHEMES)}, {AS_BUILT}")
+    for scheme in schemes:
+        check_name(scheme, AS_BUILT)
     if AS_BUILT in schemes and build is None:
         raise UsageError(f"{AS_BUILT} needs build=, which makes the network anew from a seed")
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor, nn
 
 from pathlens.errors import ModelError, UsageError
 from pathlens.initialisation.places import BranchEnd, Place, find_ends, find_places, other_parameters
 from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detach_all
-from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme
+from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme, check_name
 from pathlens.residual import ResidualView, view_of
 from pathlens.results.initialisation import INITIALISATION
 from pathlens.tables import Provenance, Table
@@ -58,10 +56,7 @@ def initialise(
         >>> [round(row["factor"], 4) for row in table.rows if row["factor"] is not None]
         [0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536, 0.3536]
     """
-    if scheme not in SCHEMES:
-        close = difflib.get_close_matches(scheme, SCHEMES, n=2)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise UsageError(f"unknown initialisation {scheme!r}: {hint}Give one of {', '.join(SCHEMES)}")
+    check_name(scheme)
     chosen = SCHEMES[scheme]
     view = _view(model, example)
     places = find_places(view)

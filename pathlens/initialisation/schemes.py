@@ -5,10 +5,12 @@ What a scheme is told of a weight is a :class:`Place`: where it stands, its fans
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pathlens.errors import UsageError
 from pathlens.initialisation.places import Place
 
 #: variance that a standard normal variable has left after a ReLU, 1/2 (1 - 1/pi); twice that
@@ -159,3 +161,20 @@ SCHEMES: dict[str, Scheme] = {
 }
 """By name. ``skipinit`` is De and Smith 2020 (section 3.1), ``rezero`` Bachlechner et al. 2021 (equation 2), which is
 the same; ``stable`` is Hayou et al. 2021, "Stable ResNet" (section 2); ``scaled-ws`` is Brock, De, Smith 2021."""
+
+
+def check_name(name: str, *others: str) -> None:
+    """Refuse a name that is no scheme.
+
+    Args:
+        name: of a scheme.
+        *others: names that are taken as well.
+
+    Raises:
+        UsageError: with the names that come close, and all that there are.
+    """
+    names = (*SCHEMES, *others)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=2)
+        give = f"did you mean {' or '.join(close)}? Give" if close else "give"
+        raise UsageError(f"unknown initialisation {name!r}: {give} one of {', '.join(names)}")

@@ -106,6 +106,15 @@ def decide(low: float | None, high: float | None, *, below: float | None = None,
     return AGREES if low > above else DISAGREES if high < above else CANNOT_TELL
 
 
+def near(low: float | None, high: float | None, expected: float, slack: float) -> str:
+    """An outcome from an interval: the claim is that the number is within some slack of another."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return CANNOT_TELL
+    if expected - slack <= low and high <= expected + slack:
+        return AGREES
+    return DISAGREES if high < expected - slack or low > expected + slack else CANNOT_TELL
+
+
 def majority(of: int, shown: int, shown_not: int) -> str:
     """An outcome by what is shown of more than half of some things, each by a test of its own.
 

@@ -80,7 +80,7 @@ def state(study: StudySetting) -> Page:
     tables = page.tables
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: few and narrow networks. Its numbers mean nothing.**")
-    rows = {stem: table.rows for stem, table in tables.items() if stem != "expectations"}
+    rows = {stem: table.rows for stem, table in tables.items()}
 
     page.section("Shattered gradients (figure 11.3)", words.shattered_text(rows))
     page.figure(
@@ -138,16 +138,7 @@ def state(study: StudySetting) -> Page:
         page.table("runs", shown)
         page.table("epochs")
 
-    verdicts = judged.verdicts(tables)
-    page.section("Expected and measured", words.tally(verdicts))
-    shown = {
-        "claim": "", "network": "", "rule": "", "measured": ".4g", "measured_low": ".4g", "measured_high": ".4g",
-        "networks": "d", "outcome": "",
-    }  # fmt: skip
-    page.text(words.claims(verdicts))
-    facts: dict[str, Any] = {"study": NAME, "scale": study.scale}
-    tables.put("expectations", make_table(judged.COLUMNS, verdicts, **facts))
-    page.table("expectations", shown, rows=judged.is_random)
+    page.claims(judged.verdicts(tables), judged.data)
     page.section("What the numbers can and cannot say", words.DISCUSSION)
     return page
 

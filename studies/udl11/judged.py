@@ -1,110 +1,161 @@
-"""What is expected and what came out, with the rule of each verdict; computed from the tables alone."""
+"""What is expected and what came out, computed from the tables alone."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
 
 from pathlens.metrics import sample_interval
 from pathlens.tables import Table
-from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, decide
+from studies.rules.claims import (
+    AGREES,
+    CANNOT_TELL,
+    DISAGREES,
+    SEEDS,
+    Claim,
+    Verdict,
+    decide,
+    near,
+    of_seeds,
+    paired,
+    row,
+)
 from studies.udl11 import growth, shattered
 from studies.udl11.trained import differences
 
 Rows = Sequence[Mapping[str, Any]]
 
-#: networks below which nothing is said
-FEWEST = 3
 #: how far from an expected autocorrelation a mean may be, and from an expected factor or slope, as a share of it
 CORRELATION, FACTOR, SLOPE = 0.1, 0.05, 0.1
-
-COLUMNS = (
-    ("claim", "", "name of the claim"),
-    ("says", "", "what is claimed"),
-    ("source", "", "where it is claimed"),
-    ("rule", "", "what the numbers have to show"),
-    ("network", "", "what it was judged on"),
-    ("expected", "", "the expected number; missing where the claim is a direction"),
-    ("measured", "", "mean over networks, or of differences of networks"),
-    ("measured_low", "", "lower end of its 95 % interval over networks"),
-    ("measured_high", "", "upper end"),
-    ("networks", "", "networks behind it; missing where nothing is random"),
-    ("outcome", "", "agrees, disagrees, or cannot tell"),
-)
 
 BOOK = "Prince, Understanding Deep Learning"
 BRIEF = "measured with other code before this study"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement that can be wrong.
+_MEAN = "Mean over networks with Student's 95 % interval; each row is judged by itself."
+_WELCH = "Welch's 95 % interval of the difference of two means over networks; each row is judged by itself."
+_PAIRED = "Difference paired by seed with Student's 95 % interval; each row is judged by itself."
 
-    Attributes:
-        name: for tables.
-        says: the statement.
-        source: where it is made.
-    """
 
-    name: str
-    says: str
-    source: str
+def _within(share: float, of: str) -> str:
+    return f"Within {share:.0%} of {of}; disagrees where it is shown to be outside."
 
 
 RELATED = Claim(
     "nearby-unrelated",
     "nearby gradients of deep networks are unrelated, their autocorrelation close to zero",
     f"{BOOK}, figure 11.3c",
+    f"Autocorrelation at lag 4 within {CORRELATION} of zero; disagrees where it is shown to be outside.",
+    _MEAN,
 )
 DEEPER = Claim(
     "deeper-less-alike",
     "nearby gradients are less alike in a deep network than in a shallow one",
     f"{BOOK}, figure 11.3",
+    "Autocorrelation at lag 4 minus that of the shallower network below zero.",
+    _WELCH,
 )
 RESIDUAL = Claim(
     "residual-more-alike",
     "with batch norm, nearby gradients of a residual network are more alike than those of a plain one",
     "Balduzzi et al. 2017",
+    "Autocorrelation at lag 4 minus that of the plain network above zero.",
+    _WELCH,
 )
-SCALE = Claim("small-scale-more-alike", "and still more so with branches scaled by 0.1", "as residual-more-alike")
-NUMBERS = Claim("autocorrelation", "the autocorrelation at lags 1, 4 and 16", BRIEF)
-HALVES = Claim("signal-halves", "with weights of variance 1/D the signal halves with every layer", BRIEF)
+SCALE = Claim(
+    "small-scale-more-alike",
+    "and still more so with branches scaled by 0.1",
+    "Balduzzi et al. 2017",
+    "Autocorrelation at lag 4 minus that with scale 1 above zero.",
+    _WELCH,
+)
+NUMBERS = Claim(
+    "autocorrelation",
+    "the autocorrelation at lags 1, 4 and 16",
+    BRIEF,
+    f"Within {CORRELATION} of the number that was found before; disagrees where it is shown to be outside.",
+    _MEAN,
+)
+HALVES = Claim(
+    "signal-halves",
+    "with weights of variance 1/D the signal halves with every layer",
+    BRIEF,
+    _within(FACTOR, "a factor of 1/2"),
+    _MEAN,
+)
 BIASES = Claim(
     "biases-take-over",
     "the signal shrinks and biases of every layer take over, which keeps the notebook's gradients alike",
     BRIEF,
+    "Autocorrelation at lag 4 without the cause, minus that of the notebook, below zero.",
+    _WELCH,
 )
 DOUBLES = Claim(
-    "variance-doubles", "the variance doubles with every residual block", f"{BOOK}, figure 11.6a; problem 11.5"
+    "variance-doubles",
+    "the variance doubles with every residual block",
+    f"{BOOK}, figure 11.6a; problem 11.5",
+    _within(FACTOR, "a factor of 2"),
+    _MEAN,
 )
 BACKWARD = Claim(
     "gradient-doubles",
     "a similar argument applies to the gradients in the backward pass",
     f"{BOOK}, section 11.3; problem 11.5",
+    _within(FACTOR, "a factor of 2"),
+    _MEAN,
 )
-STABLE = Claim("stable", "1/sqrt(2) times the output of every block keeps it", f"{BOOK}, figure 11.6b; problem 11.6")
+STABLE = Claim(
+    "stable",
+    "1/sqrt(2) times the output of every block keeps it",
+    f"{BOOK}, figure 11.6b; problem 11.6",
+    _within(FACTOR, "a factor of 1"),
+    _MEAN,
+)
 LINEAR = Claim(
-    "linear-growth", "with batch norm each residual block adds one unit of variance", f"{BOOK}, figure 11.6c"
+    "linear-growth",
+    "with batch norm each residual block adds one unit of variance",
+    f"{BOOK}, figure 11.6c",
+    _within(SLOPE, "a slope of 1"),
+    _MEAN,
 )
 UNITS = Claim(
     "unit-variance",
     "of this one, 1 - 1/pi is variance of a unit over the inputs and 1/pi its squared mean",
     "Brock, De and Smith 2021",
+    _within(SLOPE, "the number"),
+    _MEAN,
 )
 LAYER = Claim(
     "normed-layer",
     "in plain ReLU networks a layer with batch norm makes gradients sqrt(pi/(pi - 1)) = 1.21 times as large",
     f"{BOOK}, chapter 11, notes (Yang et al. 2019); problem 11.13",
+    _within(FACTOR, "that factor"),
+    _MEAN,
 )
-COUNT = Claim("parameters", "the number of parameters", f"{BOOK}, problems 11.8 and 11.10, by arithmetic")
-DEEP_PLAIN = Claim("deep-plain-worse", "56 plain layers are worse than 20", f"{BOOK}, figure 11.2")
+COUNT = Claim(
+    "parameters",
+    "the number of parameters",
+    f"{BOOK}, problems 11.8 and 11.10, by arithmetic",
+    "Equal.",
+    "Counted; nothing is random.",
+)
+DEEP_PLAIN = Claim(
+    "deep-plain-worse",
+    "56 plain layers are worse than 20",
+    f"{BOOK}, figure 11.2",
+    "Error of 56 layers minus that of 20 above zero.",
+    _PAIRED,
+)
 DEEP_RESIDUAL = Claim(
-    "deep-residual-better", "with shortcuts, 56 layers are better than 20", "He et al. 2016a, section 4.2"
+    "deep-residual-better",
+    "with shortcuts, 56 layers are better than 20",
+    "He et al. 2016a, section 4.2",
+    "Error of 56 layers minus that of 20 below zero.",
+    _PAIRED,
 )
 
 #: autocorrelations that the measured ones are compared with, at lags 1, 4 and 16
@@ -117,63 +168,36 @@ GIVEN = {
 }
 
 
-def is_random(row: Mapping[str, Any]) -> bool:
-    """Whether a verdict is about networks that were drawn, and not one of counting."""
-    return bool(row["claim"] != COUNT.name)
-
-
-def near(low: float | None, high: float | None, expected: float, slack: float) -> str:
-    """Whether a number is within some slack of another, by its interval."""
-    if low is None or high is None:
-        return CANNOT_TELL
-    if expected - slack <= low and high <= expected + slack:
-        return AGREES
-    return DISAGREES if high < expected - slack or low > expected + slack else CANNOT_TELL
-
-
-def direction(low: float | None, high: float | None, sign: int) -> str:
-    """Whether a number is above (sign 1) or below (sign -1) zero, by its interval."""
-    return decide(low, high, above=0) if sign > 0 else decide(low, high, below=0)
-
-
-def row(claim: Claim, network: str, rule: str, **numbers: Any) -> dict[str, Any]:
-    """A row of the table."""
-    row = {"claim": claim.name, "says": claim.says, "source": claim.source, "rule": rule, "network": network}
-    return {**row, "expected": None, "networks": None, **numbers}
-
-
 def compared(claim: Claim, network: str, values: Sequence[float], expected: float, slack: float) -> dict[str, Any]:
     """A row of a mean over networks that should be near a number."""
-    low, high = sample_interval(values) if values else (None, None)
-    return row(
-        claim,
-        network,
-        f"95 % interval of the mean within {slack:.3g} of {expected:.4g}",
-        expected=expected,
-        measured=statistics.fmean(values) if values else None,
-        measured_low=low,
-        measured_high=high,
-        networks=len(values),
-        outcome=near(low, high, expected, slack) if len(values) >= FEWEST else CANNOT_TELL,
-    )
+    if not values:
+        return row(claim, network, Verdict(CANNOT_TELL, "no number"))
+    mean, (low, high) = statistics.fmean(values), sample_interval(values)
+    here = f"{mean:.4g}{_ends(low, high)}, expected {expected:.4g}"
+    verdict = Verdict(near(low, high, expected, slack), here, mean, low, high)
+    return row(claim, network, of_seeds(verdict, len(values)))
 
 
 def difference(claim: Claim, network: str, one: Sequence[float], other: Sequence[float], sign: int) -> dict[str, Any]:
-    """A row of the difference of two independent means, by Welch's interval."""
+    """A row of the difference of two independent means that should be above (sign 1) or below (sign -1) zero."""
+    networks = min(len(one), len(other))
+    if not networks:
+        return row(claim, network, Verdict(CANNOT_TELL, "no number"))
     low = high = None
-    if min(len(one), len(other)) >= FEWEST:
+    if networks >= SEEDS:
         found = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
         low, high = float(found.low), float(found.high)
-    return row(
-        claim,
-        network,
-        f"Welch's 95 % interval of the difference {'above' if sign > 0 else 'below'} 0",
-        measured=statistics.fmean(one) - statistics.fmean(other) if one and other else None,
-        measured_low=low,
-        measured_high=high,
-        networks=min(len(one), len(other)),
-        outcome=direction(low, high, sign),
-    )
+    mean = statistics.fmean(one) - statistics.fmean(other)
+    verdict = Verdict(_direction(low, high, sign), f"{mean:+.4g}{_ends(low, high)}", mean, low, high)
+    return row(claim, network, of_seeds(verdict, networks))
+
+
+def _direction(low: float | None, high: float | None, sign: int) -> str:
+    return decide(low, high, above=0) if sign > 0 else decide(low, high, below=0)
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
 
 
 def _correlations(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -261,12 +285,11 @@ def _parameters(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
         row(
             COUNT,
             one["network"],
-            "equal",
-            expected=one["by_hand"],
-            measured=one["counted"],
-            measured_low=None,
-            measured_high=None,
-            outcome=AGREES if one["by_hand"] == one["counted"] else DISAGREES,
+            Verdict(
+                AGREES if one["by_hand"] == one["counted"] else DISAGREES,
+                f"{one['counted']:,} counted, {one['by_hand']:,} by hand",
+                float(one["counted"]),
+            ),
         )
         for one in tables["parameters"].rows
     ]
@@ -279,24 +302,21 @@ def _trained(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
             values = differences(tables["runs"].rows if "runs" in tables else [], shortcuts, name)
             if not values:
                 continue
-            low, high = sample_interval(values)
-            found.append(
-                row(
-                    claim,
-                    name.replace("_", " "),
-                    "Student's 95 % interval of the paired difference "
-                    f"{'above' if sign > 0 else 'below'} 0, at least {FEWEST} seeds",
-                    measured=statistics.fmean(values),
-                    measured_low=low,
-                    measured_high=high,
-                    networks=len(values),
-                    outcome=direction(low, high, sign) if len(values) >= FEWEST else CANNOT_TELL,
-                )
+            own = paired(values)
+            here = f"{100 * own.mean:+.2f} points" + (
+                "" if own.low is None or own.high is None else f" ({100 * own.low:+.2f} to {100 * own.high:+.2f})"
             )
+            verdict = Verdict(_direction(own.low, own.high, sign), here, own.mean, own.low, own.high)
+            found.append(row(claim, name.replace("_", " "), of_seeds(verdict, own.pairs)))
     return found
 
 
+def data(network: str) -> str:
+    """Which images a row of the table of claims is about."""
+    return "cifar10-jpeg" if network.endswith("error") else "no images"
+
+
 def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """Rows of ``expectations``, from the other tables."""
+    """Rows of the table of claims, from the other tables."""
     parts = (_correlations, _notebook, _growth, _parameters, _trained)
     return [one for part in parts for one in part(tables)]

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.common import StudySetting
-from studies.rules.claims import OUTCOMES
-from studies.udl11 import growth, judged, shattered, trained
+from studies.udl11 import growth, shattered, trained
 
 Rows = Sequence[Mapping[str, Any]]
 Tables = Mapping[str, Rows]
@@ -38,8 +37,8 @@ PROTOCOL = (
     "agreement with them is weak evidence. Problem numbers differ between editions: in the "
     "public one that we could read, problems 11.8 and 11.10 are 11.6 and 11.8, and the growth laws are in sections "
     "11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference networks `plain20`, `plain56`, `resnet20` and "
-    "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 20,000 images at 16x16, "
-    "12 epochs, cosine schedule and bfloat16; at `--scale paper` as He et al. 2016a, section 4.2."
+    "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 10,000 images at 16x16, "
+    "12 epochs and a cosine schedule; at `--scale paper` as He et al. 2016a, section 4.2."
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "
@@ -179,7 +178,7 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
         )
     parts = []
     for shortcuts, words in ((False, "Plain"), (True, "With shortcuts")):
-        errors = [(name, judged.differences(runs, shortcuts, f"{name}_error")) for name in ("train", "test")]
+        errors = [(name, trained.differences(runs, shortcuts, f"{name}_error")) for name in ("train", "test")]
         said = [
             f"{statistics.fmean(values):+.1%} {name} error, {len(values)} seeds" for name, values in errors if values
         ]
@@ -188,15 +187,3 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
     if missing:
         parts.append(f"{missing} trainings have not been run yet.")
     return " ".join(parts)
-
-
-def tally(verdicts: Rows) -> str:
-    """How many verdicts there are of each outcome."""
-    counts = ", ".join(f"{sum(row['outcome'] == outcome for row in verdicts)} {outcome}" for outcome in OUTCOMES)
-    return f"{len(verdicts)} verdicts: {counts}."
-
-
-def claims(verdicts: Rows) -> str:
-    """Each claim with its source, once."""
-    once = {row["claim"]: row for row in verdicts}
-    return "\n".join(f"- `{name}`: {row['says']} ({row['source']})." for name, row in once.items())

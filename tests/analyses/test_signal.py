@@ -174,7 +174,7 @@ def test_overflow_at_initialisation_gives_the_values_up_to_there() -> None:
     ("options", "error", "words"),
     [
         ({"seeds": 0}, UsageError, "seeds 0: give at least 1"),
-        ({"init": "he"}, UsageError, "unknown initialisation 'he': give some of he-fan-in"),
+        ({"init": "he"}, UsageError, "unknown initialisation 'he': give one of he-fan-in"),
         ({"init": "as-built"}, UsageError, "as-built needs build="),
         ({"mode": "both"}, UsageError, "mode 'both' is unknown"),
         ({"given": False}, UsageError, "nothing to measure"),

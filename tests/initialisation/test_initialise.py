@@ -209,7 +209,7 @@ class Gated(Net):
 @pytest.mark.parametrize(
     ("model", "scheme", "error", "words"),
     [
-        (Net, "he", UsageError, "unknown initialisation 'he': .*Give one of he-fan-in"),
+        (Net, "he", UsageError, "unknown initialisation 'he': give one of he-fan-in"),
         (Net, "skip-init", UsageError, "did you mean skipinit"),
         (Plain, "fixup", ModelError, "no residual branches"),
         (Gated, "fixup", ModelError, "branch of block 0 .* ends in relu and not in a weight layer"),

@@ -12,6 +12,7 @@ from torch import nn
 import pathlens
 from pathlens.tables import read_table
 from studies import common
+from studies.rules import claims
 from studies.udl11 import growth, judged, nets, shattered, trained, words
 from tests.helpers.study_modules import ROOT, run_study
 
@@ -45,15 +46,15 @@ def check_page(folder, study):
     page, tables = (folder / "README.md").read_text(), tables_of(folder)
     rows = {stem: table.rows for stem, table in tables.items()}
     verdicts = judged.verdicts(tables)
-    kept = read_table(folder / "expectations.csv").rows
+    kept = read_table(folder / "claims.csv").rows
     assert [row["outcome"] for row in kept] == [row["outcome"] for row in verdicts]
-    assert [row["measured"] for row in kept] == pytest.approx([row["measured"] for row in verdicts], nan_ok=True)
+    assert [row["here"] for row in kept] == [row["here"] for row in verdicts]
     for text in (
         words.shattered_text(rows), words.notebook_text(rows), words.growth_text(rows), words.deeper_text(rows, study),
-        words.parameters_text(rows), words.tally(verdicts), words.claims(verdicts),
+        words.parameters_text(rows), claims.tally(verdicts), claims.listing(verdicts),
     ):  # fmt: skip
         assert text in page
-    for stem in (*tables, "expectations"):
+    for stem in (*tables, "claims"):
         assert page.count(f"({stem}.csv)") == 1
     for stem in FIGURES + (("errors",) if "runs" in tables else ()):
         assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
@@ -221,17 +222,17 @@ def test_rates_of_powers_are_their_bases():
 
 
 def test_verdicts_need_an_interval():
-    assert judged.near(0.95, 1.05, 1, 0.1) == judged.AGREES
-    assert judged.near(1.05, 1.15, 1, 0.1) == judged.CANNOT_TELL
-    assert judged.near(1.11, 1.15, 1, 0.1) == judged.near(0.8, 0.89, 1, 0.1) == judged.DISAGREES
-    assert judged.near(None, None, 1, 0.1) == judged.CANNOT_TELL
-    assert judged.direction(0.1, 0.2, 1) == judged.direction(-0.2, -0.1, -1) == judged.AGREES
-    assert judged.direction(0.1, 0.2, -1) == judged.DISAGREES
-    assert judged.direction(-0.1, 0.2, 1) == judged.CANNOT_TELL
-    claim = judged.Claim("c", "c", "c")
-    assert judged.compared(claim, "n", [1.0, 1.0], 1.0, 0.1)["outcome"] == judged.CANNOT_TELL  # two networks
-    assert judged.compared(claim, "n", [1.0, 1.01, 0.99], 1.0, 0.1)["outcome"] == judged.AGREES
-    assert judged.difference(claim, "n", [1.0, 1.1, 0.9], [3.0, 3.1, 2.9], -1)["outcome"] == judged.AGREES
+    assert claims.near(0.95, 1.05, 1, 0.1) == claims.AGREES
+    assert claims.near(1.05, 1.15, 1, 0.1) == claims.CANNOT_TELL
+    assert claims.near(1.11, 1.15, 1, 0.1) == claims.near(0.8, 0.89, 1, 0.1) == claims.DISAGREES
+    assert claims.near(None, None, 1, 0.1) == claims.CANNOT_TELL
+    claim = claims.Claim("c", "c", "c", "c", "c")
+    assert judged.compared(claim, "n", [1.0, 1.0], 1.0, 0.1)["outcome"] == claims.CANNOT_TELL  # two networks
+    assert judged.compared(claim, "n", [1.0, 1.01, 0.99], 1.0, 0.1)["outcome"] == claims.AGREES
+    one, other = [1.0, 1.1, 0.9], [3.0, 3.1, 2.9]
+    assert judged.difference(claim, "n", one, other, -1)["outcome"] == claims.AGREES
+    assert judged.difference(claim, "n", one, other, 1)["outcome"] == claims.DISAGREES
+    assert judged.difference(claim, "n", one, [1.05, 1.1, 0.95], 1)["outcome"] == claims.CANNOT_TELL
 
 
 def test_blocks_to_count_run():

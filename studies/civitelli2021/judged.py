@@ -1,0 +1,300 @@
+"""What the paper claims and what is asked here, and what the numbers say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pathlens.metrics import holm, sample_interval
+from pathlens.tables import Table
+from studies.civitelli2021.kinds import BATCH_NORM, BROCK, CONVSHORT, IDSHORT, PLAIN, SCHEMES, Kind
+from studies.rules.claims import (
+    AGREES,
+    CANNOT_TELL,
+    DISAGREES,
+    LEVEL,
+    OURS,
+    SEEDS,
+    Claim,
+    Differences,
+    Verdict,
+    decide,
+    near,
+    of_seeds,
+    paired,
+    row,
+)
+
+Row = Mapping[str, Any]
+
+PAPER = "Civitelli et al. 2021"
+_GROWS, _KEPT = 1.1, 0.1
+_CHANCE, _FAILS = 0.9, 0.8
+_MARGIN, _LENGTH = 0.02, 0.05
+_T = "Student's 95 % interval over seeds; each network is judged by itself."
+
+COSTS = Claim(
+    "sizes",
+    "parameters and FLOPs of the networks",
+    f"{PAPER}, tables 1 and 2",
+    "Parameters without those of norms, and twice the multiply-adds rounded to two places, are those of the tables, to "
+    "the last digit.",
+    "Counted; nothing is random.",
+)
+EXPLODES = Claim(
+    "Brock's weights explode",
+    "without normalisation, and without standardising the weights, activations and gradients explode with the weights "
+    "of Brock et al.",
+    f"{PAPER}, figure 2",
+    f"The second moment grows by more than {_GROWS} a block, of the activations forward and of the gradient backward "
+    "(both must be shown).",
+    f"Fitted factor a block inside stages. {_T}",
+)
+KEEPS = Claim(
+    "the schemes keep the signal",
+    "IdShort, LearnScalar and ConvShort keep the variance of activations and of gradients",
+    f"{PAPER}, figure 6",
+    f"The second moment changes by a factor within {_KEPT:.0%} of 1 a block, forward and backward (both must be "
+    "shown); disagrees where either is shown to be outside.",
+    f"Fitted factor a block inside stages. {_T}",
+)
+FAILS = Claim(
+    "Brock's weights fail to train",
+    "without normalisation, and without standardising the weights, a network with the weights of Brock et al. does not "
+    "train",
+    f"{PAPER}, figure 3 (networks and recipe of the paper)",
+    f"Test error after the last epoch above {_FAILS:.0%}, with {_CHANCE:.0%} for a run that diverged.",
+    f"Mean over seeds. {_T}",
+)
+TRAINS = Claim(
+    "the schemes train",
+    "IdShort, LearnScalar and ConvShort train without normalisation",
+    f"{PAPER}, figure 7 (networks and recipe of the paper)",
+    f"Test error after the last epoch below {_FAILS:.0%}, with {_CHANCE:.0%} for a run that diverged.",
+    f"Mean over seeds. {_T}",
+)
+COMPETES = Claim(
+    "ConvShort competes with batch norm",
+    "the modified architecture achieves results that are competitive with those of batch norm",
+    f"{PAPER}, abstract and figure 7 (networks and recipe of the paper)",
+    f"Test error of ConvShort minus that of batch norm below {100 * _MARGIN:.0f} points (non-inferiority); disagrees "
+    "where it is above.",
+    f"Difference paired by seed. {_T}",
+)
+GROWTH = Claim(
+    "growth sets the effective length at initialisation",
+    "the growth of the gradient tells the mean length of its paths: sum over blocks of 1 - c^2 / r",
+    OURS,
+    f"Mean length (squared norms as weights) within {_LENGTH:.0%} of the number of blocks of it; disagrees where it is "
+    "farther.",
+    f"Difference over the number of blocks, of each seed. {_T}",
+)
+SCALE_START = Claim(
+    "1/sqrt(2) and paths at initialisation",
+    "the factor 1/sqrt(2) leaves effective paths as long as they are without it (IdShort against plain, He)",
+    OURS,
+    f"Mean lengths differ by less than {_LENGTH:.0%} of the number of blocks; disagrees where they differ by more.",
+    f"Difference over the number of blocks, paired by seed. {_T}",
+)
+SHORTCUT_START = Claim(
+    "convolutions as shortcuts and paths at initialisation",
+    "without identities effective paths are longer (ConvShort against IdShort)",
+    OURS,
+    f"Mean length longer by more than {_LENGTH:.0%} of the number of blocks; disagrees where it is less.",
+    f"Difference over the number of blocks, paired by seed. {_T}",
+)
+SCALE_END = Claim(
+    "1/sqrt(2) and paths after training",
+    "the factor 1/sqrt(2) shortens effective paths (IdShort against plain, He)",
+    OURS,
+    f"Mean length shorter by more than {_LENGTH:.0%} of the number of blocks after the last epoch; disagrees where it "
+    "is less.",
+    f"Difference over the number of blocks, paired by seed. {_T}",
+)
+SHORTCUT_END = Claim(
+    "convolutions as shortcuts and paths after training",
+    "without identities effective paths are longer (ConvShort against IdShort)",
+    OURS,
+    f"Mean length longer by more than {_LENGTH:.0%} of the number of blocks after the last epoch; disagrees where it "
+    "is less.",
+    f"Difference over the number of blocks, paired by seed. {_T}",
+)
+SHORTENS = Claim(
+    "training shortens effective paths",
+    "effective paths are shorter after training than at initialisation",
+    OURS,
+    "Mean length after the last epoch minus that at initialisation is below zero; disagrees where it is above.",
+    "Two-sided t test of the differences, each of a seed, with Holm's correction over the kinds of a network.",
+)
+
+
+def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """Rows of the table of claims."""
+    profiles, runs = list(tables["profiles"].rows), list(tables["runs"].rows)
+    started = [one for one in profiles if one["expected_length"] is not None]
+    trained = [one for one in profiles if one["expected_length"] is None]
+    last = [one for one in trained if one["epoch"] == max(other["epoch"] for other in trained)]
+    return [
+        *_costs(tables["costs"].rows),
+        *_signals(tables),
+        *_errors(runs),
+        *_growth(started),
+        *_between(SCALE_START, started, IDSHORT, PLAIN, within=True),
+        *_between(SHORTCUT_START, started, CONVSHORT, IDSHORT),
+        *_between(SCALE_END, last, PLAIN, IDSHORT),
+        *_between(SHORTCUT_END, last, CONVSHORT, IDSHORT),
+        *_shortens(trained),
+    ]
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    for one in rows:
+        same = (one["parameters"], one["gflops"]) == (one["parameters_stated"], one["gflops_stated"])
+        here = (
+            f"{one['parameters']:,} parameters and {one['gflops']:.2f} GFLOPs, stated {one['parameters_stated']:,} and "
+            f"{one['gflops_stated']:.2f}"
+        )
+        verdict = Verdict(AGREES if same else DISAGREES, here, float(one["parameters"]))
+        yield row(COSTS, f"{one['network']}, {one['kind']}", verdict)
+
+
+def _signals(tables: Mapping[str, Table]) -> Iterator[dict[str, Any]]:
+    stems = [stem for stem in tables if stem.startswith("signals-")]
+    for claim, kinds in ((EXPLODES, (BROCK,)), (KEEPS, SCHEMES)):
+        for stem in sorted(stems, key=lambda stem: (len(stem), stem)):
+            for kind in kinds:
+                first = next(
+                    one for one in tables[stem].rows if one["network"] == kind.name and one["place"] == "output"
+                )
+                yield row(claim, f"{stem.removeprefix('signals-')}, {kind.name}", _grown(claim, first))
+
+
+def _grown(claim: Claim, one: Row) -> Verdict:
+    """Both directions: all that is shown agrees, one that is shown not to disagrees."""
+    outcomes, words = [], []
+    for name, direction in (("growth", "forward"), ("gradient_growth", "backward")):
+        value, low, high = (one[f"{name}{end}"] for end in ("", "_low", "_high"))
+        outcomes.append(decide(low, high, above=_GROWS) if claim is EXPLODES else near(low, high, 1.0, _KEPT))
+        words.append(
+            f"{direction} no gradient"
+            if value is None
+            else f"{direction} {value:.3g} a block" + ("" if low is None else f" ({low:.3g} to {high:.3g})")
+        )
+    told = DISAGREES if DISAGREES in outcomes else AGREES if set(outcomes) == {AGREES} else CANNOT_TELL
+    here, value = ", ".join(words), one["growth"]
+    return of_seeds(Verdict(told, here, value, one["growth_low"], one["growth_high"]), one["seeds"])
+
+
+def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    networks = list(dict.fromkeys(run["network"] for run in runs))
+    for claim, kinds in ((FAILS, (BROCK,)), (TRAINS, SCHEMES)):
+        for network in networks:
+            for kind in kinds:
+                errors = list(_test_errors(runs, network, kind).values())
+                diverged = sum(run["diverged"] for run in runs if (run["network"], run["kind"]) == (network, kind.name))
+                mean, (low, high) = statistics.fmean(errors), sample_interval(errors, bounds=(0.0, 1.0))
+                bounds = {"above": _FAILS} if claim is FAILS else {"below": _FAILS}
+                outcome = decide(low, high, **bounds)
+                if len(set(errors)) == 1 and len(errors) >= SEEDS:  # all diverged: there is no spread to estimate
+                    outcome = AGREES if (mean > _FAILS) == (claim is FAILS) else DISAGREES
+                here = f"test error {_percent(mean, low, high)}" + (f", {diverged} diverged" if diverged else "")
+                verdict = of_seeds(Verdict(outcome, here, mean, low, high), len(errors))
+                yield row(claim, f"{network}, {kind.name}", verdict)
+    for network in networks:
+        own, other = (_test_errors(runs, network, kind) for kind in (CONVSHORT, BATCH_NORM))
+        found = paired([own[seed] - other[seed] for seed in own.keys() & other.keys()])
+        here = f"{100 * found.mean:+.1f} points" + _ends(found, 100, "+.1f")
+        outcome = decide(found.low, found.high, below=_MARGIN)
+        yield row(COMPETES, network, _verdict(outcome, here, found))
+
+
+def _test_errors(runs: Sequence[Row], network: str, kind: Kind) -> dict[int, float]:
+    """By seed; chance for a run that diverged."""
+    return {
+        run["seed"]: _CHANCE if run["diverged"] else run["test_error"]
+        for run in runs
+        if (run["network"], run["kind"]) == (network, kind.name)
+    }
+
+
+def _growth(started: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    for (network, kind), own in _by_network_and_kind(started).items():
+        off = [(one["mean_length"] - one["expected_length"]) / one["blocks"] for one in own]
+        found = paired(off)
+        here = (
+            f"mean length {statistics.fmean(one['mean_length'] for one in own):.2f} of {own[0]['blocks']} blocks, "
+            f"expected {statistics.fmean(one['expected_length'] for one in own):.2f}; {100 * found.mean:+.1f} % of the "
+            f"blocks{_ends(found, 100, '+.1f')}"
+        )
+        yield row(GROWTH, f"{network}, {kind}", _verdict(_within(found), here, found))
+
+
+def _between(
+    claim: Claim, rows: Sequence[Row], longer: Kind, shorter: Kind, within: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Of each network: mean length with one kind minus that with the other, over the blocks."""
+    groups = _by_network_and_kind(rows)
+    for network in dict.fromkeys(one["network"] for one in rows):
+        own, other = (
+            {one["seed"]: one["mean_length"] / one["blocks"] for one in groups.get((network, kind.name), ())}
+            for kind in (longer, shorter)
+        )
+        differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+        if not differences:
+            yield row(claim, network, Verdict(CANNOT_TELL, "no pair of runs that ended"))
+            continue
+        found = paired(differences)
+        outcome = _within(found) if within else decide(found.low, found.high, above=_LENGTH)
+        here = (
+            f"{longer.name} {100 * statistics.fmean(own.values()):.1f} % of the blocks, {shorter.name} "
+            f"{100 * statistics.fmean(other.values()):.1f} %; difference {100 * found.mean:+.1f}"
+            f"{_ends(found, 100, '+.1f')}"
+        )
+        yield row(claim, network, _verdict(outcome, here, found))
+
+
+def _shortens(trained: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    found: dict[tuple[str, str], Differences] = {}
+    for key, own in _by_network_and_kind(trained).items():
+        by_epoch: dict[int, dict[int, float]] = {}
+        for one in own:
+            by_epoch.setdefault(one["epoch"], {})[one["seed"]] = one["mean_length"]
+        first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
+        found[key] = paired([last[seed] - first[seed] for seed in sorted(first.keys() & last.keys())])
+    for network in dict.fromkeys(network for network, _ in found):
+        kinds = [key for key in found if key[0] == network]
+        tested = [key for key in kinds if found[key].p is not None]
+        p_values = dict(zip(tested, holm([found[key].p or 0.0 for key in tested]), strict=True))
+        for key in kinds:
+            one, p = found[key], p_values.get(key)
+            told = p is not None and p < LEVEL
+            outcome = CANNOT_TELL if not told else AGREES if one.mean < 0 else DISAGREES
+            here = f"{one.mean:+.2f} blocks{_ends(one, 1, '+.2f')}"
+            yield row(SHORTENS, ", ".join(key), _verdict(outcome, here, one, p))
+
+
+def _by_network_and_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for one in rows:
+        groups.setdefault((one["network"], one["kind"]), []).append(one)
+    return groups
+
+
+def _within(found: Differences) -> str:
+    """Whether a difference is shown to be smaller than the margin, or larger."""
+    return near(found.low, found.high, 0.0, _LENGTH)
+
+
+def _verdict(outcome: str, here: str, found: Differences, p: float | None = None) -> Verdict:
+    return of_seeds(Verdict(outcome, here, found.mean, found.low, found.high, p), found.pairs)
+
+
+def _ends(found: Differences, factor: float, look: str) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f" ({format(factor * found.low, look)} to {format(factor * found.high, look)})"
+
+
+def _percent(mean: float, low: float | None, high: float | None) -> str:
+    return f"{mean:.1%}" + ("" if low is None or high is None else f" ({low:.1%} to {high:.1%})")
