@@ -174,7 +174,7 @@ def reduced(arguments: list[str]) -> list[str]:
     if verb == "train":
         # into a folder of its own: the one that is named holds the run that later commands read
         kept[kept.index("--out") + 1] += "-short"
-        return [verb, *kept, "--epochs", "1", "--limit", "40", "--validation", "12"]
+        return [verb, *kept, "--epochs", "1", "--limit", "60", "--validation", "20"]
     few = {"--limit": "4", "--batch-size": "3"}
     if verb == "path-gradients":
         few |= {"--max-samples": "2", "--draws": "1"}
