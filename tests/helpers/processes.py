@@ -38,6 +38,8 @@ def forked(run: Callable[[], object], out: Path, err: Path, **variables: str) ->
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(said),
         ):
+            os.dup2(printed.fileno(), 1)  # of processes that it starts
+            os.dup2(said.fileno(), 2)
             run()
 
     process = multiprocessing.get_context("fork").Process(target=child)

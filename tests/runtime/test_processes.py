@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import run as torchrun
 
 import pathlens
 from pathlens.cli import main
@@ -17,12 +16,12 @@ from pathlens.data import open_data
 from pathlens.errors import DataError, RunError
 from pathlens.residual import find_blocks
 from pathlens.runtime import processes
-from tests.helpers import process_worker
+from tests.helpers import ROOT, process_worker
 from tests.helpers.cli_files import USER_FILE
 from tests.helpers.data_files import noise, png, write
 from tests.helpers.lesion_oracle import small_batches, small_net
 from tests.helpers.process_worker import RGB
-from tests.helpers.processes import PATIENCE, environment, two_processes
+from tests.helpers.processes import PATIENCE, forked, two_processes
 from tests.helpers.progress import Progress
 
 
@@ -112,21 +111,17 @@ def test_torchrun(spec: str, user: str, tmp_path: Path, capsys: pytest.CaptureFi
         "7",
         "--json",
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    many = subprocess.run(
-        [*launcher, "-m", "pathlens", *command, "--out", str(tmp_path / "many")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert many.returncode == 0, many.stderr
+    launcher = ["--standalone", "--nproc-per-node", "2", "-m", "pathlens", *command, "--out", str(tmp_path / "many")]
+    printed, said_by = tmp_path / "printed", tmp_path / "said"
+    many = forked(lambda: torchrun.main(launcher), printed, said_by, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    many.join(PATIENCE)
+    many.kill()
+    assert many.exitcode == 0, said_by.read_text()
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
-    found, wanted = json.loads(many.stdout), json.loads(capsys.readouterr().out)
+    found, wanted = json.loads(printed.read_text()), json.loads(capsys.readouterr().out)
     assert found["table"] == wanted["table"]  # to the last bit
     assert (found["provenance"]["processes"], wanted["provenance"]["processes"]) == (2, 1)
-    said = [line for line in many.stderr.splitlines() if line.startswith("pathlens:")]
+    said = [line for line in said_by.read_text().splitlines() if line.startswith("pathlens:")]
     assert len(said) == len(set(said))
     assert any("wrote" in line for line in said)
     assert json.loads((tmp_path / "many" / "manifest.json").read_text())["processes"] == 2
