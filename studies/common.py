@@ -36,6 +36,7 @@ from pathlens.errors import NumericsError, PathlensError
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.storage import atomic_write_bytes
+from pathlens.tables import Table, read_table
 from studies import record
 from studies.record import Tables
 from studies.rules import claims
@@ -54,7 +55,7 @@ class StudySetting:
         name: of the study and its folder.
         scale: ``smoke``, ``cpu`` or ``paper``.
         out: folder for page, tables and figures.
-        runs: folder for trained networks, which are taken up again.
+        runs: folder for trained networks, and for tables that take long, which are taken up again.
         device: ``auto``, ``cpu`` or ``cuda``.
         jobs: trainings side by side.
         restate: write the page again from the tables that are there, and measure nothing.
@@ -327,6 +328,20 @@ def _cell(value: Any, look: str) -> str:
     if value is None:
         return ""
     return str(value) if not look or isinstance(value, str) else format(value, look)
+
+
+def once(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
+    """A table that takes long to measure, kept beside the trained networks and taken up again.
+
+    Args:
+        study: where.
+        stem: of its files.
+        measure: makes it.
+    """
+    folder = study.runs / "measured"
+    if not (folder / f"{stem}.csv").is_file():
+        measure().write(folder, stem)
+    return read_table(folder / f"{stem}.csv")
 
 
 def start_fresh(folder: Path) -> None:

@@ -6,6 +6,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import pathlens
 from pathlens import ResidualView
 from pathlens.data import ImageData
 from pathlens.tables import Table
-from studies.civitelli2021.kinds import KINDS, fresh, images, spec
+from studies.civitelli2021.kinds import KINDS, Kind, fresh, images, spec
 from studies.civitelli2021.signals import sizes
 from studies.civitelli2021.trained import Training, kept_epochs
-from studies.common import DIVERGED, StudySetting, say
+from studies.common import DIVERGED, StudySetting, once, say
 
 _WHICH = (
     ("network", "", "reference name, or function of nets.py"),
@@ -51,16 +53,23 @@ def at_start(study: StudySetting, data: str, seeds: int) -> tuple[list[dict[str,
     rows, lengths = [], []
     for size in sizes(study):
         for kind in KINDS:
-            say(f"path lengths at initialisation: {size}, {kind.name}")
             tables = []
             for seed in range(seeds):
-                view = fresh(size, kind, seed, batch.batch(0, 2).images)
-                table = pathlens.path_gradients(view, batch, method="exact", mode="train", batch_size=batch.n)
-                expected = expected_length(view, kind.factor, batch)
+                stem = f"paths-{size}-{kind.variant}-{kind.init}-seed{seed}"
+                table = once(study, stem, partial(_fresh, size, kind, seed, batch))
+                expected = table.provenance["expected_length"]
                 rows.append(_row(size, kind.name, 0, seed, table) | {"expected_length": expected})
                 tables.append(table)
             lengths += _lengths(size, kind.name, 0, tables)
     return rows, lengths
+
+
+def _fresh(size: str, kind: Kind, seed: int, batch: ImageData) -> Table:
+    say(f"path lengths at initialisation: {size}, {kind.name}, seed {seed}")
+    view = fresh(size, kind, seed, batch.batch(0, 2).images)
+    table = pathlens.path_gradients(view, batch, method="exact", mode="train", batch_size=batch.n)
+    expected = expected_length(view, kind.factor, batch)
+    return replace(table, provenance={**table.provenance, "expected_length": expected})
 
 
 def in_training(
@@ -74,24 +83,22 @@ def in_training(
         folder = done[training.name]
         if (folder / DIVERGED).is_file():
             continue
-        say(f"path lengths in training: {training.name}")
         for epoch in kept_epochs(study):
-            weights = folder / "epochs" / f"epoch-{epoch:03d}.safetensors"
-            loaded = pathlens.load_model(spec(training.network, training.kind), weights)
-            table = pathlens.path_gradients(
-                loaded.model,
-                batch,
-                method="exact",
-                mode="train",
-                batch_size=batch.n,
-                mean=loaded.mean,
-                std=loaded.std,
-            )
+            table = once(study, f"paths-{training.name}-epoch{epoch}", partial(_kept, training, folder, epoch, batch))
             rows.append(_row(training.network, training.kind.name, epoch, training.seed, table))
             groups.setdefault((training.network, training.kind.name, epoch), []).append(table)
     for (network, kind, epoch), tables in groups.items():
         lengths += _lengths(network, kind, epoch, tables)
     return rows, lengths
+
+
+def _kept(training: Training, folder: Path, epoch: int, batch: ImageData) -> Table:
+    say(f"path lengths in training: {training.name}, epoch {epoch}")
+    weights = folder / "epochs" / f"epoch-{epoch:03d}.safetensors"
+    loaded = pathlens.load_model(spec(training.network, training.kind), weights)
+    return pathlens.path_gradients(
+        loaded.model, batch, method="exact", mode="train", batch_size=batch.n, mean=loaded.mean, std=loaded.std
+    )
 
 
 def _row(network: str, kind: str, epoch: int, seed: int, table: Table) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
+from pathlens.data import ImageData
 from pathlens.tables import Table
-from studies.civitelli2021.kinds import BATCH_NORM, CONVSHORT, IDSHORT, KINDS, images, spec
-from studies.common import StudySetting, say
+from studies.civitelli2021.kinds import BATCH_NORM, CONVSHORT, IDSHORT, KINDS, Kind, images, spec
+from studies.common import StudySetting, once, say
 
 PAPERS = ("nfresnet18", "nfresnet50", "nfresnet101")
 """The networks of the paper."""
@@ -78,13 +80,16 @@ def measure(study: StudySetting, data: str, seeds: int) -> dict[str, Table]:
     for size in sizes(study):
         parts = []
         for kind in KINDS:
-            say(f"signals: {size}, {kind.name}")
-            model = pathlens.load_model(spec(size, kind), "random").model
-            parts.append(
-                pathlens.signal_propagation(model, batch, init=kind.init, seeds=seeds, mode="train", batch_size=batch.n)
-            )
+            stem = f"signals-{size}-{kind.variant}-{kind.init}"
+            parts.append(once(study, stem, partial(_of_one, size, kind, batch, seeds)))
         tables[f"signals-{size}"] = together(parts, [kind.name for kind in KINDS])
     return tables
+
+
+def _of_one(size: str, kind: Kind, batch: ImageData, seeds: int) -> Table:
+    say(f"signals: {size}, {kind.name}")
+    model = pathlens.load_model(spec(size, kind), "random").model
+    return pathlens.signal_propagation(model, batch, init=kind.init, seeds=seeds, mode="train", batch_size=batch.n)
 
 
 def together(parts: Sequence[Table], names: Sequence[str]) -> Table:
