@@ -1,7 +1,7 @@
 """The networks that the study trains: those of Civitelli et al. 2021, narrower.
 
 ``pathlens train --model studies/civitelli2021/nets.py:narrow18_idshort``. ``narrow18`` has a quarter of the channels of
-``nfresnet18``, ``narrow50`` an eighth of those of ``nfresnet50``; ``tiny18`` is for tests, on 8x8 grey digits.
+``nfresnet18``; ``tiny18`` is for tests, on 8x8 grey digits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from functools import partial
 from pathlens.models.nfresnet_cifar import NFResNet, nfresnet
 
 _narrow18 = partial(nfresnet, 18, widths=(16, 32, 64, 128))
-_narrow50 = partial(nfresnet, 50, widths=(8, 16, 32, 64))
 _tiny18 = partial(NFResNet, False, (1, 1, 2), in_channels=1, widths=(4, 4, 8))
 
 narrow18_batchnorm = partial(_narrow18, "batchnorm")
@@ -19,12 +18,6 @@ narrow18_plain = partial(_narrow18, "plain")
 narrow18_idshort = partial(_narrow18, "idshort")
 narrow18_learnscalar = partial(_narrow18, "learnscalar")
 narrow18_convshort = partial(_narrow18, "convshort")
-
-narrow50_batchnorm = partial(_narrow50, "batchnorm")
-narrow50_plain = partial(_narrow50, "plain")
-narrow50_idshort = partial(_narrow50, "idshort")
-narrow50_learnscalar = partial(_narrow50, "learnscalar")
-narrow50_convshort = partial(_narrow50, "convshort")
 
 tiny18_batchnorm = partial(_tiny18, "batchnorm")
 tiny18_plain = partial(_tiny18, "plain")

@@ -78,9 +78,7 @@ class Training:
 
 def networks(study: StudySetting) -> tuple[str, ...]:
     """Sizes that are trained."""
-    sizes: tuple[str, ...] = study.pick(
-        ("tiny18",), ("narrow18", "narrow50"), ("nfresnet18", "nfresnet50", "nfresnet101")
-    )
+    sizes: tuple[str, ...] = study.pick(("tiny18",), ("narrow18",), ("nfresnet18", "nfresnet50", "nfresnet101"))
     return sizes
 
 
