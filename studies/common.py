@@ -36,7 +36,7 @@ from pathlens.errors import NumericsError, PathlensError
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.storage import atomic_write_bytes
-from pathlens.tables import Table, read_table
+from pathlens.tables import Table
 from studies import record
 from studies.record import Tables
 from studies.rules import claims
@@ -338,10 +338,10 @@ def once(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
         stem: of its files.
         measure: makes it.
     """
-    folder = study.runs / "measured"
-    if not (folder / f"{stem}.csv").is_file():
-        measure().write(folder, stem)
-    return read_table(folder / f"{stem}.csv")
+    kept = Tables(study.runs / "measured")
+    if stem not in kept:
+        kept.put(stem, measure())
+    return kept[stem]
 
 
 def start_fresh(folder: Path) -> None:

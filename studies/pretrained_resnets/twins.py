@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pathlens import plans
-from pathlens.analyses.lesions import run_plans
+from pathlens.analyses.evaluation import run_plans
 from pathlens.analyses.rows import counted
 from pathlens.analyses.sources import Data
 from pathlens.residual import ResidualView
