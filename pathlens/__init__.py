@@ -13,6 +13,8 @@ from pathlens.version import __version__ as __version__
 if TYPE_CHECKING:
     from pathlens.analyses import (
         delete_blocks,
+        delete_blocks_exhaustive,
+        delete_blocks_greedy,
         delete_skips,
         lattice,
         path_gradients,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "analyses": (
         "delete_blocks",
+        "delete_blocks_exhaustive",
+        "delete_blocks_greedy",
         "delete_skips",
         "lattice",
         "path_gradients",
@@ -53,6 +57,8 @@ __all__ = [
     "ResidualView",
     "applied",
     "delete_blocks",
+    "delete_blocks_exhaustive",
+    "delete_blocks_greedy",
     "delete_skips",
     "deleted",
     "equation",

@@ -139,6 +139,39 @@ FINDINGS = (
         ["wider_or_deeper/depths.png"],
         "More seeds and images, or a harder task, on which the difference survives the correction.",
     ),
+    Finding(
+        "What sets the lengths of paths at initialisation, and what training makes of them",
+        [
+            ("civitelli2021", claim)
+            for claim in (
+                "growth sets the effective length at initialisation",
+                "1/sqrt(2) and paths at initialisation",
+                "convolutions as shortcuts and paths at initialisation",
+                "training shortens effective paths",
+                "1/sqrt(2) and paths after training",
+                "convolutions as shortcuts and paths after training",
+            )
+        ],
+        ["civitelli2021/expected.png", "civitelli2021/moving.png"],
+        "A network at initialisation whose mean path length is far from the sum over its blocks of 1 - c^2 / r, with r "
+        "the growth of the squared gradient backwards through the block and c the factor of its sum.",
+    ),
+    Finding(
+        "Without normalisation",
+        [
+            ("civitelli2021", claim)
+            for claim in (
+                "sizes",
+                "Brock's weights explode",
+                "the schemes keep the signal",
+                "Brock's weights fail to train",
+                "the schemes train",
+                "ConvShort competes with batch norm",
+            )
+        ],
+        ["civitelli2021/signals-nfresnet50.png", "civitelli2021/epochs.png"],
+        "Trainings at the size and with the recipe of the paper (`--scale paper`) that end otherwise.",
+    ),
 )
 
 

@@ -2,11 +2,14 @@
 
 from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks
 from pathlens.analyses.profiles import lattice, path_gradients
+from pathlens.analyses.searches import delete_blocks_exhaustive, delete_blocks_greedy
 from pathlens.analyses.signal import signal_propagation
 from pathlens.residual import view_of
 
 __all__ = [
     "delete_blocks",
+    "delete_blocks_exhaustive",
+    "delete_blocks_greedy",
     "delete_skips",
     "lattice",
     "path_gradients",

@@ -24,7 +24,7 @@ class Options(TypedDict, total=False):
 
 
 class SweepOptions(Options, total=False):
-    """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.lesions.run_plans`."""
+    """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.evaluation.run_plans`."""
 
     dtype: str
     seed: int

@@ -92,13 +92,14 @@ def _walk(network: Inference, routes: list[tuple[Route, int]], depth: int, x: Te
         yield index, logits
 
 
-def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepResult:
+def sweep(network: Inference, plans: Sequence[Plan], runner: Runner, phase: str = PHASE) -> SweepResult:
     """Counts of every plan over all images.
 
     Args:
         network: the prepared network.
         plans: what to evaluate; the first one is the intact network.
         runner: of the batches; beside each its journal keeps the name of the engine.
+        phase: names the journal.
 
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
@@ -115,7 +116,7 @@ def sweep(network: Inference, plans: Sequence[Plan], runner: Runner) -> SweepRes
         return [network.engine.name, _count(network, routes, batch, images, labels)]
 
     with torch.inference_mode():
-        results = runner.run(PHASE, count)
+        results = runner.run(phase, count)
     counts, pairs = _add_up([batch for _, batch in results.values()], len(plans))
     return SweepResult(routes, counts, pairs, difference)
 

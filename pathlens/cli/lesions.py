@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 from pathlens.cli import options as o
@@ -28,6 +29,9 @@ Count = Annotated[
 ]
 
 
+Search = StrEnum("Search", "random greedy exhaustive")
+
+
 @dataclass(frozen=True)
 class LesionOptions(o.Common):
     """The shared options, and how to run the network."""
@@ -50,6 +54,13 @@ def delete_blocks(
     blocks: Blocks = None,
     count: Count = None,
     samples: o.Samples = 10,
+    search: Annotated[
+        Search,
+        o.option(
+            "How sets are found: drawn; by deleting the best next block, up to the largest --count (default 20); or "
+            "all of up to --count blocks (default 2), with what each costs beyond the sum of its blocks."
+        ),
+    ] = Search.random,
     *,
     common: LesionOptions,
 ) -> None:
@@ -57,6 +68,12 @@ def delete_blocks(
 
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
+    if search != Search.random:
+        if blocks is not None:
+            raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
+        sizes = parse_range(count, "count")
+        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {})
+        return
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
     run("delete-blocks", common, arguments, blocks)
 

@@ -9,6 +9,7 @@ from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.results.result import Headline, Result, Shown, column
+from pathlens.results.searches import EXHAUSTIVE, GREEDY
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.results.structure import BLOCKS
 from pathlens.results.training import EVALUATION, HISTORY
@@ -19,6 +20,8 @@ RESULTS: dict[str, Result] = {
     for result in (
         DELETE_BLOCKS,
         DELETE_SKIPS,
+        GREEDY,
+        EXHAUSTIVE,
         REORDER_BLOCKS,
         PATH_GRADIENTS,
         LATTICE,

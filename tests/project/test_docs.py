@@ -174,7 +174,7 @@ def reduced(arguments: list[str]) -> list[str]:
     if verb == "train":
         # into a folder of its own: the one that is named holds the run that later commands read
         kept[kept.index("--out") + 1] += "-short"
-        return [verb, *kept, "--epochs", "1", "--limit", "60", "--validation", "20"]
+        return [verb, *kept, "--epochs", "1", "--limit", "40", "--validation", "12"]
     few = {"--limit": "4", "--batch-size": "3"}
     if verb == "path-gradients":
         few |= {"--max-samples": "2", "--draws": "1"}
@@ -368,10 +368,10 @@ def test_interface_page_names_everything_public():
 
 
 def test_interface_page_names_every_option_of_the_studies():
-    _, _, rest = (DOCS / "api.md").read_text().partition("The options of these three, by keyword:\n\n")
+    _, _, rest = (DOCS / "api.md").read_text().partition("The options of these five, by keyword:\n\n")
     text, _, _ = rest.partition("\n\n")
     documented = [name for line in text.splitlines() if line.startswith("- `") for name in quoted(line.split(":")[0])]
-    accepted = list(inspect.signature(analyses.lesions.run_plans).parameters)
+    accepted = list(inspect.signature(analyses.evaluation.run_plans).parameters)
     assert documented == [name for name in accepted if name not in ("verb", "view", "lesions", "data")]
 
 

@@ -1,0 +1,259 @@
+"""Evaluation of plans: error and loss of every lesioned network, with the provenance of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pathlens.analyses import tuning
+from pathlens.analyses.options import SweepOptions
+from pathlens.analyses.provenance import EngineProvenance, LesionProvenance
+from pathlens.analyses.runner import Progress, Runner, running
+from pathlens.analyses.sources import Data, batch_source
+from pathlens.analyses.sweep import PHASE, SweepResult, sweep
+from pathlens.errors import UsageError
+from pathlens.plans import Plan
+from pathlens.residual import ResidualView, engines, view_of
+from pathlens.residual.engines import Engine
+from pathlens.residual.inference import Inference
+from pathlens.residual.modes import in_mode
+from pathlens.results.measured import LEVEL
+from pathlens.runtime import processes
+from pathlens.runtime.memory import oom_as_error
+from pathlens.tables import Json, Provenance
+
+#: batch size where none is given: large enough for full speed on a CPU, and small CIFAR-sized activations
+BATCH_SIZE = 128
+
+AUTO = "auto"
+
+
+def run_plans(
+    verb: str,
+    view: ResidualView,
+    lesions: Sequence[Plan],
+    data: Data,
+    *,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    engine: str = "auto",
+    fast: bool = True,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+    provenance: Provenance | None = None,
+) -> tuple[SweepResult, LesionProvenance]:
+    """Evaluate plans on data; what all lesion verbs share.
+
+    Args:
+        verb: for provenance.
+        view: the network.
+        lesions: what to evaluate; the first one should be the intact network.
+        data: an opened data set, or batches of (images, labels).
+        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
+        device: where to compute (default: where the model is).
+        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
+        seed: of the random draws that made the plans, for provenance.
+        mean: per-channel mean for normalisation (default: the data set's).
+        std: per-channel standard deviation (default: the data set's).
+        engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
+            which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
+            goes on with it. Another engine rounds otherwise.
+        fast: False is short for the engine ``plain``, the model's own operations.
+        journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
+        progress: called with (batches done, batches in all).
+        provenance: what that of the table should also say, such as where the weights are from.
+
+    Returns:
+        Counts of each plan, and the provenance.
+
+    Raises:
+        NumericsError: the intact network gives NaN, or the prepared network differs from the model's own forward.
+        ResourceError: a batch does not fit in memory, or the disk is full.
+        DataError: labels outside the classes, images that do not fit the network.
+        RunError: the same sweep is running already.
+    """
+    identity = [repr(plan) for plan in lesions]
+    with evaluating(
+        verb, view, data, identity, len(lesions), batch_size=batch_size, device=device, dtype=dtype, seed=seed,
+        mean=mean, std=std, engine=engine, fast=fast, journal=journal, progress=progress, provenance=provenance,
+    ) as evaluation:  # fmt: skip
+        result = evaluation.sweep(lesions)
+        return result, evaluation.record([result])
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A network and data made ready to evaluate plans.
+
+    Attributes:
+        verb: for provenance.
+        view: the network.
+        runner: of the batches.
+        network: the prepared network.
+        choice: of its engine.
+        dtype: as asked for.
+        seed: of the random draws that made the plans.
+        stated: what the provenance should also say.
+    """
+
+    verb: str
+    view: ResidualView
+    runner: Runner
+    network: Inference
+    choice: EngineProvenance
+    dtype: str
+    seed: int
+    stated: Provenance
+
+    def sweep(self, lesions: Sequence[Plan], phase: str = PHASE) -> SweepResult:
+        """Evaluate plans, of which the first one should be the intact network.
+
+        Args:
+            lesions: what to evaluate.
+            phase: names the journal, where several sweeps are one analysis.
+        """
+        return sweep(self.network, lesions, self.runner, phase)
+
+    def record(self, results: Sequence[SweepResult]) -> LesionProvenance:
+        """The provenance of what was swept."""
+        return LesionProvenance(
+            verb=self.verb,
+            network=type(self.view.model).__name__,
+            blocks=len(self.view),
+            output=self.view.output,
+            data=self.runner.source.provenance,
+            stated=self.stated,
+            seed=self.seed,
+            dtype=self.dtype,
+            device=processes.device_name(self.runner.device),
+            engine=self.choice,
+            processes=self.runner.group.world,
+            networks_evaluated=sum(len(result.routes) for result in results),
+            largest_relative_logit_difference=_finite(max(result.largest_logit_difference for result in results)),
+            resumed_batches=self.runner.resumed,
+            seconds=self.runner.seconds,
+            comparison=comparison([test for result in results for test in result.tests.values()]),
+            notes=(
+                *self.view.notes,
+                *self.stated.get("notes", ()),
+                *_engine_notes(self.network.engine, self.runner.device, self.runner.dtype),
+            ),
+        )
+
+
+@contextlib.contextmanager
+def evaluating(
+    verb: str,
+    view: ResidualView,
+    data: Data,
+    identity: Json,
+    networks: int,
+    *,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    engine: str = AUTO,
+    fast: bool = True,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+    provenance: Provenance | None = None,
+) -> Iterator[Evaluation]:
+    """Make a network and data ready to evaluate plans, as one analysis with one engine.
+
+    Args, if not those of :func:`run_plans`:
+        identity: what tells this analysis from others of the same network and data.
+        networks: how many are going to be evaluated, about.
+    """
+    asked = engine if fast else "plain"
+    stated = provenance or {}
+    with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
+        with runner.group.agreed(), in_mode(view.model):
+            given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
+            runner.identify(verb, view, plans=identity, dtype=dtype, engine=asked, spec=stated.get("model"))
+        network, choice = _prepared(given, view, runner, networks)
+        with network:
+            yield Evaluation(verb, view, runner, network, choice, dtype, seed, stated)
+
+
+def _prepared(
+    given: Engine | None, view: ResidualView, runner: Runner, networks: int
+) -> tuple[Inference, EngineProvenance]:
+    """The network in the form given, that of the journal, or the fastest, and what provenance says of the choice."""
+    network: Inference | None = None
+    choice: EngineProvenance | None = None
+    before = [name for name, _ in runner.recorded(PHASE).values()]
+    if given is not None:
+        choice = EngineProvenance(engine=given.name, engine_chosen="given")
+    elif before:
+        choice = EngineProvenance(engine=before[0], engine_chosen="resumed")
+    else:
+        group = runner.group
+        with group.agreed(), torch.inference_mode(), oom_as_error(runner.source.batch_size):
+            if group.is_main:  # one process measures for all
+                network, choice = tuning.choose(view, runner, networks)
+        (choice, *_) = group.gather(choice)
+    assert choice is not None
+    if network is None:
+        network = Inference(
+            view, runner.device, runner.dtype, engines.named(choice.engine, runner.device, runner.dtype)
+        )
+    return network, choice
+
+
+def comparison(tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:
+    """How networks were compared with the intact one, and how many differ; None where there is no other.
+
+    Args:
+        tests: p of each, and p after correction.
+    """
+    if not tests:
+        return None
+    return {
+        "with": "the intact network, on the same images",
+        "interval": "Tango's score interval of the difference, 95 %",
+        "test": "McNemar's exact test, two-sided",
+        "correction": f"Holm's, over the {len(tests)} different lesioned networks of the table",
+        "level": LEVEL,
+        "networks": len(tests),
+        "differ": sum(p <= LEVEL for p, _ in tests),
+        "differ_corrected": sum(corrected <= LEVEL for _, corrected in tests),
+    }
+
+
+def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> list[str]:
+    if engine.form == "plain" or not engines.widens(device, dtype):
+        return []
+    return [f"{engines.missing(device, dtype)}: products are computed in float32 and rounded"]
+
+
+def view_for(model: nn.Module | ResidualView, data: Data, options: SweepOptions) -> ResidualView:
+    """The blocks of a network, found with the first images where it is no view yet.
+
+    Raises:
+        UsageError: it is no module.
+        NoResidualBlocksError: it has neither residual blocks nor a plain chain of layers.
+    """
+    if isinstance(model, ResidualView):
+        return model
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
+    where = processes.device_of(model, None)
+    source = batch_source(data, 2, options.get("mean"), options.get("std"), where)
+    return view_of(model, source.first())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

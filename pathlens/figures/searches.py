@@ -1,0 +1,95 @@
+"""Searches among sets of blocks: error of the best next deletion, and pairs against the sum of their blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pathlens.errors import UsageError
+from pathlens.figures.lesions import intact_line, mean_line, percent_axis
+from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, legend_outside, new_figure, style, to_rows
+from pathlens.results.measured import error_series, intact_row, lesioned
+from pathlens.results.result import Rows
+from pathlens.tables import Table
+
+_GREEDY = ("count", "block", "error", "error_low", "error_high")
+_PAIRS = ("count", "blocks", "interaction", "loss_interaction", "error")
+
+
+def greedy(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
+    """Error against the number of blocks that a greedy search deleted, with 95 % intervals.
+
+    Args:
+        table: of ``delete-blocks-greedy``; errors are fractions and drawn in percent.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there is nothing to draw.
+    """
+    rows = to_rows(table, _GREEDY, "a greedy search")
+    steps = lesioned(rows)
+    if not steps:
+        raise UsageError("the table has no deleted blocks; give one from delete-blocks --search greedy")
+    with style():
+        figure = new_figure(width, 2.4)
+        axes = figure.add_subplot()
+        mean_line(axes, error_series(steps, "count"), "best next block, 95 % interval")
+        axes.xaxis.set_major_locator(block_ticks())
+        intact = intact_row(rows)
+        intact_line(axes, intact)
+        visible = [intact, *steps] if intact else steps
+        percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")])
+        axes.set_xlabel("number of deleted blocks")
+        legend_outside(axes, width)
+    return figure
+
+
+def interactions(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
+    """What deleting two blocks costs beyond the sum of deleting each: error on the left, loss on the right.
+
+    Args:
+        table: of ``delete-blocks-exhaustive``.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there are no pairs.
+    """
+    rows = [row for row in to_rows(table, _PAIRS, "an exhaustive search") if row["count"] == 2]
+    if not rows:
+        raise UsageError("the table has no pairs of blocks; give one from delete-blocks --search exhaustive")
+    with style():
+        figure = new_figure(width, 0.42 * width)
+        for axes, (name, factor, words) in zip(
+            figure.subplots(1, 2),
+            (
+                ("interaction", 100, "error beyond the sum (points)"),
+                ("loss_interaction", 1, "loss beyond the sum (nats)"),
+            ),
+            strict=True,
+        ):
+            values = factor * matrix(rows, name)
+            top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
+            image = axes.imshow(values, cmap="RdBu_r", vmin=-top or -1, vmax=top or 1, interpolation="nearest")
+            bar = figure.colorbar(image, ax=axes)
+            bar.set_label(words)
+            bar.outline.set_linewidth(0)
+            axes.set_xlabel("block")
+            axes.set_ylabel("block")
+            axes.xaxis.set_major_locator(block_ticks())
+            axes.yaxis.set_major_locator(block_ticks())
+    return figure
+
+
+def matrix(rows: Rows, name: str) -> np.ndarray:
+    """A column of the pairs as a symmetric matrix; NaN where there is no value, and on the diagonal.
+
+    Args:
+        rows: of pairs.
+        name: of the column.
+    """
+    pairs = [tuple(int(block) for block in row["blocks"].split(",")) for row in rows]
+    values = np.full((max(map(max, pairs)) + 1,) * 2, np.nan)
+    for (first, second), row in zip(pairs, rows, strict=True):
+        values[first, second] = values[second, first] = np.nan if row[name] is None else row[name]
+    return values
