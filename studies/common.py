@@ -301,7 +301,7 @@ class Page:
         """
         measured, page = known["measured"], known["page"]
         hardware = measured["hardware"] or {}
-        trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", [])})
+        trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
         head = [
             f"# {self.title}",
             "",

@@ -15,6 +15,7 @@ from pathlens import figures
 from studies import record
 from studies.civitelli2021 import drawing, profiles, signals, trained
 from studies.civitelli2021.judged import verdicts
+from studies.civitelli2021.kinds import LEARNSCALAR
 from studies.civitelli2021.words import DISCUSSION, PROTOCOL, QUESTION, SECTIONS
 from studies.common import DIVERGED, Page, StudySetting, carry_out, setting, start_fresh, train_all
 from studies.record import make_table
@@ -71,9 +72,11 @@ def state(study: StudySetting) -> Page:
         size = stem.removeprefix("signals-")
         page.figure(
             stem,
-            lambda stem=stem: figures.signal_propagation(tables[stem]),  # type: ignore[misc]
+            lambda stem=stem: figures.signal_propagation(  # type: ignore[misc]
+                [row for row in tables[stem].rows if row["network"] != LEARNSCALAR.name]
+            ),
             f"{size}: second moment of activations (left) and of the gradient of the loss (right) behind each block, "
-            "mean over initialisations with Student's 95 % interval; dashed: expected.",
+            "mean over initialisations with Student's 95 % interval; dashed: expected. LearnScalar starts as IdShort.",
         )
         page.table(stem)
         page.measured(stem)
