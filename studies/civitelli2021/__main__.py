@@ -73,7 +73,7 @@ def state(study: StudySetting) -> Page:
         page.figure(
             stem,
             lambda stem=stem: figures.signal_propagation(  # type: ignore[misc]
-                [row for row in tables[stem].rows if row["network"] != LEARNSCALAR.name]
+                [row for row in tables[stem].rows if row["network"] != LEARNSCALAR.name], width=6.4
             ),
             f"{size}: second moment of activations (left) and of the gradient of the loss (right) behind each block, "
             "mean over initialisations with Student's 95 % interval; dashed: expected. LearnScalar starts as IdShort.",
