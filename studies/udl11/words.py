@@ -188,7 +188,7 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
         parts.append(f"{missing} trainings have not been run yet.")
     if study.scale == "cpu":
         parts.append(
-            "These trainings take 852 steps, where He et al. take 64,000: what is seen is how much longer a deep network "
-            "needs to get going, without shortcuts and with them, and not where it ends."
+            "These trainings take 852 steps, where He et al. take 64,000: what is seen is how much longer a deep "
+            "network needs to get going, without shortcuts and with them, and not where it ends."
         )
     return " ".join(parts)
