@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pathlens
-from pathlens.analyses import lesions, sweep, tuning
+from pathlens.analyses import evaluation, sweep, tuning
 from pathlens.analyses.provenance import EngineProvenance
 from pathlens.analyses.runner import Runner
 from pathlens.analyses.sources import batch_source
@@ -207,7 +207,7 @@ def test_a_sweep_that_is_taken_up_again_keeps_its_engine(tmp_path: Path, monkeyp
         return counted[0]
 
     call: dict[str, Any] = {"batch_size": 8, "blocks": [1], "journal": tmp_path}
-    monkeypatch.setattr(lesions.tuning, "choose", choose)
+    monkeypatch.setattr(evaluation.tuning, "choose", choose)
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "_count", interrupted)
         with pytest.raises(KeyboardInterrupt):
