@@ -19,6 +19,7 @@ import io
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ import torch
 from pathlens import figures, load_model
 from pathlens.cli import main
 from pathlens.errors import NumericsError, PathlensError
+from pathlens.metrics import sample_interval
 from pathlens.models import save_weights
 from pathlens.models.reading import read_metadata
 from pathlens.storage import atomic_write_bytes
@@ -328,6 +330,19 @@ def _cell(value: Any, look: str) -> str:
     if value is None:
         return ""
     return str(value) if not look or isinstance(value, str) else format(value, look)
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Mean of a column over runs that differ in their seed, with Student's 95 % interval.
+
+    Args:
+        rows: one of each run.
+        name: of the column; its ends are ``NAME_low`` and ``NAME_high``.
+        bounds: that the interval keeps to.
+    """
+    values = [float(row[name]) for row in rows]
+    low, high = sample_interval(values, bounds=bounds)
+    return {name: statistics.fmean(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def once(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:

@@ -119,21 +119,32 @@ def published(study: StudySetting, name: str) -> Subject:
         DataError: PATHLENS_MODELS or PATHLENS_DATA is not set, or the files are not where they say.
     """
     known = PUBLISHED[name]
-    weights, images = place("PATHLENS_MODELS", known.file), place("PATHLENS_DATA", "cifar10-jpeg")
+    # both variables are asked for before any file
+    weights, _ = place("PATHLENS_MODELS", known.file), place("PATHLENS_DATA", "cifar10-jpeg")
     if not weights.is_file():
         raise DataError(f"PATHLENS_MODELS has no {known.file}; fetch the published weights into it")
-    if not images.is_dir():
-        raise DataError("PATHLENS_DATA has no folder cifar10-jpeg; put test.parquet of CIFAR-10 into one")
     return subject(
         study,
         name,
         f"{name} with the weights of {known.by}, on CIFAR-10 as JPEG files",
         pathlens.load_model(name, weights),
-        f"parquet:{images}",
+        cifar10(),
         data_name="cifar10-jpeg",
         mean=known.mean,
         std=known.std,
     )
+
+
+def cifar10() -> str:
+    """The data set of CIFAR-10 as JPEG files, for ``pathlens.open_data`` and ``--data``.
+
+    Raises:
+        DataError: PATHLENS_DATA is not set, or has none.
+    """
+    images = place("PATHLENS_DATA", "cifar10-jpeg").resolve()  # trainings run in another folder
+    if not images.is_dir():
+        raise DataError("PATHLENS_DATA has no folder cifar10-jpeg; put test.parquet of CIFAR-10 into one")
+    return f"parquet:{images}"
 
 
 def untrained(study: StudySetting, name: str) -> Subject:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -35,22 +36,7 @@ AUTO = "auto"
 
 
 def run_plans(
-    verb: str,
-    view: ResidualView,
-    lesions: Sequence[Plan],
-    data: Data,
-    *,
-    batch_size: int = BATCH_SIZE,
-    device: str | torch.device | None = None,
-    dtype: str = "float32",
-    seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    engine: str = "auto",
-    fast: bool = True,
-    journal: str | Path | None = None,
-    progress: Progress | None = None,
-    provenance: Provenance | None = None,
+    verb: str, view: ResidualView, lesions: Sequence[Plan], data: Data, **options: Unpack[SweepOptions]
 ) -> tuple[SweepResult, LesionProvenance]:
     """Evaluate plans on data; what all lesion verbs share.
 
@@ -59,34 +45,15 @@ def run_plans(
         view: the network.
         lesions: what to evaluate; the first one should be the intact network.
         data: an opened data set, or batches of (images, labels).
-        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
-        device: where to compute (default: where the model is).
-        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
-        seed: of the random draws that made the plans, for provenance.
-        mean: per-channel mean for normalisation (default: the data set's).
-        std: per-channel standard deviation (default: the data set's).
-        engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
-            which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
-            goes on with it. Another engine rounds otherwise.
-        fast: False is short for the engine ``plain``, the model's own operations.
-        journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
-        progress: called with (batches done, batches in all).
-        provenance: what that of the table should also say, such as where the weights are from.
+        **options: see :func:`.evaluating`.
 
     Returns:
         Counts of each plan, and the provenance.
 
     Raises:
-        NumericsError: the intact network gives NaN, or the prepared network differs from the model's own forward.
-        ResourceError: a batch does not fit in memory, or the disk is full.
-        DataError: labels outside the classes, images that do not fit the network.
-        RunError: the same sweep is running already.
+        NumericsError, ResourceError, DataError, RunError: see :func:`.evaluating`.
     """
-    identity = [repr(plan) for plan in lesions]
-    with evaluating(
-        verb, view, data, identity, len(lesions), batch_size=batch_size, device=device, dtype=dtype, seed=seed,
-        mean=mean, std=std, engine=engine, fast=fast, journal=journal, progress=progress, provenance=provenance,
-    ) as evaluation:  # fmt: skip
+    with evaluating(verb, view, data, [repr(plan) for plan in lesions], len(lesions), **options) as evaluation:
         result = evaluation.sweep(lesions)
         return result, evaluation.record([result])
 
@@ -173,9 +140,31 @@ def evaluating(
 ) -> Iterator[Evaluation]:
     """Make a network and data ready to evaluate plans, as one analysis with one engine.
 
-    Args, if not those of :func:`run_plans`:
+    Args:
+        verb: for provenance.
+        view: the network.
+        data: an opened data set, or batches of (images, labels).
         identity: what tells this analysis from others of the same network and data.
         networks: how many are going to be evaluated, about.
+        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
+        device: where to compute (default: where the model is).
+        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
+        seed: of the random draws that made the plans, for provenance.
+        mean: per-channel mean for normalisation (default: the data set's).
+        std: per-channel standard deviation (default: the data set's).
+        engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
+            which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
+            goes on with it. Another engine rounds otherwise.
+        fast: False is short for the engine ``plain``, the model's own operations.
+        journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
+        progress: called with (batches done, batches in all).
+        provenance: what that of the table should also say, such as where the weights are from.
+
+    Raises:
+        NumericsError: the intact network gives NaN, or the prepared network differs from the model's own forward.
+        ResourceError: a batch does not fit in memory, or the disk is full.
+        DataError: labels outside the classes, images that do not fit the network.
+        RunError: the same sweep is running already.
     """
     asked = engine if fast else "plain"
     stated = provenance or {}

@@ -41,7 +41,7 @@ def delete_blocks(
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size, all different; where no more exist, each one once.
-        **options: see :func:`.run_plans`.
+        **options: see :func:`.evaluating`.
 
     Returns:
         One row for each lesioned network, with a 95 % Wilson interval and a paired comparison with the intact network
@@ -51,7 +51,7 @@ def delete_blocks(
     Raises:
         UsageError: a block or a size that the network does not have.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
-        DataError, NumericsError, ResourceError: see :func:`.run_plans`.
+        DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
     view = view_for(model, data, options)
     return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
@@ -97,7 +97,7 @@ def reorder_blocks(
         swaps: how many random pairs of interchangeable blocks to exchange.
         samples: orders for each number of swaps, all different and none the trained one; where no more exist, each
             one once.
-        **options: see :func:`.run_plans`.
+        **options: see :func:`.evaluating`.
 
     Returns:
         A row for each order with Kendall's tau against the trained one, and a row for each number of swaps with the

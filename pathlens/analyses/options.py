@@ -1,4 +1,4 @@
-"""Keyword arguments that analyses share; they are described in :func:`run_plans` and :func:`opened`."""
+"""Keyword arguments that analyses share; they are described in :func:`evaluating` and :func:`opened`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Options(TypedDict, total=False):
 
 
 class SweepOptions(Options, total=False):
-    """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.evaluation.run_plans`."""
+    """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.evaluation.evaluating`."""
 
     dtype: str
     seed: int

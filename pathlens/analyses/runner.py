@@ -178,7 +178,7 @@ def running(
     journal: str | Path | None,
     progress: Progress | None,
 ) -> Iterator[Runner]:
-    """Open data and a device for one analysis; the model is not moved. Arguments as :func:`run_plans`.
+    """Open data and a device for one analysis; the model is not moved. Arguments as :func:`evaluating`.
 
     Batches that the caller made have no journal, since nothing tells one such data set from another.
 

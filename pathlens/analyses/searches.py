@@ -42,7 +42,7 @@ def delete_blocks_greedy(
         model: the network or its view; in a plain network layers are deleted instead.
         data: an opened data set, or batches of (images, labels).
         count: how many blocks to delete, 1 to all (default: 20, or all where there are fewer).
-        **options: see :func:`.run_plans`.
+        **options: see :func:`.evaluating`.
 
     Returns:
         A row for the intact network and one for each step. ``p_holm`` is corrected for all networks that the search
@@ -109,7 +109,7 @@ def delete_blocks_exhaustive(
         model: the network or its view; in a plain network layers are deleted instead.
         data: an opened data set, or batches of (images, labels).
         count: size of the largest sets, 2 or more.
-        **options: see :func:`.run_plans`.
+        **options: see :func:`.evaluating`.
 
     Returns:
         A row for the intact network and one for each set, in the order of their sizes. ``interaction`` is by how much

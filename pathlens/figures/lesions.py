@@ -167,7 +167,7 @@ def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what
         axes.set_xlim(first - 0.7, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         label = "block whose shortcut is deleted" if what == "shortcut" else f"deleted {what}"
-        _finish(axes, intact, single, label, width, enlarge=4 / size)
+        finish(axes, intact, single, label, width, enlarge=4 / size)
     return figure
 
 
@@ -181,7 +181,7 @@ def _by_count(rows: Rows, width: float, what: str) -> Figure:
         if means["x"]:
             mean_line(axes, means, "mean over sets, 95 % interval")
         axes.xaxis.set_major_locator(block_ticks())
-        _finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width)
+        finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width)
     return figure
 
 
@@ -230,7 +230,8 @@ def percent_axis(axes: Axes, fractions: Sequence[float | None]) -> None:
     axes.set_ylabel("test error (%)")
 
 
-def _finish(axes: Axes, intact: Row | None, rows: list[Row], label: str, width: float, enlarge: float = 1.0) -> None:
+def finish(axes: Axes, intact: Row | None, rows: list[Row], label: str, width: float, enlarge: float = 1.0) -> None:
+    """The intact network, the axis of errors up to the highest of the rows, the label below, and the legend."""
     intact_line(axes, intact)
     visible = [intact, *rows] if intact else rows
     percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")])

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import intact_line, mean_line, percent_axis
-from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, legend_outside, new_figure, style, to_rows
+from pathlens.figures.lesions import finish, mean_line
+from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
 from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Rows
 from pathlens.tables import Table
@@ -36,12 +36,7 @@ def greedy(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
         axes = figure.add_subplot()
         mean_line(axes, error_series(steps, "count"), "best next block, 95 % interval")
         axes.xaxis.set_major_locator(block_ticks())
-        intact = intact_row(rows)
-        intact_line(axes, intact)
-        visible = [intact, *steps] if intact else steps
-        percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")])
-        axes.set_xlabel("number of deleted blocks")
-        legend_outside(axes, width)
+        finish(axes, intact_row(rows), steps, "number of deleted blocks", width)
     return figure
 
 

@@ -130,11 +130,8 @@ class Lesions(Result):
         if means:
             series.append(error_series(means, "count", key="mean", name="mean over sets, 95 % interval", colour=0))
         if sets:
-            look = {"line": "none", "faint": True}
-            series.append({**error_series(sets, "count", False, key="sets", name="one set", colour=0), **look})
-        label = f"number of deleted {self.part}s"
-        rules = error_rules(intact_row(rows), "intact network")
-        return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if series else []
+            series.append(measured.set_series(sets))
+        return measured.chart_by_count(rows, series, self.part)
 
 
 DELETE_BLOCKS = Lesions("delete-blocks", "block", "lesions.deletion")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pathlens.results.charts import Series, scaled
+from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
 from pathlens.results.result import Headline, Provenance, Row, Rows, Shown, column
 from pathlens.results.text import percent, summary
 
@@ -53,8 +53,8 @@ LEVEL = 0.05
 _SMALLEST = 1e-4  # of p-values that are printed as they are
 
 
-def _points(row: Row, name: str) -> str:
-    """A difference in percentage points."""
+def points(row: Row, name: str) -> str:
+    """A difference of errors, in percentage points."""
     return "" if row[name] is None else f"{100 * row[name]:+.2f}"
 
 
@@ -72,7 +72,7 @@ ALONE = {
 }
 """How a terminal prints what was measured of one network."""
 
-_COMPARED = {"difference": Shown(text=_points, gives_way=2), "p_holm": Shown("p (Holm)", _p, gives_way=3)}
+_COMPARED = {"difference": Shown(text=points, gives_way=2), "p_holm": Shown("p (Holm)", _p, gives_way=3)}
 
 SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, "loss": ALONE["loss"]}
 """Likewise, and how it differs from the intact network."""
@@ -166,3 +166,21 @@ def error_rules(row: Row | None, name: str) -> list[Series]:
         return []
     low, high = scaled([row["error_low"], row["error_high"]], 100)
     return [{"y": 100 * row["error"], "low": low, "high": high, "name": name}]
+
+
+def chart_by_count(rows: Rows, series: list[Series], part: str) -> list[Chart]:
+    """Error against how many parts are deleted, with the intact network as a rule; none without series.
+
+    Args:
+        rows: of the table.
+        series: what is drawn.
+        part: what is deleted, in the singular.
+    """
+    label = f"number of deleted {part}s"
+    rules = error_rules(intact_row(rows), "intact network")
+    return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if series else []
+
+
+def set_series(sets: Rows) -> Series:
+    """The errors of single sets of blocks, as faint points."""
+    return {**error_series(sets, "count", False, key="sets", name="one set", colour=0), "line": "none", "faint": True}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, chart
-from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
+from pathlens.results.charts import Chart
+from pathlens.results.measured import cell, error_series, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.text import number
 
@@ -65,10 +65,8 @@ class Greedy(Result):
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error against how many blocks are deleted."""
         steps = lesioned(rows)
-        series = [error_series(steps, "count", key="greedy", name="best next block, 95 % interval", colour=0)]
-        rules = error_rules(intact_row(rows), "intact network")
-        label = "number of deleted blocks"
-        return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if steps else []
+        line = error_series(steps, "count", key="greedy", name="best next block, 95 % interval", colour=0)
+        return measured.chart_by_count(rows, [line] if steps else [], "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +91,6 @@ class SetRow(_Interaction, measured.Measured, _Set):
     """One network without a set of blocks, or the intact one."""
 
 
-def _points(row: Row, name: str) -> str:
-    return "" if row[name] is None else f"{100 * row[name]:+.2f}"
-
-
 def _nats(row: Row, name: str) -> str:
     return "" if row[name] is None else f"{row[name]:+.4f}"
 
@@ -111,7 +105,7 @@ class Exhaustive(Result):
         "count": Shown(),
         "blocks": Shown(text=cell("intact", text=lambda blocks: blocks.replace(",", ", ")), left=True),
         **measured.SHOWN,
-        "interaction": Shown("beyond\nthe sum", _points),
+        "interaction": Shown("beyond\nthe sum", measured.points),
         "loss_interaction": Shown("of the\nloss", _nats, gives_way=1),
     }
     bar = "error"
@@ -137,11 +131,7 @@ class Exhaustive(Result):
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error against the size of the set."""
         sets = lesioned(rows)
-        look = {"line": "none", "faint": True}
-        series = [{**error_series(sets, "count", False, key="sets", name="one set", colour=0), **look}]
-        rules = error_rules(intact_row(rows), "intact network")
-        label = "number of deleted blocks"
-        return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if sets else []
+        return measured.chart_by_count(rows, [measured.set_series(sets)] if sets else [], "block")
 
 
 GREEDY = Greedy()

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pathlens
-from pathlens import figures
 from studies import record
 from studies.civitelli2021 import drawing, profiles, signals, trained
 from studies.civitelli2021.judged import verdicts
-from studies.civitelli2021.kinds import LEARNSCALAR
 from studies.civitelli2021.words import DISCUSSION, PROTOCOL, QUESTION, SECTIONS
 from studies.common import DIVERGED, Page, StudySetting, carry_out, setting, start_fresh, train_all
 from studies.record import make_table
@@ -72,9 +71,7 @@ def state(study: StudySetting) -> Page:
         size = stem.removeprefix("signals-")
         page.figure(
             stem,
-            lambda stem=stem: figures.signal_propagation(  # type: ignore[misc]
-                [row for row in tables[stem].rows if row["network"] != LEARNSCALAR.name], width=6.4
-            ),
+            partial(drawing.signals_figure, tables[stem].rows),
             f"{size}: second moment of activations (left) and of the gradient of the loss (right) behind each block, "
             "mean over initialisations with Student's 95 % interval; dashed: expected. LearnScalar starts as IdShort.",
         )

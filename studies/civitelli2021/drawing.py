@@ -8,13 +8,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pathlens import figures
 from pathlens.figures import DOUBLE, Figure
 from pathlens.figures.style import COLOURS, INK, SINGLE, block_ticks, legend_outside, new_figure, style
-from studies.civitelli2021.kinds import KINDS
+from studies.civitelli2021.kinds import KINDS, LEARNSCALAR
 
 Rows = Sequence[Mapping[str, Any]]
 _COLOURS = {kind.name: COLOURS[index % len(COLOURS)] for index, kind in enumerate(KINDS)}
 _MARKS = dict(zip(_COLOURS, "osvD^<>", strict=True))
+
+
+def signals_figure(rows: Rows) -> Figure:
+    """Signals of all kinds but LearnScalar, which starts as IdShort."""
+    return figures.signal_propagation([row for row in rows if row["network"] != LEARNSCALAR.name], width=6.4)
 
 
 def epochs_figure(rows: Rows) -> Figure:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
 from studies.civitelli2021.kinds import KINDS, Kind, spec
-from studies.common import DIVERGED, StudySetting
+from studies.common import DIVERGED, StudySetting, over_seeds
+from studies.subjects import cifar10
 
 _WHICH = (("network", "", "reference name, or function of nets.py"), ("kind", "", "how its blocks add up and start"))
 RUNS = (
@@ -86,15 +85,9 @@ def data_of(study: StudySetting) -> str:
     """What all is measured on.
 
     Raises:
-        SystemExit: the images are not there.
+        DataError: the images are not there.
     """
-    if study.scale == "smoke":
-        return "digits"
-    folder = os.environ.get("PATHLENS_DATA")
-    path = Path(folder, "cifar10-jpeg").resolve() if folder else None
-    if path is None or not path.is_dir():
-        raise SystemExit("the study needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
-    return f"parquet:{path}"
+    return "digits" if study.scale == "smoke" else cifar10()
 
 
 def kept_epochs(study: StudySetting) -> range:
@@ -168,8 +161,6 @@ def epoch_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dic
     for (network, kind, epoch), own in groups.items():
         row: dict[str, Any] = {"network": network, "kind": kind, "seeds": len(own), "epoch": epoch}
         for name, bounds in (("train_loss", (0.0, float("inf"))), ("validation_error", (0.0, 1.0))):
-            values = [float(one[name]) for one in own]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_low"], row[f"{name}_high"] = sample_interval(values, bounds=bounds)
+            row |= over_seeds(own, name, bounds)
         rows.append(row)
     return rows

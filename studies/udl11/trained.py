@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
-from studies.common import StudySetting
+from studies.common import StudySetting, over_seeds
 
 RUNS = (
     ("run", "", "name of the training run"),
@@ -134,9 +132,7 @@ def epoch_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dic
     for (network, epoch), own in groups.items():
         row: dict[str, Any] = {"network": network, "seeds": len(own), "epoch": epoch}
         for name in ("train_error", "validation_error"):
-            values = [float(one[name]) for one in own]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_low"], row[f"{name}_high"] = sample_interval(values, bounds=(0.0, 1.0))
+            row |= over_seeds(own, name, (0.0, 1.0))
         rows.append(row)
     return rows
 

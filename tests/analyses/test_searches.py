@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from itertools import combinations
 from pathlib import Path
@@ -55,13 +54,16 @@ class ByHand:
     def __init__(self, model: nn.Module, data: ImageData) -> None:
         self.view = pathlens.find_blocks(model, data.batch(0, 2, dtype=torch.float64).images)
         self.batch = data.batch(0, data.n, dtype=torch.float64)
-        self.measured = functools.cache(self.measured)  # type: ignore[method-assign]
+        self.known: dict[tuple[int, ...], tuple[torch.Tensor, float]] = {}
         self.right = self.measured(())[0]
 
     def measured(self, blocks: tuple[int, ...]) -> tuple[torch.Tensor, float]:
-        with torch.no_grad(), pathlens.deleted(self.view, blocks):
-            logits = self.view.model(self.batch.images)
-        return logits.argmax(1) == self.batch.labels, float(F.cross_entropy(logits, self.batch.labels))
+        if blocks not in self.known:
+            with torch.no_grad(), pathlens.deleted(self.view, blocks):
+                logits = self.view.model(self.batch.images)
+            right = logits.argmax(1) == self.batch.labels
+            self.known[blocks] = right, float(F.cross_entropy(logits, self.batch.labels))
+        return self.known[blocks]
 
     def error(self, blocks: tuple[int, ...]) -> float:
         return 1 - float(self.measured(blocks)[0].double().mean())

@@ -371,8 +371,8 @@ def test_interface_page_names_every_option_of_the_studies():
     _, _, rest = (DOCS / "api.md").read_text().partition("The options of these five, by keyword:\n\n")
     text, _, _ = rest.partition("\n\n")
     documented = [name for line in text.splitlines() if line.startswith("- `") for name in quoted(line.split(":")[0])]
-    accepted = list(inspect.signature(analyses.evaluation.run_plans).parameters)
-    assert documented == [name for name in accepted if name not in ("verb", "view", "lesions", "data")]
+    accepted = list(inspect.signature(analyses.evaluation.evaluating).parameters)
+    assert documented == [name for name in accepted if name not in ("verb", "view", "data", "identity", "networks")]
 
 
 def test_rooms_are_those_of_the_contracts():
