@@ -18,6 +18,7 @@ from pathlens.residual.plain import build_layers
 from pathlens.residual.routes import Part
 from pathlens.residual.segments import Segment
 from pathlens.residual.trace import Trace, trace
+from pathlens.residual.turns import together
 
 Mode = tuple[tuple[tuple[int, bool], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
 
@@ -194,7 +195,8 @@ class ResidualView:
 
     def _parameter(self) -> Tensor:
         """The first parameter, which tells the type and device of the model."""
-        return next(self._model.parameters(), self._example)
+        with together():  # while another thread traces, parameters have no values and another device
+            return next(self._model.parameters(), self._example)
 
     def _like(self, batch: int | None = None) -> Tensor:
         """An input like the example, of the type that the model has now."""
@@ -401,7 +403,8 @@ def view_of(
         NoResidualBlocksError: it is neither.
         ModelError: it cannot be traced.
     """
-    own = next((parameter for parameter in model.parameters()), example)
+    with together():
+        own = next(model.parameters(), example)
     example = example[:2].to(own.device)
     if example.is_floating_point():
         example = example.to(own.dtype)
