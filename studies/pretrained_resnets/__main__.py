@@ -14,7 +14,7 @@ from functools import partial
 import pathlens
 from pathlens import figures
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh
+from studies.common import Page, StudySetting, carry_out, once, say, setting, start_fresh
 from studies.pretrained_resnets.judged import intact, verdicts
 from studies.pretrained_resnets.twins import blocks_of_twin
 from studies.subjects import Subject, published, untrained
@@ -98,7 +98,8 @@ def _measure_many(study: StudySetting, subject: Subject) -> None:
     # 512 images in batches of 16, and 32 paths of a length for each: 1,024 paths a length, as in the paper
     gradients = {"max_samples": pick(4, 32, 32), "draws": pick(2, 8, 16), "batch_size": 16}
     images = subject.images(pick(4, 512, 512), split="train")
-    tables.put(f"gradients-{name}", pathlens.path_gradients(view, images, **gradients, **subject.options))
+    measured = partial(pathlens.path_gradients, view, images, **gradients, **subject.options)
+    tables.put(f"gradients-{name}", once(study, f"gradients-{name}", measured))
 
 
 def _kept(study: StudySetting, subject: Subject) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pathlens
 from pathlens.data import ImageData
 from pathlens.residual import ResidualView, view_of
 from pathlens.tables import Table
-from studies.common import StudySetting, say
+from studies.common import StudySetting, once, say
 from studies.veit2016.cifar import NETWORK, Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
 
@@ -108,7 +109,8 @@ def measure_one(
         # batches of 16, and so many paths of a length for each
         paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
         data = network.images(pick(4, 512, 512), "train")
-        keep("gradients", pathlens.path_gradients(view, data, **paths, **options))
+        measured = partial(pathlens.path_gradients, view, data, **paths, **options)
+        keep("gradients", once(study, f"gradients-{network.name}", measured))
 
 
 def measure_imagenet(study: StudySetting) -> None:

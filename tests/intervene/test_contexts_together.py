@@ -207,8 +207,10 @@ def test_threads_may_trace_while_others_compute():
 
     with ThreadPoolExecutor(4) as pool:
         computing = pool.submit(compute)
-        traced = list(pool.map(trace, range(3)))
-        done.set()
+        try:
+            traced = list(pool.map(trace, range(3)))
+        finally:
+            done.set()
         for found in (*computing.result(), *traced):
             close(found, wanted, rtol=0, atol=0)
     assert "forward" not in net.__dict__
