@@ -368,12 +368,17 @@ class _Surface:
             "probes": len(traces),
             "lanczos_products": products,
             "weights": len(self.positions),
+            "images": self._curved,
         }
+
+    @property
+    def _curved(self) -> int:
+        """Images whose mean loss is differentiated."""
+        return min(self.asked.curvature_images, sum(len(labels) for _, labels in self.batches))
 
     def _curvature_of(self) -> str:
         """On what the curvature rests."""
-        images = min(self.asked.curvature_images, sum(len(labels) for _, labels in self.batches))
-        return f"mean loss of the first {images} images, batch norm statistics kept, by the weights that move"
+        return f"mean loss of the first {self._curved} images, batch norm statistics kept, by the weights that move"
 
     def _record(
         self,

@@ -91,7 +91,7 @@ def _grid(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> None:
     powers = np.log10(levels)
     axes.contourf(x, y, np.log10(losses), powers, cmap="viridis", extend="both")
-    lines = axes.contour(x, y, np.log10(losses), powers, colors="white", linewidths=0.4)
+    lines = axes.contour(x, y, np.log10(losses), powers, colors="white", linewidths=0.4, linestyles="solid")
     axes.clabel(lines, powers[::3], fmt=lambda power: number(10**power), fontsize=5)
     axes.plot(0, 0, marker="+", color="white", ms=5, mew=0.8)
     axes.set_aspect("equal")
