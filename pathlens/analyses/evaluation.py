@@ -19,7 +19,7 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
-from pathlens.plans import Plan, require_chain
+from pathlens.plans import Deletion, Plan, require_chain
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
@@ -53,7 +53,10 @@ def run_plans(
     Raises:
         NumericsError, ResourceError, DataError, RunError: see :func:`.evaluating`.
     """
-    with evaluating(verb, view, data, [repr(plan) for plan in lesions], len(lesions), **options) as evaluation:
+    # images are drawn where branches are resampled, and nothing else of the counts depends on the seed
+    drawn = any(isinstance(plan, Deletion) and plan.replacement == "resample" for plan in lesions)
+    identity = [*map(repr, lesions), *([f"seed {options.get('seed', 0)}"] if drawn else [])]
+    with evaluating(verb, view, data, identity, len(lesions), **options) as evaluation:
         result = evaluation.sweep(lesions)
         return result, evaluation.record([result])
 
@@ -89,7 +92,7 @@ class Evaluation:
             lesions: what to evaluate.
             phase: names the journal, where several sweeps are one analysis.
         """
-        return sweep(self.network, lesions, self.runner, phase)
+        return sweep(self.network, lesions, self.runner, phase, self.seed)
 
     def record(self, results: Sequence[SweepResult]) -> LesionProvenance:
         """The provenance of what was swept."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -32,6 +32,7 @@ def delete_blocks(
     count: int | Iterable[int] | None = None,
     samples: int = 10,
     additions: str | None = None,
+    replace: str = "zero",
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Error and loss of the intact network, then with blocks deleted (Veit et al. 2016, sections 4.1 and 4.2).
@@ -43,6 +44,9 @@ def delete_blocks(
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size, all different; where no more exist, each one once.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
+        replace: what the sum has in the place of a deleted branch: ``zero``; ``mean``, what the branch is on average
+            over the data in the intact network, at each position; or ``resample``, the branch of another image of the
+            batch, drawn with the seed anew for each batch and block.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -51,12 +55,15 @@ def delete_blocks(
         over samples and its t interval. Errors are fractions, losses in nats.
 
     Raises:
-        UsageError: a block or a size that the network does not have.
+        UsageError: a block or a size that the network does not have, or branches replaced in a network where there
+            is nothing beside them.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
     view = view_for(model, data, options, additions)
-    return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
+    make, draw = partial(plans.delete, replace=replace), partial(plans.random_deletion, replace=replace)
+    plans.delete([], replace).check(view)
+    return _lesions("delete-blocks", view, data, blocks, count, samples, make, draw, options, replace)
 
 
 def delete_skips(
@@ -127,7 +134,7 @@ def reorder_blocks(
     table_rows += _means(table_rows, "swaps", sampled, samples, ("kendall_tau",))
     few = drawing.note_on_few(sampled, samples, "orders", "swaps")
     notes = (*record.notes, *filter(None, [few]))
-    record = replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
+    record = dataclasses.replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
     return REORDER_BLOCKS.table(table_rows, record.entries())
 
 
@@ -141,6 +148,7 @@ def _lesions(
     make: Callable[[Sequence[int]], Deletion | SkipDeletion],
     draw: Callable[[ResidualView, int, np.random.Generator], Deletion | SkipDeletion],
     options: SweepOptions,
+    replace: str = "zero",
 ) -> Table:
     intact = plans.delete([])
     labels: list[int | None] = [None]
@@ -164,6 +172,7 @@ def _lesions(
             lesions += [plan.check(view) for plan in sampled[-1].plans]
             labels += list(range(len(sampled[-1].plans)))
     result, record = run_plans(verb, view, lesions, data, **options)
+    record = dataclasses.replace(record, replace=replace)
     table_rows = [
         rows.lesion(view, plan.blocks, sample, measured)
         for plan, sample, measured in zip(lesions, labels, rows.counted(result), strict=True)
@@ -171,7 +180,7 @@ def _lesions(
     if count is not None:
         few = drawing.note_on_few(sampled, samples, "sets", "blocks")
         notes = (*record.notes, *filter(None, [few]))
-        record = replace(record, counts=sizes, samples=samples, few=few, notes=notes)
+        record = dataclasses.replace(record, counts=sizes, samples=samples, few=few, notes=notes)
         table_rows += _means(table_rows, "count", sampled, samples)
     return results.named(verb).table(table_rows, record.entries())
 

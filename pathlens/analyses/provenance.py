@@ -81,7 +81,7 @@ class LesionProvenance(AnalysisProvenance):
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
     were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
-    which sizes no more exist.
+    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch.
     """
 
     seed: int
@@ -95,6 +95,7 @@ class LesionProvenance(AnalysisProvenance):
     seconds: float
     comparison: Mapping[str, Json] | None = None
     notes: tuple[str, ...]
+    replace: str = "zero"
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None

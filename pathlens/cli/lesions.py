@@ -30,6 +30,7 @@ Count = Annotated[
 
 
 Search = StrEnum("Search", "random greedy exhaustive")
+Replace = StrEnum("Replace", "zero mean resample")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ def delete_blocks(
             "all of up to --count blocks (default 2), with what each costs beyond the sum of its blocks."
         ),
     ] = Search.random,
+    replace: Annotated[
+        Replace,
+        o.option("In the place of a branch: nothing, its mean over the data, or that of another image of the batch."),
+    ] = Replace.zero,
     *,
     common: LesionOptions,
 ) -> None:
@@ -72,10 +77,17 @@ def delete_blocks(
     if search != Search.random:
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
+        if replace != Replace.zero:
+            raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
         sizes = parse_range(count, "count")
         run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
         return
-    arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
+    arguments: dict[str, object] = {
+        "blocks": parse_range(blocks, "blocks"),
+        "count": parse_range(count, "count"),
+        "samples": samples,
+        **({} if replace == Replace.zero else {"replace": replace.value}),
+    }
     run("delete-blocks", common, arguments, blocks, additions)
 
 
