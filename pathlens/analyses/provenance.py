@@ -80,6 +80,7 @@ class LesionProvenance(AnalysisProvenance):
     which sizes no more exist.
     """
 
+    task: str = "classification"
     seed: int
     dtype: str
     device: str

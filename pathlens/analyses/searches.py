@@ -82,7 +82,7 @@ def delete_blocks_greedy(
     corrected = holm(p_values)
     for row, index in zip(table_rows[1:], chosen, strict=True):
         row["p_holm"] = corrected[index]
-    compared = comparison(list(zip(p_values, corrected, strict=True))) or {}
+    compared = comparison(evaluation.task, list(zip(p_values, corrected, strict=True))) or {}
     compared["correction"] = f"Holm's, over the {len(p_values)} lesioned networks that the search evaluated"
     record = replace(record, comparison=compared, notes=(*record.notes, SELECTED))
     return GREEDY.table(table_rows, record.entries())

@@ -30,6 +30,7 @@ Count = Annotated[
 
 
 Search = StrEnum("Search", "random greedy exhaustive")
+Task = StrEnum("Task", "classification next-token segmentation")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class LesionOptions(o.Common):
             metavar="NAME",
         ),
     ] = "auto"
+    task: Annotated[
+        Task | None, o.option("What is measured of the outputs. Default: what their shape fits.", "--task")
+    ] = None
     plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
         False
     )
@@ -130,6 +134,7 @@ def run(verb: str, common: LesionOptions, arguments: Mapping[str, object], block
                 **arguments,
                 **current.options,
                 dtype=common.dtype.value,
+                task=None if common.task is None else common.task.value,
                 seed=common.seed,
                 engine=common.engine,
                 fast=not common.plain_forward,

@@ -94,11 +94,11 @@ class Lesions(Result):
         if not single:
             ends = means if len(means) < 2 else [means[0], means[-1]]
             headlines += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
-            return headlines + measured.differing(rows, "Sets")
+            return headlines + measured.differing(rows, "Sets", provenance)
         worst = max(single, key=lambda row: row["error"])
         headlines.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
         headlines.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
-        return headlines + measured.differing(rows, "Deletions")
+        return headlines + measured.differing(rows, "Deletions", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""
