@@ -33,12 +33,19 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class DataProvenance(Record):
-    """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1]."""
+    """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1].
+
+    ``examples`` says what the ``images`` are where they are none: sequences of so many tokens by a tokenizer.
+    """
 
     data: str
     split: str | None = None
     images: int | None = None
     images_in_split: int | None = None
+    examples: str | None = None
+    sequence_length: int | None = None
+    stride: int | None = None
+    tokenizer: str | None = None
     data_sha256: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -16,7 +16,7 @@ from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.analyses.sweep import PHASE, SweepResult
-from pathlens.data import ImageData
+from pathlens.data import DataSet
 from pathlens.errors import UsageError
 from pathlens.metrics import holm
 from pathlens.residual import ResidualView
@@ -94,7 +94,7 @@ def _cost(row: Row) -> tuple[float, float]:
 
 def _over_steps(progress: Progress | None, steps: int, data: Data, options: SweepOptions) -> Progress | None:
     """Progress of which the total is that of all steps from the beginning, where the number of batches is known."""
-    if progress is None or not isinstance(data, ImageData):
+    if progress is None or not isinstance(data, DataSet):
         return progress
     batches = data.num_batches(options.get("batch_size", BATCH_SIZE))
     return lambda done, total: progress(done, max(total, steps * batches))
