@@ -246,6 +246,7 @@ class _Intervened:
         before = self.active()
         known = self.known_view() or own.view
         if known is not None:
+            _check_counted_alike(known, own.view)
             own.plan = own.plan.check(known)
         if not own.plan.changes_forward and not all(entry.plan.changes_forward for entry in before):
             raise UsageError(
@@ -392,11 +393,21 @@ def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple
     """The plans that are active here on a model and on its parts, each as it applies to the model's blocks."""
     collected: list[tuple[_Active, Plan]] = []
     for name, forward in _intervened(model):
+        if not name:
+            _check_counted_alike(view, forward.known_view())
         places = _places(name, forward, view, chain) if name else None
         for entry in forward.active():
             plan = entry.plan if places is None else entry.plan.lift(places, len(view), name)
             collected.append((entry, plan.check(view)))
     return collected
+
+
+def _check_counted_alike(view: ResidualView, other: ResidualView | None) -> None:
+    if other is not None and view.additions != other.additions:
+        raise UsageError(
+            f"interventions on {type(view.model).__name__} count its blocks by two views, whose additions are "
+            f"{view.additions!r} and {other.additions!r}; find the blocks once and use that view throughout"
+        )
 
 
 def _intervened(model: nn.Module) -> list[tuple[str, _Intervened]]:

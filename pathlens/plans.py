@@ -157,6 +157,7 @@ class Reordering(Plan):
 
     def check(self, view: ResidualView) -> Self:
         """See :meth:`Plan.check`."""
+        require_chain(view, "to reorder them")
         if len(self.order) != len(view):
             raise UsageError(f"an order of {len(self.order)} blocks does not fit this network of {len(view)} blocks")
         movable = [set(group) for group in interchangeable(view)]
@@ -207,6 +208,7 @@ class Restriction(Plan):
         """See :meth:`Plan.check`."""
         if view.is_plain:
             raise UsageError("this is a plain network: it has a single path, so nothing to restrict")
+        require_chain(view, "to restrict the backward pass")
         if self.lengths and self.lengths[-1] > len(view):
             raise UsageError(
                 f"path length {self.lengths[-1]} is outside 0..{len(view)}: the network has {len(view)} blocks"
@@ -370,12 +372,30 @@ def route(active: Iterable[Plan], blocks: int) -> Route:
     return reduce(lambda steps, plan: plan.apply(steps), active, intact(blocks))
 
 
+def require_chain(view: ResidualView, purpose: str) -> None:
+    """Refuse what needs blocks one after the other.
+
+    Args:
+        view: the network's blocks.
+        purpose: what cannot be done without, as ``to reorder them``.
+
+    Raises:
+        UsageError: the blocks are residual additions wherever they lie.
+    """
+    if view.additions != "trunk":
+        raise UsageError(
+            f"the {len(view)} blocks of {type(view.model).__name__} lie anywhere (additions: {view.additions}) and are "
+            f"no chain, which is needed {purpose}; give those of its trunk (additions='trunk')"
+        )
+
+
 def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:
     """Groups of blocks that can run in each other's place: one stage, output shaped like input, no layers between.
 
     Args:
         view: the network's blocks.
     """
+    require_chain(view, "to reorder them")
     groups: list[tuple[int, ...]] = []
     for stage in view.stages:
         group = tuple(

@@ -14,7 +14,7 @@ from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
-from pathlens.residual.routes import Part
+from pathlens.residual.routes import intact
 from pathlens.runtime.memory import ran_out
 
 _CHECKED_IMAGES = 16
@@ -66,7 +66,8 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     advice = "report the network"
     if network.engine.form != "plain":
         advice = f"use fast=False (--plain-forward) and {advice}"
-    return _compared("prepared", view.model, _logits(network, images), reference, network.dtype, advice)
+    logits = network.whole(intact(len(network)))(network.prepare(images))
+    return _compared("prepared", view.model, logits, reference, network.dtype, advice)
 
 
 def check_traced(view: ResidualView, images: Tensor) -> float:
@@ -83,7 +84,7 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
         reference = _own_output(model, chain, images)
         if not reference.isfinite().all():  # reported later, when the loss is computed
             return float("nan")
-        traced = view.head(view.run(view.stem(images)))
+        traced = view.head(view.run(view.stem(images))) if chain.in_series else chain.whole(images)[0]
         try:
             return _compared("traced", model, traced, reference, images.dtype, "report the network")
         except NumericsError:
@@ -115,13 +116,6 @@ def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
     logits: Tensor = flat[position]
     return logits.double().cpu()
-
-
-def _logits(network: Inference, images: Tensor) -> Tensor:
-    x = network.stem(network.prepare(images))
-    for block in range(len(network)):
-        x = network.step(Part.BLOCK, block)(x)
-    return network.head(x)
 
 
 def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dtype: torch.dtype, advice: str) -> float:

@@ -20,7 +20,7 @@ from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
 from pathlens.metrics import Task, task_for, task_named
-from pathlens.plans import Plan
+from pathlens.plans import Plan, require_chain
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
@@ -100,6 +100,7 @@ class Evaluation:
             verb=self.verb,
             network=type(self.view.model).__name__,
             blocks=len(self.view),
+            additions=self.view.additions,
             output=self.view.output,
             data=self.runner.source.provenance,
             stated=self.stated,
@@ -250,20 +251,35 @@ def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> l
     return [f"{engines.missing(device, dtype)}: products are computed in float32 and rounded"]
 
 
-def view_for(model: nn.Module | ResidualView, data: Data, options: SweepOptions) -> ResidualView:
+def view_for(
+    model: nn.Module | ResidualView, data: Data, options: SweepOptions, additions: str | None = "trunk"
+) -> ResidualView:
     """The blocks of a network, found with the first images where it is no view yet.
 
+    Args:
+        model: the network or its view.
+        data: what is studied.
+        options: of the analysis.
+        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
+
     Raises:
-        UsageError: it is no module.
+        UsageError: it is no module, or a view of other additions.
         NoResidualBlocksError: it has neither residual blocks nor a plain chain of layers.
     """
     if isinstance(model, ResidualView):
+        asked = additions or model.additions
+        if asked == "trunk":
+            require_chain(model, "here")
+        elif asked != model.additions and (asked != "all" or model.has_others):
+            raise UsageError(
+                f"additions {asked!r}: the view has those of {model.additions!r}; give additions to find_blocks instead"
+            )
         return model
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     where = processes.device_of(model, None)
     source = batch_source(data, 2, options.get("mean"), options.get("std"), where)
-    return view_of(model, source.first())
+    return view_of(model, source.first(), None, additions)
 
 
 def _finite(value: float) -> float | None:

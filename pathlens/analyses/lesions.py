@@ -31,6 +31,7 @@ def delete_blocks(
     blocks: int | Iterable[int] | None = None,
     count: int | Iterable[int] | None = None,
     samples: int = 10,
+    additions: str | None = None,
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Error and loss of the intact network, then with blocks deleted (Veit et al. 2016, sections 4.1 and 4.2).
@@ -41,6 +42,7 @@ def delete_blocks(
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size, all different; where no more exist, each one once.
+        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -53,7 +55,7 @@ def delete_blocks(
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
-    view = view_for(model, data, options)
+    view = view_for(model, data, options, additions)
     return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
 
 
@@ -64,6 +66,7 @@ def delete_skips(
     blocks: int | Iterable[int] | None = None,
     count: int | Iterable[int] | None = None,
     samples: int = 10,
+    additions: str | None = None,
     **options: Unpack[SweepOptions],
 ) -> Table:
     """The control experiment: the shortcut is removed and the branch kept. Arguments as :func:`delete_blocks`.
@@ -71,7 +74,7 @@ def delete_skips(
     Raises:
         UsageError: as :func:`delete_blocks`, and for plain networks, which have no shortcuts.
     """
-    view = view_for(model, data, options)
+    view = view_for(model, data, options, additions)
     if view.is_plain:
         raise UsageError(
             f"{type(view.model).__name__} is a plain network without shortcuts; use delete-blocks, which deletes layers"

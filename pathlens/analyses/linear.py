@@ -94,6 +94,7 @@ def opened(
     journal: str | Path | None = None,
     provenance: Provenance | None = None,
     progress: Progress | None = None,
+    additions: str | None = "trunk",
 ) -> Iterator[Opened]:
     """Open a network and data for gradients; the model is afterwards as it was.
 
@@ -111,6 +112,7 @@ def opened(
         journal: folder for finished units.
         provenance: what that of the table should also say.
         progress: called with (batches done, batches in all), summed over what is measured.
+        additions: which residual additions are blocks, where the model is no view yet.
 
     Raises:
         UsageError: an unknown mode or type, or a lesion that does not fit the network.
@@ -132,7 +134,8 @@ def opened(
             module = copy.deepcopy(module).to(device=where, dtype=kind)
             view = None
         if view is None:
-            view = view_of(module, source.first(), model.output if isinstance(model, ResidualView) else None)
+            like = (model.output, model.additions) if isinstance(model, ResidualView) else (None, additions)
+            view = view_of(module, source.first(), *like)
         images = source.provenance.images
         if images is None:
             sizes = [len(batch) for _, batch, _ in source.batches()]

@@ -67,12 +67,16 @@ class EngineProvenance(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisProvenance(Record):
-    """What all analyses say; ``stated`` is what the caller adds, such as where the weights are from."""
+    """What all analyses say; ``stated`` is what the caller adds, such as where the weights are from.
+
+    ``additions`` says which are blocks where that is not the trunk's.
+    """
 
     verb: str
     network: str
     blocks: int
     block_names: tuple[str, ...] | None = None
+    additions: str = "trunk"
     output: str | None
     data: DataProvenance
     stated: Provenance = field(metadata=_SPREAD)

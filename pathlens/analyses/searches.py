@@ -31,7 +31,12 @@ USUAL = 20
 
 
 def delete_blocks_greedy(
-    model: nn.Module | ResidualView, data: Data, *, count: int | None = None, **options: Unpack[SweepOptions]
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    count: int | None = None,
+    additions: str | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Table:
     """Delete the block without which the network errs least, then the next one, and so on.
 
@@ -42,6 +47,7 @@ def delete_blocks_greedy(
         model: the network or its view; in a plain network layers are deleted instead.
         data: an opened data set, or batches of (images, labels).
         count: how many blocks to delete, 1 to all (default: 20, or all where there are fewer).
+        additions: as for :func:`.delete_blocks`.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -52,7 +58,7 @@ def delete_blocks_greedy(
         UsageError: a number of blocks that the network does not have.
         NoResidualBlocksError, DataError, NumericsError, ResourceError: see :func:`.delete_blocks`.
     """
-    view = view_for(model, data, options)
+    view = view_for(model, data, options, additions)
     count = min(USUAL, len(view)) if count is None else count
     if not 1 <= count <= len(view):
         raise UsageError(f"count {count}: give 1 to {len(view)}, the number of blocks")
@@ -101,7 +107,12 @@ def _over_steps(progress: Progress | None, steps: int, data: Data, options: Swee
 
 
 def delete_blocks_exhaustive(
-    model: nn.Module | ResidualView, data: Data, *, count: int = 2, **options: Unpack[SweepOptions]
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    count: int = 2,
+    additions: str | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Table:
     """Delete every set of up to so many blocks, and compare each with the sum of its blocks deleted alone.
 
@@ -109,6 +120,7 @@ def delete_blocks_exhaustive(
         model: the network or its view; in a plain network layers are deleted instead.
         data: an opened data set, or batches of (images, labels).
         count: size of the largest sets, 2 or more.
+        additions: as for :func:`.delete_blocks`.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -119,7 +131,7 @@ def delete_blocks_exhaustive(
         UsageError: sizes that the network does not have, or more than 50,000 sets.
         NoResidualBlocksError, DataError, NumericsError, ResourceError: see :func:`.delete_blocks`.
     """
-    view = view_for(model, data, options)
+    view = view_for(model, data, options, additions)
     if not 2 <= count <= len(view):
         raise UsageError(f"count {count}: give 2 to {len(view)}, the number of blocks, for sets of up to so many")
     networks = sum(math.comb(len(view), size) for size in range(1, count + 1))

@@ -19,6 +19,7 @@ from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
 from pathlens.initialisation import SCHEMES, check_name, initialise
 from pathlens.metrics import sample_interval
+from pathlens.plans import require_chain
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
 from pathlens.propagation.measure import Place, places
 from pathlens.residual import ResidualView, view_of
@@ -106,6 +107,7 @@ def signal_propagation(
     if mode == "train":
         _check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
+        require_chain(run.view, "to follow a signal")
         losses = task_of(run.view, None).losses if loss is None else loss
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given"))

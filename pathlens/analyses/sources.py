@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pathlens.analyses.provenance import DataProvenance
-from pathlens.data import DataSet, ImageData
+from pathlens.data import DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
 from pathlens.runtime import processes
 
@@ -94,9 +94,6 @@ def batch_source(
         own_mean = tuple(data.mean if mean is None else mean)
         own_std = tuple(data.std if std is None else std)
         source = "given" if mean is not None or std is not None else data.normalisation_source
-        of_text = {} if isinstance(data, ImageData) else {
-            "examples": "sequences", "sequence_length": data.length, "stride": data.stride, "tokenizer": data.tokenizer.name,
-        }  # fmt: skip
         provenance = DataProvenance(
             data=data.name,
             split=data.split,
@@ -107,8 +104,10 @@ def batch_source(
             std=own_std or None,
             normalisation=source,
             batch_size=batch_size,
-            **of_text,
         )
+        if isinstance(data, TextData):
+            of_text = {"examples": "sequences", "tokenizer": data.tokenizer.name}
+            provenance = replace(provenance, **of_text, sequence_length=data.length, stride=data.stride)
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
         return BatchSource(data, batch_size, own_mean, own_std, device, count, provenance, digest)

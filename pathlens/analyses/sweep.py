@@ -76,6 +76,10 @@ def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
 
 def evaluate(network: Inference, routes: Sequence[Route], images: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order."""
+    if not network.chain.in_series:
+        x = network.prepare(images)
+        yield from ((index, network.whole(route)(x)) for index, route in enumerate(routes))
+        return
     numbered = sorted((route, index) for index, route in enumerate(routes))
     # no name for the stem's output, so that it lives no longer than it is needed
     yield from _walk(network, numbered, 0, network.stem(network.prepare(images)))

@@ -38,6 +38,8 @@ def choose(view: ResidualView, runner: Runner, plans: int) -> tuple[Inference, E
     offered = engines.candidates(device, dtype, min(size, total), view.largest_activation)
     network = Inference(view, device, dtype, offered[0])
     default = network, EngineProvenance(engine=network.engine.name, engine_chosen="default")
+    if not network.chain.in_series:  # there is no block to be run by itself
+        return default
     probe = min(total, max((engine.images or 1) * engine.lanes for engine in offered))
     blocks = _kinds(view)
     # work in images through the whole network; plans that share their beginnings take about half

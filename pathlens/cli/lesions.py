@@ -58,6 +58,7 @@ def delete_blocks(
     blocks: Blocks = None,
     count: Count = None,
     samples: o.Samples = 10,
+    additions: o.Additions = None,
     search: Annotated[
         Search,
         o.option(
@@ -76,10 +77,10 @@ def delete_blocks(
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
         sizes = parse_range(count, "count")
-        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {})
+        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
         return
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    run("delete-blocks", common, arguments, blocks)
+    run("delete-blocks", common, arguments, blocks, additions)
 
 
 @o.takes_objects
@@ -87,12 +88,13 @@ def delete_skips(
     blocks: Blocks = None,
     count: Count = None,
     samples: o.Samples = 10,
+    additions: o.Additions = None,
     *,
     common: LesionOptions,
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
     arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
-    run("delete-skips", common, arguments, blocks)
+    run("delete-skips", common, arguments, blocks, additions)
 
 
 @o.takes_objects
@@ -108,7 +110,13 @@ def reorder_blocks(
     run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
 
 
-def run(verb: str, common: LesionOptions, arguments: Mapping[str, object], blocks: str | None = None) -> None:
+def run(
+    verb: str,
+    common: LesionOptions,
+    arguments: Mapping[str, object],
+    blocks: str | None = None,
+    additions: str | None = "trunk",
+) -> None:
     """Run a verb of :mod:`pathlens.analyses` with the options given, then print its table and write the run folder.
 
     Args:
@@ -116,8 +124,9 @@ def run(verb: str, common: LesionOptions, arguments: Mapping[str, object], block
         common: the shared options.
         arguments: its own.
         blocks: the range of blocks as the user wrote it.
+        additions: which residual additions are blocks.
     """
-    with setting(verb, common) as current:
+    with setting(verb, common, additions) as current:
         from pathlens import analyses, plans
 
         numbers = parse_range(blocks, "blocks") if blocks and ":" in blocks else ()
@@ -140,4 +149,4 @@ def run(verb: str, common: LesionOptions, arguments: Mapping[str, object], block
                 fast=not common.plain_forward,
                 progress=progress,
             )
-        finish(current, table, arguments)
+        finish(current, table, {**arguments, "additions": current.view.additions})

@@ -78,6 +78,15 @@ Seed = Annotated[int, option("Seed of the random draws.")]
 Out = Annotated[Path | None, option("Write CSV, Parquet, figures and a manifest there.", metavar="DIR")]
 Json = Annotated[bool, option("Print one JSON object instead of the table.", "--json")]
 Quiet = Annotated[bool, option("No progress and no notes on stderr.", "--quiet", "-q")]
+Where = StrEnum("Where", {"trunk": "trunk", "all": "all", "nested": "nested", "off_trunk": "off-trunk"})
+Additions = Annotated[
+    Where | None,
+    option(
+        "Which residual additions are blocks: those of the trunk, all, those inside of others, or those beside the "
+        "trunk (U-Nets, parallel trunks). Default: the trunk, and all where there is none.",
+        "--additions",
+    ),
+]
 Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
 
 

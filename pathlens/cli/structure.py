@@ -31,6 +31,7 @@ def blocks(
     picture: Annotated[
         Path | None, o.option("Draw the block structure into a .png or .pdf file.", metavar="FILE")
     ] = None,
+    additions: o.Additions = None,
     seed: o.Seed = 0,
     out: o.Out = None,
     json: o.Json = False,
@@ -47,7 +48,7 @@ def blocks(
 
     loaded, example = loaded_network(network, seed, shape)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
-        view = view_of(loaded.model, example, network.output)
+        view = view_of(loaded.model, example, network.output, additions and str(additions))
     table = BLOCKS.table(
         view.rows(),
         provenance(

@@ -28,6 +28,8 @@ def make_dag(view: ResidualView, whole_blocks: bool) -> nx.DiGraph:
             transitions and head.
     """
     chain = view.chain()
+    if not chain.in_series:
+        chain = Chain(chain.trace, chain.discovery, ())
     parts = _whole(chain) if whole_blocks else collapse(chain)
     return _Builder(view, chain, parts, whole_blocks).build()
 

@@ -79,8 +79,10 @@ def unravel(
     if kind == "dag":
         if blocks is not None:
             raise UsageError("a dag shows the whole network; give a window of blocks with tree, lattice or equation")
-        if detail == "blocks" and not len(view):
-            raise NoResidualBlocksError(f"{_name(view)} has no residual blocks to draw whole; give detail='merges'")
+        if detail == "blocks" and (not len(view) or view.additions != "trunk"):
+            raise NoResidualBlocksError(
+                f"{_name(view)} has no chain of residual blocks to draw whole; give detail='merges'"
+            )
         return make_dag(view, detail == "blocks")
     first, last = checked_window(view, blocks)
     if kind == "tree":

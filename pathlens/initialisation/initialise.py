@@ -110,7 +110,7 @@ def _view(model: nn.Module | ResidualView, example: Tensor | None) -> ResidualVi
     """A view of the network as it is without what an earlier initialisation attached."""
     if isinstance(model, ResidualView):
         like = torch.zeros(2, *model.input_shape)
-        return view_of(model.model, like, model.output) if detach_all(model.model) else model
+        return view_of(model.model, like, model.output, model.additions) if detach_all(model.model) else model
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     if example is None:

@@ -24,6 +24,9 @@ from pathlens.residual.trace import Trace
 aten = torch.ops.aten
 _T = TypeVar("_T")
 
+ADDITIONS = ("trunk", "all", "nested", "off-trunk")
+"""Which residual additions are blocks; see :func:`pathlens.find_blocks`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Link:
@@ -58,17 +61,37 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A network as stem, links and head, in one train/eval mode and for one input shape."""
+    """A network as stem, links and head, in one train/eval mode and for one input shape.
+
+    Links of other additions than those of the trunk lie anywhere in the graph: each has its parts and can be rewritten
+    by itself, but nothing runs from one to the next.
+    """
 
     trace: Trace
     discovery: Discovery
     links: tuple[Link, ...]
+    additions: str = "trunk"
     _segments: dict[tuple[fx.Node, fx.Node, fx.Node | None], Segment] = field(default_factory=dict, repr=False)
     _derived: dict[Callable[[Chain], Any], Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def in_series(self) -> bool:
+        """Whether each link starts where the one before it ends."""
+        return self.additions == "trunk"
+
     @cached_property
     def boundaries(self) -> tuple[fx.Node, ...]:
-        """x_0, ..., x_n."""
+        """x_0, ..., x_n.
+
+        Raises:
+            UsageError: the links are not in series.
+        """
+        if not self.in_series:
+            raise UsageError(
+                f"these {len(self.links)} blocks are residual additions anywhere in the network and no chain: their "
+                "branches and shortcuts can be deleted, but this needs blocks one after the other; give those of the "
+                "trunk (additions='trunk')"
+            )
         return (self.links[0].start, *(link.end for link in self.links))
 
     @property
@@ -80,6 +103,11 @@ class Chain:
     def head(self) -> Segment:
         """From x_n to the output that is studied."""
         return self._between(self.boundaries[-1], self.trace.main)
+
+    @property
+    def whole(self) -> Segment:
+        """From the input to the output that is studied."""
+        return self._between(self.trace.source, self.trace.main)
 
     def run(self, start: int, stop: int) -> Segment:
         """From x_start to x_stop."""
@@ -122,13 +150,13 @@ class Chain:
         return segment
 
 
-def build_chain(trace: Trace, model_name: str) -> Chain:
+def build_chain(trace: Trace, model_name: str, discovery: Discovery | None = None) -> Chain:
     """Arrange what :func:`discover` finds into a chain.
 
     Raises:
         NoResidualBlocksError: nothing on the trunk is a residual addition.
     """
-    discovery = discover(trace)
+    discovery = discovery or discover(trace)
     if not discovery.trunk:
         raise NoResidualBlocksError(_why_none(discovery, trace, model_name))
     position = {node: index for index, node in enumerate(discovery.dominators)}
@@ -138,31 +166,58 @@ def build_chain(trace: Trace, model_name: str) -> Chain:
         following = discovery.trunk[index + 1] if index + 1 < len(discovery.trunk) else None
         limit = position[following.branch_point] if following else len(discovery.dominators) - 1
         after = discovery.dominators[position[addition.node] + 1 : limit + 1]
-        post = _post_activation(addition, after, discovery.input_dependent)
-        end = post[-1] if post else addition.node
-        branch, shortcut = _operands(trace, addition)
-        links.append(
-            Link(
-                addition=addition,
-                start=start,
-                branch_point=addition.branch_point,
-                branch=branch,
-                shortcut=shortcut,
-                total=addition.node,
-                end=end,
-                post=post,
-                bypass=addition.branch_point if addition.kind == "gated" else shortcut,
-            )
-        )
-        start = end
+        links.append(_link(trace, addition, start, _post_activation(addition, after, discovery.input_dependent)))
+        start = links[-1].end
     return Chain(trace, discovery, tuple(links))
+
+
+def build_additions(trace: Trace, model_name: str, additions: str | None) -> Chain:
+    """The additions of a graph as blocks: a chain where they are all on the trunk, else wherever they lie.
+
+    Args:
+        trace: the graph.
+        model_name: for errors.
+        additions: which ones (default: those of the trunk, and where there are none, all).
+
+    Raises:
+        NoResidualBlocksError: there are none of these.
+    """
+    discovery = discover(trace)
+    groups = {"trunk": discovery.trunk, "nested": discovery.nested, "off-trunk": discovery.off_trunk}
+    everywhere = sorted(discovery.additions.values(), key=lambda addition: discovery.order[addition.node])
+    if additions is None:
+        additions = "trunk" if discovery.trunk else "all"
+    if additions == "trunk" or not everywhere or (additions == "all" and len(discovery.trunk) == len(everywhere)):
+        return build_chain(trace, model_name, discovery)
+    chosen = groups.get(additions, everywhere)
+    if not chosen:
+        lie = ", ".join(f"{len(group)} {name}" for name, group in groups.items() if group)
+        raise NoResidualBlocksError(f"{model_name} has no {additions} additions, but {lie}; give one of these, or all")
+    links = tuple(_link(trace, addition, addition.branch_point, ()) for addition in chosen)
+    return Chain(trace, discovery, links, additions)
+
+
+def _link(trace: Trace, addition: Addition, start: fx.Node, post: tuple[fx.Node, ...]) -> Link:
+    branch, shortcut = _operands(trace, addition)
+    return Link(
+        addition=addition,
+        start=start,
+        branch_point=addition.branch_point,
+        branch=branch,
+        shortcut=shortcut,
+        total=addition.node,
+        end=post[-1] if post else addition.node,
+        post=post,
+        bypass=addition.branch_point if addition.kind == "gated" else shortcut,
+    )
 
 
 def _why_none(discovery: Discovery, trace: Trace, model_name: str) -> str:
     if discovery.off_trunk:
         return (
             f"{model_name} has {len(discovery.off_trunk)} residual additions, but none that every path passes "
-            "(parallel trunks); study one of its trunks as a module of its own"
+            "(parallel trunks); give --additions all (additions='all') where a study has it, or one of its trunks as a "
+            "module of its own"
         )
     targets = [node.target for node in trace.graph.nodes if node in discovery.input_dependent]
     if any(target is aten.cat.default for target in targets):

@@ -22,8 +22,9 @@ class Block:
 
     Attributes:
         index: position in the network, from 0.
-        name: the module that the block lies in; with the module of its branch where several share one.
-        stage: consecutive blocks of one output shape form a stage, from 0.
+        name: the module that the block lies in; with the module of its branch where several share one. Where blocks are
+            no chain, the module and the addition, as in ``layer1.0:add``.
+        stage: consecutive blocks of one output shape form a stage, from 0; where blocks are no chain, all of one shape.
         kind: of the shortcut: ``identity``; ``projection`` (learned); ``padding`` (parameter-free change of shape);
             ``scaled`` (parameter-free, shape kept); ``gated`` (highway). In plain networks ``layer`` or
             ``layer-resized``.
@@ -117,18 +118,17 @@ def describe(chain: Chain) -> tuple[Block, ...]:
     """The blocks of a chain with everything that a table of them shows."""
     trace = chain.trace
     costs = multiply_adds(trace)
-    names = _names(chain)
+    names = _names(chain) if chain.in_series else _names_of_additions(chain)
     blocks: list[Block] = []
-    stage = -1
-    previous: tuple[int, ...] | None = None
+    stages: dict[object, int] = {}
+    run = 0  # number of the consecutive blocks of one shape
     nested = {addition.node for addition in chain.discovery.nested}
     for index, link in enumerate(chain.links):
         branch, shortcut = link.addition.branch_nodes, link.addition.shortcut_nodes
         transition = nodes_between(chain, link.start, link.branch_point)
         shape = shape_of(trace, link.end)
-        if shape != previous:
-            stage += 1
-            previous = shape
+        run += bool(blocks) and shape != blocks[-1].out_shape
+        stage = stages.setdefault((shape, run) if chain.in_series else shape, len(stages))
         blocks.append(
             Block(
                 index=index,
@@ -184,6 +184,17 @@ def _names(chain: Chain) -> list[str]:
     names = [owner if owner and len(spread[owner]) == 1 else name for name, owner in zip(names, owners, strict=True)]
     repeated = Counter(names)
     return [name if repeated[name] == 1 and name else f"{name or 'block'}#{link}" for link, name in enumerate(names)]
+
+
+def _names_of_additions(chain: Chain) -> list[str]:
+    """The module that adds, and which of its residual additions it is: the same whichever of them are blocks."""
+    names: dict[fx.Node, str] = {}
+    seen: Counter[str] = Counter()
+    for node in sorted(chain.discovery.additions, key=chain.discovery.order.__getitem__):
+        owner = ".".join(module_path(node))
+        names[node] = f"{owner}:add{seen[owner] or ''}".lstrip(":")
+        seen[owner] += 1
+    return [names[link.total] for link in chain.links]
 
 
 def _owner(link: Link) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +23,8 @@ from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
-from pathlens.residual.routes import Part
-from pathlens.residual.segments import Segment
+from pathlens.residual.routes import Part, Route
+from pathlens.residual.segments import Segment, cut
 from pathlens.residual.sizes import may_follow_batch
 from pathlens.residual.view import ResidualView
 
@@ -114,6 +115,39 @@ class Inference:
         with self._lock:
             return self._prepared(self._chain.step(part, index))
 
+    def whole(self, route: Route) -> Call:
+        """From a prepared batch to the logits, with what a route says of each block.
+
+        Where blocks are no chain, this is how they are run: one graph is prepared, and each route is that graph with
+        the sums of some blocks replaced, and without what nothing needs then.
+        """
+        if self._chain.in_series:
+            calls = (self.stem, *(self.step(*step) for step in route), self.head)
+            return lambda x: reduce(lambda value, call: call(value), calls, x)
+        module, ends = self._whole
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(module.graph, copies)
+        (output,) = [node for node in module.graph.nodes if node.op == "output"]
+        copied = dict(zip(ends, (copies[node] for node in output.args[0]), strict=True))
+        last = graph.output((copied[self._chain.trace.main],))
+        # from the last sum to the first, because what remains of one may be another
+        for part, block in sorted(route, key=lambda step: ends[self._chain.links[step[1]].total], reverse=True):
+            link = self._chain.links[block]
+            if part is not Part.BLOCK:
+                copied[link.total].replace_all_uses_with(copied[link.remainder(part)])
+        _keep_needed(graph, last)
+        return lambda x: fx.Interpreter(module, graph=graph).run(x)[0]
+
+    @cached_property
+    def _whole(self) -> tuple[fx.GraphModule, dict[fx.Node, int]]:
+        """The intact network, which also gives all sums and what may remain of them, and the places of these."""
+        links = self._chain.links
+        nodes = [self._chain.trace.main, *(n for link in links for n in (link.total, link.branch, link.bypass))]
+        ends = {node: place for place, node in enumerate(sorted(set(nodes)))}
+        with self._lock:
+            return self._lowered(cut(self._chain.trace, self._chain.trace.source, tuple(ends))), ends
+
     def parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """Batches cut into the parts that the engine computes at a time.
 
@@ -152,9 +186,12 @@ class Inference:
 
     def _prepared(self, segment: Segment) -> Call:
         if segment not in self._pieces:
-            module = _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.engine)
+            module = self._lowered(segment)
             self._pieces[segment] = lambda x: module.forward(x)[0]
         return self._pieces[segment]
+
+    def _lowered(self, segment: Segment) -> fx.GraphModule:
+        return _lower(segment, self._constant, self._moved, self._own, self.device, self.dtype, self.engine)
 
     def _constant(self, tensor: Tensor, name: str | None = None) -> Tensor:
         """A tensor in the engine's device and dtype; of a parameter or buffer one copy for all pieces."""
@@ -250,6 +287,14 @@ def _lower(
     graph.eliminate_dead_code()
     # copies only the tensors in use: keeping the weights that were packed would double the memory
     return fx.GraphModule(root, graph, class_name="Piece")
+
+
+def _keep_needed(graph: fx.Graph, last: fx.Node) -> None:
+    """Erase what a graph's result does not need, but its inputs."""
+    needed = ops.ancestors([last])
+    for node in reversed(graph.nodes):
+        if node not in needed and node.op != "placeholder":
+            graph.erase_node(node)
 
 
 def _fixed(graph: fx.Graph, tensors: set[fx.Node]) -> set[fx.Node]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
-from pathlens.residual.chain import Chain, build_chain, check_index
+from pathlens.residual.chain import ADDITIONS, Chain, build_additions, build_chain, check_index
 from pathlens.residual.describe import Block, Totals, describe, shape_of, totals
 from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
@@ -87,9 +87,19 @@ class ResidualView:
         return self._blocks[0].is_layer
 
     @property
+    def additions(self) -> str:
+        """Which residual additions are the blocks. Those of the ``trunk`` are a chain, others can be deleted alone."""
+        return self.chain().additions
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are residual additions that are not among the blocks."""
+        return len(self.chain().discovery.additions) > sum(not block.is_layer for block in self._blocks)
+
+    @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
         """Indices of the blocks of each stage."""
-        count = self._blocks[-1].stage + 1
+        count = max(block.stage for block in self._blocks) + 1
         return tuple(tuple(b.index for b in self._blocks if b.stage == stage) for stage in range(count))
 
     @property
@@ -120,13 +130,20 @@ class ResidualView:
         if len(output.among) > 1:
             returned = ", ".join(output.among)
             notes.append(f"of the tensors that the network returns ({returned}), {output.name} is studied")
-        if discovery.off_trunk:
+        blocks = {link.total for link in self.chain().links}
+        beside, inside = (
+            [addition.node.name for addition in group if addition.node not in blocks]
+            for group in (discovery.off_trunk, discovery.nested)
+        )
+        if self.additions != "trunk":
+            notes.append("the blocks are residual additions wherever they lie, and no chain")
+        if beside:
             notes.append(
-                f"{len(discovery.off_trunk)} residual additions lie beside the trunk (the first: "
-                f"{discovery.off_trunk[0].node.name}) and are not blocks of the chain"
+                f"{len(beside)} residual additions lie beside the trunk (the first: {beside[0]}) and are not blocks of "
+                "the chain"
             )
-        if discovery.nested:
-            notes.append(f"{len(discovery.nested)} residual additions lie inside the branch of another block")
+        if inside:
+            notes.append(f"{len(inside)} residual additions lie inside the branch of another block")
         if discovery.refused:
             name, reason = next(iter(discovery.refused.items()))
             notes.append(f"{len(discovery.refused)} additions are no residual blocks (first: {name}, {reason})")
@@ -302,7 +319,9 @@ class ResidualView:
             raise UsageError(f"{what} has shape (N, {', '.join(map(str, shape))}); found {tuple(x.shape)}")
 
 
-def find_blocks(model: nn.Module, example: Tensor, output: str | int | None = None) -> ResidualView:
+def find_blocks(
+    model: nn.Module, example: Tensor, output: str | int | None = None, additions: str | None = None
+) -> ResidualView:
     """Find the residual blocks of any model.
 
     The model runs on tensors without values; nothing is registered, subclassed or changed.
@@ -312,12 +331,16 @@ def find_blocks(model: nn.Module, example: Tensor, output: str | int | None = No
         example: an input, shape (N, ...); only its shape and type matter.
         output: name (key, attribute) or position of the output to study, where the model returns several tensors.
             Default: ``logits``, ``out`` or ``last_hidden_state``, or the only one.
+        additions: which residual additions are blocks: those of the ``trunk``, which every path from input to output
+            passes and which are a chain; those ``nested`` in a side of another; those ``off-trunk`` (parallel trunks,
+            levels of a U-Net); or ``all``. Default: the trunk, and all where there is none. Blocks that are no chain
+            can be deleted, and what else needs blocks one after the other is refused.
 
     Returns:
         The view of the blocks, in the order in which they are computed.
 
     Raises:
-        NoResidualBlocksError: no addition on the way from input to output is residual.
+        NoResidualBlocksError: no addition, or none of these, is residual.
         ModelError: the model cannot be traced with this input, or returns several tensors of which none is named.
         UsageError: it returns no such output.
 
@@ -329,7 +352,9 @@ def find_blocks(model: nn.Module, example: Tensor, output: str | int | None = No
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module; found {type(model).__name__}")
-    return ResidualView(model, example, output=output)
+    if additions not in (None, *ADDITIONS):
+        raise UsageError(f"additions {additions!r} are unknown; give {', '.join(ADDITIONS)}")
+    return ResidualView(model, example, partial(build_additions, additions=additions), output)
 
 
 def find_layers(
@@ -363,13 +388,16 @@ def _as_layers(otherwise: NoResidualBlocksError, traced: Trace, _name: str) -> C
     return build_layers(traced, otherwise)
 
 
-def view_of(model: nn.Module, example: Tensor, output: str | int | None = None) -> ResidualView:
+def view_of(
+    model: nn.Module, example: Tensor, output: str | int | None = None, additions: str | None = "trunk"
+) -> ResidualView:
     """The residual blocks of a network or, where it has none and is a plain chain, its layers.
 
     Args:
         model: any module that takes one tensor; it is traced in eval mode.
         example: an input, shape (N, ...).
         output: as for :func:`find_blocks`.
+        additions: as for :func:`find_blocks`; here the trunk alone where nothing is said, since most studies need it.
 
     Raises:
         NoResidualBlocksError: it is neither.
@@ -382,7 +410,7 @@ def view_of(model: nn.Module, example: Tensor, output: str | int | None = None) 
         example = example.to(own.dtype)
     with in_mode(model):
         try:
-            return find_blocks(model, example, output)
+            return find_blocks(model, example, output, additions)
         except NoResidualBlocksError as none_found:
             return find_layers(model, example, otherwise=none_found, output=output)
 

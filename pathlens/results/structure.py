@@ -18,7 +18,9 @@ class BlockRow:
 
     block: int = column("", "index of the block, from 0")
     name: str = column("", "module that the block lies in")
-    stage: int = column("", "consecutive blocks of one output shape, from 0")
+    stage: int = column(
+        "", "consecutive blocks of one output shape, from 0; all of one shape where blocks are no chain"
+    )
     kind: str = column("", "shortcut of the block, or layer of a plain network")
     branch: str = column("", "modules of the branch")
     shortcut: str = column("", "operations of the shortcut; empty for an identity")

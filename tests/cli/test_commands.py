@@ -179,6 +179,25 @@ def test_reorder_and_skips(small: list[str], capsys: pytest.CaptureFixture[str],
     assert (tmp_path / "s" / "delete-skips.pdf").exists()
 
 
+def test_additions_off_the_trunk(
+    files: dict[str, str], small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    unet = ["-m", f"{files['user']}:levels", *small[2:]]
+    beside = as_json(capsys, "delete-blocks", *unet, "--additions", "off-trunk", "--out", f"{tmp_path}/u")
+    assert [row["name"] for row in beside["table"]] == [None, "add1", "add2"]
+    assert beside["provenance"]["additions"] == "off-trunk"
+    assert json.loads((tmp_path / "u" / "manifest.json").read_text())["arguments"]["additions"] == "off-trunk"
+    everywhere = as_json(capsys, "delete-skips", *unet, "--additions", "all", "--count", "2", "--samples", "3")
+    assert {row["count"] for row in everywhere["table"]} == {0, 2}
+    picture = str(tmp_path / "blocks.png")
+    assert (
+        main(["blocks", *unet[:2], "--picture", picture, "--input-shape", "3,8,8", "--additions", "all", "--json"]) == 0
+    )
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["table"]] == ["add", "add1", "add2", "add3"]
+    assert main(["delete-blocks", *unet, "--additions", "nested"]) == 3
+    assert "has no nested additions, but 2 trunk, 2 off-trunk" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_plain_network(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """``vgg15`` on images of CIFAR's shape, untrained and said to be so."""

@@ -15,7 +15,11 @@ from tests.helpers.lesion_oracle import small_net
 USER_FILE = """
 import torch
 from torch import nn
+from tests.helpers.joined import Levels
 from tests.helpers.lesion_oracle import small_net
+
+def levels():
+    return Levels(True, 5)
 
 def build():
     return small_net(torch.float32)

@@ -118,7 +118,9 @@ def test_a_weighted_sum_of_branches_is_no_block():
 
 
 def test_parallel_trunks_are_named():
-    message = refused(lambda: find_blocks(TwoTrunks(), torch.zeros(2, 6, 8, 8)), NoResidualBlocksError)
+    message = refused(
+        lambda: find_blocks(TwoTrunks(), torch.zeros(2, 6, 8, 8), additions="trunk"), NoResidualBlocksError
+    )
     assert "TwoTrunks has 1 residual additions" in message
     assert "parallel trunks" in message
 

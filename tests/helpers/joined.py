@@ -1,0 +1,172 @@
+"""Networks whose sums and concatenations can be told apart, for lesions and paths by hand.
+
+Every place where tensors meet goes through a method of :class:`Joined` and has a number, in the order of execution.
+What remains of a residual addition can be set (``rest``), which is its lesion written by hand. Or one operand of each
+place can be chosen (``chosen``) and the others be detached, so that what autograd gives is the gradient along one path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.graph_nets import layer
+
+
+class Joined(nn.Module):
+    """What meets where; ``rest`` and ``chosen`` are by number, ``places`` tells what each place is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest: dict[int, str] = {}
+        self.chosen: dict[int, int] | None = None
+        self.places: list[tuple[str, int]] = []
+        self.passed: set[int] = set()
+
+    def _kept(self, kind: str, operands: tuple[Tensor, ...], join: Callable[..., Tensor]) -> Tensor:
+        number = len(self.places)
+        self.places.append((kind, len(operands)))
+        if self.chosen is None:
+            return join(*operands)
+        one = self.chosen.get(number, 0)
+        result = join(*(operand if place == one else operand.detach() for place, operand in enumerate(operands)))
+        if result.requires_grad:
+            result.register_hook(lambda _: self.passed.add(number))
+        return result
+
+    def add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """A residual addition, or what remains of it."""
+        rest = self.rest.get(len(self.places))
+        if rest is None:
+            return self._kept("residual", (shortcut, branch), torch.add)
+        self.places.append(("residual", 2))
+        return shortcut if rest == "shortcut" else branch
+
+    def mix(self, *tensors: Tensor) -> Tensor:
+        """A sum of which no operand is a shortcut."""
+        return self._kept("sum", tensors, lambda *all_of: sum(all_of[1:], start=all_of[0]))
+
+    def cat(self, *tensors: Tensor) -> Tensor:
+        return self._kept("concat", tensors, lambda *all_of: torch.cat(all_of, 1))
+
+    def times(self, *tensors: Tensor) -> Tensor:
+        return self._kept("product", tensors, torch.mul)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.places = []
+        self.passed = set()
+        return self.joined(x)
+
+    def joined(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Block(nn.Module):
+    """Convolution, batch norm, ReLU, convolution."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.n(self.a(x))))
+
+
+class Levels(Joined):
+    """A U-Net of two levels with residual blocks: levels are concatenated, or added."""
+
+    def __init__(self, concatenated: bool, classes: int = 3) -> None:
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 4, 3, 1, 1), layer(4, 4, 2), nn.ConvTranspose2d(4, 4, 2, 2)
+        self.f = nn.ModuleList(Block() for _ in range(4))
+        self.join = layer(8, 4) if concatenated else None
+        self.head = nn.Linear(4, classes)
+
+    def joined(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.add(x, self.f[0](x))
+        y = self.down(x)
+        y = self.add(y, self.f[1](y))
+        y = torch.relu(self.add(y, self.f[2](y)))
+        x = self.add(x, self.up(y)) if self.join is None else self.join(self.cat(x, self.up(y)))
+        x = self.add(x, self.f[3](x))
+        return self.head(x.mean((2, 3)))
+
+
+class Nested(Joined):
+    """Blocks inside of blocks, as in Res2Net and RIR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(4, 3)
+        self.before, self.after = layer(4, 4), nn.Conv2d(4, 4, 1)
+        self.f = nn.ModuleList(Block() for _ in range(3))
+
+    def joined(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.before(x)
+        y = self.add(y, self.f[0](y))
+        y = self.add(y, self.f[1](y))
+        x = torch.relu(self.add(x, self.after(y)))
+        x = self.add(x, self.f[2](x))
+        return self.head(x.mean((2, 3)))
+
+
+class Resolutions(Joined):
+    """Two resolutions side by side that exchange what they have, as in HRNet, and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.high, self.low = nn.Conv2d(3, 4, 3, 1, 1), layer(3, 4, 2)
+        self.f = nn.ModuleList(Block() for _ in range(4))
+        self.down, self.up = layer(4, 4, 2), nn.Sequential(layer(4, 4), nn.Upsample(scale_factor=2))
+        self.gate, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+    def joined(self, x: Tensor) -> Tensor:
+        high, low = torch.relu(self.high(x)), self.low(x)
+        high, low = self.add(high, self.f[0](high)), self.add(low, self.f[1](low))
+        high, low = self.mix(high, self.up(low)), self.mix(low, self.down(high))
+        high, low = self.add(high, self.f[2](high)), self.add(low, self.f[3](low))
+        high = self.times(high, torch.sigmoid(self.gate(high)))
+        return self.head(self.mix(high.mean((2, 3)), low.mean((2, 3))))
+
+
+class Dense(Joined):
+    """Each layer sees the results of all layers before it (Huang et al. 2017)."""
+
+    def __init__(self, layers: int = 3) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(4 + 2 * layers, 3)
+        self.f = nn.ModuleList(layer(4 + 2 * i, 2) for i in range(layers))
+
+    def joined(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for f in self.f:
+            features.append(f(self.cat(*features) if len(features) > 1 else features[0]))
+        return self.head(self.cat(*features).mean((2, 3)))
+
+
+JOINED: dict[str, Callable[[], Joined]] = {
+    "U-Net": lambda: Levels(True),
+    "added levels": lambda: Levels(False),
+    "nested": Nested,
+    "resolutions": Resolutions,
+    "dense": Dense,
+}
+
+
+def additions(net: Joined, x: Tensor) -> list[int]:
+    """Numbers of the residual additions."""
+    net(x)
+    return [number for number, (kind, _) in enumerate(net.places) if kind == "residual"]
+
+
+def choices(net: Joined, x: Tensor) -> Iterator[dict[int, int]]:
+    """One operand of each place."""
+    net(x)
+    operands = [range(count) for _, count in net.places]
+    for combination in product(*operands):
+        yield dict(enumerate(combination))
