@@ -103,6 +103,8 @@ class LesionProvenance(AnalysisProvenance):
     seconds: float
     comparison: Mapping[str, Json] | None = None
     notes: tuple[str, ...]
+    group: str = "block"
+    contiguous: bool = False
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None

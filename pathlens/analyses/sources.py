@@ -106,8 +106,13 @@ def batch_source(
             batch_size=batch_size,
         )
         if isinstance(data, TextData):
-            of_text = {"examples": "sequences", "tokenizer": data.tokenizer.name}
-            provenance = replace(provenance, **of_text, sequence_length=data.length, stride=data.stride)
+            provenance = replace(
+                provenance,
+                examples="sequences",
+                sequence_length=data.length,
+                stride=data.stride,
+                tokenizer=data.tokenizer.name,
+            )
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
         return BatchSource(data, batch_size, own_mean, own_std, device, count, provenance, digest)

@@ -30,6 +30,7 @@ Count = Annotated[
 
 
 Search = StrEnum("Search", "random greedy exhaustive")
+Group = StrEnum("Group", "block layer")
 Task = StrEnum("Task", "classification next-token segmentation")
 
 
@@ -66,6 +67,12 @@ def delete_blocks(
             "all of up to --count blocks (default 2), with what each costs beyond the sum of its blocks."
         ),
     ] = Search.random,
+    group: Annotated[
+        Group, o.option("layer: delete all blocks of a layer together, such as attention and MLP.")
+    ] = Group.block,
+    contiguous: Annotated[
+        bool, o.option("With --count: all runs of neighbours in place of random sets.", "--contiguous")
+    ] = False,
     *,
     common: LesionOptions,
 ) -> None:
@@ -74,12 +81,20 @@ def delete_blocks(
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
     if search != Search.random:
+        if group != Group.block or contiguous:
+            raise UsageError(f"--search {search} is among single blocks; leave --group and --contiguous out")
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
         sizes = parse_range(count, "count")
         run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
         return
-    arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
+    arguments: dict[str, object] = {
+        "blocks": parse_range(blocks, "blocks"),
+        "count": parse_range(count, "count"),
+        "samples": samples,
+        "group": group.value,
+        "contiguous": contiguous,
+    }
     run("delete-blocks", common, arguments, blocks, additions)
 
 

@@ -16,11 +16,14 @@ from pathlens.results.text import percent
 
 @dataclass(frozen=True, kw_only=True)
 class _Deletion:
-    block: int | None = column("", "index of the deleted block, from 0; missing for the intact network and for sets")
+    block: int | None = column(
+        "",
+        "index of the deleted block or, in a table by layers, layer, from 0; missing for the intact network and sets",
+    )
     name: str | None = column("", "module of the deleted block")
     stage: int | None = column("", "stage of the deleted block, from 0")
     kind: str | None = column("", "shortcut of the deleted block, or layer of a plain network")
-    count: int = column("blocks", "number of deleted blocks; 0 is the intact network")
+    count: int = column("blocks", "number of deleted blocks, or layers; 0 is the intact network")
     sample: int | None = column("", "number of the random set; missing where nothing was drawn and in summary rows")
     blocks: str | None = column("", "all deleted blocks")
     stages: str | None = column("", "their stages")
