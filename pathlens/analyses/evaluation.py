@@ -216,12 +216,15 @@ def task_of(view: ResidualView, name: str | None) -> Task:
 
     Raises:
         UsageError: there is no task of that name.
-        ModelError: no task has outputs of that shape.
+        ModelError: the outputs do not fit the task, or none.
     """
-    if name is not None:
-        return task_named(name)
     trace = view.chain().trace
-    return task_for(trace.shape(trace.main))
+    shape = trace.shape(trace.main)
+    if name is None:
+        return task_for(shape)
+    task = task_named(name)
+    task.check_outputs(shape)
+    return task
 
 
 def comparison(task: Task, tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:

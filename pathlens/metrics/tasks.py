@@ -26,6 +26,8 @@ class Task(ABC):
         name: on the command line and in provenance.
         example: what is one example, in the singular.
         unit: what is right or wrong, in the singular.
+        shape: of the outputs, in words.
+        dimensions: of the outputs.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
     """
@@ -33,8 +35,25 @@ class Task(ABC):
     name: str
     example: str
     unit: str
+    shape: str
+    dimensions: int
     test: ClassVar[str]
     interval: ClassVar[str]
+
+    def check_outputs(self, shape: Sequence[int]) -> None:
+        """Raise unless outputs have as many dimensions as the task wants.
+
+        Args:
+            shape: of the outputs for a batch.
+
+        Raises:
+            ModelError: what was found, and what is wanted.
+        """
+        if len(shape) != self.dimensions:
+            raise ModelError(
+                f"the network gives shape {tuple(shape)}, and the task {self.name} wants logits {self.shape}; give the "
+                "task that fits (--task), or another output (--output)"
+            )
 
     @abstractmethod
     def check_targets(self, targets: torch.Tensor, examples: int) -> None:
@@ -87,6 +106,8 @@ class Classification(Task):
 
     name = "classification"
     example = unit = "image"
+    shape = "[batch, classes]"
+    dimensions = 2
     test = "McNemar's exact test, two-sided"
     interval = "Tango's score interval of the difference, 95 %"
 
@@ -117,9 +138,7 @@ class ManyAnswers(Task):
     """Many units an example, each with a class of its own.
 
     Attributes:
-        shape: of the outputs, in words.
-        dimensions: of the outputs.
-        axis: of the classes.
+        axis: of the classes in the outputs.
     """
 
     name: str
@@ -169,7 +188,7 @@ class ManyAnswers(Task):
         Raises:
             ModelError, DataError: outputs that do not fit the task, or targets that do not fit them.
         """
-        units.require_logits(outputs, self.dimensions, self.shape, self.name)
+        self.check_outputs(outputs.shape)
         outputs = outputs.movedim(self.axis, -1)
         units.require_targets(targets, outputs.shape[:-1], f"the targets of the {self.example}s")
         return outputs
@@ -203,10 +222,10 @@ def task_for(shape: Sequence[int]) -> Task:
     Raises:
         ModelError: no task has outputs of that shape.
     """
-    dimensions = {2: CLASSIFICATION, NEXT_TOKEN.dimensions: NEXT_TOKEN, SEGMENTATION.dimensions: SEGMENTATION}
-    if len(shape) not in dimensions:
+    fitting = [task for task in TASKS.values() if task.dimensions == len(shape)]
+    if not fitting:
         raise ModelError(
             f"the network gives shape {tuple(shape)}, not logits [batch, classes]; give a network that classifies, or "
             "predicts tokens or pixels"
         )
-    return dimensions[len(shape)]
+    return fitting[0]

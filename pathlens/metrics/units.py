@@ -11,7 +11,7 @@ import math
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Self
 
-from pathlens.errors import DataError, ModelError, NumericsError
+from pathlens.errors import DataError, NumericsError
 
 if TYPE_CHECKING:
     import torch
@@ -254,19 +254,6 @@ def require_targets(targets: torch.Tensor, shape: tuple[int, ...], what: str) ->
         raise DataError(
             f"{what} are {targets.dtype} of shape {tuple(targets.shape)}; give one class index for each of "
             f"{tuple(shape)}"
-        )
-
-
-def require_logits(logits: torch.Tensor, dimensions: int, shape: str, task: str) -> None:
-    """Raise unless a network gives logits of the shape of its task.
-
-    Raises:
-        ModelError: what was found, and what is wanted.
-    """
-    if logits.ndim != dimensions or not logits.shape[-1] or not logits.is_floating_point():
-        raise ModelError(
-            f"the network gives {logits.dtype} of shape {tuple(logits.shape)}, and the task {task} wants logits "
-            f"{shape}; give the task that fits (--task), or another output (--output)"
         )
 
 

@@ -138,7 +138,7 @@ def test_what_tells_no_spread():
 
 def test_what_does_not_fit_is_refused():
     logits, targets = drawn(2, 3, 4, 7)
-    with pytest.raises(ModelError, match=r"shape \(2, 3\), and the task next-token wants logits \[batch, tokens, voc"):
+    with pytest.raises(ModelError, match=r"shape \(2, 3\), and the task next-token wants logits \[batch, tok"):
         NEXT_TOKEN.answers(logits[..., 0], targets)
     with pytest.raises(DataError, match=r"targets of the sequences are torch.int64 of shape \(2,\)"):
         NEXT_TOKEN.losses(logits, targets[:, 0])
