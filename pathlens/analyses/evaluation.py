@@ -20,7 +20,7 @@ from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
 from pathlens.metrics import Task, task_for, task_named
-from pathlens.plans import Plan, require_chain
+from pathlens.plans import Deletion, Plan, require_chain
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
@@ -54,7 +54,10 @@ def run_plans(
     Raises:
         NumericsError, ResourceError, DataError, RunError: see :func:`.evaluating`.
     """
-    with evaluating(verb, view, data, [repr(plan) for plan in lesions], len(lesions), **options) as evaluation:
+    # images are drawn where branches are resampled, and nothing else of the counts depends on the seed
+    drawn = any(isinstance(plan, Deletion) and plan.replacement == "resample" for plan in lesions)
+    identity = [*map(repr, lesions), *([f"seed {options.get('seed', 0)}"] if drawn else [])]
+    with evaluating(verb, view, data, identity, len(lesions), **options) as evaluation:
         result = evaluation.sweep(lesions)
         return result, evaluation.record([result])
 
@@ -92,7 +95,7 @@ class Evaluation:
             lesions: what to evaluate.
             phase: names the journal, where several sweeps are one analysis.
         """
-        return sweep(self.network, self.task, lesions, self.runner, phase)
+        return sweep(self.network, self.task, lesions, self.runner, phase, self.seed)
 
     def record(self, results: Sequence[SweepResult]) -> LesionProvenance:
         """The provenance of what was swept."""
@@ -155,7 +158,8 @@ def evaluating(
         batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
         device: where to compute (default: where the model is).
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
-        task: what is measured of the outputs, by name (:data:`pathlens.metrics.TASKS`; default: what fits their shape).
+        task: what is measured of the outputs, by name (see :class:`pathlens.metrics.Task`; default: what fits their
+            shape).
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).

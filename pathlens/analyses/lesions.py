@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -36,6 +36,7 @@ def delete_blocks(
     group: str = GROUPS[0],
     contiguous: bool = False,
     additions: str | None = None,
+    replace: str = "zero",
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Error and loss of the intact network, then with blocks deleted (Veit et al. 2016, sections 4.1 and 4.2).
@@ -50,6 +51,9 @@ def delete_blocks(
             transformer); ``blocks`` and ``count`` then count layers.
         contiguous: instead of random sets, all runs of neighbours of each size of ``count``.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
+        replace: what the sum has in the place of a deleted branch: ``zero``; ``mean``, what the branch is on average
+            over the data in the intact network, at each position; or ``resample``, the branch of another image of the
+            batch, drawn with the seed anew for each batch and block.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -58,12 +62,15 @@ def delete_blocks(
         over samples and its t interval. Errors are fractions, losses in nats.
 
     Raises:
-        UsageError: a block or a size that the network does not have.
+        UsageError: a block or a size that the network does not have, or branches replaced in a network where there
+            is nothing beside them.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
     view = view_for(model, data, options, additions)
-    return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, options, group, contiguous)
+    make = partial(plans.delete, replace=replace)
+    plans.delete([], replace).check(view)
+    return _lesions("delete-blocks", view, data, blocks, count, samples, make, options, group, contiguous, replace)
 
 
 def delete_skips(
@@ -132,7 +139,7 @@ def reorder_blocks(
     table_rows += _means(table_rows, "swaps", sampled, samples, ("kendall_tau",))
     few = drawing.note_on_few(sampled, samples, "orders", "swaps")
     notes = (*record.notes, *filter(None, [few]))
-    record = replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
+    record = dataclasses.replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
     return REORDER_BLOCKS.table(table_rows, record.entries())
 
 
@@ -147,6 +154,7 @@ def _lesions(
     options: SweepOptions,
     group: str = GROUPS[0],
     contiguous: bool = False,
+    replace: str = "zero",
 ) -> Table:
     units, what = units_of(view, group), f"{group}s"
     labels: list[int | None] = [None]
@@ -179,15 +187,15 @@ def _lesions(
     together = [[block for unit in one for block in units[unit]] for one in sets]
     lesions = [plans.delete([]), *(make(blocks).check(view) for blocks in together[1:])]
     result, record = run_plans(verb, view, lesions, data, **options)
+    record = dataclasses.replace(record, group=group, contiguous=contiguous, replace=replace)
     table_rows = [
         rows.lesion(view, [units[unit] for unit in one], one, sample, measured)
         for one, sample, measured in zip(sets, labels, rows.counted(result), strict=True)
     ]
-    record = replace(record, group=group, contiguous=contiguous)
     if count is not None:
         few = None if contiguous else drawing.note_on_few(sampled, samples, "sets", what)
         notes = (*record.notes, *filter(None, [few]))
-        record = replace(record, counts=sizes, samples=samples, few=few, notes=notes)
+        record = dataclasses.replace(record, counts=sizes, samples=samples, few=few, notes=notes)
         table_rows += _means(table_rows, "count", sampled, samples)
     return results.named(verb).table(table_rows, record.entries())
 

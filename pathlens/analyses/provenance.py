@@ -88,7 +88,7 @@ class LesionProvenance(AnalysisProvenance):
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
     were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
-    which sizes no more exist.
+    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch.
     """
 
     task: str = "classification"
@@ -105,6 +105,7 @@ class LesionProvenance(AnalysisProvenance):
     notes: tuple[str, ...]
     group: str = "block"
     contiguous: bool = False
+    replace: str = "zero"
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None

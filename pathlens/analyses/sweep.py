@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
+from pathlens.analyses.replacing import Replacing, Steps
 from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
 from pathlens.metrics import Task, holm
@@ -74,33 +75,46 @@ def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
     return [route([plan], blocks) for plan in plans]
 
 
-def evaluate(network: Inference, routes: Sequence[Route], images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order."""
+def evaluate(
+    network: Inference, routes: Sequence[Route], images: Tensor, steps: Steps | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order.
+
+    Args:
+        network: the prepared network.
+        routes: of the lesioned networks.
+        images: the batch.
+        steps: how blocks run (default: as the network says, which replaces no branches).
+    """
     if not network.chain.in_series:
         x = network.prepare(images)
         yield from ((index, network.whole(route)(x)) for index, route in enumerate(routes))
         return
     numbered = sorted((route, index) for index, route in enumerate(routes))
     # no name for the stem's output, so that it lives no longer than it is needed
-    yield from _walk(network, numbered, 0, network.stem(network.prepare(images)))
+    yield from _walk(network, steps or network.step, numbered, 0, network.stem(network.prepare(images)))
 
 
-def _walk(network: Inference, routes: list[tuple[Route, int]], depth: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _walk(
+    network: Inference, step: Steps, routes: list[tuple[Route, int]], depth: int, x: Tensor
+) -> Iterator[tuple[int, Tensor]]:
     while depth < len(network):
         groups = [list(group) for _, group in groupby(routes, key=lambda route: route[0][depth])]
         # the largest group goes on in this loop, so that the recursion is only as deep as plans really part
         groups.sort(key=len)
         for group in groups[:-1]:
-            yield from _walk(network, group, depth + 1, network.step(*group[0][0][depth])(x))
+            yield from _walk(network, step, group, depth + 1, step(*group[0][0][depth])(x))
         routes = groups[-1]
-        x = network.step(*routes[0][0][depth])(x)
+        x = step(*routes[0][0][depth])(x)
         depth += 1
     logits = network.head(x)
     for _, index in routes:
         yield index, logits
 
 
-def sweep(network: Inference, task: Task, plans: Sequence[Plan], runner: Runner, phase: str = PHASE) -> SweepResult:
+def sweep(
+    network: Inference, task: Task, plans: Sequence[Plan], runner: Runner, phase: str = PHASE, seed: int = 0
+) -> SweepResult:
     """Counts of every plan over all images.
 
     Args:
@@ -109,6 +123,7 @@ def sweep(network: Inference, task: Task, plans: Sequence[Plan], runner: Runner,
         plans: what to evaluate; the first one is the intact network.
         runner: of the batches; beside each its journal keeps the name of the engine.
         phase: names the journal.
+        seed: of the images whose branches stand in the place of deleted ones.
 
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
@@ -120,9 +135,10 @@ def sweep(network: Inference, task: Task, plans: Sequence[Plan], runner: Runner,
     with runner.group.agreed(), torch.inference_mode(), oom_as_error(source.batch_size):
         routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
+        replacing = Replacing(network, routes, source, seed)
 
     def count(batch: int, images: Tensor, labels: Tensor) -> list[Any]:
-        return [network.engine.name, _count(network, task, routes, batch, images, labels)]
+        return [network.engine.name, _count(network, task, routes, replacing, batch, images, labels)]
 
     with torch.inference_mode():
         results = runner.run(phase, count)
@@ -131,21 +147,29 @@ def sweep(network: Inference, task: Task, plans: Sequence[Plan], runner: Runner,
 
 
 def _count(
-    network: Inference, task: Task, routes: Sequence[Route], batch: int, images: Tensor, labels: Tensor
+    network: Inference,
+    task: Task,
+    routes: Sequence[Route],
+    replacing: Replacing,
+    batch: int,
+    images: Tensor,
+    labels: Tensor,
 ) -> list[list[float]]:
     """The task's numbers for each route, checked as far as the intact network tells."""
     check_images(network, images, batch)
     task.check_targets(labels, len(images))
+    steps = replacing.steps(batch, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        answers = {index: task.answers(logits, targets) for index, logits in evaluate(network, routes, part[0])}
+        answers = {index: task.answers(logits, targets) for index, logits in evaluate(network, routes, part[0], steps)}
         # a byte for each answer and network, because the intact one may come last
         ordered = [answers[index] for index in range(len(routes))]
         values, given = (torch.stack(items) for items in zip(*ordered, strict=True))
         return torch.cat([values, task.compare(given)], dim=1)
 
-    parts = network.each(count, network.parts(images, labels))
+    shares = [(images, labels)] if replacing.whole_batches else network.parts(images, labels)
+    parts = network.each(count, shares)
     counts: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
     task.measured(counts[0])[0].require_finite("the intact network")
     return counts

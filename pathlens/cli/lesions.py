@@ -31,6 +31,7 @@ Count = Annotated[
 
 Search = StrEnum("Search", "random greedy exhaustive")
 Group = StrEnum("Group", "block layer")
+Replace = StrEnum("Replace", "zero mean resample")
 Task = StrEnum("Task", "classification next-token segmentation")
 
 
@@ -73,6 +74,10 @@ def delete_blocks(
     contiguous: Annotated[
         bool, o.option("With --count: all runs of neighbours in place of random sets.", "--contiguous")
     ] = False,
+    replace: Annotated[
+        Replace,
+        o.option("In the place of a branch: nothing, its mean over the data, or that of another image of the batch."),
+    ] = Replace.zero,
     *,
     common: LesionOptions,
 ) -> None:
@@ -85,6 +90,8 @@ def delete_blocks(
             raise UsageError(f"--search {search} is among single blocks; leave --group and --contiguous out")
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
+        if replace != Replace.zero:
+            raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
         sizes = parse_range(count, "count")
         run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
         return
@@ -94,6 +101,7 @@ def delete_blocks(
         "samples": samples,
         "group": group.value,
         "contiguous": contiguous,
+        **({} if replace == Replace.zero else {"replace": replace.value}),
     }
     run("delete-blocks", common, arguments, blocks, additions)
 

@@ -158,14 +158,15 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     from pathlens.models import load_model
     from pathlens.runtime.memory import check_input_fits
 
-    spec = data_spec(common.data, common.model)
-    kind, _, path = spec.partition(":")
-    if kind != "text" and (common.tokenizer or common.sequence_length or common.stride):
-        raise UsageError("--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them")
-    if kind == "text" and common.image_size:
-        raise UsageError(f"--image-size {common.image_size} is of images, and {spec} is a text; leave it out")
-
     def opened(image_size: int | None) -> DataSet:
+        spec = data_spec(common.data, common.model)
+        kind, _, path = spec.partition(":")
+        if kind != "text" and (common.tokenizer or common.sequence_length or common.stride):
+            raise UsageError(
+                "--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them"
+            )
+        if kind == "text" and image_size:
+            raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
         if kind == "text":
             return open_text(
                 path,
@@ -195,6 +196,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
         return loaded, data
     loaded = load_model(common.model, common.weights, seed=common.seed)
     size = common.image_size
+    spec = data_spec(common.data, common.model)
     if size is None and spec.startswith("imagefolder:") and loaded.input_shape is not None:
         size = loaded.input_shape[-1]
     if size is not None:

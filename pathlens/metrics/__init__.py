@@ -1,6 +1,6 @@
 """Error and loss as counts that add up over batches and processes, their intervals, and paired comparisons.
 
-An interval or a test is computed once, at the end. What is counted is said by a task (:mod:`pathlens.metrics.tasks`).
+An interval or a test is computed once, at the end. What is counted is said by a task.
 """
 
 from pathlens.metrics.classification import (
@@ -12,14 +12,10 @@ from pathlens.metrics.classification import (
     require_labels,
 )
 from pathlens.metrics.intervals import holm, kendall_tau, mcnemar_p, paired_interval, sample_interval, wilson_interval
-from pathlens.metrics.tasks import CLASSIFICATION, NEXT_TOKEN, SEGMENTATION, TASKS, Task, task_for, task_named
+from pathlens.metrics.tasks import Task, task_for, task_named
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
 __all__ = [
-    "CLASSIFICATION",
-    "NEXT_TOKEN",
-    "SEGMENTATION",
-    "TASKS",
     "ClassificationCounts",
     "PairedCounts",
     "Task",

@@ -20,7 +20,7 @@ Pairs = PairedCounts | UnitPairs
 
 
 class Task(ABC):
-    """Outputs and targets in, mistakes and losses out.
+    """Outputs and targets in, mistakes and losses out: ``classification``, ``next-token`` or ``segmentation``.
 
     Attributes:
         name: on the command line and in provenance.
@@ -90,7 +90,10 @@ class Task(ABC):
 
     @abstractmethod
     def measured(self, values: Sequence[float]) -> tuple[Counts, Pairs]:
-        """What the numbers of one network say: those of :meth:`answers`, then those of :meth:`compare`.
+        """What the numbers of one network say.
+
+        Args:
+            values: those of :meth:`answers`, then those of :meth:`compare`.
 
         Raises:
             DataError: targets outside the classes were counted.
@@ -98,7 +101,15 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each example in nats, shape ``[batch]``, differentiable; otherwise as :meth:`answers`."""
+        """The loss of each example in nats, shape ``[batch]``; differentiable.
+
+        Args:
+            outputs: of the network.
+            targets: of the batch, on the same device.
+
+        Raises:
+            DataError, ModelError: as :meth:`answers`.
+        """
 
 
 class Classification(Task):
@@ -151,7 +162,16 @@ class ManyAnswers(Task):
     interval: ClassVar[str] = "Student's t interval of the difference over examples, 95 %"
 
     def check_targets(self, targets: torch.Tensor, examples: int) -> None:
-        """See :meth:`Task.check_targets`."""
+        """See :meth:`Task.check_targets`.
+
+        Raises:
+            ModelError: there is one class for each example, so that the network is no classifier but should be one.
+        """
+        if targets.dim() == 1:
+            raise ModelError(
+                f"there is one label for each {self.example}, and the network gives {self.shape}, not logits [batch, "
+                "classes]; give a network that classifies"
+            )
         if len(targets) != examples:
             raise DataError(
                 f"{examples} {self.example}s have targets of shape {tuple(targets.shape)}; give a set for each"
@@ -204,6 +224,9 @@ TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKE
 
 def task_named(name: str) -> Task:
     """A task by its name.
+
+    Args:
+        name: such as ``next-token``.
 
     Raises:
         UsageError: there is none of it.

@@ -41,7 +41,7 @@ class Configuration:
         recipe: optimizer, schedule and augmentation.
         mean: per channel of pixels in [0, 1].
         std: likewise.
-        rule: which paths are trained, and with what weight; see :mod:`pathlens.training.rules`.
+        rule: which paths are trained, and with what weight; see ``pathlens.training.rules``.
         rescale: what random sub-networks mean for the whole network. ``test``: each branch is multiplied by the
             probability that it was kept, or whatever it was multiplied by on average, which is folded into the weights
             of its last layer (Huang et al. 2016, equation 5). ``train``: branches are divided by it while training.

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 from pathlens.errors import DataError, ModelError, NumericsError, UsageError
-from pathlens.metrics import CLASSIFICATION, NEXT_TOKEN, SEGMENTATION, UnitCounts, task_for, task_named
+from pathlens.metrics import UnitCounts, task_for, task_named
 from pathlens.metrics import units as counting
+from pathlens.metrics.tasks import CLASSIFICATION, NEXT_TOKEN, SEGMENTATION
 from pathlens.metrics.units import IGNORED
 
 
@@ -146,6 +147,8 @@ def test_what_does_not_fit_is_refused():
         NEXT_TOKEN.losses(logits, torch.tensor([[0, 1, 2], [3, 4, 0]]))
     with pytest.raises(DataError, match=r"1 of 6 tokens have a target outside.*tokenizer"):
         of(NEXT_TOKEN, [logits], torch.tensor([[0, 1, 2], [3, 4, 0]]))
+    with pytest.raises(ModelError, match=r"one label for each sequence.*not logits \[batch, classes\]; give a network"):
+        NEXT_TOKEN.check_targets(targets[:, 0], 2)
     with pytest.raises(DataError, match="2 sequences have targets of shape"):
         NEXT_TOKEN.check_targets(targets[:1], 2)
     with pytest.raises(NumericsError, match="no targets were counted"):

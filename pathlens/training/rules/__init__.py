@@ -48,7 +48,10 @@ __all__ = [
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule from ``NAME`` or ``NAME:SETTINGS``, such as ``shakedrop:last=0.8,level=sample``.
+    """A rule from text.
+
+    Args:
+        text: ``NAME`` or ``NAME:SETTINGS``, such as ``shakedrop:last=0.8,level=sample``.
 
     Raises:
         UsageError: an unknown rule, or settings that it does not have.

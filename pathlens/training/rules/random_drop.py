@@ -16,7 +16,10 @@ class RandomDrop(StochasticDepth):
     ``decay`` uniform, 1 - t (1 - P)). The network is tested with the probabilities of the time it is from: at the end,
     with those of stochastic depth.
 
-    Attributes: see :class:`StochasticDepth`.
+    Attributes:
+        decay: over the blocks, ``linear`` or ``uniform``; see :class:`StochasticDepth`.
+        last: survival probability of the last block at the end of the training.
+        per: ``batch`` or ``sample``; see :class:`StochasticDepth`.
 
     Source: over blocks, RandomDrop as in Yamada, Iwamura, Akiba, Kise 2019, section II, which is stochastic depth; over
         time, the linear schedule of Zoph, Vasudevan, Shlens, Le 2018, "Learning Transferable Architectures for Scalable

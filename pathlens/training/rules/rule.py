@@ -78,7 +78,10 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The rule with settings from text: ``VALUE`` in their order or ``NAME=VALUE``, with commas between them.
+        """The rule with settings from text.
+
+        Args:
+            text: ``VALUE`` in the order of the settings or ``NAME=VALUE``, with commas between them.
 
         Raises:
             UsageError: a setting that the rule does not have, or that is missing, or its value.

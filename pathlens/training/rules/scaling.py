@@ -17,7 +17,11 @@ LEVELS = ("batch", "sample", "pixel")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, each as likely as the others; both may be the same.
+    """Numbers between two, each as likely as the others.
+
+    Attributes:
+        low: the smallest.
+        high: the largest; it may be the same.
 
     Raises:
         UsageError: the other way round, or not finite.
@@ -41,6 +45,9 @@ class Range:
     @classmethod
     def parse(cls, text: str) -> Range:
         """``LOW:HIGH`` or one number.
+
+        Args:
+            text: as users write it.
 
         Raises:
             ValueError: something else.
