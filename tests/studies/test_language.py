@@ -47,8 +47,9 @@ def test_its_numbers_are_those_of_the_package(done: Path) -> None:
     tokens = stories.written(model, 4, 8, 0)
     table = pathlens.delete_blocks(model, [(tokens[:, :-1], tokens[:, 1:])], group="layer")
     found = read_table(done / "layers.csv")
-    for name in ("blocks", "error", "loss", "difference"):
-        assert found.values(name) == pytest.approx(table.values(name), rel=1e-5), name
+    assert found.values("blocks") == table.values("blocks")
+    for name in ("error", "loss", "difference"):
+        assert found.values(name)[1:] == pytest.approx(table.values(name)[1:], rel=1e-5), name
 
 
 @torch.no_grad()
