@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         reorder_blocks,
         signal_propagation,
     )
-    from pathlens.data import open_data
+    from pathlens.data import open_data, open_text
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
@@ -43,7 +43,7 @@ _HOMES = {
         "reorder_blocks",
         "signal_propagation",
     ),
-    "data": ("open_data",),
+    "data": ("open_data", "open_text"),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
     "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
@@ -71,6 +71,7 @@ __all__ = [
     "load_model",
     "loss_surface",
     "open_data",
+    "open_text",
     "path_gradients",
     "reorder_blocks",
     "reordered",
