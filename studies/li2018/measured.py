@@ -157,7 +157,7 @@ def own_size(study: StudySetting) -> int | None:
 
 def grid(study: StudySetting, network: Network) -> Table:
     """The surface in two random directions by the published treatment, and the curvature."""
-    points, curved = study.pick(3, 13, 51), study.pick(4, 64, 1000)
+    points, curved = study.pick(3, 11, 51), study.pick(4, 64, 1000)
     more = {"curvature": "centre", "curvature_images": curved, "probes": study.pick(2, 8, 50)}
     return _surface(
         study, network, images(study), f"surface-{network.name}", points=points, treatment=PUBLISHED, **more
@@ -166,7 +166,7 @@ def grid(study: StudySetting, network: Network) -> Table:
 
 def line(study: StudySetting, network: Network, treatment: tuple[str, str], data: ImageData) -> Table:
     """Lines in several random directions."""
-    more = {"dimensions": 1, "draws": study.pick(2, 5, 10), "curvature": "none", "points": study.pick(3, 11, 51)}
+    more = {"dimensions": 1, "draws": study.pick(2, 5, 10), "curvature": "none", "points": study.pick(3, 9, 51)}
     stem = "-".join(("line", network.name, *treatment))
     return _surface(study, network, data, stem, treatment=treatment, **more)
 
