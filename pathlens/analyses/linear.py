@@ -60,6 +60,11 @@ class Opened:
         labels = labels.to(self.runner.device)
         return Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked, route=self.route)
 
+    @property
+    def has_gradient_at_input(self) -> bool:
+        """Whether the input is of numbers that a gradient can be taken at, and not of integers."""
+        return self.runner.source.first().is_floating_point()
+
     def identify(self, verb: str, request: object) -> None:
         """Name the journals by everything that the results depend on."""
         self.runner.identify(

@@ -1,6 +1,6 @@
 """Frozen, checked descriptions of what to do to a network: delete blocks, delete skips, reorder blocks."""
 
-from pathlens.plans.drawn import random_deletion, random_skip_deletion, random_swaps
+from pathlens.plans.drawn import random_deletion, random_set, random_skip_deletion, random_swaps
 from pathlens.plans.plan import (
     Deletion,
     Plan,
@@ -26,6 +26,7 @@ __all__ = [
     "delete_skips",
     "interchangeable",
     "random_deletion",
+    "random_set",
     "random_skip_deletion",
     "random_swaps",
     "reorder",

@@ -47,7 +47,7 @@ def random_deletion(view: ResidualView, count: int, rng: np.random.Generator, re
     Raises:
         UsageError: more blocks than the network has, or fewer than one.
     """
-    return Deletion(_random_blocks(view, count, rng), replace)
+    return Deletion(random_set(len(view), count, rng), replace)
 
 
 def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> SkipDeletion:
@@ -61,10 +61,21 @@ def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generato
     Raises:
         UsageError: more blocks than the network has, or fewer than one.
     """
-    return SkipDeletion(_random_blocks(view, count, rng))
+    return SkipDeletion(random_set(len(view), count, rng))
 
 
-def _random_blocks(view: ResidualView, count: int, rng: np.random.Generator) -> tuple[int, ...]:
-    if not 1 <= count <= len(view):
-        raise UsageError(f"{count} blocks cannot be drawn: the network has {len(view)}")
-    return tuple(sorted(int(block) for block in rng.choice(len(view), size=count, replace=False)))
+def random_set(existing: int, count: int, rng: np.random.Generator, what: str = "blocks") -> tuple[int, ...]:
+    """A uniformly drawn set of numbers below ``existing``.
+
+    Args:
+        existing: how many there are.
+        count: how many to draw, 1 to all.
+        rng: source of randomness.
+        what: they are called.
+
+    Raises:
+        UsageError: more than there are, or fewer than one.
+    """
+    if not 1 <= count <= existing:
+        raise UsageError(f"{count} {what} cannot be drawn: the network has {existing}")
+    return tuple(sorted(int(number) for number in rng.choice(existing, size=count, replace=False)))
