@@ -64,6 +64,7 @@ class ResidualView:
         self._chains: dict[Mode, Chain] = {}
         self._blocks: tuple[Block, ...] = ()
         chain = self.chain(self._example)
+        self._additions = chain.additions
         self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
         self._blocks = describe(chain)
 
@@ -89,7 +90,7 @@ class ResidualView:
     @property
     def additions(self) -> str:
         """Which residual additions are the blocks. Those of the ``trunk`` are a chain, others can be deleted alone."""
-        return self.chain().additions
+        return self._additions
 
     @property
     def has_others(self) -> bool:
