@@ -19,7 +19,7 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
-from pathlens.plans import Plan
+from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
@@ -181,6 +181,11 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
             raise UsageError(
                 "a lesion must be made of plans to delete blocks, to delete shortcuts or to reorder blocks "
                 f"(pathlens.plans); found {type(plan).__name__}"
+            )
+        if isinstance(plan, Deletion) and plan.replacement != "zero":
+            raise UsageError(
+                f"a branch is replaced by {plan.replacement!r} in pathlens.delete_blocks alone; delete it here "
+                "(replace='zero')"
             )
     return tuple(plan.check(view) for plan in given)
 

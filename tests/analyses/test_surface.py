@@ -292,6 +292,8 @@ def broken(net: nn.Module) -> nn.Module:
         (UsageError, "has the very weights", {"towards": lambda net: net}),
         (UsageError, "3 networks are more than the 2 axes", {"towards": lambda net: [net] * 3}),
         (UsageError, "block 3", {"lesion": plans.delete_skips([3])}),
+        (UsageError, "replaced by 'mean' in", {"lesion": plans.delete([0], replace="mean")}),
+        (UsageError, "must be made of plans", {"lesion": plans.restrict([1])}),
         (CheckpointError, "weights of another network", {"towards": lambda net: preresnet(14, in_channels=1)}),
         (CheckpointError, "nowhere", {"towards": "nowhere.safetensors"}),
         (NumericsError, "NaN", {"towards": broken}),
@@ -340,3 +342,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err.strip()
         assert words in error
         assert len(error.splitlines()) == 1
+
+
+def test_additions_that_are_no_chain_are_refused(net: nn.Module, data: ImageData) -> None:
+    anywhere = pathlens.find_blocks(net, torch.zeros(2, 1, 8, 8, dtype=torch.float64), additions="all")
+    with pytest.raises(UsageError, match="no chain, which is needed for a surface"):
+        pathlens.loss_surface(anywhere, data, points=3, **EXACT)
