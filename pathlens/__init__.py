@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         reorder_blocks,
         signal_propagation,
     )
-    from pathlens.data import open_data
+    from pathlens.data import open_data, open_text
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
@@ -41,7 +41,7 @@ _HOMES = {
         "reorder_blocks",
         "signal_propagation",
     ),
-    "data": ("open_data",),
+    "data": ("open_data", "open_text"),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
     "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
@@ -68,6 +68,7 @@ __all__ = [
     "lattice",
     "load_model",
     "open_data",
+    "open_text",
     "path_gradients",
     "reorder_blocks",
     "reordered",

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from pathlens import plans
 from pathlens.errors import NoResidualBlocksError, UsageError
-from pathlens.plans import Plan, Restriction
+from pathlens.plans import Deletion, Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain, module_path
 from pathlens.residual.restricted import restricted
@@ -152,6 +152,11 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
 @contextlib.contextmanager
 def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
     view = model if isinstance(model, ResidualView) else None
+    if isinstance(plan, Deletion) and plan.replacement != "zero":
+        raise UsageError(
+            f"a branch is replaced by {plan.replacement!r} in pathlens.delete_blocks alone, which has the data; "
+            "a with block deletes it (zero)"
+        )
     if view is not None:
         plan = plan.check(view)
     target = view.model if view is not None else model

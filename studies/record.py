@@ -128,7 +128,7 @@ def protocol_of(table: Table) -> str:
     said = []
     if "images" in facts:
         where = f" ({facts['split']})" if facts.get("split") else ""
-        said.append(f"{facts['images']:,} images of {facts['data']}{where}")
+        said.append(f"{facts['images']:,} {facts.get('examples', 'images')} of {facts['data']}{where}")
     if "batch_size" in facts:
         said.append(f"batches of {facts['batch_size']}")
     if "mode" in facts:

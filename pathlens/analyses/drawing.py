@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pathlens.plans import Plan, interchangeable
+from pathlens.errors import UsageError
+from pathlens.plans import interchangeable
 from pathlens.residual import ResidualView
 
-P = TypeVar("P", bound=Plan)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Samples(Generic[P]):
 
     Attributes:
         size: blocks of a set, or swaps of an order.
-        plans: in the order in which they were drawn.
+        plans: or sets of blocks, in the order in which they were drawn.
         exhausted: whether no others exist.
     """
 
@@ -27,7 +28,7 @@ class Samples(Generic[P]):
     exhausted: bool
 
 
-def different(size: int, draw: Callable[[], P], samples: int, existing: int, intact: Plan) -> Samples[P]:
+def different(size: int, draw: Callable[[], P], samples: int, existing: int, intact: P) -> Samples[P]:
     """Draw until there are enough different lesions, or all that exist.
 
     What was drawn before, and what changes nothing, is drawn again, so that the first occurrences are those of plain
@@ -38,7 +39,7 @@ def different(size: int, draw: Callable[[], P], samples: int, existing: int, int
         draw: one lesion.
         samples: how many to draw.
         existing: how many different ones ``draw`` can give, without the intact network.
-        intact: the plan that changes nothing.
+        intact: what changes nothing.
     """
     plans: dict[P, None] = {}
     while len(plans) < min(samples, existing):
@@ -46,6 +47,17 @@ def different(size: int, draw: Callable[[], P], samples: int, existing: int, int
         if plan != intact:
             plans[plan] = None
     return Samples(size, tuple(plans), existing <= samples)
+
+
+def contiguous_sets(existing: int, size: int, what: str) -> Samples[tuple[int, ...]]:
+    """All runs of neighbours of a size, which is what papers on pruning delete.
+
+    Raises:
+        UsageError: a size that the network does not have.
+    """
+    if not 1 <= size <= existing:
+        raise UsageError(f"{size} {what} in a row cannot be deleted: the network has {existing}")
+    return Samples(size, tuple(tuple(range(at, at + size)) for at in range(existing - size + 1)), True)
 
 
 def existing_orders(view: ResidualView, swaps: int) -> int:

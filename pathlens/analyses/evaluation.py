@@ -19,7 +19,8 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data, batch_source
 from pathlens.analyses.sweep import PHASE, SweepResult, sweep
 from pathlens.errors import UsageError
-from pathlens.plans import Plan, require_chain
+from pathlens.metrics import Task, task_for, task_named
+from pathlens.plans import Deletion, Plan, require_chain
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
@@ -53,7 +54,10 @@ def run_plans(
     Raises:
         NumericsError, ResourceError, DataError, RunError: see :func:`.evaluating`.
     """
-    with evaluating(verb, view, data, [repr(plan) for plan in lesions], len(lesions), **options) as evaluation:
+    # images are drawn where branches are resampled, and nothing else of the counts depends on the seed
+    drawn = any(isinstance(plan, Deletion) and plan.replacement == "resample" for plan in lesions)
+    identity = [*map(repr, lesions), *([f"seed {options.get('seed', 0)}"] if drawn else [])]
+    with evaluating(verb, view, data, identity, len(lesions), **options) as evaluation:
         result = evaluation.sweep(lesions)
         return result, evaluation.record([result])
 
@@ -67,6 +71,7 @@ class Evaluation:
         view: the network.
         runner: of the batches.
         network: the prepared network.
+        task: what is measured of the outputs.
         choice: of its engine.
         dtype: as asked for.
         seed: of the random draws that made the plans.
@@ -77,6 +82,7 @@ class Evaluation:
     view: ResidualView
     runner: Runner
     network: Inference
+    task: Task
     choice: EngineProvenance
     dtype: str
     seed: int
@@ -89,7 +95,7 @@ class Evaluation:
             lesions: what to evaluate.
             phase: names the journal, where several sweeps are one analysis.
         """
-        return sweep(self.network, lesions, self.runner, phase)
+        return sweep(self.network, self.task, lesions, self.runner, phase, self.seed)
 
     def record(self, results: Sequence[SweepResult]) -> LesionProvenance:
         """The provenance of what was swept."""
@@ -101,6 +107,7 @@ class Evaluation:
             output=self.view.output,
             data=self.runner.source.provenance,
             stated=self.stated,
+            task=self.task.name,
             seed=self.seed,
             dtype=self.dtype,
             device=processes.device_name(self.runner.device),
@@ -110,7 +117,7 @@ class Evaluation:
             largest_relative_logit_difference=_finite(max(result.largest_logit_difference for result in results)),
             resumed_batches=self.runner.resumed,
             seconds=self.runner.seconds,
-            comparison=comparison([test for result in results for test in result.tests.values()]),
+            comparison=comparison(self.task, [test for result in results for test in result.tests.values()]),
             notes=(
                 *self.view.notes,
                 *self.stated.get("notes", ()),
@@ -130,6 +137,7 @@ def evaluating(
     batch_size: int = BATCH_SIZE,
     device: str | torch.device | None = None,
     dtype: str = "float32",
+    task: str | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -150,6 +158,8 @@ def evaluating(
         batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
         device: where to compute (default: where the model is).
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
+        task: what is measured of the outputs, by name (see :class:`pathlens.metrics.Task`; default: what fits their
+            shape).
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
@@ -172,10 +182,12 @@ def evaluating(
     with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
         with runner.group.agreed(), in_mode(view.model):
             given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
-            runner.identify(verb, view, plans=identity, dtype=dtype, engine=asked, spec=stated.get("model"))
+            chosen = task_of(view, task)
+            spec = stated.get("model")
+            runner.identify(verb, view, plans=identity, task=chosen.name, dtype=dtype, engine=asked, spec=spec)
         network, choice = _prepared(given, view, runner, networks)
         with network:
-            yield Evaluation(verb, view, runner, network, choice, dtype, seed, stated)
+            yield Evaluation(verb, view, runner, network, chosen, choice, dtype, seed, stated)
 
 
 def _prepared(
@@ -203,18 +215,35 @@ def _prepared(
     return network, choice
 
 
-def comparison(tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:
+def task_of(view: ResidualView, name: str | None) -> Task:
+    """The task of a name, or the one that the outputs of a network fit.
+
+    Raises:
+        UsageError: there is no task of that name.
+        ModelError: the outputs do not fit the task, or none.
+    """
+    trace = view.chain().trace
+    shape = trace.shape(trace.main)
+    if name is None:
+        return task_for(shape)
+    task = task_named(name)
+    task.check_outputs(shape)
+    return task
+
+
+def comparison(task: Task, tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:
     """How networks were compared with the intact one, and how many differ; None where there is no other.
 
     Args:
+        task: what was measured.
         tests: p of each, and p after correction.
     """
     if not tests:
         return None
     return {
-        "with": "the intact network, on the same images",
-        "interval": "Tango's score interval of the difference, 95 %",
-        "test": "McNemar's exact test, two-sided",
+        "with": f"the intact network, on the same {task.example}s",
+        "interval": task.interval,
+        "test": task.test,
         "correction": f"Holm's, over the {len(tests)} different lesioned networks of the table",
         "level": LEVEL,
         "networks": len(tests),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -14,11 +14,13 @@ from torch import nn
 from pathlens import metrics, plans, results
 from pathlens.analyses import drawing, rows
 from pathlens.analyses.evaluation import run_plans, view_for
+from pathlens.analyses.grouping import GROUPS, units_of
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.plans import Deletion, SkipDeletion
 from pathlens.residual import ResidualView
+from pathlens.residual.chain import check_index
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
@@ -31,7 +33,10 @@ def delete_blocks(
     blocks: int | Iterable[int] | None = None,
     count: int | Iterable[int] | None = None,
     samples: int = 10,
+    group: str = GROUPS[0],
+    contiguous: bool = False,
     additions: str | None = None,
+    replace: str = "zero",
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Error and loss of the intact network, then with blocks deleted (Veit et al. 2016, sections 4.1 and 4.2).
@@ -42,7 +47,13 @@ def delete_blocks(
         blocks: which single blocks to delete (default: each in turn).
         count: instead of single blocks, the sizes of random sets to delete.
         samples: sets of each size, all different; where no more exist, each one once.
+        group: ``block``, or ``layer`` to delete all blocks of a layer together (the attention and the MLP of a
+            transformer); ``blocks`` and ``count`` then count layers.
+        contiguous: instead of random sets, all runs of neighbours of each size of ``count``.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
+        replace: what the sum has in the place of a deleted branch: ``zero``; ``mean``, what the branch is on average
+            over the data in the intact network, at each position; or ``resample``, the branch of another image of the
+            batch, drawn with the seed anew for each batch and block.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -51,12 +62,15 @@ def delete_blocks(
         over samples and its t interval. Errors are fractions, losses in nats.
 
     Raises:
-        UsageError: a block or a size that the network does not have.
+        UsageError: a block or a size that the network does not have, or branches replaced in a network where there
+            is nothing beside them.
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
     view = view_for(model, data, options, additions)
-    return _lesions("delete-blocks", view, data, blocks, count, samples, plans.delete, plans.random_deletion, options)
+    make = partial(plans.delete, replace=replace)
+    plans.delete([], replace).check(view)
+    return _lesions("delete-blocks", view, data, blocks, count, samples, make, options, group, contiguous, replace)
 
 
 def delete_skips(
@@ -79,9 +93,7 @@ def delete_skips(
         raise UsageError(
             f"{type(view.model).__name__} is a plain network without shortcuts; use delete-blocks, which deletes layers"
         )
-    return _lesions(
-        "delete-skips", view, data, blocks, count, samples, plans.delete_skips, plans.random_skip_deletion, options
-    )
+    return _lesions("delete-skips", view, data, blocks, count, samples, plans.delete_skips, options)
 
 
 def reorder_blocks(
@@ -127,7 +139,7 @@ def reorder_blocks(
     table_rows += _means(table_rows, "swaps", sampled, samples, ("kendall_tau",))
     few = drawing.note_on_few(sampled, samples, "orders", "swaps")
     notes = (*record.notes, *filter(None, [few]))
-    record = replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
+    record = dataclasses.replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
     return REORDER_BLOCKS.table(table_rows, record.entries())
 
 
@@ -139,18 +151,23 @@ def _lesions(
     count: int | Iterable[int] | None,
     samples: int,
     make: Callable[[Sequence[int]], Deletion | SkipDeletion],
-    draw: Callable[[ResidualView, int, np.random.Generator], Deletion | SkipDeletion],
     options: SweepOptions,
+    group: str = GROUPS[0],
+    contiguous: bool = False,
+    replace: str = "zero",
 ) -> Table:
-    intact = plans.delete([])
+    units, what = units_of(view, group), f"{group}s"
     labels: list[int | None] = [None]
-    lesions: list[Deletion | SkipDeletion] = [intact]
+    sets: list[tuple[int, ...]] = [()]
     sizes: tuple[int, ...] = ()
-    sampled: list[drawing.Samples[Deletion | SkipDeletion]] = []
+    sampled: list[drawing.Samples[tuple[int, ...]]] = []
     if count is None:
-        chosen = range(len(view)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
-        lesions += sorted({make([block]).check(view) for block in chosen}, key=lambda plan: plan.blocks)
-        labels += [None] * (len(lesions) - 1)
+        if contiguous:
+            raise UsageError("contiguous sets need a size; give count (--count) with contiguous (--contiguous)")
+        chosen = range(len(units)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
+        single = [index for unit in chosen for index in plans.delete([unit]).blocks]
+        sets += sorted({(check_index(index, len(units), group),) for index in single})
+        labels += [None] * (len(sets) - 1)
     else:
         if blocks is not None:
             raise UsageError("give either single blocks or counts of random ones, not both")
@@ -158,20 +175,27 @@ def _lesions(
         sizes = _sizes(count, "count")
         rng = _generator(options)
         for size in sizes:
-            # a size of which no set exists is drawn all the same, since drawing raises the error that says so
-            existing = max(1, math.comb(len(view), size))
-            sampled.append(drawing.different(size, partial(draw, view, size, rng), samples, existing, intact))
-            lesions += [plan.check(view) for plan in sampled[-1].plans]
+            if contiguous:
+                sampled.append(drawing.contiguous_sets(len(units), size, what))
+            else:
+                # a size of which no set exists is drawn all the same, since drawing raises the error that says so
+                existing = max(1, math.comb(len(units), size))
+                draw = partial(plans.random_set, len(units), size, rng, what)
+                sampled.append(drawing.different(size, draw, samples, existing, ()))
+            sets += sampled[-1].plans
             labels += list(range(len(sampled[-1].plans)))
+    together = [[block for unit in one for block in units[unit]] for one in sets]
+    lesions = [plans.delete([]), *(make(blocks).check(view) for blocks in together[1:])]
     result, record = run_plans(verb, view, lesions, data, **options)
+    record = dataclasses.replace(record, group=group, contiguous=contiguous, replace=replace)
     table_rows = [
-        rows.lesion(view, plan.blocks, sample, measured)
-        for plan, sample, measured in zip(lesions, labels, rows.counted(result), strict=True)
+        rows.lesion(view, [units[unit] for unit in one], one, sample, measured)
+        for one, sample, measured in zip(sets, labels, rows.counted(result), strict=True)
     ]
     if count is not None:
-        few = drawing.note_on_few(sampled, samples, "sets", "blocks")
+        few = None if contiguous else drawing.note_on_few(sampled, samples, "sets", what)
         notes = (*record.notes, *filter(None, [few]))
-        record = replace(record, counts=sizes, samples=samples, few=few, notes=notes)
+        record = dataclasses.replace(record, counts=sizes, samples=samples, few=few, notes=notes)
         table_rows += _means(table_rows, "count", sampled, samples)
     return results.named(verb).table(table_rows, record.entries())
 

@@ -73,6 +73,11 @@ class Opened:
             return Linearisation(self.view, images, labels, **options)
         return GraphLinearisation(self.view, images, labels, **options, concat=self.concat)
 
+    @property
+    def has_gradient_at_input(self) -> bool:
+        """Whether the input is of numbers that a gradient can be taken at, and not of integers."""
+        return self.runner.source.first().is_floating_point()
+
     def identify(self, verb: str, request: object) -> None:
         """Name the journals by everything that the results depend on."""
         self.runner.identify(

@@ -27,6 +27,7 @@ class SweepOptions(Options, total=False):
     """Keywords of analyses of lesioned networks; see :func:`pathlens.analyses.evaluation.evaluating`."""
 
     dtype: str
+    task: str | None
     seed: int
     engine: str
     fast: bool

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows
+from pathlens.analyses.evaluation import task_of
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
@@ -19,7 +21,7 @@ from pathlens.estimators.estimator import Problem, Request
 from pathlens.plans import Plan, require_chain
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
-from pathlens.residual.losses import Loss, cross_entropy
+from pathlens.residual.losses import Loss
 from pathlens.residual.polynomials import concatenation_edges, place_of
 from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
@@ -33,7 +35,7 @@ def path_gradients(
     data: Data,
     *,
     method: str = "all",
-    at: str | int = "input",
+    at: str | int | None = None,
     max_length: int | None = None,
     lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
@@ -44,7 +46,7 @@ def path_gradients(
     seed: int = 0,
     additions: str | None = None,
     concat: bool = False,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -61,7 +63,7 @@ def path_gradients(
             from :math:`E\|\sum_p \epsilon_p g_p\|^2 = \sum_p \|g_p\|^2` with random signs of the blocks (also called
             ``rademacher``); or ``all``.
         at: where the gradient is taken: ``input``, ``stem``, or ``block:I`` for x_I, the input of block I; paths then
-            run through blocks I and later.
+            run through blocks I and later. Default: ``input``, or ``stem`` where the input is of integers.
         max_length: leave longer paths out.
         lesion: measure the network with these deletions and reorderings of :mod:`pathlens.plans`, and with those of the
             ``with`` blocks around. A block without its branch is no choice for a path; one without its shortcut is
@@ -76,7 +78,8 @@ def path_gradients(
             sums over all paths are computed by :mod:`pathlens.residual.polynomials`, ``all`` is ``exact`` alone, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
-        loss: (logits, labels) -> loss of each example.
+        loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
+            a class for each image, or a mean over tokens or pixels).
         progress: called with (batches done, batches in all), summed over the methods.
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -90,9 +93,10 @@ def path_gradients(
             whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
     chosen = estimators(method)
-    request = _checked(Request(str(at), max_length, tolerance, rel_error, max_samples, draws, share, seed, concat))
+    request = _checked(Request(_place(at), max_length, tolerance, rel_error, max_samples, draws, share, seed, concat))
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
+        request = _placed(request, run)
         problem = _problem(run, request, loss)
         if not run.is_chain:
             if method not in ("all", "exact"):
@@ -131,11 +135,11 @@ def lattice(
     model: nn.Module | ResidualView,
     data: Data,
     *,
-    at: str | int = "input",
+    at: str | int | None = None,
     max_length: int | None = None,
     lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -147,9 +151,10 @@ def lattice(
         A row for each boundary (-1 is the input, i is x_i) and length, with the norm and the number of paths from the
         loss to there.
     """
-    request = _checked(Request(str(at), max_length, tolerance))
+    request = _checked(Request(_place(at), max_length, tolerance))
     with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         require_chain(run.view, "for a lattice")
+        request = _placed(request, run)
         problem = _problem(run, request, loss)
         run.identify("lattice", request)
 
@@ -174,6 +179,15 @@ def lattice(
     return LATTICE.table(rows, record.entries())
 
 
+def _place(at: str | int | None) -> str:
+    """Where the gradient is taken, as text; empty where that depends on the input."""
+    return "" if at is None else str(at)
+
+
+def _placed(request: Request, run: Opened) -> Request:
+    return request if request.at else replace(request, at="input" if run.has_gradient_at_input else "stem")
+
+
 def _checked(request: Request) -> Request:
     for name, number, least in (
         ("max-samples", request.max_samples, 1),
@@ -191,7 +205,8 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
+def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
+    loss = task_of(run.view, None).losses if given is None else given
     free, forced, shortest, numbers = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:

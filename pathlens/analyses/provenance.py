@@ -33,12 +33,19 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class DataProvenance(Record):
-    """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1]."""
+    """Which images; of batches that the caller made, little is known. Mean and deviation are of pixels in [0, 1].
+
+    ``examples`` says what the ``images`` are where they are none: sequences of so many tokens by a tokenizer.
+    """
 
     data: str
     split: str | None = None
     images: int | None = None
     images_in_split: int | None = None
+    examples: str | None = None
+    sequence_length: int | None = None
+    stride: int | None = None
+    tokenizer: str | None = None
     data_sha256: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -82,9 +89,10 @@ class LesionProvenance(AnalysisProvenance):
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
     were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
-    which sizes no more exist.
+    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch.
     """
 
+    task: str = "classification"
     seed: int
     dtype: str
     device: str
@@ -96,6 +104,9 @@ class LesionProvenance(AnalysisProvenance):
     seconds: float
     comparison: Mapping[str, Json] | None = None
     notes: tuple[str, ...]
+    group: str = "block"
+    contiguous: bool = False
+    replace: str = "zero"
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from pathlens.analyses.grouping import name_of
 from pathlens.analyses.sweep import SweepResult
 from pathlens.metrics import sample_interval
 from pathlens.plans import Reordering
@@ -15,13 +16,25 @@ from pathlens.results.reordering import ReorderingRow
 from pathlens.tables.declared import MutableRow, Row, Rows
 
 
-def lesion(view: ResidualView, blocks: Sequence[int], sample: int | None, measured: Row) -> MutableRow:
-    """The row of one network with some blocks deleted; ``measured`` is its own of :func:`counted`."""
-    single = view[blocks[0]] if len(blocks) == 1 else None
+def lesion(
+    view: ResidualView, deleted: Sequence[tuple[int, ...]], numbers: Sequence[int], sample: int | None, measured: Row
+) -> MutableRow:
+    """The row of one network with some blocks, or layers of several blocks, deleted.
+
+    Args:
+        view: the network's blocks.
+        deleted: the blocks of each thing that was deleted.
+        numbers: of these things.
+        sample: number of the set.
+        measured: the network's own row of :func:`counted`.
+    """
     columns: MutableRow = {}
-    if single:
-        columns = {"block": single.index, "name": single.name, "stage": single.stage, "kind": single.kind}
-    return vars(LesionRow(**columns, count=len(blocks), sample=sample, **_which(view, blocks), **measured))
+    if len(deleted) == 1:
+        (unit,) = deleted
+        columns = {"block": numbers[0], "name": name_of(view, unit)}
+        columns |= {"stage": view[unit[0]].stage, "kind": _joined(dict.fromkeys(view[block].kind for block in unit))}
+    blocks = [block for unit in deleted for block in unit]
+    return vars(LesionRow(**columns, count=len(deleted), sample=sample, **_which(view, blocks), **measured))
 
 
 def reordering(

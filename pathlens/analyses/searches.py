@@ -16,7 +16,7 @@ from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.analyses.sweep import PHASE, SweepResult
-from pathlens.data import ImageData
+from pathlens.data import DataSet
 from pathlens.errors import UsageError
 from pathlens.metrics import holm
 from pathlens.residual import ResidualView
@@ -88,7 +88,7 @@ def delete_blocks_greedy(
     corrected = holm(p_values)
     for row, index in zip(table_rows[1:], chosen, strict=True):
         row["p_holm"] = corrected[index]
-    compared = comparison(list(zip(p_values, corrected, strict=True))) or {}
+    compared = comparison(evaluation.task, list(zip(p_values, corrected, strict=True))) or {}
     compared["correction"] = f"Holm's, over the {len(p_values)} lesioned networks that the search evaluated"
     record = replace(record, comparison=compared, notes=(*record.notes, SELECTED))
     return GREEDY.table(table_rows, record.entries())
@@ -100,7 +100,7 @@ def _cost(row: Row) -> tuple[float, float]:
 
 def _over_steps(progress: Progress | None, steps: int, data: Data, options: SweepOptions) -> Progress | None:
     """Progress of which the total is that of all steps from the beginning, where the number of batches is known."""
-    if progress is None or not isinstance(data, ImageData):
+    if progress is None or not isinstance(data, DataSet):
         return progress
     batches = data.num_batches(options.get("batch_size", BATCH_SIZE))
     return lambda done, total: progress(done, max(total, steps * batches))

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from pathlens.analyses.evaluation import task_of
 from pathlens.analyses.linear import BATCH_SIZE, Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
@@ -22,7 +23,7 @@ from pathlens.plans import require_chain
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
 from pathlens.propagation.measure import Place, places
 from pathlens.residual import ResidualView, view_of
-from pathlens.residual.losses import Loss, cross_entropy
+from pathlens.residual.losses import Loss
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
@@ -60,7 +61,7 @@ def signal_propagation(
     seed: int = 0,
     build: Callable[[int], nn.Module] | None = None,
     dtype: str | None = None,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Table:
@@ -85,7 +86,7 @@ def signal_propagation(
         seed: of the first initialisation.
         build: seed -> the network anew, for ``as-built``.
         dtype: what to compute with (default: the model's type).
-        loss: (logits, labels) -> loss of each example.
+        loss: (outputs, targets) -> loss of each example (default: as of :func:`.path_gradients`).
         progress: called with (batches done, batches in all).
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -107,6 +108,7 @@ def signal_propagation(
         _check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to follow a signal")
+        losses = task_of(run.view, None).losses if loss is None else loss
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given"))
         curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
@@ -114,10 +116,11 @@ def signal_propagation(
         for curve in curves:
             fresh = _initialised(run, curve.label, range(seed, seed + seeds), build, standardise)
             for number, start in fresh if curve.label in schemes else [(seed, run.view)]:
-                view = _trained(start, run, steps, lr, loss) if steps else start
+                view = _trained(start, run, steps, lr, losses) if steps else start
                 request = (curve.label, number, standardise, steps, lr, stated.get("model"))
                 run.identify("signal-propagation", request)
-                batches = run.runner.run(f"{curve.label} {number}", _measuring(view, run, loss, curve.trained or steps))
+                measuring = _measuring(view, run, losses, curve.trained or steps)
+                batches = run.runner.run(f"{curve.label} {number}", measuring)
                 curve.seeds.append(_averaged(batches.values(), view))
         rows: list[MutableRow] = []
         warnings = [f"{scheme}: {SCHEMES[scheme].note}" for scheme in schemes if _is_frozen(scheme) and not steps]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pathlens.analyses.provenance import DataProvenance
-from pathlens.data import ImageData
+from pathlens.data import DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
 from pathlens.runtime import processes
 
-Data = ImageData | Iterable[Any]
+Data = DataSet | Iterable[Any]
 """An opened data set, or batches of (images, labels)."""
 
 
@@ -50,7 +50,7 @@ class BatchSource:
         Raises:
             DataError: an image that cannot be decoded, or something that is no pair of images and labels.
         """
-        if isinstance(self.data, ImageData):
+        if isinstance(self.data, DataSet):
             assert self.batch_size is not None
             for index in range(self.count or 0) if numbers is None else sorted(numbers):
                 batch = self.data.batch(index, self.batch_size, mean=self.mean, std=self.std, device=self.device)
@@ -90,7 +90,7 @@ def batch_source(
         UsageError: something that can be read only once, or a normalisation for batches that are made already.
         DataError: a batch size below 1, or a mean or deviation that does not fit the channels.
     """
-    if isinstance(data, ImageData):
+    if isinstance(data, DataSet):
         own_mean = tuple(data.mean if mean is None else mean)
         own_std = tuple(data.std if std is None else std)
         source = "given" if mean is not None or std is not None else data.normalisation_source
@@ -100,11 +100,19 @@ def batch_source(
             images=data.n,
             images_in_split=data.total,
             data_sha256=data.fingerprint,
-            mean=own_mean,
-            std=own_std,
+            mean=own_mean or None,
+            std=own_std or None,
             normalisation=source,
             batch_size=batch_size,
         )
+        if isinstance(data, TextData):
+            provenance = replace(
+                provenance,
+                examples="sequences",
+                sequence_length=data.length,
+                stride=data.stride,
+                tokenizer=data.tokenizer.name,
+            )
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
         return BatchSource(data, batch_size, own_mean, own_std, device, count, provenance, digest)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import groupby
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
+from pathlens.analyses.replacing import Replacing, Steps
 from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
-from pathlens.metrics import ClassificationCounts, PairedCounts, count_answers, count_pairs, holm, require_labels
+from pathlens.metrics import Task, holm
+from pathlens.metrics.tasks import Counts, Pairs
 from pathlens.plans import Plan, route
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Route
@@ -33,20 +36,22 @@ class SweepResult:
     """What was counted of each network.
 
     Attributes:
+        task: what was counted.
         routes: what ran at each position, of each network.
         counts: of each network.
         pairs: of each network against the first one, on the same images.
         largest_logit_difference: between the prepared network and the model's own forward.
     """
 
+    task: Task
     routes: list[Route]
-    counts: list[ClassificationCounts]
-    pairs: list[PairedCounts]
+    counts: list[Counts]
+    pairs: list[Pairs]
     largest_logit_difference: float
 
     @cached_property
     def tests(self) -> dict[Route, tuple[float, float]]:
-        """McNemar's exact test of every other network against the first one: p, and p after Holm's correction.
+        """The task's test of every other network against the first one: p, and p after Holm's correction.
 
         The family of the correction is all networks that are not the first one; one that was asked for twice is tested
         once.
@@ -70,40 +75,55 @@ def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
     return [route([plan], blocks) for plan in plans]
 
 
-def evaluate(network: Inference, routes: Sequence[Route], images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order."""
+def evaluate(
+    network: Inference, routes: Sequence[Route], images: Tensor, steps: Steps | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order.
+
+    Args:
+        network: the prepared network.
+        routes: of the lesioned networks.
+        images: the batch.
+        steps: how blocks run (default: as the network says, which replaces no branches).
+    """
     if not network.chain.in_series:
         x = network.prepare(images)
         yield from ((index, network.whole(route)(x)) for index, route in enumerate(routes))
         return
     numbered = sorted((route, index) for index, route in enumerate(routes))
     # no name for the stem's output, so that it lives no longer than it is needed
-    yield from _walk(network, numbered, 0, network.stem(network.prepare(images)))
+    yield from _walk(network, steps or network.step, numbered, 0, network.stem(network.prepare(images)))
 
 
-def _walk(network: Inference, routes: list[tuple[Route, int]], depth: int, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _walk(
+    network: Inference, step: Steps, routes: list[tuple[Route, int]], depth: int, x: Tensor
+) -> Iterator[tuple[int, Tensor]]:
     while depth < len(network):
         groups = [list(group) for _, group in groupby(routes, key=lambda route: route[0][depth])]
         # the largest group goes on in this loop, so that the recursion is only as deep as plans really part
         groups.sort(key=len)
         for group in groups[:-1]:
-            yield from _walk(network, group, depth + 1, network.step(*group[0][0][depth])(x))
+            yield from _walk(network, step, group, depth + 1, step(*group[0][0][depth])(x))
         routes = groups[-1]
-        x = network.step(*routes[0][0][depth])(x)
+        x = step(*routes[0][0][depth])(x)
         depth += 1
     logits = network.head(x)
     for _, index in routes:
         yield index, logits
 
 
-def sweep(network: Inference, plans: Sequence[Plan], runner: Runner, phase: str = PHASE) -> SweepResult:
+def sweep(
+    network: Inference, task: Task, plans: Sequence[Plan], runner: Runner, phase: str = PHASE, seed: int = 0
+) -> SweepResult:
     """Counts of every plan over all images.
 
     Args:
         network: the prepared network.
+        task: what to count.
         plans: what to evaluate; the first one is the intact network.
         runner: of the batches; beside each its journal keeps the name of the engine.
         phase: names the journal.
+        seed: of the images whose branches stand in the place of deleted ones.
 
     Raises:
         NumericsError: the prepared network disagrees with the model, or the intact network gives NaN.
@@ -115,47 +135,49 @@ def sweep(network: Inference, plans: Sequence[Plan], runner: Runner, phase: str 
     with runner.group.agreed(), torch.inference_mode(), oom_as_error(source.batch_size):
         routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
+        replacing = Replacing(network, routes, source, seed)
 
     def count(batch: int, images: Tensor, labels: Tensor) -> list[Any]:
-        return [network.engine.name, _count(network, routes, batch, images, labels)]
+        return [network.engine.name, _count(network, task, routes, replacing, batch, images, labels)]
 
     with torch.inference_mode():
         results = runner.run(phase, count)
-    counts, pairs = _add_up([batch for _, batch in results.values()], len(plans))
-    return SweepResult(routes, counts, pairs, difference)
+    counts, pairs = _add_up(task, [batch for _, batch in results.values()])
+    return SweepResult(task, routes, counts, pairs, difference)
 
 
 def _count(
-    network: Inference, routes: Sequence[Route], batch: int, images: Tensor, labels: Tensor
+    network: Inference,
+    task: Task,
+    routes: Sequence[Route],
+    replacing: Replacing,
+    batch: int,
+    images: Tensor,
+    labels: Tensor,
 ) -> list[list[float]]:
-    """Seven numbers for each route, those of :func:`count_answers` and :func:`count_pairs`.
-
-    They are checked as far as the intact network tells.
-    """
+    """The task's numbers for each route, checked as far as the intact network tells."""
     check_images(network, images, batch)
-    require_labels(labels, len(images))
+    task.check_targets(labels, len(images))
+    steps = replacing.steps(batch, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        answers = {index: count_answers(logits, targets) for index, logits in evaluate(network, routes, part[0])}
-        # a byte for each image and network, because the intact one may come last
+        answers = {index: task.answers(logits, targets) for index, logits in evaluate(network, routes, part[0], steps)}
+        # a byte for each answer and network, because the intact one may come last
         ordered = [answers[index] for index in range(len(routes))]
-        values, correct = (torch.stack(items) for items in zip(*ordered, strict=True))
-        return torch.cat([values, count_pairs(correct)], dim=1)
+        values, given = (torch.stack(items) for items in zip(*ordered, strict=True))
+        return torch.cat([values, task.compare(given)], dim=1)
 
-    parts = network.each(count, network.parts(images, labels))
+    shares = [(images, labels)] if replacing.whole_batches else network.parts(images, labels)
+    parts = network.each(count, shares)
     counts: list[list[float]] = sum(parts[1:], start=parts[0]).tolist()
-    ClassificationCounts.from_values(counts[0][:-2]).require_finite("the intact network")
+    task.measured(counts[0])[0].require_finite("the intact network")
     return counts
 
 
-def _add_up(
-    batches: Sequence[Sequence[Sequence[float]]], plans: int
-) -> tuple[list[ClassificationCounts], list[PairedCounts]]:
+def _add_up(task: Task, batches: Sequence[Sequence[Sequence[float]]]) -> tuple[list[Counts], list[Pairs]]:
     """Sums over the batches in their order, so that the rounding does not depend on who did what."""
-    counts, pairs = [ClassificationCounts()] * plans, [PairedCounts()] * plans
-    for batch in batches:
-        for plan, (*values, lost, gained) in enumerate(batch):
-            counts[plan] += ClassificationCounts.from_values(values)
-            pairs[plan] += PairedCounts(int(values[0]), int(lost), int(gained))
-    return counts, pairs
+    networks = zip(*batches, strict=True)
+    # not sum(), which rounds otherwise in later Pythons
+    measured = [task.measured([reduce(add, values) for values in zip(*network, strict=True)]) for network in networks]
+    return [counts for counts, _ in measured], [pairs for _, pairs in measured]

@@ -48,7 +48,13 @@ def path_gradients(
             autocompletion=lambda: list(METHODS),
         ),
     ] = ALL,
-    at: Annotated[str, o.option("Where the gradient is taken: input, stem or block:I.", metavar="PLACE")] = "input",
+    at: Annotated[
+        str | None,
+        o.option(
+            "Where the gradient is taken: input, stem or block:I. Default: input; stem where that is of integers.",
+            metavar="PLACE",
+        ),
+    ] = None,
     max_length: Annotated[int | None, o.option("Leave longer paths out.", min=0, metavar="L")] = None,
     delete: Annotated[
         str | None, o.option("Measure the network without these blocks' branches, such as 3,7.", metavar="RANGE")

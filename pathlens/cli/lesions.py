@@ -30,6 +30,9 @@ Count = Annotated[
 
 
 Search = StrEnum("Search", "random greedy exhaustive")
+Group = StrEnum("Group", "block layer")
+Replace = StrEnum("Replace", "zero mean resample")
+Task = StrEnum("Task", "classification next-token segmentation")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class LesionOptions(o.Common):
             metavar="NAME",
         ),
     ] = "auto"
+    task: Annotated[
+        Task | None, o.option("What is measured of the outputs. Default: what their shape fits.", "--task")
+    ] = None
     plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
         False
     )
@@ -62,6 +68,16 @@ def delete_blocks(
             "all of up to --count blocks (default 2), with what each costs beyond the sum of its blocks."
         ),
     ] = Search.random,
+    group: Annotated[
+        Group, o.option("layer: delete all blocks of a layer together, such as attention and MLP.")
+    ] = Group.block,
+    contiguous: Annotated[
+        bool, o.option("With --count: all runs of neighbours in place of random sets.", "--contiguous")
+    ] = False,
+    replace: Annotated[
+        Replace,
+        o.option("In the place of a branch: nothing, its mean over the data, or that of another image of the batch."),
+    ] = Replace.zero,
     *,
     common: LesionOptions,
 ) -> None:
@@ -70,12 +86,23 @@ def delete_blocks(
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
     if search != Search.random:
+        if group != Group.block or contiguous:
+            raise UsageError(f"--search {search} is among single blocks; leave --group and --contiguous out")
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
+        if replace != Replace.zero:
+            raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
         sizes = parse_range(count, "count")
         run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
         return
-    arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
+    arguments: dict[str, object] = {
+        "blocks": parse_range(blocks, "blocks"),
+        "count": parse_range(count, "count"),
+        "samples": samples,
+        "group": group.value,
+        "contiguous": contiguous,
+        **({} if replace == Replace.zero else {"replace": replace.value}),
+    }
     run("delete-blocks", common, arguments, blocks, additions)
 
 
@@ -139,6 +166,7 @@ def run(
                 **arguments,
                 **current.options,
                 dtype=common.dtype.value,
+                task=None if common.task is None else common.task.value,
                 seed=common.seed,
                 engine=common.engine,
                 fast=not common.plain_forward,

@@ -60,7 +60,8 @@ Standardise = Annotated[
 Data = Annotated[
     str | None,
     option(
-        "digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR. Default with the embedded network: digits.",
+        "digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR, or text:FILE for a language model. Default with the "
+        "embedded network: digits.",
         "--data",
         "-d",
         metavar="SPEC",
@@ -130,6 +131,14 @@ class Common(Network):
     mean: Mean = None
     std: Std = None
     download: Download = False
+    tokenizer: Annotated[
+        Path | None,
+        option("Vocabulary of a text, a file of llama2.c. Default: bytes are tokens.", metavar="FILE"),
+    ] = None
+    sequence_length: Annotated[int | None, option("Tokens of a sequence. Default: 256.", min=1, metavar="N")] = None
+    stride: Annotated[
+        int | None, option("Tokens from one sequence to the next. Default: its length.", min=1, metavar="N")
+    ] = None
     batch_size: Annotated[int, option("Images at a time; bounds the memory.", min=1)] = 128
     device: DeviceOption = Device.auto
     dtype: DtypeOption = Dtype.float32

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pathlens.analyses.options import Options
-    from pathlens.data import ImageData
+    from pathlens.data import DataSet, ImageData
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.runtime.processes import Processes
@@ -37,7 +37,7 @@ class Setting:
     verb: str
     common: Common
     loaded: LoadedModel
-    data: ImageData
+    data: DataSet
     view: ResidualView
     device: torch.device
     group: Processes
@@ -72,8 +72,8 @@ class Setting:
         return {
             "batch_size": self.common.batch_size,
             "device": self.device,
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.mean or None,
+            "std": self.std or None,
             "journal": self.journal,
             "provenance": self.provenance,
         }
@@ -102,7 +102,7 @@ def setting(
     import torch
 
     from pathlens.analyses import view_of
-    from pathlens.data import check_labels
+    from pathlens.data import TextData, check_labels, check_tokens
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
@@ -120,10 +120,13 @@ def setting(
                 check_run_folder(common.out, verb)
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
-            check_channels(loaded, data)
-            if loaded.num_classes is not None:
-                check_labels(data, loaded.num_classes)
-            example = data.batch(0, min(2, data.n), mean=mean, std=std).images
+            if isinstance(data, TextData):
+                check_tokens(data, data.num_classes if loaded.num_classes is None else loaded.num_classes)
+            else:
+                check_channels(loaded, data)
+                if loaded.num_classes is not None:
+                    check_labels(data, loaded.num_classes)
+            example = data.batch(0, min(2, data.n), mean=mean or None, std=std or None).images
             loaded.model.to(device)
             with foreign_output():
                 loaded, initialisation = initialised(loaded, common, example, common.seed, common.output)
@@ -154,15 +157,32 @@ def setting(
         )
 
 
-def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
+def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
-    from pathlens.data import open_data
+    from pathlens.data import open_data, open_text
     from pathlens.models import load_model
     from pathlens.runtime.memory import check_input_fits
 
-    def opened(image_size: int | None) -> ImageData:
+    def opened(image_size: int | None) -> DataSet:
+        spec = data_spec(common.data, common.model)
+        kind, _, path = spec.partition(":")
+        if kind != "text" and (common.tokenizer or common.sequence_length or common.stride):
+            raise UsageError(
+                "--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them"
+            )
+        if kind == "text" and image_size:
+            raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
+        if kind == "text":
+            return open_text(
+                path,
+                tokenizer=common.tokenizer,
+                length=common.sequence_length,
+                stride=common.stride,
+                split=common.split,
+                limit=common.limit,
+            )
         return open_data(
-            data_spec(common.data, common.model),
+            spec,
             split=common.split,
             limit=common.limit,
             image_size=image_size,
@@ -175,7 +195,7 @@ def open_both(common: Common) -> tuple[LoadedModel, ImageData]:
             common.model,
             common.weights,
             num_classes=data.num_classes,
-            in_channels=data.channels,
+            in_channels=getattr(data, "channels", None),
             seed=common.seed,
         )
         return loaded, data
@@ -197,7 +217,7 @@ def data_spec(data: str | None, model: str | None) -> str:
     if model in (None, DEFAULT_MODEL):
         return "digits"
     raise UsageError(
-        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH or imagefolder:DIR"
+        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR or text:FILE"
     )
 
 
@@ -210,12 +230,12 @@ def parse_normalisation(mean: str | None, std: str | None) -> tuple[tuple[float,
 
 
 def _normalisation(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, loaded: LoadedModel, data: ImageData
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, loaded: LoadedModel, data: DataSet
 ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """Given on the command line, else stated by the network, else the data set's own."""
     if mean is not None and std is not None:
         return mean, std, "given (--mean, --std)"
-    if loaded.mean is not None and loaded.std is not None and len(loaded.mean) == data.channels:
+    if loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(data.mean):
         return tuple(loaded.mean), tuple(loaded.std), f"of the network: {loaded.normalisation_source}"
     return tuple(data.mean), tuple(data.std), f"of the data: {data.normalisation_source}"
 

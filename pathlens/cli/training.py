@@ -43,7 +43,11 @@ Augment = StrEnum("Augment", "none randaugment")
 class TrainingOptions:
     """All options of a training."""
 
-    paths: Annotated[str, o.option("'full', or give one of the four options below.", metavar="full")] = "full"
+    paths: Annotated[str, o.option("'full', or give one of the five options below.", metavar="full")] = "full"
+    rule: Annotated[
+        str | None,
+        o.option("A rule by name, such as shakedrop or randomdrop:last=0.8; see docs/training.md.", metavar="RULE"),
+    ] = None
     blocks_per_batch: Annotated[int | None, o.option("Exactly so many random blocks in each batch.", metavar="M")] = (
         None
     )
@@ -230,9 +234,17 @@ def train(options: TrainingOptions) -> None:
 
 
 def _rule(options: TrainingOptions) -> Rule:
-    from pathlens.training.rules import BlocksPerBatch, Full, PathLengths, parse_lengths, parse_stochastic_depth
+    from pathlens.training.rules import (
+        BlocksPerBatch,
+        Full,
+        PathLengths,
+        parse_lengths,
+        parse_rule,
+        parse_stochastic_depth,
+    )
 
     restrictions = {
+        "--rule": options.rule,
         "--blocks-per-batch": options.blocks_per_batch,
         "--stochastic-depth": options.stochastic_depth,
         "--path-lengths": options.path_lengths,
@@ -245,6 +257,8 @@ def _rule(options: TrainingOptions) -> Rule:
         raise UsageError(f"--paths {options.paths!r} is unknown; give full, or one of {', '.join(restrictions)}")
     if options.per is Per.sample and options.stochastic_depth is None:
         raise UsageError("--per sample belongs to --stochastic-depth; give both or neither")
+    if options.rule is not None:
+        return parse_rule(options.rule)
     if options.blocks_per_batch is not None:
         return BlocksPerBatch(options.blocks_per_batch)
     if options.stochastic_depth is not None:

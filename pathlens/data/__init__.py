@@ -1,9 +1,13 @@
-"""Seeded, fixed-order batches of images by name or path.
+"""Seeded, fixed-order batches of images by name or path, and of the tokens of a text.
 
-The one entry point is :func:`open_data`; what it returns is an :class:`ImageData`.
+Images are opened by :func:`open_data`, a text by :func:`open_text`.
 """
 
 from pathlens.data.images import Batch, ImageData, check_labels
 from pathlens.data.opening import open_data
+from pathlens.data.text import TextData, check_tokens, open_text
 
-__all__ = ["Batch", "ImageData", "check_labels", "open_data"]
+DataSet = ImageData | TextData
+"""What analyses take: numbered batches, the same in every run."""
+
+__all__ = ["Batch", "DataSet", "ImageData", "TextData", "check_labels", "check_tokens", "open_data", "open_text"]

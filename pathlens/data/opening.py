@@ -63,6 +63,8 @@ def open_data(
         except OSError as error:
             at = error.filename or path
             raise DataError(f"{at} cannot be read ({error.strerror}); check its name and permissions") from error
+    if kind == "text":
+        raise DataError(f"data '{spec}' is no set of images; a text is opened by pathlens.open_text")
     if kind in ("digits", "cifar10", "cifar100") and colon:
         raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
     if kind == "digits":

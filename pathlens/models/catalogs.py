@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
@@ -34,6 +35,7 @@ class Entry:
         pretrained: builds it with published weights and returns a description of them, or None if there are none.
         packaged: name of a weights file that comes with this package, or None.
         takes_channels: whether ``build`` heeds ``in_channels``.
+        read: the network of a weights file that says its sizes itself, or None.
     """
 
     spec: str
@@ -42,6 +44,7 @@ class Entry:
     pretrained: Callable[[], tuple[nn.Module, str]] | None = None
     packaged: str | None = None
     takes_channels: bool = True
+    read: Callable[[Path], nn.Module] | None = None
 
 
 def reference_entry(name: str) -> Entry:
@@ -49,10 +52,11 @@ def reference_entry(name: str) -> Entry:
     reference = REFERENCES[name]
 
     def input_spec(model: nn.Module, weights: str | None) -> InputSpec:
-        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-        return InputSpec((first.in_channels, reference.size, reference.size))
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        return InputSpec(None if first is None else (first.in_channels, reference.size, reference.size))
 
-    return Entry(name, reference.build, input_spec, packaged=reference.packaged)
+    read = reference.read if reference.reader else None
+    return Entry(name, reference.build, input_spec, packaged=reference.packaged, read=read)
 
 
 def torchvision_entry(name: str) -> Entry:

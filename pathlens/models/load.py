@@ -187,6 +187,8 @@ def _find(name: str) -> catalogs.Entry:
 
 def _load_file(entry: catalogs.Entry, path: Path) -> LoadedModel:
     """Build the network with the classes and channels that the file has, and load it."""
+    if entry.read is not None:
+        return _described(entry, entry.read(path), path.name, trained=True)
     state, notes = load_state_dict_file(path)
     model = entry.build(None, None)
     classes, channels = _shape_of_ends(model, state, entry.takes_channels)
@@ -238,6 +240,7 @@ def _described(entry: catalogs.Entry, model: nn.Module, weights: str, *, trained
         mean=spec.mean,
         std=spec.std,
         normalisation_source=spec.source,
+        example=getattr(model, "example", None),
     )
 
 

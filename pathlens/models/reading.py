@@ -34,7 +34,7 @@ def read_weights_file(path: Path, max_bytes: int) -> object:
         CheckpointError: the file is missing, too large, damaged, not a checkpoint, or would run code.
         ResourceError: its tensors do not fit in memory.
     """
-    _check_file(path, max_bytes)
+    check_file(path, max_bytes)
     try:
         return _read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
     except MemoryError as error:
@@ -48,14 +48,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         CheckpointError: the file is missing, or its header is damaged.
     """
     path = Path(path)
-    _check_file(path, None)
+    check_file(path, None)
     if not _is_safetensors(path):
         return {}
     metadata = _safetensors_header(path).get("__metadata__", {})
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _check_file(path: Path, max_bytes: int | None) -> None:
+def check_file(path: Path, max_bytes: int | None) -> None:
     """Check what can be known before reading."""
     try:
         size = path.stat().st_size

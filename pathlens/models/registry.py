@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Reference:
         size: height and width of these images.
         num_classes: classes of the data it is made for.
         packaged: file in ``pathlens/models/weights``, where trained weights come with the package.
+        reader: function there that reads a weights file of a format of its own, with the sizes of the network.
     """
 
     module: str
@@ -36,16 +38,25 @@ class Reference:
     size: int = 32
     num_classes: int = 10
     packaged: str | None = None
+    reader: str | None = None
 
     def build(self, num_classes: int | None = None, in_channels: int | None = None) -> nn.Module:
         """Build the network with fresh weights from the global generator; None takes what it is made for."""
-        function = getattr(importlib.import_module(f"pathlens.models.{self.module}"), self.function)
-        network: nn.Module = function(
+        network: nn.Module = self._function(self.function)(
             num_classes=self.num_classes if num_classes is None else num_classes,
             in_channels=self.in_channels if in_channels is None else in_channels,
             **self.kwargs,
         )
         return network
+
+    def read(self, path: Path) -> nn.Module:
+        """The network of a weights file in a format of its own."""
+        assert self.reader is not None
+        network: nn.Module = self._function(self.reader)(path)
+        return network
+
+    def _function(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"pathlens.models.{self.module}"), name)
 
 
 REFERENCES: Mapping[str, Reference] = {
@@ -70,6 +81,7 @@ REFERENCES: Mapping[str, Reference] = {
         for d in (18, 50, 101)
         for variant in ("batchnorm", "plain", "idshort", "learnscalar", "convshort")
     },
+    "llama2": Reference("llama", "llama2", in_channels=0, num_classes=512, reader="read_llama2c"),
     DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),
 }
 

@@ -40,6 +40,7 @@ class Block:
             matrix products).
         shortcut_multiply_adds: multiply-adds of the shortcut for one example.
         nested: residual additions inside the branch.
+        module: that makes the sum; several blocks of one layer may share it.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Block:
     multiply_adds: int
     shortcut_multiply_adds: int
     nested: int = 0
+    module: str = ""
 
     @property
     def is_layer(self) -> bool:
@@ -146,6 +148,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
                 multiply_adds=sum(costs.get(node, 0) for node in branch),
                 shortcut_multiply_adds=sum(costs.get(node, 0) for node in shortcut),
                 nested=sum(node in nested for node in branch),
+                module=".".join(module_path(link.total)),
             )
         )
     return tuple(blocks)

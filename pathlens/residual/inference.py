@@ -115,6 +115,15 @@ class Inference:
         with self._lock:
             return self._prepared(self._chain.step(part, index))
 
+    def pieces(self, index: int) -> tuple[Call, Call, Call, Call]:
+        """A block's transition, branch, shortcut and post-activation; branch and shortcut start at the branch point."""
+        chain = self._chain
+        with self._lock:
+            transition, branch, shortcut, post = (
+                self._prepared(piece(index)) for piece in (chain.transition, chain.branch, chain.shortcut, chain.post)
+            )
+        return transition, branch, shortcut, post
+
     def whole(self, route: Route) -> Call:
         """From a prepared batch to the logits, with what a route says of each block.
 

@@ -1,4 +1,7 @@
-"""What runs at each position of a chain: a block as it is, without its branch or shortcut, or another block."""
+"""What runs at each position of a chain: a block as it is, without its branch or shortcut, or another block.
+
+A branch that is not there may be replaced by what it is on average, or for another image.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ class Part(StrEnum):
     """The shortcut alone: the branch is deleted."""
     BRANCH = "no_skip"
     """The branch alone: the shortcut is deleted."""
+    MEAN = "mean"
+    """The shortcut and the mean of the branch over the data."""
+    RESAMPLED = "resample"
+    """The shortcut and the branch of another image."""
 
 
 Step = tuple[Part, int]

@@ -16,11 +16,14 @@ from pathlens.results.text import percent
 
 @dataclass(frozen=True, kw_only=True)
 class _Deletion:
-    block: int | None = column("", "index of the deleted block, from 0; missing for the intact network and for sets")
+    block: int | None = column(
+        "",
+        "index of the deleted block or, in a table by layers, layer, from 0; missing for the intact network and sets",
+    )
     name: str | None = column("", "module of the deleted block")
     stage: int | None = column("", "stage of the deleted block, from 0")
     kind: str | None = column("", "shortcut of the deleted block, or layer of a plain network")
-    count: int = column("blocks", "number of deleted blocks; 0 is the intact network")
+    count: int = column("blocks", "number of deleted blocks, or layers; 0 is the intact network")
     sample: int | None = column("", "number of the random set; missing where nothing was drawn and in summary rows")
     blocks: str | None = column("", "all deleted blocks")
     stages: str | None = column("", "their stages")
@@ -94,11 +97,11 @@ class Lesions(Result):
         if not single:
             ends = means if len(means) < 2 else [means[0], means[-1]]
             headlines += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
-            return headlines + measured.differing(rows, "Sets")
+            return headlines + measured.differing(rows, "Sets", provenance)
         worst = max(single, key=lambda row: row["error"])
         headlines.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
         headlines.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
-        return headlines + measured.differing(rows, "Deletions")
+        return headlines + measured.differing(rows, "Deletions", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
 from pathlens.results.result import Headline, Provenance, Row, Rows, Shown, column
+from pathlens.results.tasks import WORDS
 from pathlens.results.text import percent, summary
 
 
@@ -95,12 +96,13 @@ def notes(provenance: Provenance) -> list[str]:
     return [*lines, summary(provenance)]
 
 
-def differing(rows: Rows, what: str) -> list[Headline]:
+def differing(rows: Rows, what: str, provenance: Provenance) -> list[Headline]:
     """How many networks differ from the intact one, if the table has tests.
 
     Args:
         rows: of the table; an order that was drawn for several numbers of swaps counts once.
         what: lesions are called, in the plural.
+        provenance: of the table, which names its task.
     """
     tested = {row.get("order") or row.get("blocks") or at: row for at, row in enumerate(rows)}.values()
     both = [(row["p"], row["p_holm"]) for row in tested if None not in (row.get("p"), row.get("p_holm"))]
@@ -108,7 +110,9 @@ def differing(rows: Rows, what: str) -> list[Headline]:
         return []
     single, corrected = (sum(p <= LEVEL for p in family) for family in zip(*both, strict=True))
     value = f"{single} of {len(both)}, {corrected} after Holm"
-    detail = f"McNemar's exact test on the same images, {100 * LEVEL:.0f}\N{NO-BREAK SPACE}%"
+    examples, units = WORDS.get(str(provenance.get("task")), ("images", ""))
+    test = f"paired t test over the same {examples}" if units else "McNemar's exact test on the same images"
+    detail = f"{test}, {100 * LEVEL:.0f}\N{NO-BREAK SPACE}%"
     return [Headline(f"{what} that differ from the intact network", value, detail)]
 
 

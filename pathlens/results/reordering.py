@@ -62,7 +62,7 @@ class Reordering(Result):
         for row in mean_rows(rows)[-1:]:
             tau = "" if row["kendall_tau"] is None else f"mean Kendall tau {row['kendall_tau']:.3f}"
             headlines.append(with_interval(f"Mean error, {row['swaps']} swaps", row, tau))
-        return headlines + measured.differing(rows, "Orders")
+        return headlines + measured.differing(rows, "Orders", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""

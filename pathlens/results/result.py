@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from pathlens.results.charts import Chart
+from pathlens.results.tasks import worded
 from pathlens.results.text import summary
 from pathlens.tables import Column, Provenance, Table
 from pathlens.tables.declared import Row, Rows, Shown, column, formatted
@@ -76,7 +77,7 @@ class Result:
         Raises:
             NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
         """
-        return Table(self.columns, tuple(dict(row) for row in rows), dict(provenance))
+        return Table(worded(self.columns, provenance), tuple(dict(row) for row in rows), dict(provenance))
 
     def fits(self, table: Table) -> bool:
         """Whether a table that was read back has what is read of it here.

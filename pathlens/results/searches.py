@@ -122,7 +122,7 @@ class Exhaustive(Result):
                 headlines.append(
                     Headline(words, f"{number(row['loss_interaction'])} nats", f"blocks {row['blocks']} deleted")
                 )
-        return headlines + measured.differing(rows, "Sets")
+        return headlines + measured.differing(rows, "Sets", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""

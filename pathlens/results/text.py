@@ -49,7 +49,7 @@ def summary(provenance: Provenance) -> str:
     get = provenance.get
     parts = [
         f"{get('model', get('network'))}, weights {get('weights', 'as given')}",
-        f"{get('data')} {get('split', '')} {get('images', '')} images".replace("  ", " "),
+        f"{get('data')} {get('split', '')} {get('images', '')} {get('examples', 'images')}".replace("  ", " "),
         f"normalisation {get('normalisation')}",
         f"{get('dtype')} on {get('device')}",
         f"seed {get('seed')}",

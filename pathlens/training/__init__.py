@@ -2,7 +2,18 @@
 
 from pathlens.training.configuration import Configuration
 from pathlens.training.recipe import Recipe, recipe_for
-from pathlens.training.rules import BlocksPerBatch, Full, PathLengths, Rule, StochasticDepth
+from pathlens.training.rules import (
+    BlocksPerBatch,
+    Full,
+    PathLengths,
+    RandomDrop,
+    Range,
+    Rule,
+    ShakeDrop,
+    ShakeShake,
+    StochasticDepth,
+    parse_rule,
+)
 from pathlens.training.session import Trained
 from pathlens.training.training import hold_out, train
 
@@ -11,11 +22,16 @@ __all__ = [
     "Configuration",
     "Full",
     "PathLengths",
+    "RandomDrop",
+    "Range",
     "Recipe",
     "Rule",
+    "ShakeDrop",
+    "ShakeShake",
     "StochasticDepth",
     "Trained",
     "hold_out",
+    "parse_rule",
     "recipe_for",
     "train",
 ]

@@ -41,10 +41,11 @@ class Configuration:
         recipe: optimizer, schedule and augmentation.
         mean: per channel of pixels in [0, 1].
         std: likewise.
-        rule: which paths are trained: ``Full``, ``BlocksPerBatch``, ``StochasticDepth`` or ``PathLengths``.
+        rule: which paths are trained, and with what weight; see ``pathlens.training.rules``.
         rescale: what random sub-networks mean for the whole network. ``test``: each branch is multiplied by the
-            probability that it was kept, which is folded into the weights of its last layer (Huang et al. 2016,
-            equation 5). ``train``: branches are divided by it while training. ``none``: neither.
+            probability that it was kept, or whatever it was multiplied by on average, which is folded into the weights
+            of its last layer (Huang et al. 2016, equation 5). ``train``: branches are divided by it while training.
+            ``none``: neither.
         seed: of order, augmentation, sub-networks and what the network itself draws.
         keep_epochs: epochs after which the weights are kept, as ``epochs/epoch-N.safetensors``; 0 for those before.
         checkpoint_seconds: between two checkpoints inside an epoch; there is one at the end of each.

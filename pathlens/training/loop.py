@@ -19,9 +19,13 @@ from pathlens.results.result import Row
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, generator
 from pathlens.training.history import epoch_row
-from pathlens.training.network import Partial, Restricted, Whole
+from pathlens.training.network import Partial, Restricted, Scalings, Whole
+from pathlens.training.rules.scaling import Share
 from pathlens.training.session import Session
 from pathlens.training.synced import SyncedBatchNorm
+
+#: which blocks a step has, what their branches are multiplied by, which run, and how they are scaled (``Partial``)
+_SubNetwork = tuple[Tensor | None, Tensor | None, Tensor | None, Scalings | None]
 
 #: steps between two checks of the loss on a GPU, where reading it waits for the device
 _LOOK = 50
@@ -47,6 +51,7 @@ class Loop:
         self._model, self._view, self._batches = session.model, session.view, session.batches
         self._config, self._rule, self._group = session.config, session.config.rule, session.group
         self._device = session.device
+        self._total = session.config.recipe.epochs * session.batches.per_epoch
         self._on_epoch, self._progress = on_epoch, progress
 
     def run(self) -> None:
@@ -64,9 +69,9 @@ class Loop:
             position = state.peek(checkpoint)
             state.load(checkpoint, self._model, optimizer)
         elif 0 in self._config.keep_epochs:
-            self._session.keep(0, self._session.final())
+            self._session.keep(0, self._session.final(0.0))
         self.history = position.history
-        total = self._config.recipe.epochs * self._batches.per_epoch
+        total = self._total
         network = self._network()
         sums = torch.tensor(position.sums[:4], dtype=torch.float64, device=self._device)
         earlier, began, saved = position.sums[4], time.monotonic(), time.monotonic()
@@ -122,7 +127,7 @@ class Loop:
             network = Restricted(self._view, *self._rule.lengths)
         elif self._rule.is_random or self._config.compiled:
             assert self._view is not None
-            network = Partial(self._view, self._config.compiled)
+            network = Partial(self._view, self._config.compiled, self._rule.mixes)
         else:
             network = Whole(self._model)
         self._form = network
@@ -147,7 +152,7 @@ class Loop:
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""
         images, labels, everybody = self._batches(step)
-        kept, factors, running, blocks = self._sub_network(step, everybody)
+        sub_network, blocks = self._sub_network(step, everybody)
         if self._view is not None and not isinstance(self._form, Whole):
             self._view.chain(
                 images
@@ -156,7 +161,7 @@ class Loop:
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
-            logits = network(images, kept, factors, running)
+            logits = network(images, *sub_network)
             losses = nn.functional.cross_entropy(
                 logits.float() if self._session.dtype != torch.float64 else logits,
                 labels,
@@ -183,19 +188,24 @@ class Loop:
         else:
             yield
 
-    def _sub_network(self, step: int, images: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
+    def _sub_network(self, step: int, images: int) -> tuple[_SubNetwork, float]:
         """The step's sub-network for this process, as ``Partial`` takes it, and how many blocks run for an image."""
         if not self._rule.is_random:
-            return None, None, None, 0.0 if self._view is None else len(self._view)
+            return (None, None, None, None), 0.0 if self._view is None else len(self._view)
         assert self._view is not None
-        kept = self._rule.draw(len(self._view), images, generator(self._config.seed, BLOCKS, step))
+        rule, rng = self._rule.at(step / self._total), generator(self._config.seed, BLOCKS, step)
+        kept = rule.draw(len(self._view), images, rng)
+        scaling = rule.scale(len(self._view), rng)
         blocks = float(kept.mean(axis=1).sum() if kept.ndim == 2 else kept.sum())
         own = kept[:, self._group.rank :: self._group.world] if kept.ndim == 2 else kept
-        survival = np.array(self._rule.survival(len(self._view)))
-        factors = torch.from_numpy(1 / survival) if self._config.rescale == "train" and survival.min() < 1 else None
+        expected = np.array(rule.expectation(len(self._view)))
+        rescaled = self._config.rescale == "train" and bool((expected != 1).any())
+        factors = torch.from_numpy(1 / expected) if rescaled else None
         # a block that any process keeps runs on all, because synced batch norms exchange statistics
         running = torch.from_numpy(kept.any(axis=1)) if kept.ndim == 2 else None
-        return torch.from_numpy(np.ascontiguousarray(own)), factors, running, blocks
+        share = Share(images, self._group.rank, self._group.world)
+        scalings = None if scaling == (None,) * len(scaling) else Scalings(scaling, share)
+        return (torch.from_numpy(np.ascontiguousarray(own)), factors, running, scalings), blocks
 
     def _look(self, sums: Tensor, step: int, lr: float, weights: bool = False) -> None:
         """Raise if the loss is not finite, and before a checkpoint also if a weight is not."""
@@ -217,7 +227,7 @@ class Loop:
                 dist.broadcast(buffer, 0)
         tested = None
         if self._session.validation is not None or epoch in self._config.keep_epochs:
-            network = self._session.final()
+            network = self._session.final(done / self._total)
             if self._session.validation is not None:
                 tested = self._session.evaluate(network, self._session.validation)
             if epoch in self._config.keep_epochs:

@@ -6,6 +6,7 @@ It computes with the model's own parameters and updates its batch-norm statistic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor, fx, nn
 
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
+from pathlens.residual.parallel import parallel_branches
 from pathlens.residual.restricted import Choice, restricted
 from pathlens.residual.segments import Piece, Segment, UpdatingSegment, updating
+from pathlens.training.rules.scaling import Scaling, Share
 
 #: channels below which oneDNN gathers the input of a strided 1x1 convolution into too small a place
 _GATHERED = 16
@@ -37,6 +40,19 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if risky else torch.channels_last
 
 
+@dataclass(frozen=True)
+class Scalings:
+    """How the branches of all blocks are scaled in a step.
+
+    Attributes:
+        blocks: for each block, or None where it runs as it is.
+        share: the images of this process.
+    """
+
+    blocks: Sequence[Scaling | None]
+    share: Share
+
+
 class Whole(nn.Module):
     """The model itself."""
 
@@ -44,7 +60,7 @@ class Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, kept: None = None, factors: None = None, running: None = None) -> Tensor:
+    def forward(self, images: Tensor, *_: None) -> Tensor:
         """The model's logits, shape (N, classes)."""
         logits: Tensor = self.model(images)
         return logits
@@ -59,7 +75,7 @@ class Restricted(nn.Module):
         self._view = view
         self._choice = Choice(lengths=frozenset(range(first, last + 1)))
 
-    def forward(self, images: Tensor, kept: None = None, factors: None = None, running: None = None) -> Tensor:
+    def forward(self, images: Tensor, *_: None) -> Tensor:
         """The model's logits, shape (N, classes)."""
         results, updates = self._view.chain(images).once(restricted).run(images, self._choice)
         _store(self.model, updates)
@@ -86,8 +102,10 @@ class _Parts:
     head: _Part
     whole: tuple[_Part, ...]
     bypass: tuple[_Part, ...]
-    #: transition; branch, shortcut and what replaces the sum without the branch; and post-activation
+    #: transition; branches, shortcut and what replaces the sum without the branch; and post-activation
     split: tuple[tuple[_Part, _Part, _Part], ...]
+    #: what each of the branches is multiplied by
+    numbers: tuple[tuple[float, ...], ...]
 
 
 class Partial(nn.Module):
@@ -97,12 +115,14 @@ class Partial(nn.Module):
         view: the network.
         compiled: run the pieces through ``torch.compile``. Blocks of the same structure share one compiled piece, so
             that the number of compilations does not grow with depth or with the number of sub-networks.
+        mixed: give scalings the parallel branches of a block apart, where it has two.
     """
 
-    def __init__(self, view: ResidualView, compiled: bool = False) -> None:
+    def __init__(self, view: ResidualView, compiled: bool = False, mixed: bool = False) -> None:
         super().__init__()
         self.model = view.model
         self._view = view
+        self._mixed = mixed
         self._compiled: dict[str, Any] | None = {} if compiled else None
         self._parts: dict[int, tuple[Chain, _Parts]] = {}
 
@@ -112,6 +132,7 @@ class Partial(nn.Module):
         kept: Tensor | None = None,
         factors: Tensor | None = None,
         running: Tensor | None = None,
+        scalings: Scalings | None = None,
     ) -> Tensor:
         """Logits of a sub-network, shape (N, classes).
 
@@ -121,20 +142,27 @@ class Partial(nn.Module):
             factors: what each branch is multiplied by, shape (blocks,), or None for 1.
             running: which blocks are computed though none of these images may keep them, shape (blocks,), on the CPU:
                 where another process has images that do, whose batch norms these images are part of.
+            scalings: how branches are scaled before that, or None where they are not.
         """
         parts = self._of(self._view.chain(images))
         updates: dict[str, Tensor] = {}
         (x,) = parts.stem(updates, images)
         for index in range(len(parts.whole)):
             mask = None if kept is None else kept[index]
+            scaling = None if scalings is None else scalings.blocks[index]
             if mask is not None and not bool((mask if running is None else running[index]).any()):
                 (x,) = parts.bypass[index](updates, x)
-            elif factors is None and (mask is None or bool(mask.all())):
+            elif scaling is None and factors is None and (mask is None or bool(mask.all())):
                 (x,) = parts.whole[index](updates, x)
             else:
                 before, both, after = parts.split[index]
                 (branch_point,) = before(updates, x)
-                branch, shortcut, bypass = both(updates, branch_point)
+                *branches, shortcut, bypass = both(updates, branch_point)
+                terms = [_times(*term) for term in zip(branches, parts.numbers[index], strict=True)]
+                if scaling is None or scalings is None:
+                    branch = sum(terms[1:], terms[0])
+                else:
+                    branch = scaling(terms, scalings.share)
                 factor = 1.0 if factors is None else float(factors[index])
                 total = _total(self._view[index].is_layer, branch, shortcut, bypass, mask, factor)
                 (x,) = after(updates, total)
@@ -149,15 +177,19 @@ class Partial(nn.Module):
 
     def _cut(self, chain: Chain) -> _Parts:
         outputs = tuple(item for item in chain.trace.outputs if isinstance(item, fx.Node))
-        ends = [Piece(chain.trace.source, (chain.boundaries[0],), {}), Piece(chain.boundaries[-1], outputs, {})]
+        outer = [Piece(chain.trace.source, (chain.boundaries[0],), {}), Piece(chain.boundaries[-1], outputs, {})]
         whole = [Piece(link.start, (link.end,), {}) for link in chain.links]
-        stem, *blocks, head = self._cut_into(chain, [ends[0], *whole, ends[1]])
+        stem, *blocks, head = self._cut_into(chain, [outer[0], *whole, outer[1]])
         split: list[Piece] = []
-        for link in chain.links:
+        numbers: list[tuple[float, ...]] = []
+        for index, link in enumerate(chain.links):
+            branches = parallel_branches(chain, index) if self._mixed else ((link.branch, 1.0),)
+            numbers.append(tuple(number for _, number in branches))
+            ends = (*(node for node, _ in branches), link.shortcut, link.bypass)
             split.append(Piece(link.start, (link.branch_point,), {}))
-            split.append(Piece(link.branch_point, (link.branch, link.shortcut, link.bypass), {}))
+            split.append(Piece(link.branch_point, ends, {}))
             split.append(Piece(link.total, (link.end,), {}))
-        _, *inner, _ = self._cut_into(chain, [ends[0], *split, ends[1]])
+        _, *inner, _ = self._cut_into(chain, [outer[0], *split, outer[1]])
         bypass = [Piece(link.start, (link.end,), {link.total: link.bypass}) for link in chain.links]
         return _Parts(
             stem,
@@ -165,6 +197,7 @@ class Partial(nn.Module):
             tuple(blocks),
             tuple(self._cut_into(chain, [piece])[0] for piece in bypass),
             tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3)),
+            tuple(numbers),
         )
 
     def _cut_into(self, chain: Chain, pieces: list[Piece]) -> list[_Part]:
@@ -178,6 +211,10 @@ class Partial(nn.Module):
         if structure not in self._compiled:
             self._compiled[structure] = torch.compile(segment.graph_module)
         return self._compiled[structure]
+
+
+def _times(tensor: Tensor, number: float) -> Tensor:
+    return tensor if number == 1 else tensor * number
 
 
 def _total(layer: bool, branch: Tensor, shortcut: Tensor, bypass: Tensor, mask: Tensor | None, factor: float) -> Tensor:

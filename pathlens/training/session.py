@@ -43,8 +43,8 @@ class Trained:
     """Result of a training run.
 
     Attributes:
-        model: the network that was given, trained, in eval mode; survival probabilities are folded in where the rule
-            has them and they apply at test time.
+        model: the network that was given, trained, in eval mode; what the rule multiplies branches by on average is
+            folded in where it applies at test time.
         history: one row for each epoch.
         result: error on the validation and test images, one row each.
         weights: the file, where there is a run folder.
@@ -70,7 +70,7 @@ class Session:
         device: where to compute.
         dtype: of weights and images.
         group: the processes.
-        ends: parameters to fold survival probabilities into, or None.
+        ends: parameters to fold the rule's expectation into, or None.
         folder: where the run is kept, or None.
         checkpoint: from which the run is resumed, or None.
         arguments: what must be the same when the run is resumed.
@@ -94,18 +94,22 @@ class Session:
     about: Provenance
     metadata: dict[str, str]
 
-    def final(self) -> nn.Module:
-        """The network as it is tested: with survival probabilities folded in where ``rescale`` is ``test``."""
+    def final(self, share: float) -> nn.Module:
+        """The network as it is tested: with the rule's expectation folded in where ``rescale`` is ``test``.
+
+        Args:
+            share: of the training that is done.
+        """
         if self.ends is None:
             return self.model
         network = copy.deepcopy(self.model)
-        self._fold(network)
+        self._fold(network, share)
         return network
 
-    def _fold(self, network: nn.Module) -> None:
+    def _fold(self, network: nn.Module, share: float) -> None:
         assert self.view is not None
         assert self.ends is not None
-        fold(network, self.ends, self.config.rule.survival(len(self.view)))
+        fold(network, self.ends, self.config.rule.at(share).expectation(len(self.view)))
 
     def lower_precision(self) -> torch.autocast:
         """Autocast to the lower precision of the configuration, if it has one."""
@@ -148,7 +152,7 @@ class Session:
             history: the rows of all epochs.
         """
         if self.ends is not None:
-            self._fold(self.model)
+            self._fold(self.model, 1.0)
         parts = [part for part in (self.validation, self.test) if part is not None]
         counts = {part.split: self.evaluate(self.model, part) for part in parts}
         epochs, result = HISTORY.table(history, self.about), result_table(counts, self.about)
@@ -257,7 +261,7 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
         if compiled or rule.is_random or rule.lengths is not None:
             raise
         return None  # ordinary training needs no blocks
-    rule.check(len(view))
+    rule.check_view(view)
     return view
 
 
@@ -276,7 +280,7 @@ def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced
 
 
 def _ends(view: ResidualView | None, config: Configuration) -> list[tuple[str, ...]] | None:
-    if view is None or config.rescale != "test" or min(config.rule.survival(len(view))) == 1:
+    if view is None or config.rescale != "test" or set(config.rule.at(1.0).expectation(len(view))) == {1}:
         return None
     with in_mode(view.model):
         return last_layers(view)

@@ -23,6 +23,7 @@ from pathlens.analyses.sweep import evaluate, routes_of
 from pathlens.data import open_data
 from pathlens.errors import DataError, ModelError, NumericsError, ResourceError, UsageError
 from pathlens.residual import ResidualView, find_blocks
+from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
 from tests.helpers.data_files import noise, png, write
@@ -174,6 +175,10 @@ class Watched:
 
     def __len__(self) -> int:
         return len(self.network)
+
+    @property
+    def chain(self) -> Chain:
+        return self.network.chain
 
     def prepare(self, images: Tensor) -> Tensor:
         return self.network.prepare(images)

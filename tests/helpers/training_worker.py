@@ -21,6 +21,7 @@ from pathlens.training import (
     PathLengths,
     Recipe,
     Rule,
+    ShakeDrop,
     StochasticDepth,
     Trained,
     hold_out,
@@ -36,6 +37,8 @@ RULES: dict[str, Rule] = {
     "full": Full(),
     "blocks": BlocksPerBatch(2),
     "per batch": StochasticDepth("linear", 0.5),
+    # each pixel of each image has numbers of its own
+    "shaken": ShakeDrop(last=0.3),
     # so unlikely that often the images of one process alone keep a block
     "per sample": StochasticDepth("uniform", 0.08, "sample"),
 }

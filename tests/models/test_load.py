@@ -187,6 +187,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"highway{d}" for d in (19, 31, 58)),
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),
         "vgg15",
+        "llama2",
         *(f"nfresnet{d}:{v}" for d in (18, 50, 101) for v in NF_VARIANTS),
         "digits54",
     }

@@ -98,7 +98,7 @@ def test_random_blocks_equal_a_loop_with_blocks_deleted(rule: Any, optimizer: st
 @pytest.mark.parametrize(("per", "rescale"), [("batch", "train"), ("sample", "train"), ("sample", "none")])
 def test_stochastic_depth_equals_a_loop_by_hand(per: str, rescale: str) -> None:
     net, data, rule = by_hand(), digits(), StochasticDepth("linear", 0.3, per)
-    twin, survival = copy.deepcopy(net), torch.tensor(rule.survival(3), dtype=torch.float64)
+    twin, survival = copy.deepcopy(net), torch.tensor(rule.expectation(3), dtype=torch.float64)
 
     def forward(model: Any, images: torch.Tensor, step: int) -> torch.Tensor:
         kept = torch.from_numpy(rule.draw(3, len(images), generator(7, BLOCKS, step))).double().reshape(3, -1)

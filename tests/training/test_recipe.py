@@ -137,7 +137,7 @@ def test_exactly_so_many_blocks() -> None:
     assert drawn.dtype == bool
     assert drawn.shape == (4000, 54)
     assert set(drawn.sum(1)) == {23}
-    assert rule.survival(54) == (23 / 54,) * 54
+    assert rule.expectation(54) == (23 / 54,) * 54
     # each block as often as the others: five standard errors of a binomial share
     assert np.abs(drawn.mean(0) - 23 / 54).max() < 5 * math.sqrt(23 / 54 * 31 / 54 / 4000)
     # and each pair as often as without replacement
@@ -151,11 +151,11 @@ def test_survival_probabilities_of_huang_et_al() -> None:
     # equation 4: p_l = 1 - l / L (1 - p_L), l from 1 to L
     for count, last in ((54, 0.5), (5, 0.2), (1, 0.7), (3, 1.0)):
         wanted = [1 - number / count * (1 - last) for number in range(1, count + 1)]
-        found = StochasticDepth("linear", last).survival(count)
+        found = StochasticDepth("linear", last).expectation(count)
         assert found == pytest.approx(wanted, rel=1e-15)
         assert found[-1] == pytest.approx(last)
-        assert StochasticDepth("uniform", last).survival(count) == (last,) * count
-    assert Full().survival(4) == PathLengths(1, 2).survival(4) == (1.0,) * 4
+        assert StochasticDepth("uniform", last).expectation(count) == (last,) * count
+    assert Full().expectation(4) == PathLengths(1, 2).expectation(4) == (1.0,) * 4
 
 
 @pytest.mark.parametrize("per", ["batch", "sample"])
@@ -166,7 +166,7 @@ def test_blocks_are_kept_as_often_as_stated(per: str, decay: str, last: float) -
     assert draws[0].shape == ((6,) if per == "batch" else (6, 8))
     assert draws[0].dtype == bool
     kept = np.stack(draws, 1).reshape(6, -1)
-    survival = np.array(rule.survival(6))
+    survival = np.array(rule.expectation(6))
     number = kept.shape[1]
     assert (np.abs(kept.mean(1) - survival) <= 4.5 * np.sqrt(survival * (1 - survival) / number)).all()
     # independently of each other

@@ -28,6 +28,7 @@ from pathlens.training import (
     PathLengths,
     Recipe,
     Rule,
+    ShakeDrop,
     StochasticDepth,
     Trained,
     hold_out,
@@ -106,7 +107,8 @@ def folder(broken_off: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "optimizer"), [(StochasticDepth("linear", 0.5, "sample"), "adamw"), (PathLengths(1, 2), "sgd")]
+    ("rule", "optimizer"),
+    [(StochasticDepth("linear", 0.5, "sample"), "adamw"), (PathLengths(1, 2), "sgd"), (ShakeDrop(last=0.2), "sgd")],
 )
 def test_a_run_goes_on_to_the_last_bit(rule: Rule, optimizer: str, tmp_path: Path) -> None:
     options = {"rule": rule, "recipe": Recipe(epochs=3, batch_size=20, optimizer=optimizer, lr=0.01)}

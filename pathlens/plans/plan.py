@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import ClassVar, Self
 
@@ -17,22 +17,8 @@ from pathlens.residual.operations import WEIGHTED
 from pathlens.residual.restricted import Choice
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 
-__all__ = [
-    "Deletion",
-    "Plan",
-    "Reordering",
-    "Restriction",
-    "SkipDeletion",
-    "delete",
-    "delete_skips",
-    "interchangeable",
-    "random_deletion",
-    "random_skip_deletion",
-    "random_swaps",
-    "reorder",
-    "restrict",
-    "route",
-]
+#: what may stand in the place of a deleted branch
+_REPLACEMENTS = {"zero": Part.SHORTCUT, "mean": Part.MEAN, "resample": Part.RESAMPLED}
 
 
 class Plan(ABC):
@@ -87,14 +73,18 @@ class _PartDeletion(Plan):
     """Delete the branches or the shortcuts of some blocks, wherever these run."""
 
     blocks: tuple[int, ...] = ()
-    remaining: ClassVar[Part]
+
+    @property
+    @abstractmethod
+    def remaining(self) -> Part:
+        """What of the blocks is left."""
 
     def check(self, view: ResidualView) -> Self:
         """See :meth:`Plan.check`."""
         blocks = _resolved(self.blocks, len(view))
         if len(blocks) != len(self.blocks):
             raise UsageError(f"a block is named twice in {_shortened(self.blocks)}")
-        return type(self)(blocks)
+        return replace(self, blocks=blocks)
 
     def apply(self, route: Route) -> Route:
         """See :meth:`Plan.apply`."""
@@ -110,7 +100,7 @@ class _PartDeletion(Plan):
 
     def lift(self, places: Sequence[int], count: int, name: str) -> Self:
         """See :meth:`Plan.lift`."""
-        return type(self)(_lifted(self.blocks, places, name))
+        return replace(self, blocks=_lifted(self.blocks, places, name))
 
 
 @dataclass(frozen=True)
@@ -119,9 +109,34 @@ class Deletion(_PartDeletion):
 
     Attributes:
         blocks: sorted indices, from 0.
+        replacement: what the sum has in the place of the branch: ``zero``, its ``mean`` over the data in the intact
+            network, or ``resample``, the branch of another image of the batch. The last two need data, so that
+            :func:`pathlens.delete_blocks` alone carries them out.
     """
 
-    remaining: ClassVar[Part] = Part.SHORTCUT
+    replacement: str = "zero"
+
+    def __post_init__(self) -> None:
+        if self.replacement not in _REPLACEMENTS:
+            raise UsageError(
+                f"a branch cannot be replaced by {self.replacement!r}; give one of {', '.join(_REPLACEMENTS)}"
+            )
+
+    @property
+    def remaining(self) -> Part:
+        """What of the blocks is left."""
+        return _REPLACEMENTS[self.replacement]
+
+    def check(self, view: ResidualView) -> Self:
+        """See :meth:`Plan.check`; plain layers have nothing to which a mean or another image could be added."""
+        if self.replacement != "zero":
+            if view.is_plain:
+                raise UsageError(
+                    f"replace {self.replacement!r}: the layers of a plain network have no shortcut beside them, so "
+                    "nothing of the image would be left; give zero, which takes the layer's input for its output"
+                )
+            require_chain(view, f"to replace branches (replace={self.replacement!r})")
+        return super().check(view)
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,10 @@ class SkipDeletion(_PartDeletion):
         blocks: sorted indices, from 0.
     """
 
-    remaining: ClassVar[Part] = Part.BRANCH
+    @property
+    def remaining(self) -> Part:
+        """What of the blocks is left."""
+        return Part.BRANCH
 
     def check(self, view: ResidualView) -> Self:
         """See :meth:`Plan.check`."""
@@ -257,16 +275,17 @@ class Restriction(Plan):
         return type(self)(self.lengths, None if self.path is None else _lifted(self.path, places, name))
 
 
-def delete(blocks: int | Iterable[int]) -> Deletion:
+def delete(blocks: int | Iterable[int], replace: str = "zero") -> Deletion:
     """Plan to delete the branch of one or several blocks.
 
     Args:
         blocks: indices from 0; negative ones count from the end.
+        replace: what stands in its place; see :class:`Deletion`.
 
     Raises:
-        UsageError: a block is named twice or is not an integer.
+        UsageError: a block is named twice or is not an integer, or an unknown replacement.
     """
-    return Deletion(_indices(blocks))
+    return Deletion(_indices(blocks), replace)
 
 
 def delete_skips(blocks: int | Iterable[int]) -> SkipDeletion:
@@ -414,63 +433,3 @@ def _direct(view: ResidualView, index: int) -> bool:
     chain = view.chain()
     link = chain.links[index]
     return not any(node.target in WEIGHTED for node in nodes_between(chain, link.start, link.branch_point))
-
-
-def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:
-    """The order after exchanging ``swaps`` random pairs of interchangeable blocks, one after the other.
-
-    Args:
-        view: the network's blocks.
-        swaps: how many pairs, 0 or more.
-        rng: source of randomness.
-
-    Raises:
-        UsageError: no two blocks can be exchanged, or ``swaps`` is negative.
-
-    Source: Veit et al. 2016, section 4.3.
-    """
-    groups = interchangeable(view)
-    if swaps < 0:
-        raise UsageError(f"the number of swaps must not be negative; found {swaps}")
-    if not groups:
-        raise UsageError("no two blocks of this network have equal shapes inside a stage, so nothing can be reordered")
-    pairs = [(a, b) for group in groups for a in group for b in group if a < b]
-    order = list(range(len(view)))
-    for pick in rng.integers(len(pairs), size=swaps):
-        a, b = pairs[pick]
-        order[a], order[b] = order[b], order[a]
-    return Reordering(tuple(order))
-
-
-def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> Deletion:
-    """A uniformly drawn set of ``count`` blocks to delete (Veit et al. 2016, section 4.2).
-
-    Args:
-        view: the network's blocks.
-        count: how many blocks, 1 to all.
-        rng: source of randomness.
-
-    Raises:
-        UsageError: more blocks than the network has, or fewer than one.
-    """
-    return Deletion(_random_blocks(view, count, rng))
-
-
-def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> SkipDeletion:
-    """A uniformly drawn set of ``count`` blocks to delete the shortcuts of.
-
-    Args:
-        view: the network's blocks.
-        count: how many blocks, 1 to all.
-        rng: source of randomness.
-
-    Raises:
-        UsageError: more blocks than the network has, or fewer than one.
-    """
-    return SkipDeletion(_random_blocks(view, count, rng))
-
-
-def _random_blocks(view: ResidualView, count: int, rng: np.random.Generator) -> tuple[int, ...]:
-    if not 1 <= count <= len(view):
-        raise UsageError(f"{count} blocks cannot be drawn: the network has {len(view)}")
-    return tuple(sorted(int(block) for block in rng.choice(len(view), size=count, replace=False)))

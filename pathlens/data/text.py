@@ -1,0 +1,201 @@
+"""A text as sequences of tokens, each with the tokens that come next."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from pathlens.data.images import Batch
+from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
+from pathlens.errors import DataError
+
+LENGTH = 256
+"""Tokens of a sequence where none is given."""
+
+LARGEST_TEXT = 2**30
+"""Bytes that a text may have."""
+
+NOT_COUNTED = -100
+"""Target of a token that an earlier sequence has asked for, as torch's cross-entropy has it."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextData:
+    """Sequences of tokens in a fixed order; sequence ``i`` is the same in every run.
+
+    Sequence i begins ``stride`` tokens after sequence i - 1. Where they overlap, only tokens that no earlier sequence
+    has asked for count as targets. What is left at the end and makes no whole sequence is not used.
+
+    Attributes:
+        name: for tables.
+        split: which part of a data set; a file is one.
+        n: sequences in use, after the limit.
+        total: sequences of the text.
+        length: tokens of a sequence.
+        stride: tokens from the beginning of one to that of the next.
+        tokenizer: that made the tokens.
+        tokens: of the whole text, int64 of shape (tokens,).
+    """
+
+    name: str
+    split: str
+    n: int
+    total: int
+    length: int
+    stride: int
+    tokenizer: Tokenizer
+    tokens: torch.Tensor = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.tokenizer.vocabulary
+
+    @property
+    def largest(self) -> int:
+        """The largest token in use."""
+        return int(self.tokens[: (self.n - 1) * self.stride + self.length + 1].max())
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Tokens are not normalised."""
+        return ()
+
+    std = mean
+
+    @property
+    def normalisation_source(self) -> str:
+        """What is said of it."""
+        return "none, since tokens have none"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over the tokens in use, and how they are cut into sequences."""
+        digest = hashlib.sha256(f"tokens {self.n} {self.length} {self.stride} {self.tokenizer.identity}\n".encode())
+        digest.update(self.tokens.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def num_batches(self, batch_size: int) -> int:
+        """Number of batches; the last one may be smaller.
+
+        Args:
+            batch_size: sequences in a batch.
+
+        Raises:
+            DataError: ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise DataError(f"batch size {batch_size}: give 1 or more")
+        return -(-self.n // batch_size)
+
+    def batch(
+        self,
+        index: int,
+        batch_size: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Batch:
+        """Sequences ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
+
+        Args:
+            index: number of the batch, from 0.
+            batch_size: sequences in a batch.
+            mean: for images; tokens have none.
+            std: likewise.
+            device: where the batch is put.
+
+        Returns:
+            The batch: tokens in place of images, and next tokens in place of labels, both int64 of shape (N, length).
+
+        Raises:
+            DataError: no such batch, or a normalisation.
+        """
+        if mean or std:
+            raise DataError(f"{self.name}: tokens are not normalised; leave mean and std out")
+        count = self.num_batches(batch_size)
+        if not 0 <= index < count:
+            raise DataError(f"{self.name}: batch {index} does not exist; there are {count} of {batch_size} sequences")
+        numbers = torch.arange(index * batch_size, min((index + 1) * batch_size, self.n))
+        at = numbers[:, None] * self.stride + torch.arange(self.length)
+        targets = self.tokens[at + 1]
+        overlap = self.length - self.stride
+        targets[(numbers > 0)[:, None] & (torch.arange(self.length) < overlap)] = NOT_COUNTED
+        return Batch(index, self.tokens[at].to(device), targets.to(device))
+
+
+def open_text(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    length: int | None = None,
+    stride: int | None = None,
+    split: str = "test",
+    limit: int | None = None,
+) -> TextData:
+    """A text file as sequences of tokens.
+
+    Args:
+        path: the file, in UTF-8 or any bytes.
+        tokenizer: file of a vocabulary of llama2.c; by default every byte is a token.
+        length: tokens of a sequence (default: ``LENGTH``).
+        stride: tokens from the beginning of one sequence to that of the next (default: the length, so that none
+            overlap).
+        split: what to call it.
+        limit: use the first ``limit`` sequences only; more than there are means all.
+
+    Returns:
+        The sequences.
+
+    Raises:
+        DataError: the file cannot be read, is too large, or is shorter than a sequence; numbers below 1.
+    """
+    path = Path(os.path.expanduser(path))
+    length = LENGTH if length is None else length
+    stride = length if stride is None else stride
+    for what, value in (("sequence length", length), ("limit", limit)):
+        if value is not None and value < 1:
+            raise DataError(f"{what} {value}: give 1 or more")
+    if not 1 <= stride <= length:
+        raise DataError(f"stride {stride}: give 1 to {length}, the length of a sequence")
+    coder: Tokenizer = Bytes() if tokenizer is None else read_vocabulary(Path(os.path.expanduser(tokenizer)))
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_TEXT:
+            raise DataError(f"{path}: {size:,} bytes are more than the limit of {LARGEST_TEXT:,}; give a part of it")
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+    tokens = torch.from_numpy(coder.encode(text))
+    total = (len(tokens) - 1 - length) // stride + 1
+    if total < 1:
+        raise DataError(
+            f"{path}: {len(tokens)} tokens ({coder.name}) make no sequence of {length} with its next token; give more "
+            "text, or a smaller --sequence-length"
+        )
+    n = total if limit is None else min(limit, total)
+    return TextData(path.name, split, n, total, length, stride, coder, tokens)
+
+
+def check_tokens(data: TextData, vocabulary: int) -> None:
+    """Check that a model with so many tokens can read a text.
+
+    Args:
+        data: the text.
+        vocabulary: tokens that the model knows.
+
+    Raises:
+        DataError: a token is outside; the message names the largest.
+    """
+    if data.largest >= vocabulary:
+        raise DataError(
+            f"{data.name}: token {data.largest} of {data.tokenizer.name} is outside the vocabulary of the model, "
+            f"{vocabulary} tokens; give the tokenizer that it was trained with (--tokenizer)"
+        )

@@ -1,0 +1,80 @@
+"""The study of a language model, at a size that tests can afford, and its verdicts by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import pathlens
+from pathlens.tables import read_table
+from studies.language import judged, stories
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
+from tests.helpers.study_modules import run_study
+
+TABLES = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients", "claims")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one smoke run, without any file from outside."""
+    out = tmp_path_factory.mktemp("language")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PATHLENS_MODELS", raising=False)
+        run_study("language", "--scale", "smoke", "--device", "cpu", "--out", str(out))
+    return out
+
+
+@pytest.mark.slow
+def test_it_writes_page_tables_and_figures(done: Path) -> None:
+    page = (done / "README.md").read_text()
+    assert "Its numbers mean nothing" in page
+    for stem in TABLES:
+        assert f"({stem}.csv)" in page
+        assert (done / f"{stem}.csv").is_file()
+    for stem in ("lesions", "layers", "skips", "sets", "orders", "gradients"):
+        assert f"({stem}.png)" in page
+    assert "4 sequences of stories that the network wrote" in page
+    claims = read_table(done / "claims.csv").rows
+    assert {row["network"] for row in claims} == {"stories260K"}
+    assert {judged.MLP.name, judged.BEYOND.name} < {row["claim"] for row in claims}
+
+
+@pytest.mark.slow
+def test_its_numbers_are_those_of_the_package(done: Path) -> None:
+    model = pathlens.load_model("llama2", "random", num_classes=32, seed=0).model
+    tokens = stories.written(model, 4, 8, 0)
+    table = pathlens.delete_blocks(model, [(tokens[:, :-1], tokens[:, 1:])], group="layer")
+    found = read_table(done / "layers.csv")
+    assert found.values("blocks") == table.values("blocks")
+    for name in ("error", "loss", "difference"):
+        assert found.values(name)[1:] == pytest.approx(table.values(name)[1:], rel=1e-5), name
+
+
+@torch.no_grad()
+def test_stories_are_drawn_from_what_the_network_predicts() -> None:
+    model = pathlens.load_model("llama2", "random", num_classes=6, seed=1).model
+    tokens = stories.written(model, 4000, 2, seed=3)
+    assert torch.equal(tokens, stories.written(model, 4000, 2, seed=3))
+    assert tokens.shape == (4000, 3)
+    assert set(tokens[:, 0].tolist()) == {stories.BEGIN}
+    wanted = model(torch.tensor([[stories.BEGIN]]))[0, 0].softmax(-1)
+    shares = torch.bincount(tokens[:, 1], minlength=6) / 4000
+    torch.testing.assert_close(shares, wanted, rtol=0, atol=0.04)  # five standard deviations
+
+
+def costs(low: float, high: float) -> dict[str, float]:
+    return {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
+
+
+def test_layers_are_compared_by_intervals() -> None:
+    small, large = costs(0.0, 0.1), costs(0.2, 0.3)
+    assert judged.mlp_against_attention([(large, small, large)] * 2).outcome == AGREES
+    assert judged.mlp_against_attention([(large, large, small)] * 2).outcome == DISAGREES
+    assert judged.mlp_against_attention([(large, small, large), (large, large, small)]).outcome == CANNOT_TELL
+    assert judged.beyond_its_blocks([(costs(0.5, 0.6), small, large)] * 3).outcome == AGREES
+    assert judged.beyond_its_blocks([(costs(0.3, 0.5), small, large)] * 3).outcome == CANNOT_TELL
+    verdict = judged.beyond_its_blocks([(costs(0.05, 0.15), small, large)] * 3)
+    assert verdict.outcome == DISAGREES
+    assert verdict.value == pytest.approx(0.1 - 0.05 - 0.25)
