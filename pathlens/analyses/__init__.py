@@ -4,6 +4,7 @@ from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_block
 from pathlens.analyses.profiles import lattice, path_gradients
 from pathlens.analyses.searches import delete_blocks_exhaustive, delete_blocks_greedy
 from pathlens.analyses.signal import signal_propagation
+from pathlens.analyses.surface import loss_surface
 from pathlens.residual import view_of
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "delete_blocks_greedy",
     "delete_skips",
     "lattice",
+    "loss_surface",
     "path_gradients",
     "reorder_blocks",
     "signal_propagation",

@@ -160,7 +160,7 @@ def opened(
             if source.count is None:
                 runner.source = source = replace(source, count=len(sizes))
         with in_mode(module, training=mode == "train"), _frozen(module):
-            active = (*active_plans(given, view), *_checked(lesion, view))
+            active = (*active_plans(given, view), *checked_lesion(lesion, view))
             route = plans.route(active, len(view))
             check_traced(view, _moved(source.first(), where, kind))
             stated = provenance or {}
@@ -174,7 +174,7 @@ def opened(
                 output=view.output,
                 data=source.provenance,
                 stated=stated,
-                lesion=_spoken(route) if route != intact(len(view)) else None,
+                lesion=spoken_lesion(route) if route != intact(len(view)) else None,
                 mode=mode,
                 dtype=name,
                 device=processes.device_name(where),
@@ -188,7 +188,12 @@ def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return images.to(device, dtype) if images.is_floating_point() else images.to(device)
 
 
-def _checked(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, ...]:
+def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, ...]:
+    """The plans of a lesion, as they apply to a network.
+
+    Raises:
+        UsageError: one that changes no forward pass, or does not fit.
+    """
     given = (lesion,) if isinstance(lesion, Plan) else tuple(lesion)
     for plan in given:
         if not (isinstance(plan, Plan) and plan.changes_forward):
@@ -199,7 +204,7 @@ def _checked(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[Plan, .
     return tuple(plan.check(view) for plan in given)
 
 
-def _spoken(route: Route) -> dict[str, Json]:
+def spoken_lesion(route: Route) -> dict[str, Json]:
     """A lesion as provenance states it."""
     order = [block for _, block in route]
     return {

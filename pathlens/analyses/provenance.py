@@ -133,3 +133,33 @@ class GradientProvenance(AnalysisProvenance):
     resumed_units: int | None = None
     processes: int | None = None
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceProvenance(AnalysisProvenance):
+    """What the loss surface says.
+
+    ``directions`` says of each axis what it is, ``one_dimensional`` what biases and norms did, ``batch_norm`` whether
+    running statistics were ``kept``, ``re-estimated`` from the same images at each point, or that there are ``none``.
+    ``curvature`` holds that of the network itself, and ``curvature_of`` says on what it rests.
+    """
+
+    lesion: Mapping[str, Json] | None = None
+    directions: tuple[str, ...]
+    one_dimensional: str
+    batch_norm: str
+    points: int
+    span: float
+    draws: int
+    seed: int
+    dtype: str
+    device: str
+    engine: EngineProvenance
+    processes: int
+    largest_relative_logit_difference: float
+    curvature_of: str | None = None
+    curvature: Mapping[str, Json] | None = None
+    warnings: tuple[str, ...] = ()
+    resumed_units: int
+    seconds: float
+    notes: tuple[str, ...]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,30 +124,64 @@ class Runner:
             DataError: an image that cannot be decoded.
         """
         count, group = self.source.count, self.group
-        recorded = self.recorded(phase)
         if numbers is None:
             numbers = range(count or 0)
-        done = {number: recorded[number] for number in numbers if number in recorded}
-        missing = [batch for batch, number in enumerate(numbers) if number not in done]
+        done, missing = self._due(phase, numbers)
         # batches of an unknown number have no journal, and each process takes every world-th of them
-        mine = None if count is None else missing[group.rank :: group.world]
+        place = {number: batch for batch, number in enumerate(numbers)}
+        mine = None if count is None else [place[number] for number in missing]
+
+        def work() -> Iterator[tuple[int, Callable[[], Any]]]:
+            for batch, images, labels in self.source.batches(mine):
+                number = batch if count is None else numbers[batch]
+                if mine is not None or batch % group.world == group.rank:
+                    yield number, partial(compute, number, images, labels)
+
+        return self._carry_out(phase, done, work(), open_ended=mine is None)
+
+    def each(self, phase: str, numbers: Sequence[int], compute: Callable[[int], Any]) -> dict[int, Any]:
+        """Results of pieces of work that are no batches, such as the points of a surface.
+
+        Args:
+            phase: what is computed.
+            numbers: of the pieces.
+            compute: number -> what JSON can hold.
+
+        Returns:
+            As :meth:`run`, with the same errors.
+        """
+        done, missing = self._due(phase, numbers)
+        return self._carry_out(phase, done, ((number, partial(compute, number)) for number in missing))
+
+    def _due(self, phase: str, numbers: Sequence[int]) -> tuple[dict[int, Any], list[int]]:
+        """Results that the journals have, and what this process has to do."""
+        recorded = self.recorded(phase)
+        done = {number: recorded[number] for number in numbers if number in recorded}
+        missing = [number for number in numbers if number not in done][self.group.rank :: self.group.world]
         self.resumed += len(done)
         self._finished += len(done)
-        self._planned += len(done) + len(mine or ())
+        self._planned += len(done) + len(missing)
+        return done, missing
+
+    def _carry_out(
+        self,
+        phase: str,
+        done: dict[int, Any],
+        work: Iterable[tuple[int, Callable[[], Any]]],
+        open_ended: bool = False,
+    ) -> dict[int, Any]:
+        """Do the work of this process, append it to the journal, and gather that of all."""
         computed: dict[int, Any] = {}
-        with group.agreed() as look, oom_as_error(self.source.batch_size):
-            for batch, images, labels in self.source.batches(mine):
-                if mine is None and batch % group.world != group.rank:
-                    continue
+        with self.group.agreed() as look, oom_as_error(self.source.batch_size):
+            for number, compute in work:
                 look()
-                self._tell(more=mine is None)
-                number = batch if count is None else numbers[batch]
-                computed[number] = compute(number, images, labels)
+                self._tell(more=open_ended)
+                computed[number] = compute()
                 if phase in self._journals:
                     self._journals[phase].add(number, computed[number])
                 self._finished += 1
             self._tell()
-        for part in group.gather(computed):
+        for part in self.group.gather(computed):
             done.update(part)
         return dict(sorted(done.items()))
 

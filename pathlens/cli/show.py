@@ -56,8 +56,11 @@ def show(table: Table, name: str, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(table.to_json_object(), allow_nan=False))
         return
-    result, rows = named(name), table.rows
+    result = named(name)
+    rows = result.listed(table.rows)
     _print_columns([_Printed.of(*column, rows) for column in result.printed(rows).items()], result.bars(rows))
+    if len(rows) < len(table.rows):
+        _print_dim(f"{len(rows)} of {len(table.rows)} rows; --json and --out have all")
     for line in result.notes(table.provenance):
         _print_dim(line)
 

@@ -122,6 +122,9 @@ class TrainingOptions:
     sync_batch_norm: Annotated[
         bool, o.option("Batch norms see the images of all processes.", "--sync-batch-norm/--no-sync-batch-norm")
     ] = True
+    without_skips: Annotated[
+        bool, o.option("Train the plain network: all shortcuts deleted, by a plan.", "--without-skips")
+    ] = False
     tensorboard: Annotated[bool, o.option("Also write TensorBoard events into the run folder.", "--tensorboard")] = (
         False
     )
@@ -211,6 +214,7 @@ def train(options: TrainingOptions) -> None:
                 std=std,
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
+                without_skips=options.without_skips,
                 progress=progress,
                 on_epoch=on_epoch,
                 provenance=provenance(**stated),

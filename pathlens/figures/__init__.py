@@ -13,6 +13,7 @@ from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
 from pathlens.figures.signal import signal_propagation
 from pathlens.figures.style import DOUBLE, SINGLE, files, save
+from pathlens.figures.surface import loss_surface, surfaces
 from pathlens.figures.training import training
 from pathlens.figures.unraveled import unraveled
 from pathlens.results import named
@@ -27,12 +28,14 @@ __all__ = [
     "draw",
     "files",
     "lattice",
+    "loss_surface",
     "path_gradients",
     "reordering",
     "save",
     "signal_propagation",
     "skips",
     "structure",
+    "surfaces",
     "training",
     "unraveled",
 ]

@@ -29,7 +29,8 @@ from pathlens.results.charts import Series, stage_runs
 from pathlens.results.lesions import mean_rows, set_rows, single_rows
 from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Row, Rows
-from pathlens.tables import Table
+from pathlens.results.tasks import WORDS
+from pathlens.tables import Provenance, Table
 
 NEEDED = ("block", "stage", "kind", "count", "sample", "error", "error_low", "error_high")
 _MANY = 30  # blocks beyond which one column of a page is too narrow
@@ -112,7 +113,7 @@ def deletions(tables: Mapping[str, Table | pd.DataFrame], width: float | None = 
         if intact:
             axes.plot([], [], color=INK, ls=(0, (4, 2)), lw=0.7, label="intact network")
         ends = [end for line in lines.values() for end in (*line["y"], *line["high"]) if end is not None]
-        percent_axis(axes, [*intact.values(), *(end / 100 for end in ends)])
+        percent_axis(axes, [*intact.values(), *(end / 100 for end in ends)], error_label(next(iter(tables.values()))))
         axes.set_xlim(-0.7 if by_block else 0.3, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         axes.set_xlabel("deleted block" if by_block else "number of deleted blocks")
@@ -128,12 +129,25 @@ def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Fig
     kinds = [str(kind) for row in damaged for kind in (row["kind"], row.get("kinds")) if kind is not None]
     if what == "block" and kinds and all(kind.startswith("layer") for kind in kinds):
         what = "layer"  # of a plain network
+    if what == "block":
+        what = str(of(table).get("group", what))
     if single:
-        return _one_by_one(single, intact_row(rows), width, what)
-    return _by_count(rows, width or SINGLE, what)
+        return _one_by_one(single, intact_row(rows), width, what, error_label(table))
+    return _by_count(rows, width or SINGLE, what, error_label(table))
 
 
-def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what: str) -> Figure:
+def of(table: Table | pd.DataFrame) -> Provenance:
+    """What a table says of where it comes from; nothing for a data frame."""
+    return table.provenance if isinstance(table, Table) else {}
+
+
+def error_label(table: Table | pd.DataFrame) -> str:
+    """What the errors of a table are of: images, or tokens or pixels."""
+    _, units = WORDS.get(str(of(table).get("task")), ("", "tests"))
+    return f"{units.removesuffix('s')} error (%)"
+
+
+def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what: str, error: str) -> Figure:
     blocks = [int(row["block"]) for row in single]
     first, last = min(blocks), max(blocks)
     span = last - first + 1
@@ -167,11 +181,11 @@ def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what
         axes.set_xlim(first - 0.7, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         label = "block whose shortcut is deleted" if what == "shortcut" else f"deleted {what}"
-        finish(axes, intact, single, label, width, enlarge=4 / size)
+        finish(axes, intact, single, label, width, enlarge=4 / size, error=error)
     return figure
 
 
-def _by_count(rows: Rows, width: float, what: str) -> Figure:
+def _by_count(rows: Rows, width: float, what: str, error: str) -> Figure:
     points, means = error_series(set_rows(rows), "count"), error_series(mean_rows(rows), "count")
     with style():
         figure = new_figure(width, 2.4)
@@ -181,7 +195,7 @@ def _by_count(rows: Rows, width: float, what: str) -> Figure:
         if means["x"]:
             mean_line(axes, means, "mean over sets, 95 % interval")
         axes.xaxis.set_major_locator(block_ticks())
-        finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width)
+        finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width, error=error)
     return figure
 
 
@@ -223,17 +237,25 @@ def intact_line(axes: Axes, intact: Row | None) -> None:
     axes.axhline(100 * intact["error"], color=INK, ls=(0, (4, 2)), lw=0.8, zorder=level, label="intact network")
 
 
-def percent_axis(axes: Axes, fractions: Sequence[float | None]) -> None:
+def percent_axis(axes: Axes, fractions: Sequence[float | None], label: str = "test error (%)") -> None:
     """From zero to a little above the highest error or interval."""
     top = max((fraction for fraction in fractions if fraction is not None), default=1.0)
     axes.set_ylim(0, min(104.0, max(1.0, 107 * top)))
-    axes.set_ylabel("test error (%)")
+    axes.set_ylabel(label)
 
 
-def finish(axes: Axes, intact: Row | None, rows: list[Row], label: str, width: float, enlarge: float = 1.0) -> None:
-    """The intact network, the axis of errors up to the highest of the rows, the label below, and the legend."""
+def finish(
+    axes: Axes,
+    intact: Row | None,
+    rows: list[Row],
+    label: str,
+    width: float,
+    enlarge: float = 1.0,
+    error: str = "test error (%)",
+) -> None:
+    """The intact network, the axis of errors up to the highest of the rows, the labels, and the legend."""
     intact_line(axes, intact)
     visible = [intact, *rows] if intact else rows
-    percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")])
+    percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")], error)
     axes.set_xlabel(label)
     legend_outside(axes, width, enlarge=enlarge)

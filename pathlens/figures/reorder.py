@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import intact_line, mean_line, percent_axis
+from pathlens.figures.lesions import error_label, intact_line, mean_line, percent_axis
 from pathlens.figures.style import COLOURS, SINGLE, legend_outside, new_figure, style, to_rows
 from pathlens.results.charts import Series
 from pathlens.results.measured import error_series, intact_row
@@ -53,7 +53,8 @@ def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 1
         reach = 1 - lowest or 1e-3
         axes.set_xlim(1 + 0.04 * reach, 1 - 1.04 * reach)
         ends = [intact["error"], intact["error_high"]] if intact else []
-        percent_axis(axes, [*ends, *(value / 100 for value in (*points["y"], *means.get("high", ())))])
+        ends += [value / 100 for value in (*points["y"], *means.get("high", ()))]
+        percent_axis(axes, ends, error_label(table))
         axes.set_xlabel("Kendall's tau to the trained order")
         legend_outside(axes, width)
     return figure

@@ -35,19 +35,18 @@ def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Re
     return Reordering(tuple(order))
 
 
-def random_deletion(view: ResidualView, count: int, rng: np.random.Generator, replace: str = "zero") -> Deletion:
+def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> Deletion:
     """A uniformly drawn set of ``count`` blocks to delete (Veit et al. 2016, section 4.2).
 
     Args:
         view: the network's blocks.
         count: how many blocks, 1 to all.
         rng: source of randomness.
-        replace: what stands in the place of the branches; see :class:`Deletion`.
 
     Raises:
         UsageError: more blocks than the network has, or fewer than one.
     """
-    return Deletion(random_set(len(view), count, rng), replace)
+    return Deletion(random_set(len(view), count, rng))
 
 
 def random_skip_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> SkipDeletion:

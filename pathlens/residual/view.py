@@ -65,6 +65,7 @@ class ResidualView:
         self._chains: dict[Mode, Chain] = {}
         self._blocks: tuple[Block, ...] = ()
         chain = self.chain(self._example)
+        self._additions = chain.additions
         self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
         self._additions = chain.additions
         self._blocks = describe(chain)

@@ -12,6 +12,7 @@ from pathlens.results.result import Headline, Result, Shown, column
 from pathlens.results.searches import EXHAUSTIVE, GREEDY
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.results.structure import BLOCKS
+from pathlens.results.surface import LOSS_SURFACE
 from pathlens.results.training import EVALUATION, HISTORY
 from pathlens.tables import Table
 
@@ -30,6 +31,7 @@ RESULTS: dict[str, Result] = {
         BLOCKS,
         INITIALISATION,
         SIGNAL_PROPAGATION,
+        LOSS_SURFACE,
     )
 }
 """Every result by the file stem of its table."""

@@ -43,6 +43,12 @@ _SETS = {
 }
 
 
+_INSTEAD = {
+    "mean": ", the mean of their branches in their place",
+    "resample": ", the branches of other images in their place",
+}
+
+
 def single_rows(rows: Rows) -> list[Row]:
     """The rows of one deleted block each, by block; none where sets were deleted."""
     if any(row["count"] != 1 for row in lesioned(rows)):
@@ -88,7 +94,8 @@ class Lesions(Result):
     def title(self, rows: Rows, provenance: Provenance) -> str:
         """Which blocks were deleted."""
         single = len(single_rows(rows))
-        return f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
+        what = f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
+        return what + _INSTEAD.get(str(provenance.get("replace")), "")
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The intact network, worst block and median or the means of sizes, and how many differ from intact."""

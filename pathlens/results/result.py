@@ -101,6 +101,14 @@ class Result:
         """
         return self.shown
 
+    def listed(self, rows: Rows) -> Rows:
+        """The rows that a terminal prints: all of them, where not so many that nobody would read them.
+
+        Args:
+            rows: of the table.
+        """
+        return rows
+
     def bars(self, rows: Rows) -> list[float] | None:
         """Fractions that a terminal draws as bars, one for each row. Arguments as :meth:`printed`."""
         return [row[self.bar] for row in rows] if self.bar else None

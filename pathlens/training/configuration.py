@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     std: Sequence[float] | None
     compiled: bool
     synced: bool
+    without_skips: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Configuration:
         dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
         compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
         synced: batch-norm statistics over all processes.
+        without_skips: train the network whose shortcuts are all deleted, by a plan. The weights are those of the
+            network itself, and mean something without its shortcuts alone.
 
     Raises:
         UsageError: a setting that no training can have; the message names it.
@@ -68,12 +71,17 @@ class Configuration:
     dtype: str = "float32"
     compiled: bool = False
     synced: bool = True
+    without_skips: bool = False
 
     def __post_init__(self) -> None:
         if self.rescale not in RESCALES:
             raise UsageError(f"rescale {self.rescale!r} is unknown; give one of {', '.join(RESCALES)}")
         if self.dtype == "float16":
             raise UsageError("training in float16 would need loss scaling; give bfloat16, tf32 or float32")
+        if self.without_skips and (self.compiled or not isinstance(self.rule, Full)):
+            raise UsageError(
+                "--without-skips trains the whole plain network, not compiled; leave --compile and rules out"
+            )
         outside = [epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.recipe.epochs]
         if outside:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
@@ -129,4 +137,5 @@ class Configuration:
             "keep_epochs": sorted(self.keep_epochs),
             "start_sha256": start_sha256,
         }
-        return arguments if self.synced else {**arguments, "synced": False}
+        arguments |= {} if self.synced else {"synced": False}
+        return arguments | ({"without_skips": True} if self.without_skips else {})

@@ -153,7 +153,7 @@ class Loop:
         """One step; images, loss, correct and blocks, as a tensor on the device."""
         images, labels, everybody = self._batches(step)
         sub_network, blocks = self._sub_network(step, everybody)
-        if self._view is not None and not isinstance(self._form, Whole):
+        if self._view is not None and (self._config.without_skips or not isinstance(self._form, Whole)):
             self._view.chain(
                 images
             )  # traced before autocast and synced batch norms are on, which the trace must not record

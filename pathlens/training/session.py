@@ -15,6 +15,7 @@ from torch import nn
 
 from pathlens.data import ImageData, check_labels
 from pathlens.errors import ModelError, RunError, UsageError
+from pathlens.intervene import skips_deleted
 from pathlens.metrics import ClassificationCounts, count_values
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
@@ -202,6 +203,8 @@ def opened(
             _check_classes(model, first.images, (data, validation, test))
             view = _view(model, first.images, config.rule, config.compiled)
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
+            if config.without_skips:
+                stack.enter_context(_without_skips(model, view, group.world))
             checkpoint = _resumed(folder, arguments, resume)
             ends = _ends(view, config)
             batches = TrainingBatches(
@@ -277,6 +280,21 @@ def _check_paths(model: nn.Module, view: ResidualView | None, rule: Rule, synced
             f"{rule}: several processes cannot share the statistics of batch norms ({norms[0]}) in a restricted "
             "backward pass; give --no-sync-batch-norm, or one process"
         )
+
+
+def _without_skips(
+    model: nn.Module, view: ResidualView | None, processes: int
+) -> contextlib.AbstractContextManager[nn.Module]:
+    """The plan that deletes all shortcuts.
+
+    Raises:
+        UsageError: there are none, or several processes.
+    """
+    if view is None or view.is_plain:
+        raise UsageError(f"--without-skips: {type(model).__name__} has no shortcuts that were found; train it as it is")
+    if processes > 1:
+        raise UsageError("--without-skips: several processes do not share such a training; give one process")
+    return skips_deleted(view, range(len(view)))
 
 
 def _ends(view: ResidualView | None, config: Configuration) -> list[tuple[str, ...]] | None:

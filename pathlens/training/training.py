@@ -80,7 +80,8 @@ def train(
         on_epoch: called with each row of the history.
         provenance: what that of tables and weights should also say.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
-            ``mean``, ``std``, ``compiled`` and ``synced``; see :class:`pathlens.training.Configuration`.
+            ``mean``, ``std``, ``compiled``, ``synced`` and ``without_skips``; see
+            :class:`pathlens.training.Configuration`.
 
     Returns:
         The trained network and its tables.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import pathlens
+from pathlens import figures
 from pathlens.analyses.grouping import units_of
 from pathlens.cli import main
 from pathlens.errors import UsageError
@@ -176,6 +177,8 @@ def test_deleting_layers_of_the_published_network(shared_models: Path, tmp_path:
         measured(without(model, *pairs[0][:1], deleted), pairs[0][1]) for deleted in [(), *((n,) for n in range(5))]
     ]
     assert [row["loss"] for row in table.rows] == pytest.approx([row["loss"] for row in wanted], rel=1e-4)
+    (axes,) = figures.deletion(table).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("deleted layer", "token error (%)")
     units = {column.name: column.unit for column in table.columns}
     assert (units["n"], units["lost"]) == ("sequences", "tokens")
     assert table.rows[0]["loss"] < 0.7

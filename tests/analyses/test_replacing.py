@@ -16,6 +16,7 @@ import pathlens
 from pathlens import plans
 from pathlens.analyses.replacing import other_images
 from pathlens.errors import DataError, UsageError
+from pathlens.models import preresnet
 from pathlens.residual import find_blocks
 from tests.helpers.lesion_oracle import indices, plain_loop, small_batches, small_net
 from tests.helpers.odd_nets import Net
@@ -127,7 +128,7 @@ def test_branches_of_a_trained_network() -> None:
 
 def test_a_resampled_sweep_goes_on_with_its_own_seed_alone(tmp_path: Path) -> None:
     """What is in the journal of one seed is not read by another."""
-    data = pathlens.open_data("digits", limit=30)
+    data, network = pathlens.open_data("digits", limit=30), preresnet(8, in_channels=1, widths=(4, 4, 6))
 
     def sweep(seed: int, stop: int | None = None) -> Any:
         def progress(done: int, total: int) -> None:
@@ -135,8 +136,8 @@ def test_a_resampled_sweep_goes_on_with_its_own_seed_alone(tmp_path: Path) -> No
                 raise KeyboardInterrupt
 
         return pathlens.delete_blocks(
-            pathlens.load_model().model, data, blocks=[3], replace="resample", batch_size=10, seed=seed,
-            journal=tmp_path, progress=progress, engine="folded",
+            network, data, blocks=[1], replace="resample", batch_size=10, seed=seed, journal=tmp_path,
+            progress=progress, engine="folded",
         )  # fmt: skip
 
     whole = sweep(1)

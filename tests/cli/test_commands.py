@@ -123,6 +123,18 @@ def test_table_on_stdout_and_the_rest_on_stderr(
     assert not [path for path in own_cache.rglob("*") if path.is_file()]  # no journal is left
 
 
+def test_replaced_branches(small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = as_json(
+        capsys, "delete-blocks", *small, "--replace", "mean", "--blocks", "1:2", "--out", f"{tmp_path}/mean"
+    )
+    assert table["provenance"]["replace"] == "mean"
+    assert json.loads((tmp_path / "mean" / "manifest.json").read_text())["arguments"]["replace"] == "mean"
+    assert main(["report", f"{tmp_path}/mean", "--out", f"{tmp_path}/page.html"]) == 0
+    assert "the mean of their branches in their place" in (tmp_path / "page.html").read_text()
+    assert main(["delete-blocks", *small, "--replace", "mean", "--search", "greedy"]) == 2
+    assert "--replace mean: --search greedy deletes branches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["delete-blocks", "delete-skips", "reorder-blocks", "blocks"])
 def test_quiet_is_quiet(verb: str, files: dict[str, str], small: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", f"{files['user']}:pair"] if verb == "blocks" else small
