@@ -28,7 +28,7 @@ from pathlens.errors import NumericsError, UsageError
 from pathlens.intervene import applied
 from pathlens.metrics import ClassificationCounts, count_values, require_labels
 from pathlens.models import load_into, load_state_dict_file, state_sha256
-from pathlens.plans import Plan, require_chain
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.inference import Inference
 from pathlens.residual.losses import cross_entropy
@@ -154,7 +154,6 @@ def loss_surface(
     """
     others = [towards] if isinstance(towards, nn.Module | str | os.PathLike) else list(towards)
     view = view_for(model, data, options)
-    require_chain(view, "for a surface")
     asked = Asked(
         dimensions=dimensions,
         points=points,

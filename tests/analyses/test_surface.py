@@ -342,9 +342,3 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err.strip()
         assert words in error
         assert len(error.splitlines()) == 1
-
-
-def test_additions_that_are_no_chain_are_refused(net: nn.Module, data: ImageData) -> None:
-    anywhere = pathlens.find_blocks(net, torch.zeros(2, 1, 8, 8, dtype=torch.float64), additions="all")
-    with pytest.raises(UsageError, match="no chain, which is needed for a surface"):
-        pathlens.loss_surface(anywhere, data, points=3, **EXACT)
