@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,15 @@ from torch.func import grad as gradient
 from pathlens.errors import ModelError, NumericsError, UsageError
 from pathlens.models import load_model
 from pathlens.surface import Hessian, Weights, moving
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products with Hessians of small networks are many small operations, in which threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Tiny(nn.Module):
