@@ -20,7 +20,7 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
-from pathlens.plans import Plan
+from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
@@ -192,7 +192,7 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
     """The plans of a lesion, as they apply to a network.
 
     Raises:
-        UsageError: one that changes no forward pass, or does not fit.
+        UsageError: one that changes no forward pass, puts something in the place of a branch, or does not fit.
     """
     given = (lesion,) if isinstance(lesion, Plan) else tuple(lesion)
     for plan in given:
@@ -200,6 +200,10 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
             raise UsageError(
                 "a lesion must be made of plans to delete blocks, to delete shortcuts or to reorder blocks "
                 f"(pathlens.plans); found {type(plan).__name__}"
+            )
+        if isinstance(plan, Deletion) and plan.replacement != "zero":
+            raise UsageError(
+                f"branches are replaced by {plan.replacement!r} in delete_blocks alone; a lesion deletes them (zero)"
             )
     return tuple(plan.check(view) for plan in given)
 
