@@ -42,6 +42,7 @@ _LONGEST = (
     "training/test_network.py",
     "project/test_contributing.py",
     "studies/test_civitelli2021.py",
+    "studies/test_li2018.py",
     "studies/test_gpu.py",
     "studies/test_depth_in_training.py",
     "studies/test_critics.py",

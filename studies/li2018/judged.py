@@ -1,0 +1,165 @@
+"""What is claimed of surfaces with and without shortcuts, and what the numbers say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from scipy.stats import norm
+
+from pathlens.metrics import wilson_interval
+from pathlens.tables import Table
+from studies.li2018.measured import CUT, PUBLISHED, WITH, WITHOUT
+from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, paired, row
+
+Row = Mapping[str, Any]
+
+PAPER = "Li et al. 2018"
+_FAILS = 0.8
+_Z = float(norm.ppf(0.975))
+
+FLATTER = Claim(
+    "shortcuts make the minimum flat",
+    "residual networks have flatter minimisers than the same networks without shortcuts",
+    f"{PAPER}, section 6; Understanding Deep Learning, figure 11.13",
+    "The basin (share of a line within 0.1 nat of its smallest loss) is larger with shortcuts than in the network "
+    "trained without, by the published treatment; disagrees where it is smaller.",
+    "Student's 95 % interval of differences paired by the number of the draw.",
+)
+CHAOTIC = Claim(
+    "without shortcuts the surface is not convex",
+    "without shortcuts surfaces of deep networks go from nearly convex to chaotic",
+    f"{PAPER}, section 6",
+    "The share of inner points of a line at which the loss curves down is larger in the network trained without "
+    "shortcuts; disagrees where it is smaller.",
+    "Student's 95 % interval of differences paired by the number of the draw.",
+)
+TWINS = Claim(
+    "shortcuts make the minimum flat, trained here",
+    "the same of ResNet-20 and its twin that was trained through the plan which deletes its shortcuts",
+    OURS,
+    "The basin, mean over directions, is larger with shortcuts; disagrees where it is smaller.",
+    "Student's 95 % interval of differences paired by seed.",
+)
+STATISTICS = Claim(
+    "kept statistics make the surface steeper",
+    "a part of the rise around the weights is that of batch norm statistics that are no longer right",
+    OURS,
+    "The mean loss of a line (10 nats at most) is higher with statistics kept than re-estimated, parameters of one "
+    "dimension still; disagrees where it is lower.",
+    "Student's 95 % interval of differences in the same directions.",
+)
+ONE_DIMENSIONAL = Claim(
+    "biases and norms make the surface steeper",
+    "moving the parameters of one dimension too raises the loss around the weights",
+    OURS,
+    "The mean loss of a line (10 nats at most) is higher with them moved than still, statistics kept; disagrees where "
+    "it is lower.",
+    "Student's 95 % interval of differences in the same directions of all other parameters.",
+)
+ROBUST = Claim(
+    "the comparison does not depend on the treatment",
+    "the basin is larger with shortcuts also if parameters of one dimension move and statistics are re-estimated",
+    OURS,
+    "As for the first claim, with both changed.",
+    "Student's 95 % interval of differences paired by the number of the draw.",
+)
+NO_PLAIN = Claim(
+    "a cut network is no plain network",
+    "a network whose shortcuts are deleted by a plan does not sit in a minimum of the plain network's loss",
+    OURS,
+    f"It classifies more than {_FAILS:.0%} of the images wrongly; disagrees where it classifies fewer wrongly.",
+    "Wilson's 95 % interval over images.",
+)
+TRACE = Claim(
+    "without shortcuts the loss curves more",
+    "the trace of the Hessian is larger in the network trained without shortcuts",
+    OURS,
+    "The difference of the traces is above 0; disagrees where it is below. Weights before batch norms have no scale of "
+    "their own, so this compares these two networks and not their kinds.",
+    "Normal 95 % interval from the standard errors over random vectors.",
+)
+
+
+def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """The rows of the table of claims."""
+    return [row(claim, network, verdict) for claim, network, verdict in _judged(tables)]
+
+
+def _judged(tables: Mapping[str, Table]) -> Iterator[tuple[Claim, str, Verdict]]:
+    numbers = list(tables["numbers"].rows)
+    others = [one for one in numbers if one["seed"] is None]
+    names = {kind: next(one["network"] for one in others if one["kind"] == kind) for kind in (WITH, WITHOUT, CUT)}
+    both = f"{names[WITH]} and {names[WITHOUT]}"
+    yield FLATTER, both, by_draw(others, WITH, WITHOUT, PUBLISHED, "basin")
+    yield CHAOTIC, both, by_draw(others, WITHOUT, WITH, PUBLISHED, "concave")
+    yield ROBUST, both, by_draw(others, WITH, WITHOUT, ("moved", "re-estimated"), "basin")
+    yield TWINS, "resnet20", by_seed(numbers, "basin")
+    for kind, name in names.items():
+        own = [one for one in others if one["kind"] == kind]
+        yield STATISTICS, name, by_treatment(own, PUBLISHED, ("still", "re-estimated"))
+        yield ONE_DIMENSIONAL, name, by_treatment(own, ("moved", "kept"), PUBLISHED)
+    yield NO_PLAIN, names[CUT], fails(tables[f"surface-{names[CUT]}"])
+    yield TRACE, both, trace(tables["curvature"].rows)
+
+
+def _values(rows: Sequence[Row], treatment: tuple[str, str], name: str) -> list[float]:
+    """Of each draw, in their order."""
+    own = [one for one in rows if (one["one_dimensional"], one["batch_norm"]) == treatment]
+    return [one[name] for one in sorted(own, key=lambda one: one["draw"])]
+
+
+def by_draw(rows: Sequence[Row], more: str, less: str, treatment: tuple[str, str], name: str) -> Verdict:
+    """Whether a number is larger in one kind of network than in another."""
+    first, second = (_values([one for one in rows if one["kind"] == kind], treatment, name) for kind in (more, less))
+    difference = paired([a - b for a, b in zip(first, second, strict=True)])
+    here = f"{name} {statistics.fmean(first):.1%} {more} and {statistics.fmean(second):.1%} {less}"
+    outcome = decide(difference.low, difference.high, above=0)
+    return Verdict(
+        outcome, f"{here}, over {difference.pairs} directions", difference.mean, difference.low, difference.high
+    )
+
+
+def by_seed(rows: Sequence[Row], name: str) -> Verdict:
+    """Whether a number, mean over draws, is larger with shortcuts in the networks that were trained here."""
+
+    def mean(kind: str, seed: int) -> float:
+        own = [one for one in rows if one["kind"] == kind and one["seed"] == seed]
+        return statistics.fmean(_values(own, PUBLISHED, name))
+
+    seeds = sorted({one["seed"] for one in rows if one["seed"] is not None})
+    difference = paired([mean(WITH, seed) - mean(WITHOUT, seed) for seed in seeds])
+    here = ", ".join(f"{statistics.fmean(mean(kind, seed) for seed in seeds):.1%} {kind}" for kind in (WITH, WITHOUT))
+    outcome = decide(difference.low, difference.high, above=0)
+    return of_seeds(Verdict(outcome, f"{name} {here}", difference.mean, difference.low, difference.high), len(seeds))
+
+
+def by_treatment(rows: Sequence[Row], more: tuple[str, str], less: tuple[str, str]) -> Verdict:
+    """Whether the mean loss is higher under one treatment than under another, in the same directions."""
+    first, second = (_values(rows, treatment, "mean_loss") for treatment in (more, less))
+    difference = paired([a - b for a, b in zip(first, second, strict=True)])
+    named = zip((first, second), (more, less), strict=True)
+    here = "mean loss " + " and ".join(f"{statistics.fmean(own):.3f} nats ({', '.join(which)})" for own, which in named)
+    return Verdict(
+        decide(difference.low, difference.high, above=0), here, difference.mean, difference.low, difference.high
+    )
+
+
+def fails(table: Table) -> Verdict:
+    """Whether a network classifies most images wrongly."""
+    (centre,) = [one for one in table.rows if one["x"] == 0 and one["y"] == 0]
+    low, high = wilson_interval(round(centre["error"] * centre["n"]), centre["n"])
+    here = f"{centre['error']:.1%} of {centre['n']:,} images wrong"
+    return Verdict(decide(low, high, above=_FAILS), here, centre["error"], low, high)
+
+
+def trace(rows: Sequence[Row]) -> Verdict:
+    """Whether the trace is larger without shortcuts."""
+    by_kind = {one["kind"]: one for one in rows}
+    first, second = by_kind[WITHOUT], by_kind[WITH]
+    difference = first["trace"] - second["trace"]
+    slack = _Z * (first["trace_standard_error"] ** 2 + second["trace_standard_error"] ** 2) ** 0.5
+    here = f"trace {first['trace']:.4g} {WITHOUT} and {second['trace']:.4g} {WITH}"
+    low, high = difference - slack, difference + slack
+    return Verdict(decide(low, high, above=0), here, difference, low, high)

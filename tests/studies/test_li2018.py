@@ -1,0 +1,98 @@
+"""The study of loss surfaces at a size that tests can afford, and its rules on numbers by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pathlens.tables import read_table
+from studies.li2018 import judged, measured
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
+from tests.helpers.study_modules import run_study
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path: Path) -> None:
+    where = ("--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"))
+    run_study("li2018", "--scale", "smoke", "--device", "cpu", "--jobs", "1", *where)
+    out = tmp_path / "out"
+    page = (out / "README.md").read_text()
+    assert str(tmp_path) not in page
+    for title in ("**Question.**", "**Protocol.**", "## Surfaces", "## What moves", "## Curvature", "## Trained here"):
+        assert title in page
+    for stem in ("surfaces", "treatments", "own"):
+        assert (out / f"{stem}.png").stat().st_size > 10_000
+        assert f"]({stem}.png)" in page
+    lines, numbers = (read_table(out / f"{stem}.parquet").rows for stem in ("lines", "numbers"))
+    # three networks by five treatments and two of our own, two draws each of three points
+    assert (len(lines), len(numbers)) == (17 * 2 * 3, 17 * 2)
+    cut = read_table(out / "surface-resnet20b-cut.parquet")
+    assert cut.provenance["lesion"]["deleted_shortcuts"] == list(range(9))
+    claims = read_table(out / "claims.parquet").rows
+    assert {row["outcome"] for row in claims if row["network"] == "resnet20"} == {CANNOT_TELL}  # one seed
+    assert len(claims) == 5 + 2 * 3 + 1
+    # everything that takes long is kept and taken up again
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "measured").iterdir()}
+    assert len(before) >= 20
+    run_study("li2018", "--scale", "smoke", "--device", "cpu", "--jobs", "1", *where)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "measured").iterdir()}
+
+
+def test_numbers_of_a_line() -> None:
+    losses = [3.0, 1.0, 0.05, 0.0, None]
+    rows = [{"x": x, "y": None, "draw": 0, "loss": loss} for x, loss in zip((-2, -1, 0, 1, 2), losses, strict=True)]
+    numbers = measured.numbers_of(rows)
+    assert numbers["loss"] == 0.05
+    assert numbers["basin"] == 2 / 5
+    assert numbers["has_basin"]
+    assert numbers["mean_loss"] == pytest.approx((3 + 1 + 0.05 + 10) / 5)
+    assert numbers["concave"] == 0
+    bent = [{**row, "loss": loss} for row, loss in zip(rows, (0.0, 2.0, 3.0, 5.0, 6.0), strict=True)]
+    numbers = measured.numbers_of(bent)
+    assert numbers["concave"] == 2 / 3
+    assert not numbers["has_basin"]
+
+
+def number(
+    kind: str, draw: int, value: float, treatment: tuple[str, str] = measured.PUBLISHED, **more: Any
+) -> dict[str, Any]:
+    one_dimensional, batch_norm = treatment
+    which = {"kind": kind, "draw": draw, "one_dimensional": one_dimensional, "batch_norm": batch_norm, "seed": None}
+    return {**which, "basin": value, "mean_loss": value, **more}
+
+
+def test_rules() -> None:
+    with_, without = measured.WITH, measured.WITHOUT
+    rows = [number(with_, d, 0.5 + d / 100) for d in range(4)] + [number(without, d, 0.2 - d / 100) for d in range(4)]
+    verdict = judged.by_draw(rows, with_, without, measured.PUBLISHED, "basin")
+    assert verdict.outcome == AGREES
+    assert verdict.value == pytest.approx(0.33)
+    assert judged.by_draw(rows, without, with_, measured.PUBLISHED, "basin").outcome == DISAGREES
+    noisy = [number(with_, d, d % 2) for d in range(4)] + [number(without, d, (d + 1) % 2) for d in range(4)]
+    assert judged.by_draw(noisy, with_, without, measured.PUBLISHED, "basin").outcome == CANNOT_TELL
+    own = [
+        number(kind, draw, base + seed / 50 + slope * seed, seed=seed)
+        for kind, base, slope in ((with_, 0.6, 0.01), (without, 0.3, 0.0))
+        for seed in range(3)
+        for draw in range(2)
+    ]
+    assert judged.by_seed(own, "basin").outcome == AGREES
+    assert judged.by_seed([row for row in own if row["seed"] < 2], "basin").outcome == CANNOT_TELL
+    moved = ("moved", "kept")
+    both = [number(with_, d, 1.0 + d) for d in range(3)] + [number(with_, d, 2.0 + 1.1 * d, moved) for d in range(3)]
+    assert judged.by_treatment(both, moved, measured.PUBLISHED).outcome == AGREES
+    assert judged.by_treatment(both, measured.PUBLISHED, moved).outcome == DISAGREES
+
+
+def test_trace_is_compared_by_both_standard_errors() -> None:
+    def rows(error: float) -> list[dict[str, Any]]:
+        return [
+            {"kind": kind, "trace": trace, "trace_standard_error": error}
+            for kind, trace in ((measured.WITH, 10.0), (measured.WITHOUT, 15.0))
+        ]
+
+    assert judged.trace(rows(1.0)).outcome == AGREES
+    assert judged.trace(rows(1.0)).low == pytest.approx(5 - 1.959964 * 2**0.5)
+    assert judged.trace(rows(3.0)).outcome == CANNOT_TELL
