@@ -87,7 +87,7 @@ class EffectivePaths:
         share_of_contribution: what the range holds of the contribution.
         share_of_paths: what it holds of all paths.
         blocks_per_batch: how many random blocks make a sub-network whose path lengths (binomial, mean half of its
-            blocks) are centred on the range: ``first + last``, at most all.
+            blocks) are centred on the range: ``first + last``, at most all; 0 where blocks are no chain.
     """
 
     first: int
@@ -97,26 +97,32 @@ class EffectivePaths:
     blocks_per_batch: int
 
 
-def effective_paths(contributions: Sequence[float], share: float = 0.95, blocks: int | None = None) -> EffectivePaths:
+def effective_paths(
+    contributions: Sequence[float],
+    share: float = 0.95,
+    blocks: int | None = None,
+    numbers: Sequence[int] | None = None,
+) -> EffectivePaths:
     """The effective range of path lengths.
 
     Args:
         contributions: of each length 0..n, or of the shortest ones where the rest is negligible.
         share: of the contribution that the range must hold.
         blocks: n, where ``contributions`` ends before it.
+        numbers: of paths of each length, where blocks are no chain; random blocks make no sub-network then.
 
     Raises:
         UsageError: no contribution at all, one that is negative or not finite, or a share outside (0, 1].
     """
     first, last = shortest_interval(contributions, share)
     blocks = len(contributions) - 1 if blocks is None else blocks
-    counts = path_counts(blocks)
+    counts = path_counts(blocks) if numbers is None else numbers
     return EffectivePaths(
         first=first,
         last=last,
         share_of_contribution=sum(contributions[first : last + 1]) / sum(contributions),
-        share_of_paths=sum(counts[first : last + 1]) / 2**blocks,
-        blocks_per_batch=max(1, min(blocks, first + last)) if blocks else 0,
+        share_of_paths=sum(counts[first : last + 1]) / sum(counts),
+        blocks_per_batch=max(1, min(blocks, first + last)) if blocks and numbers is None else 0,
     )
 
 

@@ -6,8 +6,9 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
 from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
-from pathlens.plans import Plan
+from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
+from pathlens.residual.polynomials import GraphLinearisation, concatenation_edges
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
 from pathlens.tables import Json, Provenance
@@ -43,6 +45,7 @@ class Opened:
         images: number of examples.
         mode: train or eval.
         stacked: whether many gradients are carried at once.
+        concat: whether paths choose at concatenations too.
         record: what a table says of where it comes from, given what the verb itself says.
     """
 
@@ -52,13 +55,23 @@ class Opened:
     images: int
     mode: str
     stacked: bool
+    concat: bool
     record: Callable[..., GradientProvenance]
 
-    def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation:
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether all choices of a path are at blocks one after the other."""
+        chain = self.view.chain()
+        return chain.in_series and not (self.concat and concatenation_edges(chain))
+
+    def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation | GraphLinearisation:
         """The network linearised at a batch."""
         images = _moved(images, self.runner.device, self.runner.dtype)
         labels = labels.to(self.runner.device)
-        return Linearisation(self.view, images, labels, loss=loss, at=at, stacked=self.stacked, route=self.route)
+        options: dict[str, Any] = {"loss": loss, "at": at, "stacked": self.stacked, "route": self.route}
+        if self.is_chain:
+            return Linearisation(self.view, images, labels, **options)
+        return GraphLinearisation(self.view, images, labels, **options, concat=self.concat)
 
     @property
     def has_gradient_at_input(self) -> bool:
@@ -95,6 +108,7 @@ def opened(
     provenance: Provenance | None = None,
     progress: Progress | None = None,
     additions: str | None = "trunk",
+    concat: bool = False,
 ) -> Iterator[Opened]:
     """Open a network and data for gradients; the model is afterwards as it was.
 
@@ -113,6 +127,8 @@ def opened(
         provenance: what that of the table should also say.
         progress: called with (batches done, batches in all), summed over what is measured.
         additions: which residual additions are blocks, where the model is no view yet.
+        concat: paths choose at concatenations too, of a tensor and something learned from it. A network without any
+            residual addition will do then.
 
     Raises:
         UsageError: an unknown mode or type, or a lesion that does not fit the network.
@@ -134,8 +150,9 @@ def opened(
             module = copy.deepcopy(module).to(device=where, dtype=kind)
             view = None
         if view is None:
-            like = (model.output, model.additions) if isinstance(model, ResidualView) else (None, additions)
-            view = view_of(module, source.first(), *like)
+            like = model if isinstance(model, ResidualView) else None
+            output, additions = (like.output, like.additions) if like else (None, additions)
+            view = view_of(module, source.first(), output, additions, concat)
         images = source.provenance.images
         if images is None:
             sizes = [len(batch) for _, batch, _ in source.batches()]
@@ -151,6 +168,8 @@ def opened(
                 GradientProvenance,
                 network=type(module).__name__,
                 blocks=len(view),
+                additions=view.additions,
+                concatenations_are_choices=concat,
                 block_names=tuple(block.name for block in view),
                 output=view.output,
                 data=source.provenance,
@@ -162,7 +181,7 @@ def opened(
                 batch_size=batch_size,
                 notes=(*view.notes, *stated.get("notes", ())),
             )
-            yield Opened(view, route, runner, images, mode, stacked, record)
+            yield Opened(view, route, runner, images, mode, stacked, concat, record)
 
 
 def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -181,6 +200,11 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
             raise UsageError(
                 "a lesion must be made of plans to delete blocks, to delete shortcuts or to reorder blocks "
                 f"(pathlens.plans); found {type(plan).__name__}"
+            )
+        if isinstance(plan, Deletion) and plan.replacement != "zero":
+            raise UsageError(
+                f"a branch is replaced by {plan.replacement!r} in pathlens.delete_blocks alone; delete it here "
+                "(replace='zero')"
             )
     return tuple(plan.check(view) for plan in given)
 

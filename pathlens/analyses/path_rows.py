@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from pathlens.paths import path_counts
@@ -12,15 +13,14 @@ from pathlens.results.path_profile import PathRow
 from pathlens.tables.declared import MutableRow, Row
 
 
-def empty(free: int, lengths: range) -> list[MutableRow]:
+def empty(numbers: Sequence[int], lengths: range) -> list[MutableRow]:
     """Rows with lengths and numbers of paths, for estimators to fill.
 
     Args:
-        free: number of blocks at which a path chooses between branch and shortcut.
+        numbers: of paths of each length, from the shortest one on.
         lengths: of the table.
     """
-    counts = path_counts(free)[: len(lengths)]
-    return [asdict(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, counts, strict=True)]
+    return [asdict(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, numbers, strict=False)]
 
 
 def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[Row]:

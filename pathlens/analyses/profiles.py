@@ -15,13 +15,14 @@ from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
-from pathlens.errors import UsageError
+from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.estimators import ALIASES, estimators
 from pathlens.estimators.estimator import Problem, Request
-from pathlens.plans import Plan
+from pathlens.plans import Plan, require_chain
 from pathlens.residual import ResidualView
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss
+from pathlens.residual.polynomials import concatenation_edges, place_of
 from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
@@ -43,6 +44,8 @@ def path_gradients(
     draws: int = 8,
     share: float = 0.95,
     seed: int = 0,
+    additions: str | None = None,
+    concat: bool = False,
     loss: Loss | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
@@ -71,6 +74,10 @@ def path_gradients(
         draws: random sign vectors for each example.
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
+        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`. Where they are no chain,
+            sums over all paths are computed by :mod:`pathlens.residual.polynomials`, ``all`` is ``exact`` alone, and
+            ``block:I`` is the branch point of block I.
+        concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
         loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
             a class for each image, or a mean over tokens or pixels).
         progress: called with (batches done, batches in all), summed over the methods.
@@ -86,24 +93,34 @@ def path_gradients(
             whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
     chosen = estimators(method)
-    request = _checked(Request(_place(at), max_length, tolerance, rel_error, max_samples, draws, share, seed))
-    with opened(model, data, lesion=lesion, progress=progress, **options) as run:
+    request = _checked(Request(_place(at), max_length, tolerance, rel_error, max_samples, draws, share, seed, concat))
+    more: dict[str, Any] = {"additions": additions, "concat": concat}
+    with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
         problem = _problem(run, request, loss)
+        if not run.is_chain:
+            if method not in ("all", "exact"):
+                raise UsageError(
+                    f"method {method!r} takes random blocks of a chain, and the choices in "
+                    f"{type(run.view.model).__name__} (additions: {run.view.additions}) are none; give exact"
+                )
+            method, chosen = "exact", estimators("exact")
         run.identify("path-gradients", request)
-        rows = path_rows.empty(len(problem.free), problem.lengths)
+        rows = path_rows.empty(problem.numbers, problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
             measured |= estimator.estimate(problem, rows)
         contributed = {name: path_profile.contributions(rows, name) for name in path_profile.METHODS}
         measured["effective"] = {
-            name: _effective(values, share, problem) for name, values in contributed.items() if any(values)
+            name: _effective(values, share, problem, run.is_chain)
+            for name, values in contributed.items()
+            if any(values)
         }
         record = run.record(
             verb="path-gradients",
             at=request.at,
             method=ALIASES.get(method, method),
-            blocks_in_paths=len(problem.free) + len(problem.forced),
+            blocks_in_paths=len(problem.free) + len(problem.forced) if run.is_chain else None,
             seed=seed,
             share=share,
             measured=measured,
@@ -136,6 +153,7 @@ def lattice(
     """
     request = _checked(Request(_place(at), max_length, tolerance))
     with opened(model, data, lesion=lesion, progress=progress, **options) as run:
+        require_chain(run.view, "for a lattice")
         request = _placed(request, run)
         problem = _problem(run, request, loss)
         run.identify("lattice", request)
@@ -189,8 +207,8 @@ def _checked(request: Request) -> Request:
 
 def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
     loss = task_of(run.view, None).losses if given is None else given
-    free, forced = path_blocks(run.route, max(0, boundary_of(request.at, len(run.view))))
-    least, most = len(forced), len(forced) + len(free)
+    free, forced, shortest, numbers = _paths(run, request.at)
+    least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:
         raise UsageError(
             f"max-length {request.max_length} is outside {least}..{most}: paths run through {most} blocks here"
@@ -200,6 +218,8 @@ def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
         request,
         free,
         forced,
+        shortest,
+        numbers,
         len(run.view),
         run.runner.source.count or 0,
         run.runner.device,
@@ -209,8 +229,31 @@ def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
     )
 
 
-def _effective(contributions: list[Any], share: float, problem: Problem) -> dict[str, Json]:
+def _paths(run: Opened, at: str) -> tuple[tuple[int, ...], tuple[int, ...], int, list[int]]:
+    """Blocks at which paths choose, blocks that all take, the shortest length, and numbers of paths from there on."""
+    if run.is_chain:
+        free, forced = path_blocks(run.route, max(0, boundary_of(at, len(run.view))))
+        return free, forced, len(forced), paths.path_counts(len(free))
+    name, chain = type(run.view.model).__name__, run.view.chain()
+    if not chain.links and not concatenation_edges(chain):
+        raise NoResidualBlocksError(
+            f"{name} has no residual addition, and no concatenation of a tensor and something learned from it, at "
+            "which paths could choose"
+        )
+    from pathlens.graph.choices import count_choices  # networkx takes its time, and a chain does not need it
+
+    numbers = count_choices(chain, run.route, place_of(chain, at), run.concat)
+    if not any(numbers):
+        raise UsageError(
+            f"at {at}: no path leads from there to the output of {name} as it is lesioned; give another place"
+        )
+    shortest = next(length for length, number in enumerate(numbers) if number)
+    return (), (), shortest, numbers[shortest:]
+
+
+def _effective(contributions: list[Any], share: float, problem: Problem, is_chain: bool) -> dict[str, Json]:
     """The effective range; ``contributions`` begin at the shortest length, which blocks without a shortcut add to."""
-    effective = paths.effective_paths(contributions, share, len(problem.free))
+    numbers = None if is_chain else problem.numbers
+    effective = paths.effective_paths(contributions, share, len(problem.numbers) - 1, numbers)
     shortest = problem.lengths[0]
     return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}

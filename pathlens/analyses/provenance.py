@@ -77,6 +77,7 @@ class AnalysisProvenance(Record):
     blocks: int
     block_names: tuple[str, ...] | None = None
     additions: str = "trunk"
+    concatenations_are_choices: bool = False
     output: str | None
     data: DataProvenance
     stated: Provenance = field(metadata=_SPREAD)

@@ -72,6 +72,8 @@ def path_gradients(
     max_samples: Annotated[int, o.option("Paths of a length for each batch at most.", min=1)] = 64,
     draws: Annotated[int, o.option("Random sign vectors for each example.", min=1)] = 8,
     share: Annotated[float, o.option("What the effective range holds of the contribution.", metavar="X")] = 0.95,
+    additions: o.Additions = None,
+    concat: Annotated[bool, o.option("Paths choose at concatenations too (DenseNets, U-Nets).", "--concat")] = False,
     lattice: Annotated[bool, o.option("With --out, also the norm at every block and length.", "--lattice")] = False,
     mode: Annotated[Mode, o.option("train: batch norms with the statistics of the batch.", "--mode")] = Mode.eval,
     *,
@@ -91,11 +93,14 @@ def path_gradients(
         "draws": draws,
         "share": share,
     }
-    with setting("path-gradients", common) as current:
+    with setting("path-gradients", common, additions, concat) as current:
         from pathlens import analyses, plans
         from pathlens.runtime.memory import oom_as_error
 
         plan = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
+        if lattice:
+            plans.require_chain(current.view, "for --lattice")
+        choices = {"additions": current.view.additions, "concat": concat}
         options: dict[str, Any] = {**paths, **current.options, "dtype": common.dtype.value, "mode": mode.value}
         more: dict[str, Table] = {}
         notes = (
@@ -108,10 +113,17 @@ def path_gradients(
             oom_as_error(common.batch_size),
         ):
             table = analyses.path_gradients(
-                current.view, current.data, **options, **sampling, lesion=plan, seed=common.seed, progress=progress
+                current.view,
+                current.data,
+                **options,
+                **sampling,
+                lesion=plan,
+                seed=common.seed,
+                concat=concat,
+                progress=progress,
             )
             if lattice and common.out is not None:
                 more["lattice"] = analyses.lattice(
                     current.view, current.data, **options, lesion=plan, progress=progress
                 )
-        finish(current, table, {**paths, **lesion, **sampling, "lattice": lattice, "mode": mode.value}, more)
+        finish(current, table, {**paths, **lesion, **sampling, **choices, "lattice": lattice, "mode": mode.value}, more)

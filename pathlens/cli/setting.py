@@ -85,13 +85,16 @@ def spoken(options: object) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def setting(verb: str, common: Common, additions: str | None = "trunk") -> Iterator[Setting]:
+def setting(
+    verb: str, common: Common, additions: str | None = "trunk", may_be_empty: bool = False
+) -> Iterator[Setting]:
     """Open network, data and device as the options say, with the run folder locked for the length of the body.
 
     Args:
         verb: that is to run.
         common: the options.
         additions: which residual additions are blocks; None for those of the trunk, and all where there is none.
+        may_be_empty: whether a network without any will do.
 
     Raises:
         PathlensError: whatever is wrong with the options, the network, the weights, the data or the run folder.
@@ -127,7 +130,9 @@ def setting(verb: str, common: Common, additions: str | None = "trunk") -> Itera
             loaded.model.to(device)
             with foreign_output():
                 loaded, initialisation = initialised(loaded, common, example, common.seed, common.output)
-                view = view_of(loaded.model, example.to(device), common.output, additions and str(additions))
+                view = view_of(
+                    loaded.model, example.to(device), common.output, additions and str(additions), may_be_empty
+                )
             if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
         yield Setting(

@@ -14,8 +14,6 @@ from pathlens.tables.declared import MutableRow, Row, Shown
 if TYPE_CHECKING:
     import torch
 
-    from pathlens.residual.gradients import Linearisation
-
 NORM = "loss per unit of input"
 """Unit of a gradient norm."""
 
@@ -34,6 +32,7 @@ class Request:
     num_samples: int = 1
     share: float = 0.95
     seed: int = 0
+    concat: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,16 @@ class Problem:
 
     Attributes:
         request: the options.
-        free: blocks at which a path chooses between branch and shortcut.
-        forced: blocks whose branch every path takes.
+        free: blocks at which a path chooses between branch and shortcut, where blocks are a chain.
+        forced: blocks whose branch every path takes, likewise.
+        shortest: length of the shortest path.
+        numbers: of paths of this length, and of each longer one.
         blocks: number of blocks of the network.
         batches: number of batches.
         device: where to compute.
         dtype: what to compute with.
-        linearise: (images, labels) -> the network linearised at a batch.
+        linearise: (images, labels) -> the network linearised at a batch; where blocks are no chain, a
+            :class:`pathlens.residual.polynomials.GraphLinearisation`, which is for sums over all paths alone.
         measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
             function of (number, images, labels) finds on each batch, by number; it gives what JSON can hold.
     """
@@ -56,18 +58,20 @@ class Problem:
     request: Request
     free: tuple[int, ...]
     forced: tuple[int, ...]
+    shortest: int
+    numbers: Sequence[int]
     blocks: int
     batches: int
     device: torch.device
     dtype: torch.dtype
-    linearise: Callable[[torch.Tensor, torch.Tensor], Linearisation]
+    linearise: Callable[[torch.Tensor, torch.Tensor], Any]
     measure: Callable[..., dict[int, Any]]
 
     @property
     def lengths(self) -> range:
         """Those of the table."""
-        shortest, longest = len(self.forced), self.request.max_length
-        return range(shortest, (shortest + len(self.free) if longest is None else longest) + 1)
+        longest = self.request.max_length
+        return range(self.shortest, self.shortest + len(self.numbers) if longest is None else longest + 1)
 
 
 class Estimator(ABC):

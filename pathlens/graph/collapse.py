@@ -11,8 +11,8 @@ tensors of several vertices without adding or concatenating them (a gate from an
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import networkx as nx
 import torch
@@ -25,8 +25,6 @@ from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
 
-_CONCATENATIONS = frozenset({aten.cat.default, aten.stack.default})
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -37,12 +35,14 @@ class Part:
         kind: ``input``, ``add``, ``concat``, ``joint``, or ``segment``.
         nodes: operations, in execution order; those that an earlier segment holds too are left out.
         sources: ends of the parts that it takes its tensors from, each once.
+        entering: of additions, concatenations and joints: each tensor that it takes, and the source that this is.
     """
 
     end: fx.Node
     kind: str
     nodes: tuple[fx.Node, ...]
     sources: tuple[fx.Node, ...]
+    entering: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
 
 
 def collapse(chain: Chain) -> list[Part]:
@@ -99,7 +99,7 @@ class _Collapse:
             # an operand that is broadcast (a mean, a bias computed from the input) is no tensor of the flow
             if len({str(tuple(self.trace.value(operand).shape[1:])) for operand in pair}) == 1:
                 yield from pair
-        elif node.target in _CONCATENATIONS:
+        elif node.target in ops.CONCATENATIONS:
             yield from self._operands(node)
 
     def _sums_inside(self, node: fx.Node, terms: tuple[fx.Node, ...]) -> Iterator[fx.Node]:
@@ -179,8 +179,9 @@ class _Collapse:
         parts = []
         for cut in sorted(self.cuts, key=self.order.__getitem__):
             if cut in self.vertices:
-                sources = tuple(dict.fromkeys(self._settled(operand) for operand in self._entering(cut)))
-                parts.append(Part(cut, self._kind(cut), (cut,), sources))
+                entering = {operand: self._settled(operand) for operand in self._entering(cut)}
+                sources = tuple(dict.fromkeys(entering.values()))
+                parts.append(Part(cut, self._kind(cut), (cut,), sources, entering))
             else:
                 parts.append(Part(cut, "segment", nodes[cut], (self._parent(cut),)))
         return parts
@@ -190,4 +191,4 @@ class _Collapse:
             return "input"
         if vertex in self.joints:
             return "joint"
-        return "concat" if vertex.target in _CONCATENATIONS else "add"
+        return "concat" if vertex.target in ops.CONCATENATIONS else "add"

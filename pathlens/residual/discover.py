@@ -43,6 +43,20 @@ class Addition:
     kind: str
 
     @property
+    def branch_edges(self) -> tuple[tuple[fx.Node, fx.Node], ...]:
+        """The ends of the branch, each with the sum that adds it."""
+        edges: list[tuple[fx.Node, fx.Node]] = []
+        sums = [self.node]
+        while sums:
+            node = sums.pop()
+            for operand in node.all_input_nodes:
+                if operand in self.terms:
+                    edges.append((node, operand))
+                elif operand is not self.shortcut:
+                    sums.append(operand)
+        return tuple(edges)
+
+    @property
     def is_layer(self) -> bool:
         """Whether this stands for a layer of a plain network, which adds nothing."""
         return self.kind.startswith("layer")
@@ -90,6 +104,22 @@ def discover(trace: Trace) -> Discovery:
             if addition is not None:
                 additions.append(addition)
     return _sort(additions, finder.refused, order, input_dependent, dominators)
+
+
+def concatenations(trace: Trace, discovery: Discovery) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Concatenations of a tensor with something learned from it, as in DenseNets and U-Nets, with what is learned.
+
+    As for an addition, the operand paths start at the branch point. Those with a learned operand are branches, and
+    there must be one without.
+
+    Args:
+        trace: the graph.
+        discovery: its additions.
+    """
+    immediate = _immediate_dominators(trace, discovery.order, discovery.input_dependent)
+    finder = _Finder(trace, discovery.order, discovery.input_dependent, immediate)
+    joined = ((n, finder.learned_of(n)) for n in discovery.order if n.target in ops.CONCATENATIONS)
+    return {node: branches for node, branches in joined if branches}
 
 
 def _sort(
@@ -214,12 +244,25 @@ class _Finder:
                 terms.append(operand)
         return terms
 
-    def examine(self, node: fx.Node) -> Addition | None:
-        """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
+    def learned_of(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The operands of a concatenation that were learned from its branch point, if another one was not."""
+        operands = tuple(dict.fromkeys(item for item in node.all_input_nodes if item in self.input_dependent))
+        if len(operands) < 2:
+            return ()
+        branch_point = self._branch_point(node)
+        learned = tuple(o for o in operands if any(self._is_learned(item) for item in self._between(branch_point, o)))
+        return learned if len(learned) < len(operands) else ()
+
+    def _branch_point(self, node: fx.Node) -> fx.Node:
         branch_point = self.dominators[node]
         while not isinstance(self.trace.value(branch_point), Tensor):
             # a split has a tuple for a value; its parts start from the tensor before it
             branch_point = self.dominators[branch_point]
+        return branch_point
+
+    def examine(self, node: fx.Node) -> Addition | None:
+        """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
+        branch_point = self._branch_point(node)
         terms = self._terms(node)
         operand_paths = [self._between(branch_point, term) for term in terms]
         learned = [any(self._is_learned(item) for item in path) for path in operand_paths]

@@ -12,8 +12,6 @@ network a block without its branch is A_i alone, and one without its shortcut B_
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,15 +22,10 @@ from torch import Tensor
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
+from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, shifted, trimmed
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
-from pathlens.residual.vjp import VJP, Identity, SequentialVJP, linearise
-
-#: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
-_CHUNK = 2**23
-
-#: rows whose largest number is below this are scaled up
-_SMALL = 2.0**-30
+from pathlens.residual.vjp import VJP, linearise
 
 
 @dataclass(frozen=True)
@@ -49,84 +42,6 @@ class _LesionAdjoint:
 
     post: VJP
     longer: int
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Gradients as rows times powers of two, because those of long paths are smaller than any float32.
-
-    Attributes:
-        rows: shape (K, N, ...); row k stands for ``rows[k] / 2**exponents[k]``.
-        exponents: of each row.
-    """
-
-    rows: Tensor
-    exponents: tuple[int, ...]
-
-    def norms(self) -> Tensor:
-        """L2 norm for each row and example, float64, shape (K, N)."""
-        norms = torch.linalg.vector_norm(self.rows.flatten(2), dim=2, dtype=torch.float64)
-        return torch.ldexp(norms, -torch.tensor(self.exponents, device=norms.device).reshape(-1, 1))
-
-    def values(self) -> Tensor:
-        """The gradients themselves; those too small for the type are zero."""
-        if not any(self.exponents):
-            return self.rows
-        values = self.rows.clone()
-        _shift(values, [-exponent for exponent in self.exponents])
-        return values
-
-    def raised(self) -> Scaled:
-        """The same gradients, with rows that have become small brought back to about 1, in place.
-
-        Raises:
-            FloatingPointError: a row is not finite.
-        """
-        largest = torch.linalg.vector_norm(self.rows.flatten(1), math.inf, dim=1).tolist()
-        if not all(math.isfinite(value) for value in largest):
-            raise FloatingPointError
-        shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in largest]
-        if not any(shifts):
-            return self
-        raised = [exponent + shift for exponent, shift in zip(self.exponents, shifts, strict=True)]
-        # a row of zeros takes the largest exponent, so that it does not limit those of the rows it is added to
-        most = max(raised)
-        raised = [exponent if value else most for exponent, value in zip(raised, largest, strict=True)]
-        _shift(self.rows, shifts)
-        return Scaled(self.rows, tuple(raised))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Gradients of the examples' own losses, summed over all paths of each length, at one place of the network.
-
-    Attributes:
-        boundary: i, for the gradient at x_i; -1 for the input.
-        scaled: G_k for the kept lengths.
-        first: length of the first row; lengths are consecutive.
-    """
-
-    boundary: int
-    scaled: Scaled
-    first: int = 0
-
-    @property
-    def gradients(self) -> Tensor:
-        """G_k for the kept lengths, shape (K, N, ...); those too small for the type are zero, their norms are not."""
-        return self.scaled.values()
-
-    @property
-    def lengths(self) -> range:
-        """The kept lengths."""
-        return range(self.first, self.first + self.scaled.rows.shape[0])
-
-    def norms(self) -> Tensor:
-        """L2 norm for each length and example, float64, shape (K, N)."""
-        return self.scaled.norms()
-
-    def total(self) -> Tensor:
-        """The sum over lengths, shape (N, ...): the ordinary gradient."""
-        return self.gradients.sum(0)
 
 
 class Linearisation:
@@ -306,7 +221,7 @@ class Linearisation:
                 stack = Scaled(stack.rows[:most], stack.exponents[:most])
             stack = self._raised(stack, index)
             if tolerance > 0:
-                stack, first = _trimmed(stack, first, tolerance)
+                stack, first = trimmed(stack, first, tolerance)
             yield Profile(index, stack, first)
         if self.boundary < 0:
             yield Profile(-1, self._to_input(stack), first)
@@ -349,23 +264,23 @@ class Linearisation:
         for index in reversed(self.blocks):
             parts = self._blocks[index]
             if isinstance(parts, _LesionAdjoint):
-                stack = self._raised(Scaled(self._chunked(parts.post, stack.rows), stack.exponents), index)
+                stack = self._raised(Scaled(chunked(parts.post, stack.rows), stack.exponents), index)
                 continue
             taken = torch.tensor([self.route[index][1] in path for path in paths], device=self.seed.device)
-            through = self._chunked(parts.post, stack.rows)
+            through = chunked(parts.post, stack.rows)
             onward = self._new(len(paths), parts.transition)
             for chosen, adjoint in ((taken, parts.branch), (~taken, parts.shortcut)):
                 rows = chosen.nonzero().flatten()
                 if len(rows):
-                    onward[rows] = self._chunked(adjoint, through[rows])
-            stack = self._raised(Scaled(self._chunked(parts.transition, onward), stack.exponents), index)
+                    onward[rows] = chunked(adjoint, through[rows])
+            stack = self._raised(Scaled(chunked(parts.transition, onward), stack.exponents), index)
         if self.boundary < 0:
             stack = self._to_input(stack)
         return stack
 
     def _to_input(self, stack: Scaled) -> Scaled:
         assert self._stem is not None
-        rows = self._chunked(self._stem, stack.rows)
+        rows = chunked(self._stem, stack.rows)
         if rows is stack.rows:  # the stem is the identity
             return stack
         return self._raised(Scaled(rows, stack.exponents), -1)
@@ -374,14 +289,14 @@ class Linearisation:
         """One step of the recurrence: from x_{i} to x_{i-1}; one length more where paths may choose."""
         parts = self._blocks[index]
         if isinstance(parts, _LesionAdjoint):
-            return Scaled(self._chunked(parts.post, stack.rows), stack.exponents)
+            return Scaled(chunked(parts.post, stack.rows), stack.exponents)
         count = len(stack.exponents)
         # each new row is a sum of two rows; it takes the smaller of their exponents, so that nothing overflows
         below = [stack.exponents[0], *stack.exponents]
         above = [*stack.exponents, stack.exponents[-1]]
         exponents = tuple(min(pair) for pair in zip(below, above, strict=True))
         longer = self._new(count + 1, parts.transition)
-        size = self._chunk_of(longer)
+        size = chunk_of(longer)
         for start in range(0, count, size):
             stop = min(start + size, count)
             rows = range(start, stop)
@@ -390,15 +305,15 @@ class Linearisation:
             taken = parts.branch(through)
             if sign is not None:
                 taken = taken * sign.reshape(-1, *([1] * (taken.dim() - 2)))
-            past = _shifted(past, [exponents[row] - stack.exponents[row] for row in rows])
-            taken = _shifted(taken, [exponents[row + 1] - stack.exponents[row] for row in rows])
+            past = shifted(past, [exponents[row] - stack.exponents[row] for row in rows])
+            taken = shifted(taken, [exponents[row + 1] - stack.exponents[row] for row in rows])
             if start:
                 longer[start] += past[0]
             else:
                 longer[0] = past[0]
             torch.add(past[1:], taken[:-1], out=longer[start + 1 : stop])
             longer[stop] = taken[-1]
-        return Scaled(self._chunked(parts.transition, longer), exponents)
+        return Scaled(chunked(parts.transition, longer), exponents)
 
     def _new(self, rows: int, transition: VJP) -> Tensor:
         """An empty stack of cotangents at a branch point, channels-last where the activations are."""
@@ -413,16 +328,6 @@ class Linearisation:
             )
             return flat.unflatten(0, (rows, -1))
         return branch_point.new_empty(shape)
-
-    def _chunk_of(self, stack: Tensor) -> int:
-        return max(1, _CHUNK // max(1, stack[0].numel()))
-
-    def _chunked(self, adjoint: VJP, stack: Tensor) -> Tensor:
-        """Carry a stack through a piece in chunks, so that what is alive meanwhile is bounded."""
-        size = self._chunk_of(stack)
-        if stack.shape[0] <= size or isinstance(adjoint, (SequentialVJP, Identity)):
-            return adjoint(stack)
-        return torch.cat([adjoint(stack[start : start + size]) for start in range(0, stack.shape[0], size)])
 
     def _raised(self, stack: Scaled, index: int) -> Scaled:
         try:
@@ -442,38 +347,6 @@ def _named(blocks: Sequence[int]) -> str:
     first, last = min(blocks, default=0), max(blocks, default=-1)
     whole = len(blocks) == last - first + 1 > 1
     return f"{first} to {last}" if whole else ", ".join(map(str, sorted(blocks))) or "none"
-
-
-def _shift(rows: Tensor, exponents: Sequence[int]) -> None:
-    """Multiply rows by powers of two in place.
-
-    In two steps, since a single factor may be out of range where the product is not; only what changes is touched.
-    """
-    start = 0
-    for exponent, group in itertools.groupby(exponents):
-        stop = start + len(list(group))
-        if exponent:
-            half = exponent // 2
-            rows[start:stop].mul_(2.0**half).mul_(2.0 ** (exponent - half))
-        start = stop
-
-
-def _shifted(rows: Tensor, exponents: Sequence[int]) -> Tensor:
-    """Rows times powers of two; the rows themselves where there is nothing to do."""
-    if not any(exponents):
-        return rows
-    rows = rows.clone()
-    _shift(rows, exponents)
-    return rows
-
-
-def _trimmed(stack: Scaled, first: int, tolerance: float) -> tuple[Scaled, int]:
-    norms = torch.linalg.vector_norm(stack.norms(), dim=1)
-    above = (norms > tolerance * norms.max()).nonzero().flatten().tolist()
-    if not above:  # a gradient that is zero everywhere
-        return stack, first
-    rows = slice(above[0], above[-1] + 1)
-    return Scaled(stack.rows[rows], stack.exponents[rows]), first + above[0]
 
 
 def boundary_of(at: str | int, blocks: int) -> int:

@@ -96,6 +96,7 @@ _CONV2D_DEFAULTS: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
 #: products with a factor, if only one operand depends on the input
 SCALINGS = _overloads("mul", "div")
 ADDITIONS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+CONCATENATIONS = frozenset({aten.cat.default, aten.stack.default})
 _AFFINE_SHIFTS = _overloads("add", "sub", "rsub")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import ADDITIONS, Chain, build_additions, build_chain, check_index
 from pathlens.residual.describe import Block, Totals, describe, shape_of, totals
+from pathlens.residual.discover import discover
 from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
 from pathlens.residual.routes import Part
@@ -66,6 +67,7 @@ class ResidualView:
         chain = self.chain(self._example)
         self._additions = chain.additions
         self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
+        self._additions = chain.additions
         self._blocks = describe(chain)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class ResidualView:
     @property
     def is_plain(self) -> bool:
         """Whether the network has no residual blocks and its layers stand in their place."""
-        return self._blocks[0].is_layer
+        return bool(self._blocks) and self._blocks[0].is_layer
 
     @property
     def additions(self) -> str:
@@ -100,7 +102,7 @@ class ResidualView:
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
         """Indices of the blocks of each stage."""
-        count = max(block.stage for block in self._blocks) + 1
+        count = max((block.stage for block in self._blocks), default=-1) + 1
         return tuple(tuple(b.index for b in self._blocks if b.stage == stage) for stage in range(count))
 
     @property
@@ -136,7 +138,7 @@ class ResidualView:
             [addition.node.name for addition in group if addition.node not in blocks]
             for group in (discovery.off_trunk, discovery.nested)
         )
-        if self.additions != "trunk":
+        if self._additions != "trunk":
             notes.append("the blocks are residual additions wherever they lie, and no chain")
         if beside:
             notes.append(
@@ -390,7 +392,11 @@ def _as_layers(otherwise: NoResidualBlocksError, traced: Trace, _name: str) -> C
 
 
 def view_of(
-    model: nn.Module, example: Tensor, output: str | int | None = None, additions: str | None = "trunk"
+    model: nn.Module,
+    example: Tensor,
+    output: str | int | None = None,
+    additions: str | None = "trunk",
+    may_be_empty: bool = False,
 ) -> ResidualView:
     """The residual blocks of a network or, where it has none and is a plain chain, its layers.
 
@@ -399,6 +405,7 @@ def view_of(
         example: an input, shape (N, ...).
         output: as for :func:`find_blocks`.
         additions: as for :func:`find_blocks`; here the trunk alone where nothing is said, since most studies need it.
+        may_be_empty: a network without any residual addition is a view without blocks.
 
     Raises:
         NoResidualBlocksError: it is neither.
@@ -413,7 +420,16 @@ def view_of(
         try:
             return find_blocks(model, example, output, additions)
         except NoResidualBlocksError as none_found:
+            if may_be_empty:
+                view = ResidualView(model, example, _without_blocks, output)
+                if view.has_others:
+                    raise
+                return view
             return find_layers(model, example, otherwise=none_found, output=output)
+
+
+def _without_blocks(traced: Trace, _name: str) -> Chain:
+    return Chain(traced, discover(traced), (), "all")
 
 
 def _as_tensor(example: object) -> Tensor:

@@ -58,7 +58,9 @@ def path_shares(rows: Rows) -> list[float]:
     counts = [int(row["n_paths"]) for row in rows]
     shortest = min(row["length"] for row in rows)
     blocks = next((count for row, count in zip(rows, counts, strict=True) if row["length"] == shortest + 1), 0)
-    everything = max(sum(counts), 2**blocks if 0 < blocks <= _MOST_BLOCKS else 0)
+    everything = sum(counts)
+    if 0 < blocks <= _MOST_BLOCKS and counts == [math.comb(blocks, place) for place in range(len(counts))]:
+        everything = 2**blocks
     return [100 * (count / everything) for count in counts] if min(counts) >= 0 and everything else []
 
 
@@ -153,8 +155,10 @@ class PathProfile(Result):
             lines.append(
                 f"effective lengths by {METHODS[method].on_terminal}: {effective['first']} to {effective['last']} hold "
                 f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
-                f"all paths; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
+                "all paths"
             )
+            if effective["blocks_per_batch"]:
+                lines[-1] += f"; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
         if line := provenance.get("decay"):
             lines.append(
                 f"log10 of the mean path norm changes by {line['slope']:+.3f} per block ({line['low']:+.3f} to "

@@ -206,6 +206,12 @@ def test_additions_off_the_trunk(
         main(["blocks", *unet[:2], "--picture", picture, "--input-shape", "3,8,8", "--additions", "all", "--json"]) == 0
     )
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["table"]] == ["add", "add1", "add2", "add3"]
+    paths = as_json(capsys, "path-gradients", *unet, "--additions", "all", "--concat", "--limit", "4")
+    assert [row["n_paths"] for row in paths["table"]] == [1, 3, 5, 6, 4, 1]
+    assert paths["provenance"]["relative_difference_to_autograd"] < 1e-5
+    lattice = ["path-gradients", *unet, "--additions", "all", "--lattice", "--out", str(tmp_path / "l")]
+    assert main(lattice) == 2
+    assert "no chain, which is needed for --lattice" in capsys.readouterr().err
     assert main(["delete-blocks", *unet, "--additions", "nested"]) == 3
     assert "has no nested additions, but 2 trunk, 2 off-trunk" in capsys.readouterr().err
 

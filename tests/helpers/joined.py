@@ -7,10 +7,10 @@ place can be chosen (``chosen``) and the others be detached, so that what autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers.graph_nets import layer
@@ -42,8 +42,7 @@ class Joined(nn.Module):
         rest = self.rest.get(len(self.places))
         if rest is None:
             return self._kept("residual", (shortcut, branch), torch.add)
-        self.places.append(("residual", 2))
-        return shortcut if rest == "shortcut" else branch
+        return self._kept("residual", (shortcut if rest == "shortcut" else branch,), torch.clone)
 
     def mix(self, *tensors: Tensor) -> Tensor:
         """A sum of which no operand is a shortcut."""
@@ -164,9 +163,40 @@ def additions(net: Joined, x: Tensor) -> list[int]:
     return [number for number, (kind, _) in enumerate(net.places) if kind == "residual"]
 
 
-def choices(net: Joined, x: Tensor) -> Iterator[dict[int, int]]:
-    """One operand of each place."""
+def branches(net: Joined, x: Tensor, concat: bool = False) -> dict[int, set[int]]:
+    """Which operands of which places are branches."""
     net(x)
-    operands = [range(count) for _, count in net.places]
-    for combination in product(*operands):
-        yield dict(enumerate(combination))
+    counted = {"residual", "concat"} if concat else {"residual"}
+    return {place: set(range(1, count)) for place, (kind, count) in enumerate(net.places) if kind in counted}
+
+
+def by_paths(
+    net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]]
+) -> tuple[dict[int, Tensor], dict[int, int]]:
+    """The sum over the gradients of all paths of each length, and how many there are, one autograd pass for each.
+
+    A path is one operand of each place that it passes, and its length the number of those that are branches. Ways
+    through the two sides of a product within one layer are one path.
+    """
+    sums: dict[int, Tensor] = {}
+    numbers: dict[int, int] = {}
+    waiting: list[dict[int, int]] = [{}]
+    while waiting:
+        chosen = net.chosen = waiting.pop()
+        try:
+            start = x.clone().requires_grad_()
+            loss = F.cross_entropy(net(start), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, start, allow_unused=True, materialize_grads=True)
+        finally:
+            net.chosen = None
+        path = {place: chosen.get(place, 0) for place in sorted(net.passed, reverse=True)}
+        length = sum(operand in taken.get(place, ()) for place, operand in path.items())
+        sums[length] = sums.get(length, 0) + gradient
+        other_side = any(operand for place, operand in path.items() if net.places[place][0] == "product")
+        numbers[length] = numbers.get(length, 0) + (not other_side)
+        # paths that part from this one at a place where nothing was chosen yet, from the output back
+        for index, place in enumerate(path):
+            if place not in chosen:
+                before = dict(list(path.items())[:index])
+                waiting += [before | {place: operand} for operand in range(1, net.places[place][1])]
+    return sums, numbers

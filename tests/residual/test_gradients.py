@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pathlens.models import load_model
-from pathlens.residual import find_blocks, gradients
+from pathlens.residual import find_blocks, scaled
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import cross_entropy
 from pathlens.residual.vjp import BatchedVJP, SequentialVJP
@@ -105,7 +105,7 @@ def test_chunks_change_nothing(monkeypatch, name, chunk):
     whole, paths = linearised(name).exact(), every_path(range(3))
     signs = torch.tensor([[-1.0, 1.0]] * 6)
     alone, flipped = linearised(name).along(paths), linearised(name).exact(signs=signs)
-    monkeypatch.setattr(gradients, "_CHUNK", chunk)
+    monkeypatch.setattr(scaled, "_CHUNK", chunk)
     assert_lengths_equal(linearised(name).exact().gradients, whole.gradients, 1e-12)
     assert_lengths_equal(linearised(name).along(paths), alone, 1e-12)
     assert_lengths_equal(linearised(name).exact(signs=signs).gradients, flipped.gradients, 1e-12)
