@@ -203,7 +203,8 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
             )
         if isinstance(plan, Deletion) and plan.replacement != "zero":
             raise UsageError(
-                f"branches are replaced by {plan.replacement!r} in delete_blocks alone; a lesion deletes them (zero)"
+                f"a branch is replaced by {plan.replacement!r} in pathlens.delete_blocks alone; delete it here "
+                "(replace='zero')"
             )
     return tuple(plan.check(view) for plan in given)
 

@@ -292,6 +292,8 @@ def broken(net: nn.Module) -> nn.Module:
         (UsageError, "has the very weights", {"towards": lambda net: net}),
         (UsageError, "3 networks are more than the 2 axes", {"towards": lambda net: [net] * 3}),
         (UsageError, "block 3", {"lesion": plans.delete_skips([3])}),
+        (UsageError, "replaced by 'mean' in", {"lesion": plans.delete([0], replace="mean")}),
+        (UsageError, "must be made of plans", {"lesion": plans.restrict([1])}),
         (CheckpointError, "weights of another network", {"towards": lambda net: preresnet(14, in_channels=1)}),
         (CheckpointError, "nowhere", {"towards": "nowhere.safetensors"}),
         (NumericsError, "NaN", {"towards": broken}),
