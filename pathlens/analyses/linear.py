@@ -192,7 +192,7 @@ def checked_lesion(lesion: Plan | Iterable[Plan], view: ResidualView) -> tuple[P
     """The plans of a lesion, as they apply to a network.
 
     Raises:
-        UsageError: one that changes no forward pass, or does not fit.
+        UsageError: one that changes no forward pass, puts something in the place of a branch, or does not fit.
     """
     given = (lesion,) if isinstance(lesion, Plan) else tuple(lesion)
     for plan in given:

@@ -75,7 +75,7 @@ def path_gradients(
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`. Where they are no chain,
-            sums over all paths are computed by :mod:`pathlens.residual.polynomials`, ``all`` is ``exact`` alone, and
+            sums over all paths are computed by ``pathlens.residual.polynomials``, ``all`` is ``exact`` alone, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
         loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:

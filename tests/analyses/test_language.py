@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 import pathlens
 from pathlens import figures
-from pathlens.analyses.grouping import units_of
-from pathlens.cli import main
+from pathlens.analyses.grouping import GROUPS, units_of
+from pathlens.cli import lesions, main
 from pathlens.errors import UsageError
+from pathlens.metrics.tasks import TASKS
 from pathlens.models.llama import Llama, Sizes
 from tests.helpers.texts import BASE, llama_file, vocabulary_file
 
@@ -154,6 +155,11 @@ def test_what_does_not_fit_is_said_in_a_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_the_command_line_names_what_there_is() -> None:
+    assert [task.value for task in lesions.Task] == list(TASKS)
+    assert [group.value for group in lesions.Group] == list(GROUPS)
 
 
 def test_a_vocabulary_that_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,7 +151,7 @@ def test_python_of_the_readme(workplace, capsys):
 
 # README: commands
 
-SIZES = ("--limit", "--blocks", "--count", "--swaps", "--samples", "--batch-size", "--epochs")
+SIZES = ("--limit", "--blocks", "--count", "--swaps", "--samples", "--batch-size", "--epochs", "--points")
 
 
 def reduced(arguments: list[str]) -> list[str]:
@@ -182,6 +182,8 @@ def reduced(arguments: list[str]) -> list[str]:
         few |= {"--swaps": "1:2", "--samples": "2"}
     elif verb == "signal-propagation":
         few["--limit"] = "6"  # no batch of a single image, which batch norms refuse
+    elif verb == "loss-surface":
+        few["--points"] = "3"
     elif "--count" in given:
         few |= {"--count": "1:2", "--samples": "2"}
     else:
@@ -220,6 +222,7 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         "reorder-blocks": "swaps",
         "path-gradients": "length",
         "signal-propagation": "second moment grows by",
+        "loss-surface": "filter-normalised",
         "train": "validation",
     }
     assert told.get(small[0], "" if small[0] in ("unravel", "report") else "intact") in out

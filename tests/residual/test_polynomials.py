@@ -300,6 +300,7 @@ def test_estimators_of_chains_are_refused(method):
     for call, words in (
         (lambda: pathlens.path_gradients(net, [(x, LABELS)], additions="all", method=method), "give exact"),
         (lambda: pathlens.lattice(pathlens.find_blocks(net, x, additions="all"), [(x, LABELS)]), "for a lattice"),
+        (lambda: pathlens.path_gradients(net, [(x, LABELS)], lesion=plans.delete([0], "mean")), "delete_blocks alone"),
         (lambda: pathlens.path_gradients(nn.Sequential(layer(3, 4), nn.Flatten()), [(x, LABELS)], concat=True), "no r"),
     ):
         with pytest.raises(PathlensError, match=words) as error:

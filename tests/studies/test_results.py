@@ -17,7 +17,7 @@ from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
-STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021")
+STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -38,7 +38,7 @@ def test_a_record_is_complete_and_true(name: str) -> None:
     for step in (known["measured"], known["page"]):
         assert all(step[part] for part in (*record.STEP, "command")), step
         assert not step["commit"].endswith("-dirty")
-    assert known["trainings"] or name == "pretrained_resnets"  # nothing is trained for it
+    assert known["trainings"] or name in ("pretrained_resnets", "language")  # nothing is trained for them
     for one in known["trainings"]:
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
     files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
