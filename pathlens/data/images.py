@@ -147,9 +147,7 @@ class ImageData:
         Raises:
             DataError: ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise DataError(f"batch size {batch_size}: give 1 or more")
-        return -(-self.n // batch_size)
+        return count_batches(self.n, batch_size)
 
     def batch(
         self,
@@ -286,6 +284,17 @@ class ImageData:
             kind = "positive finite" if what == "std" else "finite"
             raise DataError(f"{what} {numbers}: give {kind} numbers")
         return numbers
+
+
+def count_batches(rows: int, batch_size: int) -> int:
+    """Number of batches; the last one may be smaller.
+
+    Raises:
+        DataError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size}: give 1 or more")
+    return -(-rows // batch_size)
 
 
 def computed_normalisation(source: PixelSource, rows: int) -> Normalisation:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pathlens.data.images import Batch
+from pathlens.data.images import Batch, count_batches
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
 from pathlens.errors import DataError
 
@@ -90,9 +90,7 @@ class TextData:
         Raises:
             DataError: ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise DataError(f"batch size {batch_size}: give 1 or more")
-        return -(-self.n // batch_size)
+        return count_batches(self.n, batch_size)
 
     def batch(
         self,
