@@ -178,7 +178,7 @@ def opened(
                 mode=mode,
                 dtype=name,
                 device=processes.device_name(where),
-                batch_size=batch_size,
+                batch_size=source.batch_size or len(source.first()),
                 notes=(*view.notes, *stated.get("notes", ())),
             )
             yield Opened(view, route, runner, images, mode, stacked, concat, record)

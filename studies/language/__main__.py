@@ -16,7 +16,7 @@ from pathlens import figures
 from pathlens.models.llama import Llama
 from pathlens.residual import view_of
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh
+from studies.common import Page, StudySetting, carry_out, once, say, setting, start_fresh
 from studies.language.judged import verdicts
 from studies.language.stories import network, written
 
@@ -61,24 +61,27 @@ def measure(study: StudySetting) -> None:
     def batches(size: int, of: int = stories) -> list[tuple[Any, Any]]:
         return [(part[:, :-1], part[:, 1:]) for part in tokens[:of].split(size)]
 
-    view, tables = view_of(model, tokens[:2, :-1]), study.tables
+    view = view_of(model, tokens[:2, :-1])
     swept: dict[str, Any] = {"provenance": about, "device": None if study.device == "auto" else study.device}
     most, samples = pick(2, len(view), len(view)), pick(2, 20, 20)
+    random: dict[str, Any] = {"samples": samples, **swept}
     sizes = range(1, most + 1)
-    data = batches(32)
-    say("lesions")
-    tables.put("lesions", pathlens.delete_blocks(view, data, **swept))
-    tables.put("skips", pathlens.delete_skips(view, data, **swept))
-    tables.put("layers", pathlens.delete_blocks(view, data, group="layer", **swept))
-    tables.put("runs", pathlens.delete_blocks(view, data, group="layer", count=(1, 2, 3, 4), contiguous=True, **swept))
-    say("random sets and orders")
-    tables.put("sets", pathlens.delete_blocks(view, data, count=sizes, samples=samples, **swept))
-    tables.put("orders", pathlens.reorder_blocks(view, data, swaps=sizes, samples=samples, **swept))
-    say("path gradients")
+    runs: dict[str, Any] = {"group": "layer", "count": (1, 2, 3, 4), "contiguous": True, **swept}
     fewer = pick(4, 64, 512)
-    options = {"max_samples": pick(4, 32, 32), "draws": pick(2, 8, 16)}
-    swept["provenance"] = {**about, "images": fewer}
-    tables.put("gradients", pathlens.path_gradients(view, batches(16, fewer), **options, **swept))
+    paths = {"max_samples": pick(4, 32, 32), "draws": pick(2, 8, 16), **swept, "provenance": {**about, "images": fewer}}
+    data = batches(32)
+    measured = {
+        "lesions": partial(pathlens.delete_blocks, view, data, **swept),
+        "skips": partial(pathlens.delete_skips, view, data, **swept),
+        "layers": partial(pathlens.delete_blocks, view, data, group="layer", **swept),
+        "runs": partial(pathlens.delete_blocks, view, data, **runs),
+        "sets": partial(pathlens.delete_blocks, view, data, count=sizes, **random),
+        "orders": partial(pathlens.reorder_blocks, view, data, swaps=sizes, **random),
+        "gradients": partial(pathlens.path_gradients, view, batches(16, fewer), **paths),
+    }
+    for stem, measuring in measured.items():
+        say(stem)
+        study.tables.put(stem, once(study, stem, measuring))
 
 
 def state(study: StudySetting) -> Page:

@@ -93,7 +93,7 @@ def single(lesions: Table) -> Verdict:
     return Verdict(
         majority(len(found), small, large),
         f"{small} of {len(found)} deletions are shown to cost less than 5 points and {large} to cost more; {differ} "
-        f"differ from the intact network at all (McNemar, Holm); median {_points(middle)} points, largest "
+        f"differ from the intact network at all (paired, Holm); median {_points(middle)} points, largest "
         f"{_points(worst.difference)} (block {worst.block})",
         middle,
     )

@@ -22,7 +22,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("language")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PATHLENS_MODELS", raising=False)
-        run_study("language", "--scale", "smoke", "--device", "cpu", "--out", str(out))
+        where = ("--out", str(out), "--runs", str(tmp_path_factory.mktemp("runs")))
+        run_study("language", "--scale", "smoke", "--device", "cpu", *where)
     return out
 
 

@@ -28,7 +28,8 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PATHLENS_DATA", "PATHLENS_MODELS"):
             patch.delenv(name, raising=False)
-        run_study("pretrained_resnets", "--scale", "smoke", "--device", "cpu", "--out", str(out))
+        where = ("--out", str(out), "--runs", str(tmp_path_factory.mktemp("runs")))
+        run_study("pretrained_resnets", "--scale", "smoke", "--device", "cpu", *where)
     return out
 
 
