@@ -157,6 +157,29 @@ FINDINGS = (
         "the growth of the squared gradient backwards through the block and c the factor of its sum.",
     ),
     Finding(
+        "A language model",
+        [
+            ("language", claim)
+            for claim in (
+                "single deletions",
+                "no block but those that downsample",
+                "deleting many blocks",
+                "reordering",
+                "shortcut against branch",
+                "MLP against attention",
+                "a layer is more than its blocks",
+                "gradient of single paths",
+                "effective paths are short",
+                "short paths survive cancellation",
+                "effective paths are few",
+                "cancellation",
+            )
+        ],
+        ["language/lesions.png", "language/gradients.png"],
+        "A language model of the same size on text of the same kind in which the verdicts are others. It is one small "
+        "network of five layers: deep ones may behave as deep networks for images do.",
+    ),
+    Finding(
         "Without normalisation",
         [
             ("civitelli2021", claim)

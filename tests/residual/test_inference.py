@@ -182,7 +182,7 @@ def test_pieces_do_not_write_into_their_input() -> None:
     with torch.inference_mode():
         x = network.stem(network.prepare(images))
         kept = x.clone()
-        for part in Part:
+        for part in (Part.BLOCK, Part.SHORTCUT, Part.BRANCH):
             for _ in range(2):
                 network.step(part, 0)(x)
             assert torch.equal(x, kept)
