@@ -66,12 +66,16 @@ class Opened:
 
     def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation | GraphLinearisation:
         """The network linearised at a batch."""
-        images = _moved(images, self.runner.device, self.runner.dtype)
+        images = self.moved(images)
         labels = labels.to(self.runner.device)
         options: dict[str, Any] = {"loss": loss, "at": at, "stacked": self.stacked, "route": self.route}
         if self.is_chain:
             return Linearisation(self.view, images, labels, **options)
         return GraphLinearisation(self.view, images, labels, **options, concat=self.concat)
+
+    def moved(self, images: Tensor) -> Tensor:
+        """Inputs on the device, in the type that is computed with; integers stay what they are."""
+        return _moved(images, self.runner.device, self.runner.dtype)
 
     @property
     def has_gradient_at_input(self) -> bool:

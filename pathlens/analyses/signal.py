@@ -175,7 +175,7 @@ def _initialised(
 ) -> Iterator[tuple[int, ResidualView]]:
     """Each seed, and a copy of the network with its weights, in the mode that is measured; one copy for all of them."""
     network = copy.deepcopy(run.view.model)
-    example = torch.zeros(2, *run.view.input_shape, dtype=run.runner.dtype, device=run.runner.device)
+    example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.runner.source.first().dtype))
     view = view_of(network, example, run.view.output)
     keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)
     for seed in seeds:
@@ -196,7 +196,7 @@ def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _, images, labels = next(iter(run.runner.source.batches([0])))
-    images, labels = images.to(run.runner.device, run.runner.dtype), labels.to(run.runner.device)
+    images, labels = run.moved(images), labels.to(run.runner.device)
     later = view_of(network, images[:2], view.output)
     chain = later.chain(images)
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
@@ -216,7 +216,7 @@ def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> 
             raise DataError(
                 f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
             )
-        images = images.to(run.runner.device, run.runner.dtype) if images.is_floating_point() else images
+        images = run.moved(images)
         chain = view.chain(images)
         readings = measure(chain, images, labels.to(run.runner.device), loss)
         due = {} if trained else expect(chain, readings)

@@ -178,6 +178,11 @@ def loss_surface(
     networks = draws * len(asked.places)
     with evaluating(LOSS_SURFACE.name, view, data, identity, networks, **options) as evaluation, ExitStack() as stack:
         with evaluation.runner.group.agreed():
+            if evaluation.task.name != "classification":
+                raise UsageError(
+                    f"a loss surface is measured of classifiers, and the task of {type(view.model).__name__} is "
+                    f"{evaluation.task.name}; delete-blocks and path-gradients study it"
+                )
             with torch.inference_mode():
                 difference = check_agreement(evaluation.network, evaluation.runner.source.first())
             weights = stack.enter_context(moving(view.model))

@@ -64,7 +64,7 @@ def open_data(
             at = error.filename or path
             raise DataError(f"{at} cannot be read ({error.strerror}); check its name and permissions") from error
     if kind == "text":
-        raise DataError(f"data '{spec}' is no set of images; a text is opened by pathlens.open_text")
+        raise DataError(f"data '{spec}' is a text, and images are wanted here; in Python pathlens.open_text opens it")
     if kind in ("digits", "cifar10", "cifar100") and colon:
         raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
     if kind == "digits":

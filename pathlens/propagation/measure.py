@@ -78,7 +78,10 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
         ModelError, DataError: as of the loss.
     """
     if not images.is_floating_point():
-        raise UsageError("signal propagation needs images of floating point numbers; found integers")
+        raise UsageError(
+            "signal propagation needs images of floating point numbers; found integers, such as tokens: path-gradients "
+            "studies those"
+        )
     nodes = places(chain)
     readings = {place: Reading() for place in nodes}
     at: dict[str, list[Place]] = {}

@@ -157,6 +157,17 @@ def test_what_does_not_fit_is_said_in_a_line(
     assert said in lines[0]
 
 
+def test_verbs_of_images_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signal-propagation", *options(folder)]) == 2
+    assert "found integers, such as tokens: path-gradients studies those" in capsys.readouterr().err
+    assert main(["loss-surface", *options(folder), "--points", "3"]) == 2
+    assert "a loss surface is measured of classifiers, and the task of Llama is next-token" in capsys.readouterr().err
+    assert (
+        main(["train", "--model", "llama2", "--data", f"text:{folder / 'text.txt'}", "--out", str(folder / "run")]) == 5
+    )
+    assert "is a text, and images are wanted here" in capsys.readouterr().err
+
+
 def test_the_command_line_names_what_there_is() -> None:
     assert [task.value for task in lesions.Task] == list(TASKS)
     assert [group.value for group in lesions.Group] == list(GROUPS)

@@ -127,5 +127,5 @@ def test_what_is_no_text_or_vocabulary(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(texts, "LARGEST_TEXT", 4)
     with pytest.raises(DataError, match="5 bytes are more than the limit of 4"):
         open_text(text)
-    with pytest.raises(DataError, match="is no set of images; a text is opened by"):
+    with pytest.raises(DataError, match=r"is a text, and images are wanted here"):
         open_data(f"text:{text}")
