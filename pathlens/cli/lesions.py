@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pathlens.cli import options as o
 from pathlens.cli.options import parse_range
@@ -53,6 +53,17 @@ class LesionOptions(o.Common):
     plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
         False
     )
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """Keyword arguments of an analysis of lesioned networks, beside those of every analysis."""
+        return {
+            "dtype": self.dtype.value,
+            "task": None if self.task is None else self.task.value,
+            "seed": self.seed,
+            "engine": self.engine,
+            "fast": not self.plain_forward,
+        }
 
 
 @o.takes_objects
@@ -165,11 +176,7 @@ def run(
                 current.data,
                 **arguments,
                 **current.options,
-                dtype=common.dtype.value,
-                task=None if common.task is None else common.task.value,
-                seed=common.seed,
-                engine=common.engine,
-                fast=not common.plain_forward,
+                **common.sweep,
                 progress=progress,
             )
         finish(current, table, {**arguments, "additions": current.view.additions})

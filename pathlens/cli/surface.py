@@ -107,10 +107,7 @@ def loss_surface(
                 **asked,
                 lesion=lesion,
                 **current.options,
-                dtype=common.dtype.value,
-                seed=common.seed,
-                engine=common.engine,
-                fast=not common.plain_forward,
+                **common.sweep,
                 progress=progress,
             )
         written = {**asked, "towards": [str(path) for path in asked["towards"]]}

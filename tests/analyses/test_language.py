@@ -162,6 +162,8 @@ def test_verbs_of_images_say_so(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "found integers, such as tokens: path-gradients studies those" in capsys.readouterr().err
     assert main(["loss-surface", *options(folder), "--points", "3"]) == 2
     assert "a loss surface is measured of classifiers, and the task of Llama is next-token" in capsys.readouterr().err
+    assert main(["loss-surface", *options(folder), "--points", "3", "--task", "classification"]) == 3
+    assert "and the task classification wants logits [batch, classes]" in capsys.readouterr().err
     assert (
         main(["train", "--model", "llama2", "--data", f"text:{folder / 'text.txt'}", "--out", str(folder / "run")]) == 5
     )
