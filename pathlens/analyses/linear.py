@@ -80,7 +80,7 @@ class Opened:
     @property
     def has_gradient_at_input(self) -> bool:
         """Whether the input is of numbers that a gradient can be taken at, and not of integers."""
-        return self.runner.source.first().is_floating_point()
+        return self.view.input_dtype.is_floating_point
 
     def identify(self, verb: str, request: object) -> None:
         """Name the journals by everything that the results depend on."""

@@ -175,7 +175,7 @@ def _initialised(
 ) -> Iterator[tuple[int, ResidualView]]:
     """Each seed, and a copy of the network with its weights, in the mode that is measured; one copy for all of them."""
     network = copy.deepcopy(run.view.model)
-    example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.runner.source.first().dtype))
+    example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.view.input_dtype))
     view = view_of(network, example, run.view.output)
     keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)
     for seed in seeds:

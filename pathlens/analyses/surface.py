@@ -251,19 +251,15 @@ class _Surface:
             place = places[number % len(places)]
             count = ClassificationCounts.from_values(values)
             largest, smallest = spectra.get(number, (None, None))
-            rows.append(
-                vars(
-                    SurfaceRow(
-                        draw=number // len(places),
-                        x=place[0],
-                        y=place[1] if len(place) > 1 else None,
-                        nonfinite=count.nonfinite,
-                        largest_eigenvalue=largest,
-                        smallest_eigenvalue=smallest,
-                        **count.columns(),  # type: ignore[arg-type]
-                    )
-                )
+            row = SurfaceRow(
+                draw=number // len(places),
+                x=place[0],
+                y=place[1] if len(place) > 1 else None,
+                nonfinite=count.nonfinite,
+                largest_eigenvalue=largest,
+                smallest_eigenvalue=smallest,
             )
+            rows.append({**vars(row), **count.columns()})
         if all(row["loss"] is None for row in rows):
             raise NumericsError(
                 "the loss is NaN or infinite at every point of the surface; give a smaller --span, or other weights"
@@ -373,17 +369,8 @@ class _Surface:
             "probes": len(traces),
             "lanczos_products": products,
             "weights": len(self.positions),
-            "images": self._curved,
+            "images": self.hessian.images,
         }
-
-    @property
-    def _curved(self) -> int:
-        """Images whose mean loss is differentiated."""
-        return min(self.asked.curvature_images, sum(len(labels) for _, labels in self.batches))
-
-    def _curvature_of(self) -> str:
-        """On what the curvature rests."""
-        return f"mean loss of the first {self._curved} images, batch norm statistics kept, by the weights that move"
 
     def _record(
         self,
@@ -401,6 +388,9 @@ class _Surface:
             "measured; give a larger --span, or see whether the network is trained"
             for draw, part in draws_of(rows).items()
             if not has_basin(part)
+        )
+        curvature_of = (
+            f"mean loss of the first {self.hessian.images} images, batch norm statistics kept, by the weights that move"
         )
         stated = evaluation.stated
         return SurfaceProvenance(
@@ -423,7 +413,7 @@ class _Surface:
             engine=evaluation.choice,
             processes=self.runner.group.world,
             largest_relative_logit_difference=difference,
-            curvature_of=self._curvature_of() if curvature else None,
+            curvature_of=curvature_of if curvature else None,
             curvature=curvature,
             warnings=tuple(no_basin),
             resumed_units=self.runner.resumed,

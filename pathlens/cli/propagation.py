@@ -62,7 +62,7 @@ def signal_propagation(
 
         def build(seed: int) -> nn.Module:
             data = current.data
-            shape = {"num_classes": data.num_classes, "in_channels": getattr(data, "channels", None)}
+            shape = {"num_classes": data.num_classes, "in_channels": data.channels}
             return load_model(common.model, "random", **shape, seed=seed).model
 
         with (

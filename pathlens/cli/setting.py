@@ -195,7 +195,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
             common.model,
             common.weights,
             num_classes=data.num_classes,
-            in_channels=getattr(data, "channels", None),
+            in_channels=data.channels,
             seed=common.seed,
         )
         return loaded, data

@@ -53,6 +53,11 @@ class TextData:
     tokens: torch.Tensor = field(repr=False)
 
     @property
+    def channels(self) -> None:
+        """Channels of an image, which a text has none of."""
+        return None
+
+    @property
     def num_classes(self) -> int:
         """Tokens of the vocabulary."""
         return self.tokenizer.vocabulary

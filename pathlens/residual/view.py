@@ -111,6 +111,11 @@ class ResidualView:
         return tuple(self._example.shape[1:])
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """Type of the input that the blocks were found with."""
+        return self._example.dtype
+
+    @property
     def largest_activation(self) -> int:
         """Values in the largest of the tensors between the blocks, of one example."""
         return max(math.prod(shape) for block in self._blocks for shape in (block.in_shape, block.out_shape))

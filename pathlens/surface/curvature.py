@@ -44,6 +44,10 @@ class Hessian:
         weights: of the network.
         positions: which weights count, as :meth:`Weights.at_least` gives them; the others are constants.
         batches: of images and labels.
+
+    Attributes:
+        images: how many there are.
+        products: with vectors, computed so far.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Hessian:
         batches: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         self._loss, self._weights, self._positions, self._batches = loss, weights, positions, batches
-        self._images = sum(len(images) for images, _ in batches)
+        self.images = sum(len(images) for images, _ in batches)
         self.products = 0
 
     def product(self, vector: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ class Hessian:
         for images, labels in self._batches:
             # fused attention cannot be differentiated twice
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                value = self._loss(images, labels) / self._images
+                value = self._loss(images, labels) / self.images
                 gradients = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
                 # the gradient of what a lesion left out is a constant
                 pairs = [(g, part) for g, part in zip(gradients, parts, strict=True) if g.requires_grad]
