@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pathlens.errors import DataError, ModelError, NumericsError
 from pathlens.metrics.intervals import mcnemar_p, paired_interval, wilson_interval
+from pathlens.metrics.sums import Sums
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class ClassificationCounts:
+class ClassificationCounts(Sums):
     """What a classifier got right on some images. Counts of disjoint sets of images add up with ``+``.
 
     Attributes:
@@ -61,14 +62,6 @@ class ClassificationCounts:
                 "take the data set that the network was trained for"
             )
         return cls(int(n), int(correct), float(loss_sum), int(nonfinite))
-
-    def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
-        """Counts of both sets of images together."""
-        if not isinstance(other, ClassificationCounts):
-            return NotImplemented
-        return ClassificationCounts(
-            *(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
-        )
 
     @property
     def error(self) -> float:
@@ -131,7 +124,7 @@ class ClassificationCounts:
 
 
 @dataclass(frozen=True)
-class PairedCounts:
+class PairedCounts(Sums):
     """How a changed network's answers differ from the intact one's on the same images. Counts add up with ``+``.
 
     Attributes:
@@ -143,12 +136,6 @@ class PairedCounts:
     n: int = 0
     lost: int = 0
     gained: int = 0
-
-    def __add__(self, other: PairedCounts) -> PairedCounts:
-        """Counts of both sets of images together."""
-        if not isinstance(other, PairedCounts):
-            return NotImplemented
-        return PairedCounts(self.n + other.n, self.lost + other.lost, self.gained + other.gained)
 
     @property
     def difference(self) -> float:
@@ -241,14 +228,18 @@ def require_labels(labels: torch.Tensor, images: int) -> None:
     Raises:
         DataError: labels of another shape or type.
     """
-    import torch
-
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.shape != (images,) or not whole:
+    if labels.shape != (images,) or not holds_indices(labels):
         raise DataError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {images} images; "
             "give one class index per image"
         )
+
+
+def holds_indices(values: torch.Tensor) -> bool:
+    """Whether a tensor is of an integer type, and so may hold indices of classes."""
+    import torch
+
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -267,8 +258,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if logits.dim() < 2:
         raise ModelError(f"the network gives shape {tuple(logits.shape)}, not logits [batch, classes]; wrap it")
     if not (labels.is_floating_point() and labels.shape == logits.shape):
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        if not whole or labels.shape != logits.shape[:1] + logits.shape[2:]:
+        if not holds_indices(labels) or labels.shape != logits.shape[:1] + logits.shape[2:]:
             raise DataError(
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}; "
                 "give one class index per image"

@@ -8,10 +8,12 @@ edition, chapter 6) and Student's t.
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pathlens.errors import DataError, NumericsError
+from pathlens.metrics.classification import holds_indices
+from pathlens.metrics.sums import Sums
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +24,8 @@ IGNORED = -100
 _CHUNK = 2**22  # numbers that are brought to float64 at a time
 
 
-class _Sums:
-    """Sums over disjoint sets of examples, which add up with ``+``."""
-
-    def __add__(self, other: Self) -> Self:
-        """Sums over both sets of examples together."""
-        if type(other) is not type(self):
-            return NotImplemented
-        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))  # type: ignore[call-overload]
-
-
 @dataclass(frozen=True)
-class UnitCounts(_Sums):
+class UnitCounts(Sums):
     """What a network got right on some examples of many units.
 
     Attributes:
@@ -108,7 +100,7 @@ class UnitCounts(_Sums):
 
 
 @dataclass(frozen=True)
-class UnitPairs(_Sums):
+class UnitPairs(Sums):
     """How a changed network's answers differ from the intact one's on the same examples of many units.
 
     Attributes:
@@ -172,8 +164,7 @@ def count_unit_answers(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
     with torch.no_grad():
         batch, classes = len(logits), logits.shape[-1]
         rows, asked = logits.reshape(-1, classes), targets.to(logits.device).reshape(-1).long()
-        counted = asked != IGNORED
-        outside = counted & ((asked < 0) | (asked >= classes))
+        counted, outside = asked != IGNORED, _outside(asked, classes)
         # clamped, because an index out of range is fatal on a GPU and would only be noticed later
         inside = asked.clamp(0, classes - 1)
         step = max(1, _CHUNK // classes)  # rows at a time, because a vocabulary in float64 is large
@@ -218,19 +209,21 @@ def unit_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: shape ``[batch, ..., classes]``.
-        targets: class indices, shape ``[batch, ...]``; ``IGNORED`` where nothing is asked.
+        targets: class indices, an integer type, shape ``[batch, ...]``; ``IGNORED`` where nothing is asked.
 
     Raises:
-        DataError: targets of another type or shape, or outside the classes.
+        DataError: targets outside the classes.
     """
     from torch.nn.functional import cross_entropy
 
-    require_targets(targets, logits.shape[:-1], "targets")
     classes = logits.shape[-1]
     asked = targets.long().reshape(-1)
-    outside = int(((asked != IGNORED) & ((asked < 0) | (asked >= classes))).sum())
+    outside = int(_outside(asked, classes).sum())  # checked, because it would be fatal on a GPU
     if outside:
-        raise DataError(too_large(outside, asked.numel(), classes))
+        raise DataError(
+            f"{outside} of {asked.numel()} targets are outside the {classes} classes of the network; take the data, or "
+            "the tokenizer, that the network was trained with"
+        )
     losses = cross_entropy(logits.reshape(-1, classes), asked, reduction="none", ignore_index=IGNORED)
     units = (asked != IGNORED).reshape(len(logits), -1).sum(1)
     return losses.reshape(len(logits), -1).sum(1) / units.clamp_min(1)
@@ -247,22 +240,16 @@ def require_targets(targets: torch.Tensor, shape: tuple[int, ...], what: str) ->
     Raises:
         DataError: another shape or type.
     """
-    import torch
-
-    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if tuple(targets.shape) != tuple(shape) or not whole:
+    if tuple(targets.shape) != tuple(shape) or not holds_indices(targets):
         raise DataError(
             f"{what} are {targets.dtype} of shape {tuple(targets.shape)}; give one class index for each of "
             f"{tuple(shape)}"
         )
 
 
-def too_large(outside: int, units: int, classes: int) -> str:
-    """What is said of targets that are no classes of the network."""
-    return (
-        f"{outside} of {units} targets are outside the {classes} classes of the network; take the data, or the "
-        "tokenizer, that the network was trained with"
-    )
+def _outside(asked: torch.Tensor, classes: int) -> torch.Tensor:
+    """Which of the targets that count are no classes of the network."""
+    return (asked != IGNORED) & ((asked < 0) | (asked >= classes))
 
 
 def _deviation(rate: float, n: int, units: int, squares: float, products: float, unit_squares: float) -> float | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pathlens.metrics.tasks import TASKS
 from pathlens.tables import Column, Provenance
 
-#: task -> what an example is, and what of it is right or wrong, in the plural
-WORDS = {"next-token": ("sequences", "tokens"), "segmentation": ("images", "pixels")}
+#: task -> what an example is, and what of it is right or wrong, in the plural; of tasks with many answers an example
+WORDS = {name: (f"{task.example}s", f"{task.unit}s") for name, task in TASKS.items() if task.unit != task.example}
 
 _CHANGED = {
     "error": ("fraction", "share of {units} predicted wrongly; of a summary row the mean over samples"),
