@@ -3,7 +3,8 @@
 Images are opened by :func:`open_data`, a text by :func:`open_text`.
 """
 
-from pathlens.data.images import Batch, ImageData, check_labels
+from pathlens.data.batched import Batch
+from pathlens.data.images import ImageData, check_labels
 from pathlens.data.opening import open_data
 from pathlens.data.text import TextData, check_tokens, open_text
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from pathlens.data.batched import Batch, Batched
 from pathlens.data.sources import ArraySource, PickedSource, PixelSource
 from pathlens.errors import DataError
 
@@ -23,21 +24,6 @@ STATISTICS_ROWS = 2000
 _CHUNK_BYTES = 2**23  # decoded at a time where many rows are read
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch, on the device asked for.
-
-    Attributes:
-        index: number of the batch, from 0.
-        images: shape (N, C, H, W), normalised.
-        labels: int64 of shape (N,).
-    """
-
-    index: int
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
 @dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation of each channel, of pixels in [0, 1], and where they come from."""
@@ -48,7 +34,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(Batched):
     """Images and labels in a fixed order; row ``i`` is the same image in every run.
 
     Attributes:
@@ -138,17 +124,6 @@ class ImageData:
                     digest.update(part)
         return digest.hexdigest()
 
-    def num_batches(self, batch_size: int) -> int:
-        """Number of batches; the last one may be smaller.
-
-        Args:
-            batch_size: rows in a batch.
-
-        Raises:
-            DataError: ``batch_size`` is below 1.
-        """
-        return count_batches(self.n, batch_size)
-
     def batch(
         self,
         index: int,
@@ -175,14 +150,11 @@ class ImageData:
         Raises:
             DataError: no such batch, a mean or std that does not fit the channels, or an image that cannot be decoded.
         """
-        count = self.num_batches(batch_size)
-        if not 0 <= index < count:
-            raise DataError(f"{self.name}: batch {index} does not exist; there are {count} of {batch_size} rows")
+        start, stop = self._places(index, batch_size)
         if not dtype.is_floating_point:
             raise DataError(f"images of type {dtype} cannot be normalised; give a floating type")
         mean = self._checked("mean", self.mean if mean is None else mean)
         std = self._checked("std", self.std if std is None else std)
-        start, stop = index * batch_size, min((index + 1) * batch_size, self.n)
         device = _indexed(torch.device(device))
         if self.in_memory:
             pixels, labels = (tensor[start:stop] for tensor in self._kept_on(device))
@@ -284,17 +256,6 @@ class ImageData:
             kind = "positive finite" if what == "std" else "finite"
             raise DataError(f"{what} {numbers}: give {kind} numbers")
         return numbers
-
-
-def count_batches(rows: int, batch_size: int) -> int:
-    """Number of batches; the last one may be smaller.
-
-    Raises:
-        DataError: ``batch_size`` is below 1.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch size {batch_size}: give 1 or more")
-    return -(-rows // batch_size)
 
 
 def computed_normalisation(source: PixelSource, rows: int) -> Normalisation:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from pathlens.data.images import Batch, count_batches
+from pathlens.data.batched import Batch, Batched
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
 from pathlens.errors import DataError
 
@@ -26,7 +27,7 @@ NOT_COUNTED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class TextData:
+class TextData(Batched):
     """Sequences of tokens in a fixed order; sequence ``i`` is the same in every run.
 
     Sequence i begins ``stride`` tokens after sequence i - 1. Where they overlap, only tokens that no earlier sequence
@@ -51,6 +52,7 @@ class TextData:
     stride: int
     tokenizer: Tokenizer
     tokens: torch.Tensor = field(repr=False)
+    rows_are: ClassVar[str] = "sequences"
 
     @property
     def channels(self) -> None:
@@ -86,17 +88,6 @@ class TextData:
         digest.update(self.tokens.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def num_batches(self, batch_size: int) -> int:
-        """Number of batches; the last one may be smaller.
-
-        Args:
-            batch_size: sequences in a batch.
-
-        Raises:
-            DataError: ``batch_size`` is below 1.
-        """
-        return count_batches(self.n, batch_size)
-
     def batch(
         self,
         index: int,
@@ -123,10 +114,7 @@ class TextData:
         """
         if mean or std:
             raise DataError(f"{self.name}: tokens are not normalised; leave mean and std out")
-        count = self.num_batches(batch_size)
-        if not 0 <= index < count:
-            raise DataError(f"{self.name}: batch {index} does not exist; there are {count} of {batch_size} sequences")
-        numbers = torch.arange(index * batch_size, min((index + 1) * batch_size, self.n))
+        numbers = torch.arange(*self._places(index, batch_size))
         at = numbers[:, None] * self.stride + torch.arange(self.length)
         targets = self.tokens[at + 1]
         overlap = self.length - self.stride
