@@ -359,6 +359,21 @@ def once(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
     return kept[stem]
 
 
+def keep(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
+    """Put a table that takes long to measure among the tables of the study; it is measured :func:`once`.
+
+    The journal of a sweep takes one up again that was ended in its middle, and goes when it is complete.
+
+    Args:
+        study: which.
+        stem: of its files.
+        measure: makes it.
+    """
+    table = once(study, stem, measure)
+    study.tables.put(stem, table)
+    return table
+
+
 def start_fresh(folder: Path) -> None:
     """Empty a folder of results, so that nothing of an earlier run stays in it."""
     if folder.exists():

@@ -10,7 +10,7 @@ from typing import Any
 import pathlens
 from pathlens import figures
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, once, say
+from studies.common import Page, StudySetting, keep, say
 from studies.critics.drawing import cancellation_figure
 from studies.critics.tails import TAILS, measure_tails
 from studies.record import make_table
@@ -66,7 +66,6 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
     tails = []
     for subject in subjects:
         say(f"path gradients of {subject.name}")
-        stem = f"path-gradients-{subject.name}"
         measured = partial(
             pathlens.path_gradients,
             subject.view,
@@ -76,8 +75,7 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
             batch_size=16,
             **subject.options,
         )
-        table = once(study, stem, measured)
-        study.tables.put(stem, table)
+        table = keep(study, f"path-gradients-{subject.name}", measured)
         peaks = {row["peak"] for row in range_rows(subject.name, table)}
         tails += measure_tails(study, subject, sorted(peaks | {len(subject.view) // 2}))
     study.tables.put("tails", make_table(TAILS, tails))

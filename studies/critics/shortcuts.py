@@ -12,7 +12,7 @@ from scipy import stats
 
 import pathlens
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, say
+from studies.common import Page, StudySetting, keep, say
 from studies.critics.drawing import counts_figure, pairs_figure
 from studies.record import make_table
 from studies.rules.claims import mean_interval
@@ -154,13 +154,13 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
             "count": study.pick((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 12, 16, 20)),
             "samples": study.pick(2, 10, 10),
         }
-        for stem, table in (
-            ("lesions", pathlens.delete_blocks(subject.view, data, **options)),
-            ("skips", pathlens.delete_skips(subject.view, data, **options)),
-            ("sets", pathlens.delete_blocks(subject.view, data, **sets, **options)),
-            ("skip-sets", pathlens.delete_skips(subject.view, data, **sets, **options)),
+        for stem, measured in (
+            ("lesions", partial(pathlens.delete_blocks, subject.view, data, **options)),
+            ("skips", partial(pathlens.delete_skips, subject.view, data, **options)),
+            ("sets", partial(pathlens.delete_blocks, subject.view, data, **sets, **options)),
+            ("skip-sets", partial(pathlens.delete_skips, subject.view, data, **sets, **options)),
         ):
-            study.tables.put(f"{stem}-{subject.name}", table)
+            keep(study, f"{stem}-{subject.name}", measured)
 
 
 def state(page: Page, networks: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from pathlens import figures
 from pathlens.models.llama import Llama
 from pathlens.residual import view_of
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, carry_out, once, say, setting, start_fresh
+from studies.common import Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.language.judged import verdicts
 from studies.language.stories import network, written
 
@@ -81,7 +81,7 @@ def measure(study: StudySetting) -> None:
     }
     for stem, measuring in measured.items():
         say(stem)
-        study.tables.put(stem, once(study, stem, measuring))
+        keep(study, stem, measuring)
 
 
 def state(study: StudySetting) -> Page:

@@ -14,7 +14,7 @@ from functools import partial
 import pathlens
 from pathlens import figures
 from pathlens.tables import Table
-from studies.common import Page, StudySetting, carry_out, once, say, setting, start_fresh
+from studies.common import Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.pretrained_resnets.judged import intact, verdicts
 from studies.pretrained_resnets.twins import blocks_of_twin
 from studies.subjects import Subject, published, untrained
@@ -71,35 +71,36 @@ def measure(study: StudySetting) -> None:
     """All measurements of all networks."""
     *chosen, twin = subjects_of(study)
     start_fresh(study.out)
-    every, tables = study.pick(16, 10_000, 10_000), study.tables
+    every = study.pick(16, 10_000, 10_000)
     for subject in (*chosen, twin):
         say(f"single lesions of {subject.name}")
         view, data, options = subject.view, subject.images(every), _kept(study, subject)
-        tables.put(f"lesions-{subject.name}", pathlens.delete_blocks(view, data, **options))
+        keep(study, f"lesions-{subject.name}", partial(pathlens.delete_blocks, view, data, **options))
         if subject is twin:
-            tables.put(f"twin-{subject.name}", blocks_of_twin(view, data, **options))
+            keep(study, f"twin-{subject.name}", partial(blocks_of_twin, view, data, **options))
         else:
-            tables.put(f"skips-{subject.name}", pathlens.delete_skips(view, data, **options))
+            keep(study, f"skips-{subject.name}", partial(pathlens.delete_skips, view, data, **options))
     for subject in chosen:
         _measure_many(study, subject)
 
 
 def _measure_many(study: StudySetting, subject: Subject) -> None:
-    pick, name, view, tables = study.pick, subject.name, subject.view, study.tables
+    pick, name, view = study.pick, subject.name, subject.view
     options, data = _kept(study, subject), subject.images(pick(16, 2000, 10_000))
     say(f"random sets of {name}")
     most, samples = min(len(view), pick(2, 10, 20)), pick(2, 10, 10)
-    sets = pathlens.delete_blocks(view, data, count=range(1, most + 1), samples=samples, **options)
-    tables.put(f"sets-{name}", sets)
+    sets = partial(pathlens.delete_blocks, view, data, count=range(1, most + 1), samples=samples, **options)
+    keep(study, f"sets-{name}", sets)
     say(f"orders of {name}")
     swaps = range(1, pick(2, 10, 20) + 1)
-    tables.put(f"orders-{name}", pathlens.reorder_blocks(view, data, swaps=swaps, samples=pick(2, 6, 10), **options))
+    orders = partial(pathlens.reorder_blocks, view, data, swaps=swaps, samples=pick(2, 6, 10), **options)
+    keep(study, f"orders-{name}", orders)
     say(f"path gradients of {name}")
     # 512 images in batches of 16, and 32 paths of a length for each: 1,024 paths a length, as in the paper
     gradients = {"max_samples": pick(4, 32, 32), "draws": pick(2, 8, 16), "batch_size": 16}
     images = subject.images(pick(4, 512, 512), split="train")
     measured = partial(pathlens.path_gradients, view, images, **gradients, **subject.options)
-    tables.put(f"gradients-{name}", once(study, f"gradients-{name}", measured))
+    keep(study, f"gradients-{name}", measured)
 
 
 def _kept(study: StudySetting, subject: Subject) -> dict[str, object]:

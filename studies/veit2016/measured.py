@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import pathlens
 from pathlens.data import ImageData
 from pathlens.residual import ResidualView, view_of
 from pathlens.tables import Table
-from studies.common import StudySetting, once, say
+from studies.common import StudySetting, keep, say
 from studies.veit2016.cifar import NETWORK, Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
 
@@ -92,25 +92,24 @@ def measure_one(
     view, options = network.opened(study)
     swept = {**options, "journal": study.runs / "journal"}
 
-    def keep(key: str, table: Table) -> None:
-        study.tables.put(f"{key}-{network.name}", table)
+    def kept(key: str, analysis: Callable[..., Table], *arguments: Any, **more: Any) -> None:
+        keep(study, f"{key}-{network.name}", partial(analysis, view, *arguments, **more))
 
     if single:
         say(f"lesions of {network.name}")
-        keep("lesions", pathlens.delete_blocks(view, network.images(images), **swept))
+        kept("lesions", pathlens.delete_blocks, network.images(images), **swept)
     if many:
         say(f"random sets and orders of {network.name}")
         most, samples, data = pick(2, 20, 20), pick(2, 10, 10), network.images(fewer)
-        keep("sets", pathlens.delete_blocks(view, data, count=range(1, most + 1), samples=samples, **swept))
+        kept("sets", pathlens.delete_blocks, data, count=range(1, most + 1), samples=samples, **swept)
     if many and gradients:
-        keep("orders", pathlens.reorder_blocks(view, data, swaps=range(1, most + 1), samples=samples, **swept))
+        kept("orders", pathlens.reorder_blocks, data, swaps=range(1, most + 1), samples=samples, **swept)
     if gradients:
         say(f"path gradients of {network.name}")
         # batches of 16, and so many paths of a length for each
         paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
         data = network.images(pick(4, 512, 512), "train")
-        measured = partial(pathlens.path_gradients, view, data, **paths, **options)
-        keep("gradients", once(study, f"gradients-{network.name}", measured))
+        kept("gradients", pathlens.path_gradients, data, **paths, **options)
 
 
 def measure_imagenet(study: StudySetting) -> None:
