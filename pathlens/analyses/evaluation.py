@@ -55,8 +55,8 @@ def run_plans(
         NumericsError, ResourceError, DataError, RunError: see :func:`.evaluating`.
     """
     # images are drawn where branches are resampled, and nothing else of the counts depends on the seed
-    drawn = any(isinstance(plan, Deletion) and plan.replacement == "resample" for plan in lesions)
-    identity = [*map(repr, lesions), *([f"seed {options.get('seed', 0)}"] if drawn else [])]
+    resamples = any(isinstance(plan, Deletion) and plan.replacement == "resample" for plan in lesions)
+    identity = [*map(repr, lesions), *([f"seed {options.get('seed', 0)}"] if resamples else [])]
     with evaluating(verb, view, data, identity, len(lesions), **options) as evaluation:
         result = evaluation.sweep(lesions)
         return result, evaluation.record([result])

@@ -193,12 +193,12 @@ def loss_surface(
 
 def _check(asked: Asked, others: Sequence[Other]) -> None:
     """Raise where what was asked for does not go together."""
-    drawn = asked.directions == "random" and len(others) < asked.dimensions
+    has_random_axis = asked.directions == "random" and len(others) < asked.dimensions
     if len(others) > asked.dimensions:
         raise UsageError(f"towards: {len(others)} networks are more than the {asked.dimensions} axes; give fewer")
-    if asked.draws > 1 and (asked.dimensions > 1 or not drawn):
+    if asked.draws > 1 and (asked.dimensions > 1 or not has_random_axis):
         raise UsageError(f"draws {asked.draws}: several draws are for lines (dimensions 1) in random directions")
-    if asked.one_dimensional == "copied" and (others or not drawn):
+    if asked.one_dimensional == "copied" and (others or not has_random_axis):
         raise UsageError("one_dimensional 'copied' is for random directions alone; give moved or still")
 
 

@@ -300,8 +300,8 @@ class GraphLinearisation:
             NumericsError: a gradient that is not finite, or none at all.
         """
         flow = self._flow
-        kept = flow.longest if max_length is None else min(max_length, flow.longest)
-        if kept > MOST_DEGREES:
+        longest = flow.longest if max_length is None else min(max_length, flow.longest)
+        if longest > MOST_DEGREES:
             raise UsageError(
                 f"paths through {self._name} take up to {flow.longest} branches, and where blocks are no chain, "
                 f"gradients are resolved by up to {MOST_DEGREES}; give a longest length of {MOST_DEGREES} or less "
@@ -309,14 +309,14 @@ class GraphLinearisation:
             )
         arrived: dict[fx.Node, Polynomial] = {flow.main: (flow.forced, Scaled(self._seed.clone().unsqueeze(0), (0,)))}
         for unit, adjoint in zip(reversed(flow.units), reversed(self._adjoints), strict=True):
-            polynomial = self._settled(arrived.pop(unit.end, None), unit.end, kept, tolerance)
+            polynomial = self._settled(arrived.pop(unit.end, None), unit.end, longest, tolerance)
             if polynomial is None:
                 continue
             first, scaled = polynomial
             for (source, longer), rows in zip(unit.sources, adjoint(scaled.rows), strict=True):
                 own = first + longer, Scaled(rows, scaled.exponents)
                 arrived[source] = _sum(arrived[source], own) if source in arrived else own
-        result = self._settled(arrived.get(flow.start), flow.start, kept, tolerance)
+        result = self._settled(arrived.get(flow.start), flow.start, longest, tolerance)
         if result is None:
             raise NumericsError("the loss does not depend on the place where the gradient is taken: it is zero there")
         return Profile(-1, result[1], result[0])

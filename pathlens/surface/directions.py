@@ -36,14 +36,14 @@ def random(weights: Weights, generator: torch.Generator, one_dimensional: str = 
     """
     direction = torch.empty_like(weights.start)
     for part, own in zip(weights.parts(direction), weights.parts(weights.start), strict=True):
-        drawn = torch.randn(own.shape, generator=generator).to(own)
+        filters = torch.randn(own.shape, generator=generator).to(own)
         if own.dim() > 1:
-            norms = own.flatten(1).norm(dim=1) / (drawn.flatten(1).norm(dim=1) + _TINY)
-            part.copy_(drawn * norms.reshape(-1, *([1] * (own.dim() - 1))))
+            norms = own.flatten(1).norm(dim=1) / (filters.flatten(1).norm(dim=1) + _TINY)
+            part.copy_(filters * norms.reshape(-1, *([1] * (own.dim() - 1))))
         elif one_dimensional == "still":
             part.zero_()
         else:
-            part.copy_(own if one_dimensional == "copied" else drawn * (own.norm() / (drawn.norm() + _TINY)))
+            part.copy_(own if one_dimensional == "copied" else filters * (own.norm() / (filters.norm() + _TINY)))
     return direction
 
 

@@ -20,8 +20,8 @@ class Statistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self._norms = [norm for norm in found if norm.running_mean is not None]
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [norm for norm in norms if norm.running_mean is not None]
         self._buffers = [
             buffer for norm in self._norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None
         ]

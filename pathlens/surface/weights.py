@@ -81,9 +81,9 @@ def moving(model: nn.Module) -> Iterator[Weights]:
     named = {name: own for name, own in model.named_parameters() if own.is_floating_point()}
     kinds = {(str(own.dtype).removeprefix("torch."), str(own.device)) for own in named.values()}
     if len(kinds) != 1:
-        found = ", ".join(" on ".join(kind) for kind in sorted(kinds)) or "none"
+        spoken = ", ".join(" on ".join(kind) for kind in sorted(kinds)) or "none"
         raise ModelError(
-            f"{type(model).__name__} has parameters of {len(kinds)} types or devices ({found}), and weights are moved "
+            f"{type(model).__name__} has parameters of {len(kinds)} types or devices ({spoken}), and weights are moved "
             "together; convert it to one with model.to()"
         )
     broken = next((name for name, own in named.items() if not own.isfinite().all()), None)
