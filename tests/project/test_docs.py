@@ -223,6 +223,7 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         "path-gradients": "length",
         "signal-propagation": "second moment grows by",
         "loss-surface": "filter-normalised",
+        "decompose": "constants",
         "train": "validation",
     }
     assert told.get(small[0], "" if small[0] in ("unravel", "report") else "intact") in out
