@@ -186,7 +186,7 @@ def reduced(arguments: list[str]) -> list[str]:
         few["--points"] = "3"
     elif "--count" in given:
         few |= {"--count": "1:2", "--samples": "2"}
-    else:
+    elif verb != "decompose":
         few |= {"--blocks": "0:1"}
     return [verb, *kept, *(word for pair in few.items() for word in pair)]
 
