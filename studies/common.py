@@ -189,7 +189,11 @@ def keep_checkpoint(
 
 
 def carry_out(
-    study: StudySetting, protocol: str, measure: Callable[[StudySetting], Any], state: Callable[[StudySetting], Page]
+    study: StudySetting,
+    protocol: str,
+    measure: Callable[[StudySetting], Any],
+    state: Callable[[StudySetting], Page],
+    part: str | None = None,
 ) -> int:
     """Measure, unless only the page is wanted; then write the page from the tables, and the record.
 
@@ -198,13 +202,19 @@ def carry_out(
         protocol: in words.
         measure: writes tables into ``study.out``; it may return the trainings (see ``studies.record``).
         state: makes the page from the tables.
+        part: of the study, where ``measure`` measures no more than that and leaves the tables of the rest; the record
+            keeps where those come from.
     """
     if study.scale == "smoke":
         torch.set_num_threads(1)  # many small computations, which more threads only disturb
     try:
         if not study.restate:
             trainings = measure(study) or []
-            record.write(study.out, measured=record.step(), trainings=trainings, study=study.name, scale=study.scale)
+            made = {"measured": record.step(), "trainings": trainings}
+            if part is None:
+                record.write(study.out, **made, study=study.name, scale=study.scale)
+            else:
+                record.write(study.out, apart={**record.read(study.out).get("apart", {}), part: made})
         page = state(study)
         page.write(protocol)
     except PathlensError as error:
@@ -301,9 +311,8 @@ class Page:
             protocol: in words.
             known: the record.
         """
-        measured, page = known["measured"], known["page"]
-        hardware = measured["hardware"] or {}
-        trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
+        page = known["page"]
+        apart = "".join(f" Its part `{part}`: {_made(step)}." for part, step in known.get("apart", {}).items())
         head = [
             f"# {self.title}",
             "",
@@ -311,11 +320,8 @@ class Page:
             "",
             f"**Protocol.** {protocol}",
             "",
-            f"**Scale and hardware.** `--scale {known['scale']}`; measured {measured['date'][:10]} with commit "
-            f"{measured['commit']} and torch {measured['versions']['torch']} on {hardware.get('cpu')}, "
-            f"{hardware.get('cores_allowed')} cores, GPUs: {', '.join(hardware.get('gpus') or ()) or 'none'}"
-            + (f"; networks trained with commit {', '.join(trained)}" if trained else "")
-            + f". This page: commit {page['commit']}, {page['date'][:10]}. All of it is in `{record.NAME}`.",
+            f"**Scale and hardware.** `--scale {known['scale']}`; {_made(known)}.{apart} This page: commit "
+            f"{page['commit']}, {page['date'][:10]}. All of it is in `{record.NAME}`.",
         ]
         return "\n\n".join(["\n".join(head), *self._parts]) + "\n"
 
@@ -324,6 +330,19 @@ class Page:
         record.write(self.study.out, protocol=protocol, page=record.step())
         text = self.text_of(protocol, record.read(self.study.out))
         return atomic_write_bytes(self.study.out / "README.md", text.encode())
+
+
+def _made(known: Mapping[str, Any]) -> str:
+    """When, by which code and on what a study or a part of it was measured and trained."""
+    measured = known["measured"]
+    hardware = measured["hardware"] or {}
+    trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
+    return (
+        f"measured {measured['date'][:10]} with commit {measured['commit']} and torch {measured['versions']['torch']} "
+        f"on {hardware.get('cpu')}, {hardware.get('cores_allowed')} cores, GPUs: "
+        f"{', '.join(hardware.get('gpus') or ()) or 'none'}"
+        + (f"; networks trained with commit {', '.join(trained)}" if trained else "")
+    )
 
 
 def _cell(value: Any, look: str) -> str:

@@ -101,7 +101,8 @@ def write(folder: Path, **parts: Any) -> Path:
 
     Args:
         folder: of the study's results.
-        **parts: ``study``, ``scale``, ``protocol``, ``measured``, ``page``, ``trainings``.
+        **parts: ``study``, ``scale``, ``protocol``, ``measured``, ``page``, ``trainings``; ``apart``: part of the study
+            that was measured alone -> its ``measured`` and ``trainings``.
     """
     record = {**read(folder), **parts}
     tables = Tables(folder)

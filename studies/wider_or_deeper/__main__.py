@@ -1,24 +1,30 @@
 """Wu, Shen, van den Hengel 2019, "Wider or Deeper": how much depth does training use, and would width do better?
 
 Run ``python -m studies.wider_or_deeper --scale cpu``; see ``studies/common.py`` for the options and for scales. The
-paper scale reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``).
+networks on CIFAR-10 and the paper scale need ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``). ``--only cifar``
+trains and measures those on CIFAR-10 alone, ``--only times`` how long an epoch of them takes; the tables of the rest
+stay as they are in ``--out``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import pathlens
+from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh, train_all
 from studies.record import make_table
 from studies.wider_or_deeper.compared import DISCUSSION, summary_rows, verdicts
-from studies.wider_or_deeper.drawing import depths_figure, epochs_figure
-from studies.wider_or_deeper.trained import costs, data_of, history_rows, run_rows, trainings
+from studies.wider_or_deeper.drawing import costs_figure, depths_figure, epochs_figure
+from studies.wider_or_deeper.timed import TIMES, time_rows
+from studies.wider_or_deeper.trained import CIFAR, Part, cifar_part, costs, history_rows, main_part, run_rows, trainings
 
 NAME = "wider_or_deeper"
+TIMED = "times"
 
 PROTOCOL = (
     "A deep pre-activation network is trained with the whole gradient, and with the gradient restricted to paths of at "
@@ -30,7 +36,11 @@ PROTOCOL = (
     "in batches of 64, batch norms with running statistics). Differences from the paper: it takes the effective depth "
     "of a residual network for a property of its architecture, derives wider designs from it, and trains those on "
     "ImageNet; to restrict the gradient of one network by hand is ours. At `--scale cpu` the images are scikit-learn's "
-    "8x8 digits, the deep network has 27 blocks, training takes 30 epochs, and the test split has 360 images."
+    "8x8 digits, the deep network has 27 blocks, training takes 30 epochs, and the test split has 360 images. A second "
+    "set of networks, with whole gradients alone, is trained there on CIFAR-10 (as JPEG files) resized to 16x16: 27 "
+    "narrow blocks against 9 and 3 wider ones, 19,000 training images, 16 epochs, three seeds, all 10,000 test images; "
+    "the rule of its verdicts is that of the digits, with Holm's correction over its own comparisons. How long an "
+    "epoch takes is measured apart from the trainings, the networks in turn in one process."
 )
 
 NETWORKS = (
@@ -106,20 +116,79 @@ EPOCHS = (
     ("validation_error", "fraction", "share of held-out images classified wrongly, mean over seeds"),
 )
 
+NETWORKS_SHOWN = {
+    "network": "", "blocks": "d", "widths": "", "parameters": ",d", "multiply_adds": ",d", "ratio": ".3f"
+}  # fmt: skip
+SUMMARY_SHOWN = {
+    "network": "", "effective_depth": "", "seeds": "d", "test_error": ".2%", "error_difference": "+.2%",
+    "error_difference_low": "+.2%", "error_difference_high": "+.2%", "both_low": "+.2%", "both_high": "+.2%",
+    "error_p": ".2g", "error_p_holm": ".2g", "test_loss": ".3f", "loss_difference": "+.3f", "loss_p": ".2g",
+    "loss_p_holm": ".2g",
+}  # fmt: skip
+LENGTHS_SHOWN = {
+    "network": "", "effective_depth": "", "seeds": "d", "train_loss": ".3f", "first": ".1f", "last": ".1f",
+    "mean_length": ".2f",
+}  # fmt: skip
+TIMES_SHOWN = {
+    "network": "", "threads": "d", "batch_size": "d", "epoch_images": ",d", "epoch_seconds": ".1f",
+    "epoch_seconds_min": ".1f", "epoch_seconds_max": ".1f", "time_ratio": ".2f", "time_ratio_min": ".2f",
+    "time_ratio_max": ".2f",
+}  # fmt: skip
 
-def measure(study: StudySetting) -> list[dict[str, Any]]:
-    """Train, resolve the gradients, and return where the networks come from."""
-    nets = costs(study)
-    wanted = trainings(study)
-    done = train_all({training.name: training.arguments for training in wanted}, study)
+
+def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]]:
+    """Train, resolve the gradients, and return where the networks come from.
+
+    Args:
+        study: what was asked for.
+        only: the part that is measured; None for all that there are images for.
+
+    Raises:
+        SystemExit: the part has no images, or there are no tables of the rest at this scale beside it.
+    """
+    cifar = cifar_part(study)
+    if only is not None:
+        if cifar is None:
+            raise SystemExit(
+                f"--only {only} needs CIFAR-10 at --scale cpu: set PATHLENS_DATA to the folder that holds cifar10-jpeg/"
+            )
+        if record.read(study.out).get("scale") != study.scale:
+            raise SystemExit(
+                f"--only {only}: {study.out} has no tables of --scale {study.scale} to add to; measure the "
+                "rest first, without --only"
+            )
+    parts = [] if only is not None else [main_part(study)]
+    if cifar is None and study.scale != "paper":
+        say("the networks on CIFAR-10 are left out: PATHLENS_DATA has no folder cifar10-jpeg")
+    if cifar is not None and only != TIMED:
+        parts.append(cifar)
+    measured = [_measure_part(part, study) for part in parts]
+    if only is None:
+        start_fresh(study.out)
+    for tables, _ in measured:
+        for stem, table in tables.items():
+            study.tables.put(stem, table)
+    if cifar is not None and only != CIFAR:
+        study.tables.put(f"{CIFAR}-times", make_table(TIMES, time_rows(cifar, study), **_facts(cifar, study, "train")))
+    return [one for _, done in measured for one in done]
+
+
+def _measure_part(part: Part, study: StudySetting) -> tuple[dict[str, Table], list[dict[str, Any]]]:
+    """Tables of a part by stem, and where its networks come from."""
+    nets = costs(part)
+    done = train_all({training.name: training.arguments for training in trainings(part, study)}, study)
     say("path lengths of the trained networks")
-    runs, epochs = run_rows(wanted, done, study), history_rows(wanted, done)
-    start_fresh(study.out)
-    facts: dict[str, Any] = {"study": NAME, "scale": study.scale, **record.images(pathlens.open_data(data_of(study)))}
-    study.tables.put("networks", make_table(NETWORKS, nets, **facts))
-    study.tables.put("runs", make_table(RUNS, runs, **facts))
-    study.tables.put("epochs", make_table(EPOCHS, epochs, **facts))
-    return [record.training(name, folder) for name, folder in done.items()]
+    facts = _facts(part, study)
+    tables = {
+        f"{part.prefix}networks": make_table(NETWORKS, nets, **facts),
+        f"{part.prefix}runs": make_table(RUNS, run_rows(part, done, study), **facts),
+        f"{part.prefix}epochs": make_table(EPOCHS, history_rows(part, done, study), **facts),
+    }
+    return tables, [record.training(name, folder) for name, folder in done.items()]
+
+
+def _facts(part: Part, study: StudySetting, split: str = "test") -> dict[str, Any]:
+    return {"study": NAME, "scale": study.scale, **record.images(part.images(split=split))}
 
 
 def state(study: StudySetting) -> Page:
@@ -136,21 +205,14 @@ def state(study: StudySetting) -> Page:
     tables.put("summary", make_table(SUMMARY, summary))
     tables.put("lengths", make_table(LENGTHS, summary))
     page.section("Networks")
-    shown = {"network": "", "blocks": "d", "widths": "", "parameters": ",d", "multiply_adds": ",d", "ratio": ".3f"}
-    page.table("networks", shown)
+    page.table("networks", NETWORKS_SHOWN)
     page.section("Error by effective depth, and by width")
     page.figure(
         "depths",
         lambda: depths_figure(summary, runs),
         "Test error and loss: mean over seeds with Student's 95 % interval; small points are the seeds.",
     )
-    shown = {
-        "network": "", "effective_depth": "", "seeds": "d", "test_error": ".2%", "error_difference": "+.2%",
-        "error_difference_low": "+.2%", "error_difference_high": "+.2%", "both_low": "+.2%", "both_high": "+.2%",
-        "error_p": ".2g", "error_p_holm": ".2g", "test_loss": ".3f", "loss_difference": "+.3f", "loss_p": ".2g",
-        "loss_p_holm": ".2g",
-    }  # fmt: skip
-    page.table("summary", shown)
+    page.table("summary", SUMMARY_SHOWN)
     page.table("runs")
     page.figure(
         "epochs", lambda: epochs_figure(epochs), "Training loss and validation error by epoch, mean over seeds."
@@ -162,19 +224,63 @@ def state(study: StudySetting) -> Page:
         "paths of a length: shortest interval that holds 95 %, and mean). The two need not move together with the "
         "error, and nothing is concluded from them here.",
     )
-    shown = {
-        "network": "", "effective_depth": "", "seeds": "d", "train_loss": ".3f", "first": ".1f", "last": ".1f",
-        "mean_length": ".2f",
-    }  # fmt: skip
-    page.table("lengths", shown)
-    page.claims(verdicts(summary, nets), lambda _: tables["runs"].provenance["data"])
+    page.table("lengths", LENGTHS_SHOWN)
+    judged = {"": verdicts(summary, nets), f"{CIFAR}-": _state_cifar(page)}
+    data = {
+        row["network"]: tables[f"{prefix}runs"].provenance["data"] for prefix, rows in judged.items() for row in rows
+    }
+    page.claims([row for rows in judged.values() for row in rows], data.__getitem__)
     page.text(DISCUSSION)
     return page
 
 
+def _state_cifar(page: Page) -> list[dict[str, Any]]:
+    """The section on CIFAR-10; rows of the table of claims."""
+    tables = page.tables
+    if tables["runs"].provenance["scale"] == "paper":  # the networks above are trained on it
+        return []
+    page.section("Wide against deep on CIFAR-10")
+    if f"{CIFAR}-runs" not in tables:
+        page.text(
+            "Left out: these networks were not trained. With CIFAR-10 in the folder that `PATHLENS_DATA` names, "
+            f"`--only {CIFAR}` trains them."
+        )
+        return []
+    runs, nets, epochs = (list(tables[f"{CIFAR}-{stem}"].rows) for stem in ("runs", "networks", "epochs"))
+    summary = summary_rows(runs)
+    tables.put(f"{CIFAR}-summary", make_table(SUMMARY, summary))
+    tables.put(f"{CIFAR}-lengths", make_table(LENGTHS, summary))
+    times = list(tables[f"{CIFAR}-times"].rows) if f"{CIFAR}-times" in tables else []
+    page.table(f"{CIFAR}-networks", NETWORKS_SHOWN)
+    page.figure(
+        f"{CIFAR}-costs",
+        lambda: costs_figure(summary, runs, times),
+        "Test error: mean over seeds with Student's 95 % interval; small points are the seeds. Time of an epoch: "
+        "median over the repeats, and their range.",
+    )
+    page.table(f"{CIFAR}-summary", {name: look for name, look in SUMMARY_SHOWN.items() if name != "effective_depth"})
+    page.table(f"{CIFAR}-runs")
+    if times:
+        page.table(f"{CIFAR}-times", TIMES_SHOWN)
+    else:
+        page.text(f"How long an epoch takes was not measured; `--only {TIMED}` does.")
+    page.figure(
+        f"{CIFAR}-epochs",
+        lambda: epochs_figure(epochs),
+        "Training loss and validation error by epoch, mean over seeds.",
+    )
+    page.table(f"{CIFAR}-epochs")
+    page.table(f"{CIFAR}-lengths", LENGTHS_SHOWN)
+    return verdicts(summary, nets)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
-    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, state)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--only", choices=(CIFAR, TIMED))
+    options, rest = own.parse_known_args(argv)
+    measured = partial(measure, only=options.only)
+    return carry_out(setting(NAME, __doc__, rest), PROTOCOL, measured, state, options.only)
 
 
 if __name__ == "__main__":

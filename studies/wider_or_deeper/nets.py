@@ -24,6 +24,21 @@ def wide3() -> PreActResNet:
     return preresnet(8, in_channels=1, widths=(26, 52, 104))
 
 
+def deep27_rgb() -> PreActResNet:
+    """27 narrow blocks for 16x16 colour images."""
+    return preresnet(56, widths=(8, 16, 32))
+
+
+def wide9_rgb() -> PreActResNet:
+    """9 wider blocks with the multiply-adds of ``deep27_rgb``."""
+    return preresnet(20, widths=(14, 28, 56))
+
+
+def wide3_rgb() -> PreActResNet:
+    """3 wide blocks with the multiply-adds of ``deep27_rgb``."""
+    return preresnet(8, widths=(26, 52, 104))
+
+
 def deep9() -> PreActResNet:
     """9 blocks for 8x8 grey digits, for tests."""
     return preresnet(20, in_channels=1, widths=(4, 8, 16))

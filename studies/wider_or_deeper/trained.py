@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
+from pathlens.data import ImageData
 from pathlens.tables import read_table
 from studies.common import StudySetting
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 ALL = "all"
+CIFAR = "cifar"
 #: most by which the multiply-adds of two networks may differ to be called the same
 SAME = 0.05
 
@@ -42,27 +44,98 @@ class Training:
     arguments: tuple[str, ...]
 
 
-def networks(study: StudySetting) -> tuple[str, ...]:
-    """Functions of ``nets.py``, the deep network first."""
-    found: tuple[str, ...] = study.pick(
-        ("deep9", "wide3_small"), ("deep27", "wide9", "wide3"), ("deep54_cifar", "wide9_cifar", "wide3_cifar")
-    )
-    return found
+@dataclass(frozen=True)
+class Part:
+    """Networks of equal multiply-adds that are trained alike on one data set.
+
+    Attributes:
+        name: of the part.
+        prefix: of the stems of its tables and figures.
+        networks: functions of ``nets.py``, the deep one first.
+        data: in the words of ``--data``.
+        depths: effective depths of the deep network; the last is ``all``.
+        seeds: trainings of each network.
+        recipe: further arguments of ``pathlens train``.
+        lengths: test images whose gradients are resolved by path length.
+        image_size: pixels that images are resized to; None leaves them.
+        epoch_images: training images of an epoch, where times are taken.
+    """
+
+    name: str
+    prefix: str
+    networks: tuple[str, ...]
+    data: str
+    depths: tuple[int | str, ...]
+    seeds: int
+    recipe: tuple[str, ...]
+    lengths: int
+    image_size: int | None = None
+    epoch_images: int = 0
+
+    def images(self, limit: int | None = None, split: str = "test") -> ImageData:
+        """The first images of a split."""
+        return pathlens.open_data(self.data, split=split, limit=limit, image_size=self.image_size)
 
 
-def data_of(study: StudySetting) -> str:
-    """The data in the words of ``--data``.
+def main_part(study: StudySetting) -> Part:
+    """The part that has cut gradients too.
 
     Raises:
         SystemExit: there are no images for the paper scale.
     """
-    if study.scale != "paper":
-        return "digits"
+    data = cifar10() if study.scale == "paper" else "digits"
+    if data is None:
+        raise SystemExit("the paper scale needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
+    return Part(
+        "depths",
+        "",
+        study.pick(
+            ("deep9", "wide3_small"), ("deep27", "wide9", "wide3"), ("deep54_cifar", "wide9_cifar", "wide3_cifar")
+        ),
+        data,
+        (*study.pick((1,), (1, 2, 4, 8), (1, 2, 4, 8)), ALL),
+        study.pick(1, 5, 3),
+        study.pick(
+            ("--epochs", "1", "--limit", "100", "--validation", "20"),
+            ("--epochs", "30"),
+            ("--epochs", "100", "--warmup", "1", "--dtype", "bfloat16"),
+        ),
+        study.pick(6, 64, 256),
+    )
+
+
+def cifar_part(study: StudySetting) -> Part | None:
+    """Wide against deep on CIFAR-10 at the size of two cores; None without its images.
+
+    The tests have digits in their place. The main part of the paper scale is on CIFAR-10 itself.
+    """
+    data = study.pick("digits", cifar10(), None)
+    if data is None:
+        return None
+    size, images, held_out, epochs = study.pick((None, 80, 20, 1), (16, 19_000, 1000, 16), ())
+    recipe = (
+        f"--crop 2 --limit {images + held_out} --validation {held_out} --epochs {epochs} "
+        "--schedule cosine --weight-decay 5e-4"
+    )
+    return Part(
+        CIFAR,
+        f"{CIFAR}-",
+        study.pick(("deep9", "wide3_small"), ("deep27_rgb", "wide9_rgb", "wide3_rgb"), ()),
+        data,
+        (ALL,),
+        study.pick(1, 3, 3),
+        (*recipe.split(), *(() if size is None else ("--image-size", str(size)))),
+        study.pick(6, 64, 64),
+        size,
+        images,
+    )
+
+
+def cifar10() -> str | None:
+    """The images of CIFAR-10 in the words of ``--data``; None where PATHLENS_DATA has none."""
     folder = os.environ.get("PATHLENS_DATA")
     path = Path(folder, "cifar10-jpeg").resolve() if folder else None
-    if path is None or not path.is_dir():
-        raise SystemExit("the paper scale needs CIFAR-10: set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
-    return f"parquet:{path}"
+    return f"parquet:{path}" if path is not None and path.is_dir() else None
 
 
 def spec_of(network: str, study: StudySetting) -> str:
@@ -70,38 +143,32 @@ def spec_of(network: str, study: StudySetting) -> str:
     return f"{os.path.relpath(NETS, study.runs.resolve())}:{network}"
 
 
-def trainings(study: StudySetting) -> list[Training]:
+def trainings(part: Part, study: StudySetting) -> list[Training]:
     """Every network and seed: the deep one with each effective depth, the wide ones with whole gradients."""
-    more = study.pick(
-        ("--epochs", "1", "--limit", "100", "--validation", "20"),
-        ("--epochs", "30"),
-        ("--epochs", "100", "--warmup", "1", "--dtype", "bfloat16"),
-    )
-    deep, *wide = networks(study)
-    depths: list[int | str] = [*study.pick((1,), (1, 2, 4, 8), (1, 2, 4, 8)), ALL]
-    plans: list[tuple[str, int | str]] = [(deep, depth) for depth in depths] + [(name, ALL) for name in wide]
+    deep, *wide = part.networks
+    plans = [(deep, depth) for depth in part.depths] + [(name, ALL) for name in wide]
     return [
         Training(
-            f"{network}-L{depth}-seed{seed}",
+            f"{part.prefix}{network}-L{depth}-seed{seed}",
             network,
             depth,
             seed,
             (
-                *("--model", spec_of(network, study), "--data", data_of(study), "--seed", str(seed)),
+                *("--model", spec_of(network, study), "--data", part.data, "--seed", str(seed)),
                 *(() if depth == ALL else ("--effective-depth", str(depth))),
-                *more,
+                *part.recipe,
             ),
         )
-        for seed in range(study.pick(1, 5, 3))
+        for seed in range(part.seeds)
         for network, depth in plans
     ]
 
 
-def cost(network: str, study: StudySetting) -> dict[str, Any]:
+def cost(network: str, part: Part) -> dict[str, Any]:
     """A row of the table ``networks``: blocks, widths, parameters, and multiply-adds of one image."""
     loaded = pathlens.load_model(f"{NETS}:{network}")
     model = loaded.model.eval()
-    image = pathlens.open_data(data_of(study), limit=1).batch(0, 1).images
+    image = part.images(1).batch(0, 1).images
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     view = pathlens.find_blocks(model, image.expand(2, *image.shape[1:]))
@@ -115,13 +182,13 @@ def cost(network: str, study: StudySetting) -> dict[str, Any]:
     }
 
 
-def costs(study: StudySetting) -> list[dict[str, Any]]:
+def costs(part: Part) -> list[dict[str, Any]]:
     """Rows of the table ``networks``.
 
     Raises:
         SystemExit: a wide network's multiply-adds are not those of the deep one.
     """
-    rows = [cost(network, study) for network in networks(study)]
+    rows = [cost(network, part) for network in part.networks]
     for row in rows:
         row["ratio"] = row["multiply_adds"] / rows[0]["multiply_adds"]
         if abs(row["ratio"] - 1) > SAME:
@@ -129,12 +196,11 @@ def costs(study: StudySetting) -> list[dict[str, Any]]:
     return rows
 
 
-def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
+def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``runs``: errors of each run, and which path lengths carry its whole gradient afterwards."""
-    images = study.pick(6, 64, 256)
-    data = pathlens.open_data(data_of(study), limit=images)
+    data = part.images(part.lengths)
     rows = []
-    for training in wanted:
+    for training in trainings(part, study):
         folder = done[training.name]
         result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
         (test,) = [row for row in result.rows if row["split"] == "test"]
@@ -167,10 +233,10 @@ def run_rows(wanted: Sequence[Training], done: Mapping[str, Path], study: StudyS
     return rows
 
 
-def history_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dict[str, Any]]:
+def history_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``epochs``: means over the seeds."""
     found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for training in wanted:
+    for training in trainings(part, study):
         for row in read_table(done[training.name] / "history.csv").rows:
             found.setdefault((training.network, str(training.depth), row["epoch"]), []).append(row)
     return [

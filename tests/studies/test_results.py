@@ -35,11 +35,12 @@ def test_a_page_is_what_its_tables_say(name: str, tmp_path: Path) -> None:
 def test_a_record_is_complete_and_true(name: str) -> None:
     known = record.read(RESULTS / name)
     assert (known["study"], known["scale"]) == (name, "cpu")
-    for step in (known["measured"], known["page"]):
+    apart = known.get("apart", {}).values()  # parts that were measured alone
+    for step in (known["measured"], known["page"], *(part["measured"] for part in apart)):
         assert all(step[part] for part in (*record.STEP, "command")), step
         assert not step["commit"].endswith("-dirty")
     assert known["trainings"] or name in ("pretrained_resnets", "language")  # nothing is trained for them
-    for one in known["trainings"]:
+    for one in (*known["trainings"], *(one for part in apart for one in part["trainings"])):
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
     files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
     assert {str(path) for path in files} == {*known["files"], "README.md", record.NAME}

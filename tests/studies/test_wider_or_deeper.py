@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import pytest
 import torch
 from scipy import stats
@@ -9,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.tables import read_table
-from studies import common
+from studies import common, record
 from studies.wider_or_deeper import compared, nets, trained
 from tests.helpers.study_modules import run_study
 
@@ -20,6 +23,12 @@ TABLES = {
     "lengths": {"effective_depth", "first", "last", "mean_length"},
     "claims": {"claim", "source", "rule", "test", "outcome"},
     "epochs": {"effective_depth", "epoch", "train_loss", "validation_error"},
+    "cifar-networks": {"network", "multiply_adds", "ratio"},
+    "cifar-runs": {"run", "network", "seed", "test_error", "test_images"},
+    "cifar-summary": {"network", "error_difference", "error_p_holm", "both_low", "both_high"},
+    "cifar-epochs": {"network", "epoch", "validation_error"},
+    "cifar-lengths": {"network", "mean_length"},
+    "cifar-times": {"network", "threads", "epoch_seconds", "time_ratio"},
 }
 
 
@@ -42,7 +51,7 @@ def test_it_writes_page_tables_and_figures(done):
         assert columns <= set(read_table(done / "out" / f"{stem}.parquet").names)
         assert page.count(f"({stem}.csv)") == 1
         assert "seconds" not in read_table(done / "out" / f"{stem}.parquet").names
-    for stem in ("depths", "epochs"):
+    for stem in ("depths", "epochs", "cifar-costs", "cifar-epochs"):
         assert (done / "out" / f"{stem}.png").stat().st_size > 10_000
         assert f"]({stem}.png)" in page
     for file in (done / "out").glob("*.json"):
@@ -76,9 +85,13 @@ def test_wide_networks_cost_what_the_deep_one_costs(done):
         stem_and_head = 64 * 9 * first + 10 * last  # 8x8 positions of a 3x3 convolution, and ten classes
         assert row["multiply_adds"] == row["multiply_adds_in_blocks"] + stem_and_head
         assert abs(row["ratio"] - 1) <= 0.05
-    for scale, image in (("cpu", torch.zeros(1, 1, 8, 8)), ("paper", torch.zeros(1, 3, 32, 32))):
+    for networks, image in (
+        (trained.main_part(_setting("cpu")).networks, torch.zeros(1, 1, 8, 8)),
+        (("deep54_cifar", "wide9_cifar", "wide3_cifar"), torch.zeros(1, 3, 32, 32)),
+        (("deep27_rgb", "wide9_rgb", "wide3_rgb"), torch.zeros(1, 3, 16, 16)),
+    ):
         found = []
-        for name in trained.networks(common.setting("wider_or_deeper", "x", ["--scale", scale])):
+        for name in networks:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 getattr(nets, name)().eval()(image)
             found.append(counter.get_total_flops())
@@ -86,14 +99,82 @@ def test_wide_networks_cost_what_the_deep_one_costs(done):
         assert all(abs(flops / found[0] - 1) <= 0.05 for flops in found)
 
 
-def test_a_network_of_another_cost_is_refused(monkeypatch):
-    monkeypatch.setattr(trained, "networks", lambda _study: ("wide3", "wide3_small"))
+@pytest.fixture
+def _no_figures(monkeypatch):
+    """They take longest, and are there."""
+    monkeypatch.setattr(common.figures, "save", lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_figures")
+def test_parts_are_measured_again_alone(done, tmp_path):
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    before = {stem: read_table(out / f"{stem}.csv").rows for stem in TABLES}
+    for stem in ("cifar-networks", "cifar-runs", "cifar-epochs"):
+        (out / f"{stem}.csv").unlink()
+    known = record.read(out)
+    where = ("--scale", "smoke", "--device", "cpu", "--out", str(out), "--runs", str(done / "runs"))
+    run_study("wider_or_deeper", *where, "--only", "cifar")
+    # the trainings that are there are not done again, and nothing of the others has moved
+    assert {stem: read_table(out / f"{stem}.csv").rows for stem in TABLES} == before
+    run_study("wider_or_deeper", *where, "--only", "times")
+    again = record.read(out)
+    assert again["measured"] == known["measured"]
+    assert again["trainings"] == known["trainings"]
+    runs = [one["run"] for one in again["apart"]["cifar"]["trainings"]]
+    assert runs == ["cifar-deep9-Lall-seed0", "cifar-wide3_small-Lall-seed0"]
+    assert again["apart"]["times"]["trainings"] == []
+    page = (out / "README.md").read_text()
+    assert "Its part `cifar`: measured " in page
+    assert "Its part `times`: measured " in page
+
+
+@pytest.mark.slow
+def test_times_are_of_all_networks_in_turn(done):
+    deep, wide = read_table(done / "out" / "cifar-times.csv").rows
+    assert (deep["network"], wide["network"]) == ("deep9", "wide3_small")
+    assert deep["time_ratio_min"] == deep["time_ratio_max"] == 1
+    assert 0 < wide["epoch_seconds_min"] <= wide["epoch_seconds"] <= wide["epoch_seconds_max"]
+    assert deep["repeats"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_figures")
+def test_a_page_without_the_images_says_so(done, tmp_path):
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    for path in out.glob("cifar-*"):
+        path.unlink()
+    run_study("wider_or_deeper", "--restate", "--out", str(out), "--runs", str(tmp_path))
+    page = (out / "README.md").read_text()
+    assert "Left out: these networks were not trained." in page
+    assert not list(out.glob("cifar-*"))
+
+
+def test_a_part_alone_needs_its_images_and_the_rest(monkeypatch, tmp_path):
+    monkeypatch.delenv("PATHLENS_DATA", raising=False)
+    where = ("--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--only", "cifar")
+    with pytest.raises(SystemExit, match="needs CIFAR-10 at --scale cpu: set PATHLENS_DATA"):
+        run_study("wider_or_deeper", "--scale", "cpu", *where)
+    with pytest.raises(SystemExit, match="has no tables of --scale smoke to add to; measure the rest first"):
+        run_study("wider_or_deeper", "--scale", "smoke", *where)
+    assert not list(tmp_path.iterdir())
+
+
+def _setting(scale):
+    return common.setting("wider_or_deeper", "x", ["--scale", scale])
+
+
+def test_a_network_of_another_cost_is_refused():
+    part = dataclasses.replace(trained.main_part(_setting("cpu")), networks=("wide3", "wide3_small"))
     with pytest.raises(SystemExit, match=r"wide3_small has 0\.08 times the multiply-adds of wide3"):
-        trained.costs(common.setting("wider_or_deeper", "x", ["--scale", "cpu"]))
+        trained.costs(part)
 
 
-def test_trainings_of_the_cpu_scale():
-    wanted = trained.trainings(common.setting("wider_or_deeper", "x", ["--scale", "cpu"]))
+def test_trainings_of_the_cpu_scale(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
+    (tmp_path / "cifar10-jpeg").mkdir()
+    study = _setting("cpu")
+    wanted = trained.trainings(trained.main_part(study), study)
     deep = [training for training in wanted if training.network == "deep27"]
     assert {training.depth for training in deep} == {1, 2, 4, 8, "all"}
     seeds = {training.seed for training in wanted}
@@ -102,6 +183,17 @@ def test_trainings_of_the_cpu_scale():
     for training in wanted:
         assert ("--effective-depth" in training.arguments) == (training.depth != "all")
         assert not any(argument.startswith("/") for argument in training.arguments)
+    part = trained.cifar_part(study)
+    colour = trained.trainings(part, study)
+    assert len(colour) == 9
+    assert not {one.name for one in colour} & {one.name for one in wanted}
+    for training in colour:
+        given = dict(zip(training.arguments[::2], training.arguments[1::2], strict=True))
+        assert given["--data"] == f"parquet:{tmp_path}/cifar10-jpeg"
+        assert int(given["--limit"]) - int(given["--validation"]) == part.epoch_images
+        assert int(given["--image-size"]) == part.image_size
+    monkeypatch.delenv("PATHLENS_DATA")
+    assert trained.cifar_part(study) is None
 
 
 def _runs():
