@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.errors import ModelError
-from pathlens.models import WideResNet38, reference_names, wrn
+from pathlens.models import WideResNet38, reference_names, wideresnet38, wrn
 from pathlens.models.registry import REFERENCES
 from tests.helpers.model_helpers import batch_norm, one_line, parameters
 
@@ -158,6 +158,8 @@ def test_resnet38_has_the_published_layers(name: str, classes: int) -> None:
     dilated = name == ":dilated"
     due = counts_due(classes, dilated)
     assert (parameters(model), counter.get_total_flops() // 2) == due
+    stated = f"{due[0]:,}", f"{due[1] / 1e9:.1f} G"
+    assert all(number in (wideresnet38.__doc__ or "") for number in stated)
     assert logits.shape == ((1, classes, 224, 224) if dilated else (1, classes))
     assert sides == [max(side, 28) if dilated else side for *_, side in LEVELS]
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p] == [0.3, 0.5]
