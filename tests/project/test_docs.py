@@ -118,10 +118,10 @@ def _traced_once() -> Iterator[None]:
     found: dict[object, object] = {}
     find = analyses.view_of
 
-    def view_of(model: torch.nn.Module, example: torch.Tensor, *more: str | None) -> object:
-        key = (state_sha256(model), tuple(example.shape), *more)
+    def view_of(model: torch.nn.Module, example: torch.Tensor, *more: str | None, **options: bool) -> object:
+        key = (state_sha256(model), tuple(example.shape), *more, *options.items())
         if key not in found:
-            found[key] = find(model, example, *more)
+            found[key] = find(model, example, *more, **options)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
