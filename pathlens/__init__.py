@@ -12,6 +12,7 @@ from pathlens.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pathlens.analyses import (
+        decompose,
         delete_blocks,
         delete_blocks_exhaustive,
         delete_blocks_greedy,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analyses": (
+        "decompose",
         "delete_blocks",
         "delete_blocks_exhaustive",
         "delete_blocks_greedy",
@@ -61,6 +63,7 @@ __all__ = [
     "ResidualView",
     "applied",
     "blockdrop",
+    "decompose",
     "delete_blocks",
     "delete_blocks_exhaustive",
     "delete_blocks_greedy",

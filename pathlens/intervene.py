@@ -408,10 +408,11 @@ def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple
 
 
 def _check_counted_alike(view: ResidualView, other: ResidualView | None) -> None:
-    if other is not None and view.additions != other.additions:
+    if other is not None and (view.additions, view.concat) != (other.additions, other.concat):
+        one, two = (f"{each.additions!r}{', with concatenations' * each.concat}" for each in (view, other))
         raise UsageError(
             f"interventions on {type(view.model).__name__} count its blocks by two views, whose additions are "
-            f"{view.additions!r} and {other.additions!r}; find the blocks once and use that view throughout"
+            f"{one} and {two}; find the blocks once and use that view throughout"
         )
 
 

@@ -104,6 +104,7 @@ class Evaluation:
             network=type(self.view.model).__name__,
             blocks=len(self.view),
             additions=self.view.additions,
+            concatenations_are_blocks=self.view.concat,
             output=self.view.output,
             data=self.runner.source.provenance,
             stated=self.stated,
@@ -259,7 +260,11 @@ def _engine_notes(engine: Engine, device: torch.device, dtype: torch.dtype) -> l
 
 
 def view_for(
-    model: nn.Module | ResidualView, data: Data, options: SweepOptions, additions: str | None = "trunk"
+    model: nn.Module | ResidualView,
+    data: Data,
+    options: SweepOptions,
+    additions: str | None = "trunk",
+    concat: bool = False,
 ) -> ResidualView:
     """The blocks of a network, found with the first images where it is no view yet.
 
@@ -268,14 +273,17 @@ def view_for(
         data: what is studied.
         options: of the analysis.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
+        concat: whether concatenations have to be blocks too; those of a view may be in any case.
 
     Raises:
-        UsageError: it is no module, or a view of other additions.
+        UsageError: it is no module, or a view of other blocks.
         NoResidualBlocksError: it has neither residual blocks nor a plain chain of layers.
     """
     if isinstance(model, ResidualView):
         asked = additions or model.additions
-        if asked == "trunk":
+        if concat and not model.concat and model.has_concatenations:
+            raise UsageError("the view has no concatenations among its blocks; give concat=True to find_blocks instead")
+        if additions == "trunk" and not concat:
             require_chain(model, "here")
         elif asked != model.additions and (asked != "all" or model.has_others):
             raise UsageError(
@@ -286,7 +294,7 @@ def view_for(
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     where = processes.device_of(model, None)
     source = batch_source(data, 2, options.get("mean"), options.get("std"), where)
-    return view_of(model, source.first(), None, additions)
+    return view_of(model, source.first(), None, additions, concat=concat)
 
 
 def _finite(value: float) -> float | None:

@@ -36,6 +36,7 @@ def delete_blocks(
     group: str = GROUPS[0],
     contiguous: bool = False,
     additions: str | None = None,
+    concat: bool = False,
     replace: str = "zero",
     **options: Unpack[SweepOptions],
 ) -> Table:
@@ -51,9 +52,10 @@ def delete_blocks(
             transformer); ``blocks`` and ``count`` then count layers.
         contiguous: instead of random sets, all runs of neighbours of each size of ``count``.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`.
-        replace: what the sum has in the place of a deleted branch: ``zero``; ``mean``, what the branch is on average
-            over the data in the intact network, at each position; or ``resample``, the branch of another image of the
-            batch, drawn with the seed anew for each batch and block.
+        concat: concatenations are blocks too, of which the new channels are deleted (DenseNets, U-Nets).
+        replace: what the sum, or the concatenation, has in the place of a deleted branch: ``zero``; ``mean``, what the
+            branch is on average over the data in the intact network, at each position; or ``resample``, the branch of
+            another image of the batch, drawn with the seed anew for each batch and block.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -67,7 +69,7 @@ def delete_blocks(
         NoResidualBlocksError: the network has neither residual blocks nor a plain chain of layers.
         DataError, NumericsError, ResourceError: see :func:`.evaluating`.
     """
-    view = view_for(model, data, options, additions)
+    view = view_for(model, data, options, additions, concat)
     make = partial(plans.delete, replace=replace)
     plans.delete([], replace).check(view)
     return _lesions("delete-blocks", view, data, blocks, count, samples, make, options, group, contiguous, replace)

@@ -144,6 +144,11 @@ def opened(
     module = model.model if isinstance(model, ResidualView) else model
     if not isinstance(module, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
+    if isinstance(model, ResidualView) and model.concat:
+        raise UsageError(
+            "the view has concatenations among its blocks, and here paths choose at them by an option; give a view "
+            "without them, and concat=True"
+        )
     given = module
     own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     name = dtype or str(own.dtype).removeprefix("torch.")

@@ -69,7 +69,7 @@ class EngineProvenance(Record):
 class AnalysisProvenance(Record):
     """What all analyses say; ``stated`` is what the caller adds, such as where the weights are from.
 
-    ``additions`` says which are blocks where that is not the trunk's.
+    ``additions`` says which are blocks where that is not the trunk's, and whether concatenations are too.
     """
 
     verb: str
@@ -77,6 +77,7 @@ class AnalysisProvenance(Record):
     blocks: int
     block_names: tuple[str, ...] | None = None
     additions: str = "trunk"
+    concatenations_are_blocks: bool = False
     concatenations_are_choices: bool = False
     output: str | None
     data: DataProvenance

@@ -7,6 +7,9 @@ branch what they see in the wrong place (resample ablation).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +17,22 @@ from torch import Tensor
 
 from pathlens.analyses.agreement import check_images
 from pathlens.analyses.sources import BatchSource
-from pathlens.errors import DataError
+from pathlens.errors import DataError, UsageError
+from pathlens.residual.discover import same_size
 from pathlens.residual.inference import Call, Inference
 from pathlens.residual.routes import Part, Route
 
-Steps = Callable[[Part, int], Call]
-"""(What runs, block) -> from x_{i-1} to x_i."""
+_REPLACED = (Part.MEAN, Part.RESAMPLED)
+
+
+class Network(Protocol):
+    """A prepared network whose blocks run as a route says."""
+
+    def step(self, part: Part, block: int) -> Call:
+        """All or a part of a block of a chain, from x_{i-1} to x_i."""
+
+    def whole(self, route: Route) -> Call:
+        """From a prepared batch to the logits."""
 
 
 class Replacing:
@@ -40,16 +53,18 @@ class Replacing:
 
     Raises:
         DataError: images that do not fit the network.
+        UsageError: a branch to replace that does not have one entry for each image.
     """
 
     def __init__(self, network: Inference, routes: Iterable[Route], source: BatchSource, seed: int) -> None:
         steps = {step for route in routes for step in route}
+        _check_images_stay_apart(network, sorted(block for part, block in steps if part in _REPLACED))
         self._network, self._seed = network, seed
         self.whole_batches = any(part is Part.RESAMPLED for part, _ in steps)
         self._means = _means(network, sorted(block for part, block in steps if part is Part.MEAN), source)
 
-    def steps(self, batch: int, images: int) -> Steps:
-        """How blocks run in a batch.
+    def at(self, batch: int, images: int) -> Network:
+        """The network as it runs in a batch.
 
         Args:
             batch: its number.
@@ -63,27 +78,36 @@ class Replacing:
                 f"batch {batch} has one image, so there is no other whose branch could be taken; give another "
                 "batch size (--batch-size)"
             )
+        return _InBatch(self._network, self._means, partial(other_images, self._seed, batch, images=images))
 
-        def step(part: Part, block: int) -> Call:
-            if part is Part.MEAN:
-                mean = self._means[block]
-                return self._replaced(block, lambda branch, x: mean)
-            if part is Part.RESAMPLED:
-                others = other_images(self._seed, batch, block, images)
-                index = torch.from_numpy(others).to(self._network.device)
-                return self._replaced(block, lambda branch, x: branch(x)[index])
-            return self._network.step(part, block)
 
-        return step
+@dataclass(frozen=True)
+class _InBatch:
+    """A network in a batch: the means of its branches, and block -> the image whose branch each image gets."""
 
-    def _replaced(self, block: int, instead: Callable[[Call, Tensor], Tensor]) -> Call:
-        transition, branch, shortcut, post = self._network.pieces(block)
+    network: Inference
+    means: dict[int, Tensor]
+    others: Callable[[int], np.ndarray]
+
+    def step(self, part: Part, block: int) -> Call:
+        if part not in _REPLACED:
+            return self.network.step(part, block)
+        transition, branch, shortcut, post = self.network.pieces(block)
+        given = self._given(part, block)
 
         def call(x: Tensor) -> Tensor:
             branch_point = transition(x)
-            return post(shortcut(branch_point) + instead(branch, branch_point))
+            return post(shortcut(branch_point) + (given if part is Part.MEAN else branch(branch_point)[given]))
 
         return call
+
+    def whole(self, route: Route) -> Call:
+        return self.network.whole(route, self._given)
+
+    def _given(self, part: Part, block: int) -> Tensor:
+        if part is Part.MEAN:
+            return self.means[block]
+        return torch.from_numpy(self.others(block)).to(self.network.device)
 
 
 def other_images(seed: int, batch: int, block: int, images: int) -> np.ndarray:
@@ -92,32 +116,29 @@ def other_images(seed: int, batch: int, block: int, images: int) -> np.ndarray:
     return others + (others >= np.arange(images))
 
 
+def _check_images_stay_apart(network: Inference, blocks: Sequence[int]) -> None:
+    trace = network.chain.trace
+    images = trace.value(trace.source).shape[0]
+    for block in blocks:
+        rows = trace.value(network.chain.links[block].branch).shape[0]
+        if not same_size(rows, images):
+            raise UsageError(
+                f"block {block} ({network.view[block].name}) cuts images into pieces (windows), so that its branch is "
+                "not one for each image; give replace 'zero' for it"
+            )
+
+
 def _means(network: Inference, blocks: Sequence[int], source: BatchSource) -> dict[int, Tensor]:
     """The mean of each block's branch over all images, of shape (1, ...)."""
     if not blocks:
         return {}
     sums: dict[int, Tensor] = {}
     number = 0
-
-    def branches(part: tuple[Tensor, ...]) -> list[Tensor]:
-        x = network.stem(network.prepare(part[0]))
-        added = []
-        for block in range(blocks[-1] + 1):
-            if block not in wanted:
-                x = network.step(Part.BLOCK, block)(x)
-                continue
-            transition, branch, shortcut, post = network.pieces(block)
-            branch_point = transition(x)
-            value = branch(branch_point)
-            added.append(value.sum(0, keepdim=True, dtype=torch.float64))
-            x = post(shortcut(branch_point) + value)
-        return added
-
-    wanted = set(blocks)
+    added = network.branches(blocks, lambda branch: branch.sum(0, keepdim=True, dtype=torch.float64))
     for batch, images, _ in source.batches():
         check_images(network, images, batch)
         number += len(images)
-        for added in network.each(branches, network.parts(images)):
-            for block, value in zip(blocks, added, strict=True):
+        for part in network.each(lambda part: added(network.prepare(part[0])), network.parts(images)):
+            for block, value in zip(blocks, part, strict=True):
                 sums[block] = sums[block] + value if block in sums else value
     return {block: (value / number).to(network.dtype) for block, value in sums.items()}

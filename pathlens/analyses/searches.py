@@ -36,6 +36,7 @@ def delete_blocks_greedy(
     *,
     count: int | None = None,
     additions: str | None = None,
+    concat: bool = False,
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Delete the block without which the network errs least, then the next one, and so on.
@@ -48,6 +49,7 @@ def delete_blocks_greedy(
         data: an opened data set, or batches of (images, labels).
         count: how many blocks to delete, 1 to all (default: 20, or all where there are fewer).
         additions: as for :func:`.delete_blocks`.
+        concat: as for :func:`.delete_blocks`.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -58,7 +60,7 @@ def delete_blocks_greedy(
         UsageError: a number of blocks that the network does not have.
         NoResidualBlocksError, DataError, NumericsError, ResourceError: see :func:`.delete_blocks`.
     """
-    view = view_for(model, data, options, additions)
+    view = view_for(model, data, options, additions, concat)
     count = min(USUAL, len(view)) if count is None else count
     if not 1 <= count <= len(view):
         raise UsageError(f"count {count}: give 1 to {len(view)}, the number of blocks")
@@ -112,6 +114,7 @@ def delete_blocks_exhaustive(
     *,
     count: int = 2,
     additions: str | None = None,
+    concat: bool = False,
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Delete every set of up to so many blocks, and compare each with the sum of its blocks deleted alone.
@@ -121,6 +124,7 @@ def delete_blocks_exhaustive(
         data: an opened data set, or batches of (images, labels).
         count: size of the largest sets, 2 or more.
         additions: as for :func:`.delete_blocks`.
+        concat: as for :func:`.delete_blocks`.
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -131,7 +135,7 @@ def delete_blocks_exhaustive(
         UsageError: sizes that the network does not have, or more than 50,000 sets.
         NoResidualBlocksError, DataError, NumericsError, ResourceError: see :func:`.delete_blocks`.
     """
-    view = view_for(model, data, options, additions)
+    view = view_for(model, data, options, additions, concat)
     if not 2 <= count <= len(view):
         raise UsageError(f"count {count}: give 2 to {len(view)}, the number of blocks, for sets of up to so many")
     networks = sum(math.comb(len(view), size) for size in range(1, count + 1))

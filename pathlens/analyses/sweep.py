@@ -6,7 +6,7 @@ Deleting each of n blocks in turn so costs about half of n evaluations, and one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import groupby
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from pathlens.analyses.agreement import check_agreement, check_images
-from pathlens.analyses.replacing import Replacing, Steps
+from pathlens.analyses.replacing import Network, Replacing
 from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
 from pathlens.metrics import Task, holm
 from pathlens.metrics.tasks import Counts, Pairs
 from pathlens.plans import Plan, route
-from pathlens.residual.inference import Inference
-from pathlens.residual.routes import Route
+from pathlens.residual.inference import Call, Inference
+from pathlens.residual.routes import Part, Route
 from pathlens.runtime.memory import oom_as_error
 
 PHASE = "sweep"
@@ -76,7 +76,7 @@ def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
 
 
 def evaluate(
-    network: Inference, routes: Sequence[Route], images: Tensor, steps: Steps | None = None
+    network: Inference, routes: Sequence[Route], images: Tensor, lesioned: Network | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order.
 
@@ -84,19 +84,20 @@ def evaluate(
         network: the prepared network.
         routes: of the lesioned networks.
         images: the batch.
-        steps: how blocks run (default: as the network says, which replaces no branches).
+        lesioned: how blocks run (default: as the network says, which replaces no branches).
     """
+    lesioned = lesioned or network
     if not network.chain.in_series:
         x = network.prepare(images)
-        yield from ((index, network.whole(route)(x)) for index, route in enumerate(routes))
+        yield from ((index, lesioned.whole(route)(x)) for index, route in enumerate(routes))
         return
     numbered = sorted((route, index) for index, route in enumerate(routes))
     # no name for the stem's output, so that it lives no longer than it is needed
-    yield from _walk(network, steps or network.step, numbered, 0, network.stem(network.prepare(images)))
+    yield from _walk(network, lesioned.step, numbered, 0, network.stem(network.prepare(images)))
 
 
 def _walk(
-    network: Inference, step: Steps, routes: list[tuple[Route, int]], depth: int, x: Tensor
+    network: Inference, step: Callable[[Part, int], Call], routes: list[tuple[Route, int]], depth: int, x: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     while depth < len(network):
         groups = [list(group) for _, group in groupby(routes, key=lambda route: route[0][depth])]
@@ -158,11 +159,13 @@ def _count(
     """The task's numbers for each route, checked as far as the intact network tells."""
     check_images(network, images, batch)
     task.check_targets(labels, len(images))
-    steps = replacing.steps(batch, len(images))
+    lesioned = replacing.at(batch, len(images))
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
         targets = part[1].to(network.device)
-        answers = {index: task.answers(logits, targets) for index, logits in evaluate(network, routes, part[0], steps)}
+        answers = {
+            index: task.answers(logits, targets) for index, logits in evaluate(network, routes, part[0], lesioned)
+        }
         # a byte for each answer and network, because the intact one may come last
         ordered = [answers[index] for index in range(len(routes))]
         values, given = (torch.stack(items) for items in zip(*ordered, strict=True))

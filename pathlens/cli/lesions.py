@@ -72,6 +72,7 @@ def delete_blocks(
     count: Count = None,
     samples: o.Samples = 10,
     additions: o.Additions = None,
+    concat: o.Concat = False,
     search: Annotated[
         Search,
         o.option(
@@ -104,7 +105,7 @@ def delete_blocks(
         if replace != Replace.zero:
             raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
         sizes = parse_range(count, "count")
-        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, additions=additions)
+        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, None, additions, concat)
         return
     arguments: dict[str, object] = {
         "blocks": parse_range(blocks, "blocks"),
@@ -114,7 +115,7 @@ def delete_blocks(
         "contiguous": contiguous,
         **({} if replace == Replace.zero else {"replace": replace.value}),
     }
-    run("delete-blocks", common, arguments, blocks, additions)
+    run("delete-blocks", common, arguments, blocks, additions, concat)
 
 
 @o.takes_objects
@@ -150,6 +151,7 @@ def run(
     arguments: Mapping[str, object],
     blocks: str | None = None,
     additions: str | None = "trunk",
+    concat: bool = False,
 ) -> None:
     """Run a verb of :mod:`pathlens.analyses` with the options given, then print its table and write the run folder.
 
@@ -159,8 +161,9 @@ def run(
         arguments: its own.
         blocks: the range of blocks as the user wrote it.
         additions: which residual additions are blocks.
+        concat: whether concatenations are blocks too.
     """
-    with setting(verb, common, additions) as current:
+    with setting(verb, common, additions, concat=concat) as current:
         from pathlens import analyses, plans
 
         numbers = parse_range(blocks, "blocks") if blocks and ":" in blocks else ()
@@ -179,4 +182,5 @@ def run(
                 **common.sweep,
                 progress=progress,
             )
-        finish(current, table, {**arguments, "additions": current.view.additions})
+        which = {"additions": current.view.additions, **({"concat": True} if concat else {})}
+        finish(current, table, {**arguments, **which})

@@ -87,6 +87,9 @@ Additions = Annotated[
         "--additions",
     ),
 ]
+Concat = Annotated[
+    bool, option("Concatenations are blocks too, of which the branch is the new channels (DenseNets).", "--concat")
+]
 Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
 
 

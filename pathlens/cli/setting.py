@@ -86,7 +86,11 @@ def spoken(options: object) -> dict[str, object]:
 
 @contextlib.contextmanager
 def setting(
-    verb: str, common: Common, additions: str | None = "trunk", may_be_empty: bool = False
+    verb: str,
+    common: Common,
+    additions: str | None = "trunk",
+    may_be_empty: bool = False,
+    concat: bool = False,
 ) -> Iterator[Setting]:
     """Open network, data and device as the options say, with the run folder locked for the length of the body.
 
@@ -95,6 +99,7 @@ def setting(
         common: the options.
         additions: which residual additions are blocks; None for those of the trunk, and all where there is none.
         may_be_empty: whether a network without any will do.
+        concat: whether concatenations are blocks too.
 
     Raises:
         PathlensError: whatever is wrong with the options, the network, the weights, the data or the run folder.
@@ -130,9 +135,9 @@ def setting(
             loaded.model.to(device)
             with foreign_output():
                 loaded, initialisation = initialised(loaded, common, example, common.seed, common.output)
-                view = view_of(
-                    loaded.model, example.to(device), common.output, additions and str(additions), may_be_empty
-                )
+                example = example.to(device)
+                which = additions and str(additions)
+                view = view_of(loaded.model, example, common.output, which, may_be_empty, concat)
             if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
         yield Setting(

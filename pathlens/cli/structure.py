@@ -32,6 +32,7 @@ def blocks(
         Path | None, o.option("Draw the block structure into a .png or .pdf file.", metavar="FILE")
     ] = None,
     additions: o.Additions = None,
+    concat: o.Concat = False,
     seed: o.Seed = 0,
     out: o.Out = None,
     json: o.Json = False,
@@ -48,7 +49,7 @@ def blocks(
 
     loaded, example = loaded_network(network, seed, shape)
     with waiting(f"tracing {loaded.spec}", not quiet), foreign_output():
-        view = view_of(loaded.model, example, network.output, additions and str(additions))
+        view = view_of(loaded.model, example, network.output, additions and str(additions), concat=concat)
     table = BLOCKS.table(
         view.rows(),
         provenance(

@@ -90,6 +90,7 @@ KINDS = {
     "padding": Mark("padded shortcut", "^", COLOURS[3], True),
     "scaled": Mark("scaled shortcut", "v", COLOURS[4], False),
     "gated": Mark("gated shortcut", "s", COLOURS[2], False),
+    "concatenation": Mark("concatenation", "P", COLOURS[5], False),
     "layer": Mark("layer", "o", COLOURS[0], False),
     "layer-resized": Mark("layer that changes shape", "D", COLOURS[1], True),
 }

@@ -79,7 +79,7 @@ def unravel(
     if kind == "dag":
         if blocks is not None:
             raise UsageError("a dag shows the whole network; give a window of blocks with tree, lattice or equation")
-        if detail == "blocks" and (not len(view) or view.additions != "trunk"):
+        if detail == "blocks" and (not len(view) or not view.in_series):
             raise NoResidualBlocksError(
                 f"{_name(view)} has no chain of residual blocks to draw whole; give detail='merges'"
             )

@@ -19,7 +19,7 @@ def checked_window(view: ResidualView, blocks: Sequence[int] | None) -> tuple[in
         UsageError: the window is no pair, or outside of the network.
     """
     name = type(view.model).__name__
-    if not len(view) or view.is_plain or view.additions != "trunk":
+    if not len(view) or view.is_plain or not view.in_series:
         raise NoResidualBlocksError(f"{name} is no chain of residual blocks, so only its dag can be made: kind dag")
     if blocks is None:
         return 0, len(view) - 1

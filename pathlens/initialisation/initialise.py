@@ -110,6 +110,8 @@ def _view(model: nn.Module | ResidualView, example: Tensor | None) -> ResidualVi
     """A view of the network as it is without what an earlier initialisation attached."""
     if isinstance(model, ResidualView):
         like = torch.zeros(2, *model.input_shape)
+        if model.concat:
+            raise UsageError("schemes are for branches that are added; give a view without concatenations")
         return view_of(model.model, like, model.output, model.additions) if detach_all(model.model) else model
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")

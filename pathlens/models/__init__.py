@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlens.models.resnet_cifar import CifarResNet, resnet
     from pathlens.models.shakeshake_cifar import CifarShakeShake, shakeshake
     from pathlens.models.vgg_cifar import CifarVGG, vgg15
+    from pathlens.models.wideresnet38 import WideResNet38
+    from pathlens.models.wrn_cifar import wrn
 
 __all__ = [
     "CifarHighway",
@@ -28,6 +30,7 @@ __all__ = [
     "LoadedModel",
     "NFResNet",
     "PreActResNet",
+    "WideResNet38",
     "digits54",
     "highway",
     "load_into",
@@ -41,6 +44,7 @@ __all__ = [
     "shakeshake",
     "state_sha256",
     "vgg15",
+    "wrn",
 ]
 
 _HOMES = {
@@ -52,6 +56,8 @@ _HOMES = {
     "resnet_cifar": ("CifarResNet", "resnet"),
     "shakeshake_cifar": ("CifarShakeShake", "shakeshake"),
     "vgg_cifar": ("CifarVGG", "vgg15"),
+    "wideresnet38": ("WideResNet38",),
+    "wrn_cifar": ("wrn",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

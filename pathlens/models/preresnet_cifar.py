@@ -19,7 +19,7 @@ zero and make their deletion harmless by construction, so it is not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,11 +89,12 @@ class PreActResNet(nn.Module):
     Shapes: input ``(N, in_channels, H, W)`` of any size (32x32 for CIFAR), output logits ``(N, num_classes)``.
 
     Args:
-        block: ``PreActBasicBlock`` or ``PreActBottleneck``.
+        block: makes one of (channels that come in, width, stride), such as ``PreActBasicBlock``.
         blocks: blocks of each stage.
         num_classes: logits.
         in_channels: channels of the images.
-        widths: channels of the stages (before the expansion of bottlenecks); the stem has ``widths[0]``.
+        widths: channels of the stages (before the expansion of bottlenecks).
+        stem: channels of the first convolution; None takes ``widths[0]``.
 
     Raises:
         ModelError: ``widths`` is empty or holds a width below 1.
@@ -101,23 +102,24 @@ class PreActResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[PreActBasicBlock] | type[PreActBottleneck],
+        block: Callable[[int, int, int], nn.Module],
         blocks: int,
         num_classes: int = 10,
         in_channels: int = 3,
         widths: Sequence[int] = (16, 32, 64),
+        stem: int | None = None,
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
             raise ModelError(f"widths {tuple(widths)}: give at least one stage, each of at least 1 channel")
-        channels = widths[0]
+        channels = widths[0] if stem is None else stem
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.stages = len(widths)
         for stage, width in enumerate(widths):
             layers: list[nn.Module] = []
             for i in range(blocks):
                 layers.append(block(channels, width, 2 if stage > 0 and i == 0 else 1))
-                channels = width * block.expansion
+                channels = width * getattr(layers[-1], "expansion", 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)

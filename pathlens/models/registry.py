@@ -59,6 +59,9 @@ class Reference:
         return getattr(importlib.import_module(f"pathlens.models.{self.module}"), name)
 
 
+#: depth -> widening factors of the wide residual networks that have a name: those of the paper, and some small ones
+_WIDE = {10: (1,), 16: (1, 2, 4, 8, 10), 22: (8, 10), 28: (10, 12), 40: (1, 2, 4, 8)}
+
 REFERENCES: Mapping[str, Reference] = {
     **{f"resnet{d}": Reference("resnet_cifar", "resnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 1202)},
     **{
@@ -75,7 +78,15 @@ REFERENCES: Mapping[str, Reference] = {
         f"shakeshake26_2x{w}d": Reference("shakeshake_cifar", "shakeshake", {"depth": 26, "width": w})
         for w in (32, 64, 96)
     },
+    **{
+        f"wrn{d}_{k}": Reference("wrn_cifar", "wrn", {"depth": d, "widen": k})
+        for d, widths in _WIDE.items()
+        for k in widths
+    },
     "vgg15": Reference("vgg_cifar", "vgg15"),
+    "wideresnet38": Reference("wideresnet38", "WideResNet38", {"variant": "A"}, size=224, num_classes=1000),
+    "wideresnet38:a1": Reference("wideresnet38", "WideResNet38", {"variant": "A1"}, size=224, num_classes=1000),
+    "wideresnet38:dilated": Reference("wideresnet38", "WideResNet38", {"variant": "dilated"}, size=224, num_classes=21),
     **{
         f"nfresnet{d}:{variant}": Reference("nfresnet_cifar", "nfresnet", {"depth": d, "variant": variant})
         for d in (18, 50, 101)

@@ -129,13 +129,11 @@ class Deletion(_PartDeletion):
 
     def check(self, view: ResidualView) -> Self:
         """See :meth:`Plan.check`; plain layers have nothing to which a mean or another image could be added."""
-        if self.replacement != "zero":
-            if view.is_plain:
-                raise UsageError(
-                    f"replace {self.replacement!r}: the layers of a plain network have no shortcut beside them, so "
-                    "nothing of the image would be left; give zero, which takes the layer's input for its output"
-                )
-            require_chain(view, f"to replace branches (replace={self.replacement!r})")
+        if self.replacement != "zero" and view.is_plain:
+            raise UsageError(
+                f"replace {self.replacement!r}: the layers of a plain network have no shortcut beside them, so "
+                "nothing of the image would be left; give zero, which takes the layer's input for its output"
+            )
         return super().check(view)
 
 
@@ -158,6 +156,11 @@ class SkipDeletion(_PartDeletion):
         for block in plan.blocks:
             if view[block].is_layer:
                 raise UsageError(f"block {block} ({view[block].name}) is a plain layer and has no shortcut to delete")
+            if view[block].is_concatenation:
+                raise UsageError(
+                    f"block {block} ({view[block].name}) is a concatenation, beside whose new channels there are those "
+                    "of all blocks before and no shortcut of its own; delete its new channels (delete-blocks)"
+                )
         return plan
 
 
@@ -399,12 +402,14 @@ def require_chain(view: ResidualView, purpose: str) -> None:
         purpose: what cannot be done without, as ``to reorder them``.
 
     Raises:
-        UsageError: the blocks are residual additions wherever they lie.
+        UsageError: the blocks are residual additions and concatenations wherever they lie.
     """
-    if view.additions != "trunk":
+    if not view.in_series:
+        which = f"additions: {view.additions}" + ", with concatenations" * view.concat
+        instead = "find them without concatenations" if view.concat else "give those of its trunk (additions='trunk')"
         raise UsageError(
-            f"the {len(view)} blocks of {type(view.model).__name__} lie anywhere (additions: {view.additions}) and are "
-            f"no chain, which is needed {purpose}; give those of its trunk (additions='trunk')"
+            f"the {len(view)} blocks of {type(view.model).__name__} lie anywhere ({which}) and are no chain, which is "
+            f"needed {purpose}; {instead}"
         )
 
 

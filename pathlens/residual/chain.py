@@ -6,7 +6,7 @@ except where a network has layers between two blocks (a downsampling layer, a sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from torch import fx
 
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.residual import operations as ops
-from pathlens.residual.discover import Addition, Discovery, discover
+from pathlens.residual.concatenated import concatenated
+from pathlens.residual.discover import Addition, Discovery, concatenations, discover
 from pathlens.residual.routes import Part
 from pathlens.residual.segments import Segment, cut
 from pathlens.residual.trace import Trace
@@ -54,6 +55,17 @@ class Link:
     post: tuple[fx.Node, ...]
     bypass: fx.Node
 
+    @property
+    def channel_axis(self) -> int:
+        """Where the channels of its tensors are: 1, or last where the branch begins with a map or norm of those."""
+        for node in self.addition.branch_nodes:
+            name = ops.short_name(node)
+            if node.target in ops.CONVOLUTIONS or name in ("batch_norm", "group_norm", "instance_norm"):
+                return 1
+            if node.target in ops.WEIGHTED or name in ("layer_norm", "rms_norm"):
+                return -1
+        return 1
+
     def remainder(self, part: Part) -> fx.Node:
         """What is left of the sum where only a part of the block runs."""
         return {Part.BLOCK: self.total, Part.SHORTCUT: self.bypass, Part.BRANCH: self.branch}[part]
@@ -63,21 +75,29 @@ class Link:
 class Chain:
     """A network as stem, links and head, in one train/eval mode and for one input shape.
 
-    Links of other additions than those of the trunk lie anywhere in the graph: each has its parts and can be rewritten
-    by itself, but nothing runs from one to the next.
+    Links of other additions than those of the trunk, and of concatenations, lie anywhere in the graph: each has its
+    parts and can be rewritten by itself, but nothing runs from one to the next.
     """
 
     trace: Trace
     discovery: Discovery
     links: tuple[Link, ...]
     additions: str = "trunk"
+    concat: bool = False
     _segments: dict[tuple[fx.Node, fx.Node, fx.Node | None], Segment] = field(default_factory=dict, repr=False)
     _derived: dict[Callable[[Chain], Any], Any] = field(default_factory=dict, repr=False)
 
     @property
     def in_series(self) -> bool:
         """Whether each link starts where the one before it ends."""
-        return self.additions == "trunk"
+        return self.additions == "trunk" and not self.concat
+
+    @property
+    def kinds(self) -> str:
+        """What the blocks are."""
+        if all(link.addition.is_concatenation for link in self.links):
+            return "concatenations"
+        return "residual additions and concatenations" if self.concat else "residual additions"
 
     @cached_property
     def boundaries(self) -> tuple[fx.Node, ...]:
@@ -88,9 +108,8 @@ class Chain:
         """
         if not self.in_series:
             raise UsageError(
-                f"these {len(self.links)} blocks are residual additions anywhere in the network and no chain: their "
-                "branches and shortcuts can be deleted, but this needs blocks one after the other; give those of the "
-                "trunk (additions='trunk')"
+                f"these {len(self.links)} blocks are {self.kinds} anywhere in the network and no chain: they can be "
+                "deleted, but this needs blocks one after the other; give those of the trunk (additions='trunk')"
             )
         return (self.links[0].start, *(link.end for link in self.links))
 
@@ -171,30 +190,38 @@ def build_chain(trace: Trace, model_name: str, discovery: Discovery | None = Non
     return Chain(trace, discovery, tuple(links))
 
 
-def build_additions(trace: Trace, model_name: str, additions: str | None) -> Chain:
+def build_additions(trace: Trace, model_name: str, additions: str | None, concat: bool = False) -> Chain:
     """The additions of a graph as blocks: a chain where they are all on the trunk, else wherever they lie.
 
     Args:
         trace: the graph.
         model_name: for errors.
         additions: which ones (default: those of the trunk, and where there are none, all).
+        concat: the new channels of concatenations are blocks too, which makes them no chain where there are any.
 
     Raises:
         NoResidualBlocksError: there are none of these.
     """
-    discovery = discover(trace)
+    discovery, new_channels = concatenated(trace) if concat else (discover(trace), ())
     groups = {"trunk": discovery.trunk, "nested": discovery.nested, "off-trunk": discovery.off_trunk}
     everywhere = sorted(discovery.additions.values(), key=lambda addition: discovery.order[addition.node])
     if additions is None:
         additions = "trunk" if discovery.trunk else "all"
+    if new_channels:
+        blocks = sorted((*groups.get(additions, everywhere), *new_channels), key=lambda block: block.node)
+        return Chain(trace, discovery, _anywhere(trace, blocks), additions, concat=True)
     if additions == "trunk" or not everywhere or (additions == "all" and len(discovery.trunk) == len(everywhere)):
         return build_chain(trace, model_name, discovery)
     chosen = groups.get(additions, everywhere)
     if not chosen:
         lie = ", ".join(f"{len(group)} {name}" for name, group in groups.items() if group)
         raise NoResidualBlocksError(f"{model_name} has no {additions} additions, but {lie}; give one of these, or all")
-    links = tuple(_link(trace, addition, addition.branch_point, ()) for addition in chosen)
-    return Chain(trace, discovery, links, additions)
+    return Chain(trace, discovery, _anywhere(trace, chosen), additions)
+
+
+def _anywhere(trace: Trace, additions: Iterable[Addition]) -> tuple[Link, ...]:
+    """Links that each lie by themselves."""
+    return tuple(_link(trace, addition, addition.branch_point, ()) for addition in additions)
 
 
 def _link(trace: Trace, addition: Addition, start: fx.Node, post: tuple[fx.Node, ...]) -> Link:
@@ -218,6 +245,11 @@ def _why_none(discovery: Discovery, trace: Trace, model_name: str) -> str:
             f"{model_name} has {len(discovery.off_trunk)} residual additions, but none that every path passes "
             "(parallel trunks); give --additions all (additions='all') where a study has it, or one of its trunks as a "
             "module of its own"
+        )
+    if concatenations(trace, discovery):
+        return (
+            f"{model_name} has no residual addition: its skip connections are concatenations; give --concat "
+            "(concat=True) where a study has it"
         )
     targets = [node.target for node in trace.graph.nodes if node in discovery.input_dependent]
     if any(target is aten.cat.default for target in targets):

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
 from pathlens.residual.costs import multiply_adds
+from pathlens.residual.discover import CONCATENATION
 from pathlens.residual.trace import Trace
 
 #: levels of module names that are tried to tell the blocks of one module apart, before they are numbered
@@ -23,24 +24,25 @@ class Block:
     Attributes:
         index: position in the network, from 0.
         name: the module that the block lies in; with the module of its branch where several share one. Where blocks are
-            no chain, the module and the addition, as in ``layer1.0:add``.
+            no chain, the module and the addition, as in ``layer1.0:add``; of a concatenation, the module that computes
+            the new channels.
         stage: consecutive blocks of one output shape form a stage, from 0; where blocks are no chain, all of one shape.
         kind: of the shortcut: ``identity``; ``projection`` (learned); ``padding`` (parameter-free change of shape);
             ``scaled`` (parameter-free, shape kept); ``gated`` (highway). In plain networks ``layer`` or
-            ``layer-resized``.
+            ``layer-resized``. Of new channels that are concatenated to earlier ones, ``concatenation``.
         branch: modules of the branch.
         shortcut: operations of the shortcut; empty for an identity.
         post_activation: operations between the addition and the block's output; empty if there are none.
         transition: operations between the previous block's output and the branch point; empty if there are none.
         in_shape: shape of the branch point t_i without the batch dimension.
-        out_shape: shape of x_i without the batch dimension.
+        out_shape: shape of x_i without the batch dimension; of a concatenation, that of the new channels.
         parameters: number of parameters of the branch.
         shortcut_parameters: number of parameters of the shortcut.
         multiply_adds: multiply-adds of the branch for one example (torch.utils.flop_counter: convolutions and
             matrix products).
         shortcut_multiply_adds: multiply-adds of the shortcut for one example.
         nested: residual additions inside the branch.
-        module: that makes the sum; several blocks of one layer may share it.
+        module: that makes the sum, or computes new channels; several blocks of one layer may share it.
     """
 
     index: int
@@ -64,6 +66,11 @@ class Block:
     def is_layer(self) -> bool:
         """Whether this is a layer of a plain network, which has no shortcut."""
         return self.kind.startswith("layer")
+
+    @property
+    def is_concatenation(self) -> bool:
+        """Whether these are new channels, which are concatenated and not added."""
+        return self.kind == CONCATENATION
 
     @property
     def changes_shape(self) -> bool:
@@ -120,7 +127,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
     """The blocks of a chain with everything that a table of them shows."""
     trace = chain.trace
     costs = multiply_adds(trace)
-    names = _names(chain) if chain.in_series else _names_of_additions(chain)
+    names = _names(chain) if chain.in_series else _names_anywhere(chain)
     blocks: list[Block] = []
     stages: dict[object, int] = {}
     run = 0  # number of the consecutive blocks of one shape
@@ -148,7 +155,7 @@ def describe(chain: Chain) -> tuple[Block, ...]:
                 multiply_adds=sum(costs.get(node, 0) for node in branch),
                 shortcut_multiply_adds=sum(costs.get(node, 0) for node in shortcut),
                 nested=sum(node in nested for node in branch),
-                module=".".join(module_path(link.total)),
+                module=".".join(_adder(link)),
             )
         )
     return tuple(blocks)
@@ -189,10 +196,20 @@ def _names(chain: Chain) -> list[str]:
     return [name if repeated[name] == 1 and name else f"{name or 'block'}#{link}" for link, name in enumerate(names)]
 
 
-def _names_of_additions(chain: Chain) -> list[str]:
-    """The module that adds, and which of its residual additions it is: the same whichever of them are blocks."""
+def _names_anywhere(chain: Chain) -> list[str]:
+    """The module that adds, and which of its residual additions it is: the same whichever of them are blocks.
+
+    New channels have the name of the module that computes them, with a number where there are others.
+    """
     names: dict[fx.Node, str] = {}
     seen: Counter[str] = Counter()
+    joined = {link.total: ".".join(_adder(link)) for link in chain.links if link.addition.is_concatenation}
+    counts = Counter(joined.values())
+    for node, owner in joined.items():
+        alone = owner and counts[owner] == 1
+        names[node] = owner if alone else f"{owner}:cat{seen[owner] or ''}".lstrip(":")
+        seen[owner] += 1
+    seen.clear()
     for node in sorted(chain.discovery.additions, key=chain.discovery.order.__getitem__):
         owner = ".".join(module_path(node))
         names[node] = f"{owner}:add{seen[owner] or ''}".lstrip(":")
@@ -204,8 +221,17 @@ def _owner(link: Link) -> str:
     """The innermost module that holds both the branch and the addition."""
     if link.addition.is_layer:
         return ".".join(module_path(link.addition.branch_nodes[0]))
+    return ".".join(_common([module_path(link.total), *_branch_paths(link)]))
+
+
+def _adder(link: Link) -> tuple[str, ...]:
+    """The module that makes the sum, or the innermost that holds all that computes new channels."""
+    return _common(_branch_paths(link)) if link.addition.is_concatenation else module_path(link.total)
+
+
+def _branch_paths(link: Link) -> list[tuple[str, ...]]:
     paths = [module_path(node) for node in link.addition.branch_nodes if node.target not in ops.PRESERVING]
-    return ".".join(_common([module_path(link.total), *(path for path in paths if path)]))
+    return [path for path in paths if path]
 
 
 def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
@@ -236,7 +262,7 @@ def _largest_part(chain: Chain, link: Link, owner: str) -> str:
 
 def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:
     """Child modules of the block's owner that the branch runs through, in order; operations where there are none."""
-    owner = module_path(link.total)
+    owner = _adder(link)
     parts: list[str] = []
     for node in nodes:
         path = module_path(node)

@@ -19,6 +19,9 @@ from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
 
+CONCATENATION = "concatenation"
+"""Kind of a block that adds nothing: its new channels are concatenated to what is there."""
+
 
 @dataclass(frozen=True, eq=False)
 class Addition:
@@ -31,7 +34,8 @@ class Addition:
         terms: the operands that end the branch; several when parallel branches are summed.
         branch_nodes: nodes of the branch, in execution order.
         shortcut_nodes: nodes of the shortcut, in execution order, without those that the branch also needs.
-        kind: ``identity``, ``projection``, ``padding``, ``scaled`` or ``gated``.
+        kind: ``identity``, ``projection``, ``padding``, ``scaled`` or ``gated``; :data:`CONCATENATION` for new channels
+            beside earlier ones, of which ``node`` is what all concatenations take, and the shortcut zeros.
     """
 
     node: fx.Node
@@ -60,6 +64,11 @@ class Addition:
     def is_layer(self) -> bool:
         """Whether this stands for a layer of a plain network, which adds nothing."""
         return self.kind.startswith("layer")
+
+    @property
+    def is_concatenation(self) -> bool:
+        """Whether this stands for new channels, which are concatenated and not added."""
+        return self.kind == CONCATENATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +103,7 @@ def discover(trace: Trace) -> Discovery:
     """Find the residual additions of a trace and sort them into trunk, nested and off-trunk."""
     order = {node: position for position, node in enumerate(trace.graph.nodes)}
     input_dependent = _input_dependent(trace)
-    immediate = _immediate_dominators(trace, order, input_dependent)
+    immediate = immediate_dominators(trace, order, input_dependent)
     dominators = _dominators_of_output(trace, immediate)
     finder = _Finder(trace, order, input_dependent, immediate)
     additions: list[Addition] = []
@@ -116,7 +125,7 @@ def concatenations(trace: Trace, discovery: Discovery) -> dict[fx.Node, tuple[fx
         trace: the graph.
         discovery: its additions.
     """
-    immediate = _immediate_dominators(trace, discovery.order, discovery.input_dependent)
+    immediate = immediate_dominators(trace, discovery.order, discovery.input_dependent)
     finder = _Finder(trace, discovery.order, discovery.input_dependent, immediate)
     joined = ((n, finder.learned_of(n)) for n in discovery.order if n.target in ops.CONCATENATIONS)
     return {node: branches for node, branches in joined if branches}
@@ -157,7 +166,7 @@ def _input_dependent(trace: Trace) -> set[fx.Node]:
     return input_dependent
 
 
-def _immediate_dominators(
+def immediate_dominators(
     trace: Trace, order: dict[fx.Node, int], input_dependent: set[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
     """Immediate dominators: where the paths from the input to a node last meet.
@@ -178,6 +187,21 @@ def _immediate_dominators(
                     other = immediate[other]
         immediate[node] = meeting
     return immediate
+
+
+def tensor_before(trace: Trace, immediate: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    """The last tensor through which everything that a node is computed from has passed.
+
+    Args:
+        trace: the graph.
+        immediate: its immediate dominators.
+        node: that depends on the input.
+    """
+    before = immediate[node]
+    while not isinstance(trace.value(before), Tensor):
+        # a split has a tuple for a value; its parts start from the tensor before it
+        before = immediate[before]
+    return before
 
 
 def _is_tensor(value: object) -> bool:
@@ -220,7 +244,7 @@ class _Finder:
         if left not in self.input_dependent or right not in self.input_dependent:
             return False
         a, b = self.trace.value(left), self.trace.value(right)
-        return a.dim() == b.dim() and all(_same_size(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+        return a.dim() == b.dim() and all(same_size(m, n) for m, n in zip(a.shape, b.shape, strict=True))
 
     def _absorbs(self, outer: fx.Node, inner: fx.Node) -> bool:
         return (
@@ -254,11 +278,7 @@ class _Finder:
         return learned if len(learned) < len(operands) else ()
 
     def _branch_point(self, node: fx.Node) -> fx.Node:
-        branch_point = self.dominators[node]
-        while not isinstance(self.trace.value(branch_point), Tensor):
-            # a split has a tuple for a value; its parts start from the tensor before it
-            branch_point = self.dominators[branch_point]
-        return branch_point
+        return tensor_before(self.trace, self.dominators, node)
 
     def examine(self, node: fx.Node) -> Addition | None:
         """The residual addition that ends at ``node``, or None (with the reason in ``refused`` if it came close)."""
@@ -363,7 +383,7 @@ class _Finder:
 
     def _same_shape(self, branch_point: fx.Node, term: fx.Node) -> bool:
         before, after = self.trace.value(branch_point).shape, self.trace.value(term).shape
-        return len(before) == len(after) and all(_same_size(m, n) for m, n in zip(before, after, strict=True))
+        return len(before) == len(after) and all(same_size(m, n) for m, n in zip(before, after, strict=True))
 
     def _plain_kind(self, branch_point: fx.Node, term: fx.Node, path: set[fx.Node]) -> str:
         if all(item.target in ops.PRESERVING for item in path):
@@ -408,7 +428,7 @@ class _Finder:
         return tuple(sorted(nodes, key=self.order.__getitem__))
 
 
-def _same_size(a: object, b: object) -> bool:
+def same_size(a: object, b: object) -> bool:
     """Equality of two sizes without adding a guard on symbolic ones."""
     if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
         return str(a) == str(b)

@@ -23,8 +23,9 @@ from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
+from pathlens.residual.rewritten import Instead, Rewritten
 from pathlens.residual.routes import Part, Route
-from pathlens.residual.segments import Segment, cut
+from pathlens.residual.segments import Segment
 from pathlens.residual.sizes import may_follow_batch
 from pathlens.residual.view import ResidualView
 
@@ -124,38 +125,48 @@ class Inference:
             )
         return transition, branch, shortcut, post
 
-    def whole(self, route: Route) -> Call:
+    def whole(self, route: Route, instead: Instead | None = None) -> Call:
         """From a prepared batch to the logits, with what a route says of each block.
 
-        Where blocks are no chain, this is how they are run: one graph is prepared, and each route is that graph with
-        the sums of some blocks replaced, and without what nothing needs then.
+        Args:
+            route: what runs at each position.
+            instead: of branches that are replaced, where blocks are no chain (:class:`.Rewritten`).
         """
         if self._chain.in_series:
             calls = (self.stem, *(self.step(*step) for step in route), self.head)
             return lambda x: reduce(lambda value, call: call(value), calls, x)
-        module, ends = self._whole
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        graph.graph_copy(module.graph, copies)
-        (output,) = [node for node in module.graph.nodes if node.op == "output"]
-        copied = dict(zip(ends, (copies[node] for node in output.args[0]), strict=True))
-        last = graph.output((copied[self._chain.trace.main],))
-        # from the last sum to the first, because what remains of one may be another
-        for part, block in sorted(route, key=lambda step: ends[self._chain.links[step[1]].total], reverse=True):
-            link = self._chain.links[block]
-            if part is not Part.BLOCK:
-                copied[link.total].replace_all_uses_with(copied[link.remainder(part)])
-        _keep_needed(graph, last)
-        return lambda x: fx.Interpreter(module, graph=graph).run(x)[0]
+        return self._rewritten.route(route, instead)
+
+    def branches(self, blocks: Sequence[int], take: Call) -> Callable[[Tensor], Sequence[Tensor]]:
+        """From a prepared batch to what is taken of some branches of the intact network, in the order of the blocks.
+
+        Args:
+            blocks: which, sorted.
+            take: what is kept of a branch.
+        """
+        return self._chained_branches(blocks, take) if self._chain.in_series else self._rewritten.branches(blocks, take)
+
+    def _chained_branches(self, blocks: Sequence[int], take: Call) -> Callable[[Tensor], list[Tensor]]:
+        def call(x: Tensor) -> list[Tensor]:
+            x = self.stem(x)
+            taken = []
+            for block in range(blocks[-1] + 1):
+                if block not in blocks:
+                    x = self.step(Part.BLOCK, block)(x)
+                    continue
+                transition, branch, shortcut, post = self.pieces(block)
+                branch_point = transition(x)
+                value = branch(branch_point)
+                taken.append(take(value))
+                x = post(shortcut(branch_point) + value)
+            return taken
+
+        return call
 
     @cached_property
-    def _whole(self) -> tuple[fx.GraphModule, dict[fx.Node, int]]:
-        """The intact network, which also gives all sums and what may remain of them, and the places of these."""
-        links = self._chain.links
-        nodes = [self._chain.trace.main, *(n for link in links for n in (link.total, link.branch, link.bypass))]
-        ends = {node: place for place, node in enumerate(sorted(set(nodes)))}
+    def _rewritten(self) -> Rewritten:
         with self._lock:
-            return self._lowered(cut(self._chain.trace, self._chain.trace.source, tuple(ends))), ends
+            return Rewritten(self._chain, self._lowered)
 
     def parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """Batches cut into the parts that the engine computes at a time.
@@ -296,14 +307,6 @@ def _lower(
     graph.eliminate_dead_code()
     # copies only the tensors in use: keeping the weights that were packed would double the memory
     return fx.GraphModule(root, graph, class_name="Piece")
-
-
-def _keep_needed(graph: fx.Graph, last: fx.Node) -> None:
-    """Erase what a graph's result does not need, but its inputs."""
-    needed = ops.ancestors([last])
-    for node in reversed(graph.nodes):
-        if node not in needed and node.op != "placeholder":
-            graph.erase_node(node)
 
 
 def _fixed(graph: fx.Graph, tensors: set[fx.Node]) -> set[fx.Node]:

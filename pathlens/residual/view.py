@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import ADDITIONS, Chain, build_additions, build_chain, check_index
 from pathlens.residual.describe import Block, Totals, describe, shape_of, totals
-from pathlens.residual.discover import discover
+from pathlens.residual.discover import concatenations, discover
 from pathlens.residual.modes import in_mode
 from pathlens.residual.plain import build_layers
 from pathlens.residual.routes import Part
@@ -65,9 +65,8 @@ class ResidualView:
         self._chains: dict[Mode, Chain] = {}
         self._blocks: tuple[Block, ...] = ()
         chain = self.chain(self._example)
-        self._additions = chain.additions
+        self._additions, self._concat, self._in_series = chain.additions, chain.concat, chain.in_series
         self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
-        self._additions = chain.additions
         self._blocks = describe(chain)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,9 +94,26 @@ class ResidualView:
         return self._additions
 
     @property
+    def concat(self) -> bool:
+        """Whether there are new channels of concatenations among the blocks."""
+        return self._concat
+
+    @property
+    def in_series(self) -> bool:
+        """Whether the blocks are a chain, each starting where the one before it ends."""
+        return self._in_series
+
+    @property
     def has_others(self) -> bool:
         """Whether there are residual additions that are not among the blocks."""
-        return len(self.chain().discovery.additions) > sum(not block.is_layer for block in self._blocks)
+        chain = self.chain()
+        return bool(chain.discovery.additions.keys() - {link.total for link in chain.links})
+
+    @property
+    def has_concatenations(self) -> bool:
+        """Whether there are concatenations of a tensor with something learned from it."""
+        chain = self.chain()
+        return bool(concatenations(chain.trace, chain.discovery))
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
@@ -143,8 +159,8 @@ class ResidualView:
             [addition.node.name for addition in group if addition.node not in blocks]
             for group in (discovery.off_trunk, discovery.nested)
         )
-        if self._additions != "trunk":
-            notes.append("the blocks are residual additions wherever they lie, and no chain")
+        if not self.in_series:
+            notes.append(f"the blocks are {self.chain().kinds} wherever they lie, and no chain")
         if beside:
             notes.append(
                 f"{len(beside)} residual additions lie beside the trunk (the first: {beside[0]}) and are not blocks of "
@@ -328,7 +344,11 @@ class ResidualView:
 
 
 def find_blocks(
-    model: nn.Module, example: Tensor, output: str | int | None = None, additions: str | None = None
+    model: nn.Module,
+    example: Tensor,
+    output: str | int | None = None,
+    additions: str | None = None,
+    concat: bool = False,
 ) -> ResidualView:
     """Find the residual blocks of any model.
 
@@ -343,6 +363,9 @@ def find_blocks(
             passes and which are a chain; those ``nested`` in a side of another; those ``off-trunk`` (parallel trunks,
             levels of a U-Net); or ``all``. Default: the trunk, and all where there is none. Blocks that are no chain
             can be deleted, and what else needs blocks one after the other is refused.
+        concat: concatenations of a tensor with something learned from it are blocks too (DenseNets, U-Nets). The branch
+            is what is learned, the new channels; deleted, they are zero in every concatenation that takes them. Where
+            there are any, the blocks are no chain.
 
     Returns:
         The view of the blocks, in the order in which they are computed.
@@ -362,7 +385,7 @@ def find_blocks(
         raise UsageError(f"a model must be a torch.nn.Module; found {type(model).__name__}")
     if additions not in (None, *ADDITIONS):
         raise UsageError(f"additions {additions!r} are unknown; give {', '.join(ADDITIONS)}")
-    return ResidualView(model, example, partial(build_additions, additions=additions), output)
+    return ResidualView(model, example, partial(build_additions, additions=additions, concat=concat), output)
 
 
 def find_layers(
@@ -402,6 +425,7 @@ def view_of(
     output: str | int | None = None,
     additions: str | None = "trunk",
     may_be_empty: bool = False,
+    concat: bool = False,
 ) -> ResidualView:
     """The residual blocks of a network or, where it has none and is a plain chain, its layers.
 
@@ -411,6 +435,7 @@ def view_of(
         output: as for :func:`find_blocks`.
         additions: as for :func:`find_blocks`; here the trunk alone where nothing is said, since most studies need it.
         may_be_empty: a network without any residual addition is a view without blocks.
+        concat: as for :func:`find_blocks`.
 
     Raises:
         NoResidualBlocksError: it is neither.
@@ -423,7 +448,7 @@ def view_of(
         example = example.to(own.dtype)
     with in_mode(model):
         try:
-            return find_blocks(model, example, output, additions)
+            return find_blocks(model, example, output, additions, concat)
         except NoResidualBlocksError as none_found:
             if may_be_empty:
                 view = ResidualView(model, example, _without_blocks, output)

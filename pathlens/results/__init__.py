@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlens.errors import UsageError
 from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
+from pathlens.results.decomposition import DECOMPOSE
 from pathlens.results.initialisation import INITIALISATION
 from pathlens.results.lattice import LATTICE
 from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
@@ -37,6 +38,7 @@ RESULTS: dict[str, Result] = {
         CHOICES,
         CLASSES,
         LEARNING,
+        DECOMPOSE,
     )
 }
 """Every result by the file stem of its table."""

@@ -174,6 +174,8 @@ def test_seed_out_of_range(seed: int) -> None:
 
 NF_VARIANTS = ("batchnorm", "plain", "idshort", "learnscalar", "convshort")
 
+WIDE = {10: (1,), 16: (1, 2, 4, 8, 10), 22: (8, 10), 28: (10, 12), 40: (1, 2, 4, 8)}
+
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -186,6 +188,8 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"preresnet{d}" for d in (20, 32, 44, 56, 110, 164)),
         *(f"highway{d}" for d in (19, 31, 58)),
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),
+        *(f"wrn{d}_{k}" for d, widths in WIDE.items() for k in widths),
+        *("wideresnet38", "wideresnet38:a1", "wideresnet38:dilated"),
         "vgg15",
         "llama2",
         *(f"nfresnet{d}:{v}" for d in (18, 50, 101) for v in NF_VARIANTS),

@@ -102,8 +102,9 @@ def test_no_branch_starts_at_zero(build: Callable[[], nn.Module]) -> None:
     assert all(bool((m.weight == 1).all()) for m in norms)
 
 
-# nfresnet and llama2 have their own tests
-SMALL = [n for n in reference_names() if not n.endswith(("1202", "110")) and not n.startswith(("nfresnet", "llama"))]
+# these have their own tests
+OTHERS = ("nfresnet", "llama", "wrn2", "wrn4", "wrn16_8", "wrn16_10", "wideresnet")
+SMALL = [n for n in reference_names() if not n.endswith(("1202", "110")) and not n.startswith(OTHERS)]
 
 
 # of the twins the smallest: they differ from the networks of the same depth by their shortcuts alone

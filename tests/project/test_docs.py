@@ -118,10 +118,10 @@ def _traced_once() -> Iterator[None]:
     found: dict[object, object] = {}
     find = analyses.view_of
 
-    def view_of(model: torch.nn.Module, example: torch.Tensor, *more: str | None) -> object:
-        key = (state_sha256(model), tuple(example.shape), *more)
+    def view_of(model: torch.nn.Module, example: torch.Tensor, *more: str | None, **options: bool) -> object:
+        key = (state_sha256(model), tuple(example.shape), *more, *options.items())
         if key not in found:
-            found[key] = find(model, example, *more)
+            found[key] = find(model, example, *more, **options)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -188,7 +188,7 @@ def reduced(arguments: list[str]) -> list[str]:
         few |= {"--epochs": "1", "--train-limit": "16", "--train-batch-size": "8", "--selection": "4"}
     elif "--count" in given:
         few |= {"--count": "1:2", "--samples": "2"}
-    else:
+    elif verb != "decompose":
         few |= {"--blocks": "0:1"}
     return [verb, *kept, *(word for pair in few.items() for word in pair)]
 
@@ -225,6 +225,7 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         "path-gradients": "length",
         "signal-propagation": "second moment grows by",
         "loss-surface": "filter-normalised",
+        "decompose": "constants",
         "train": "validation",
     }
     assert told.get(small[0], "" if small[0] in ("unravel", "report") else "intact") in out
