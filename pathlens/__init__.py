@@ -12,6 +12,7 @@ from pathlens.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pathlens.analyses import (
+        decompose,
         delete_blocks,
         delete_blocks_exhaustive,
         delete_blocks_greedy,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analyses": (
+        "decompose",
         "delete_blocks",
         "delete_blocks_exhaustive",
         "delete_blocks_greedy",
@@ -58,6 +60,7 @@ __all__ = [
     "Block",
     "ResidualView",
     "applied",
+    "decompose",
     "delete_blocks",
     "delete_blocks_exhaustive",
     "delete_blocks_greedy",

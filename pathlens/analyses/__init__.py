@@ -1,5 +1,6 @@
 """The public verbs: a network and data in, a table out."""
 
+from pathlens.analyses.decomposition import decompose
 from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks
 from pathlens.analyses.profiles import lattice, path_gradients
 from pathlens.analyses.searches import delete_blocks_exhaustive, delete_blocks_greedy
@@ -8,6 +9,7 @@ from pathlens.analyses.surface import loss_surface
 from pathlens.residual import view_of
 
 __all__ = [
+    "decompose",
     "delete_blocks",
     "delete_blocks_exhaustive",
     "delete_blocks_greedy",

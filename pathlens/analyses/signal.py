@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.analyses.evaluation import task_of
-from pathlens.analyses.linear import BATCH_SIZE, Opened, opened
+from pathlens.analyses.initialised import check_batches, check_schemes, initialisations
+from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
-from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
-from pathlens.initialisation import SCHEMES, check_name, initialise
+from pathlens.initialisation import SCHEMES
 from pathlens.metrics import sample_interval
 from pathlens.plans import require_chain
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
@@ -27,9 +27,6 @@ from pathlens.residual.losses import Loss
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
-
-AS_BUILT = "as-built"
-"""The initialisation that the code of a network has, beside the schemes of :func:`pathlens.initialise`."""
 
 _MEASURED = (*QUANTITIES, *(f"gradient_{name}" for name in QUANTITIES))
 _EXPECTED = tuple(f"expected_{name}" for name in Expected.__dataclass_fields__)
@@ -103,9 +100,11 @@ def signal_propagation(
     Source: Brock, De, Smith 2021, section 3; Civitelli et al. 2021, figures 2 and 6.
     """
     schemes = [init] if isinstance(init, str) else list(init)
-    _check(schemes, seeds, steps, build, given)
+    check_schemes(schemes, seeds, build, given)
+    if steps < 0:
+        raise UsageError(f"steps {steps}: give 0 or more")
     if mode == "train":
-        _check_batches(data, options.get("batch_size"))
+        check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to follow a signal")
         losses = task_of(run.view, None).losses if loss is None else loss
@@ -114,7 +113,7 @@ def signal_propagation(
         curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
         curves += [_Curve(scheme, False) for scheme in schemes]
         for curve in curves:
-            fresh = _initialised(run, curve.label, range(seed, seed + seeds), build, standardise)
+            fresh = initialisations(run, curve.label, range(seed, seed + seeds), build, standardise)
             for number, start in fresh if curve.label in schemes else [(seed, run.view)]:
                 view = _trained(start, run, steps, lr, losses) if steps else start
                 request = (curve.label, number, standardise, steps, lr, stated.get("model"))
@@ -141,53 +140,8 @@ def signal_propagation(
     return SIGNAL_PROPAGATION.table(rows, record.entries())
 
 
-def _check(
-    schemes: Sequence[str], seeds: int, steps: int, build: Callable[[int], nn.Module] | None, given: bool | None
-) -> None:
-    if seeds < 1:
-        raise UsageError(f"seeds {seeds}: give at least 1 initialisation")
-    if steps < 0:
-        raise UsageError(f"steps {steps}: give 0 or more")
-    if given is False and not schemes:
-        raise UsageError("nothing to measure: give a scheme with init, or given=True")
-    for scheme in schemes:
-        check_name(scheme, AS_BUILT)
-    if AS_BUILT in schemes and build is None:
-        raise UsageError(f"{AS_BUILT} needs build=, which makes the network anew from a seed")
-
-
-def _check_batches(data: Data, batch_size: int | None) -> None:
-    """Batch norms in train mode need two examples, also in the last batch."""
-    size = BATCH_SIZE if batch_size is None else batch_size
-    if isinstance(data, ImageData) and size > 0 and (data.n if size >= data.n else data.n % size or size) == 1:
-        raise DataError(
-            f"{data.n} images in batches of {size} leave a batch of one, which has no statistics in train mode; give "
-            "another number of images (--limit) or batch size, or mode='eval' (--mode eval)"
-        )
-
-
 def _is_frozen(scheme: str) -> bool:
     return scheme in SCHEMES and bool(SCHEMES[scheme].note)
-
-
-def _initialised(
-    run: Opened, scheme: str, seeds: Iterable[int], build: Callable[[int], nn.Module] | None, standardise: bool
-) -> Iterator[tuple[int, ResidualView]]:
-    """Each seed, and a copy of the network with its weights, in the mode that is measured; one copy for all of them."""
-    network = copy.deepcopy(run.view.model)
-    example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.view.input_dtype))
-    view = view_of(network, example, run.view.output)
-    keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)
-    for seed in seeds:
-        if scheme == AS_BUILT:
-            assert build is not None
-            network.load_state_dict(build(seed).state_dict())
-        else:
-            initialise(view, scheme, standardise=standardise, generator=torch.Generator().manual_seed(seed))
-            view = view_of(network, example, run.view.output) if keeps else view  # what was attached is traced too
-        network.train(run.mode == "train")
-        network.requires_grad_(False)
-        yield seed, view
 
 
 def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss) -> ResidualView:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
+from pathlens.cli.decomposition import decompose
 from pathlens.cli.propagation import signal_propagation
 from pathlens.cli.surface import loss_surface
 from pathlens.errors import LONGEST, PathlensError, ResourceError, one_line, printable
@@ -53,6 +54,7 @@ app.command("delete-skips", short_help="Error with shortcuts deleted: the contro
 app.command("reorder-blocks", short_help="Error with the blocks in other orders.")(lesions.reorder_blocks)
 app.command("path-gradients", short_help="Gradient norms by path length.")(gradients.path_gradients)
 app.command("signal-propagation", short_help="Activations and gradients, block by block.")(signal_propagation)
+app.command("decompose", short_help="What each block adds to the last sum, or to the logits.")(decompose)
 app.command("loss-surface", short_help="The loss around the weights, and its curvature.")(loss_surface)
 app.command("unravel", short_help="A network as a graph: as it is, all of its paths, or a lattice.")(unravel.unravel)
 app.command("train", short_help="Train a network, whole or through some of its paths.")(training.train)

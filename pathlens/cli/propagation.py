@@ -50,12 +50,28 @@ def signal_propagation(
     Mean, variance and second moment at the end of every branch and shortcut, at their sum and behind it, and the same
     of the gradient of the loss; what theory expects; and the growth per block.
     """
+    asked: dict[str, Any] = {"seeds": seeds, "mode": mode.value, "steps": steps, "lr": lr}
+    over_initialisations("signal-propagation", "signal_propagation", common, asked)
+
+
+def over_initialisations(verb: str, analysis: str, common: SignalOptions, asked: dict[str, Any]) -> None:
+    """Run an analysis of given weights, or of several initialisations, or of both.
+
+    Args:
+        verb: on the command line.
+        analysis: its function in :mod:`pathlens.analyses`.
+        common: the options.
+        asked: what the verb alone takes, and the manifest states.
+
+    Raises:
+        PathlensError: as of the analysis, or of opening network and data.
+    """
     random = common.weights == "random"
     schemes = [name.strip() for name in common.init.split(",")] if common.init else ["as-built"] if random else []
     if common.standardise and not common.init:
         raise UsageError("--standardise belongs to --init; give both or neither")
-    asked: dict[str, Any] = {"init": schemes, "seeds": seeds, "mode": mode.value, "steps": steps, "lr": lr}
-    with setting("signal-propagation", replace(common, init=None, standardise=False)) as current:
+    asked = {"init": schemes, **asked}
+    with setting(verb, replace(common, init=None, standardise=False)) as current:
         from pathlens import analyses
         from pathlens.models import load_model
         from pathlens.runtime.memory import oom_as_error
@@ -66,11 +82,11 @@ def signal_propagation(
             return load_model(common.model, "random", **shape, seed=seed).model
 
         with (
-            progress_bar("signal-propagation", current.shows_progress, current.notes) as progress,
+            progress_bar(verb, current.shows_progress, current.notes) as progress,
             foreign_output(),
             oom_as_error(common.batch_size),
         ):
-            table = analyses.signal_propagation(
+            table = getattr(analyses, analysis)(
                 current.view,
                 current.data,
                 **asked,

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
 from pathlens.figures.blocks import structure
+from pathlens.figures.decomposition import decomposition
 from pathlens.figures.lesions import deletion, deletions, skips
 from pathlens.figures.paths import lattice, path_gradients
 from pathlens.figures.reorder import reordering
@@ -23,6 +24,7 @@ __all__ = [
     "DOUBLE",
     "SINGLE",
     "Figure",
+    "decomposition",
     "deletion",
     "deletions",
     "draw",

@@ -11,7 +11,15 @@ from pathlens.metrics.classification import (
     count_values,
     require_labels,
 )
-from pathlens.metrics.intervals import holm, kendall_tau, mcnemar_p, paired_interval, sample_interval, wilson_interval
+from pathlens.metrics.intervals import (
+    holm,
+    interval_of_sums,
+    kendall_tau,
+    mcnemar_p,
+    paired_interval,
+    sample_interval,
+    wilson_interval,
+)
 from pathlens.metrics.tasks import Task, task_for, task_named
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
@@ -25,6 +33,7 @@ __all__ = [
     "count_pairs",
     "count_values",
     "holm",
+    "interval_of_sums",
     "kendall_tau",
     "mcnemar_p",
     "paired_interval",

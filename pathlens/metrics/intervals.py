@@ -157,6 +157,26 @@ def sample_interval(
     return max(bounds[0], mean - half), min(bounds[1], mean + half)
 
 
+def interval_of_sums(n: int, total: float, squares: float) -> tuple[float | None, float | None]:
+    """Student's 95 % interval for the mean of independent samples of which only sums are known.
+
+    Args:
+        n: samples.
+        total: their sum.
+        squares: the sum of their squares.
+
+    Returns:
+        Lower and upper end; ``(None, None)`` for fewer than two samples, or sums that are not finite.
+    """
+    from scipy.special import stdtrit
+
+    if n < 2 or not (math.isfinite(total) and math.isfinite(squares)):
+        return None, None
+    mean = total / n
+    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(max(0.0, squares / n - mean**2) / (n - 1))
+    return mean - half, mean + half
+
+
 def kendall_tau(order: Sequence[int]) -> float:
     """Kendall's rank correlation between an order of blocks and the trained order.
 

@@ -15,8 +15,7 @@ from torch import Tensor, fx
 
 from pathlens.errors import UsageError
 from pathlens.propagation.moments import Moments, moments
-from pathlens.residual import operations as ops
-from pathlens.residual.chain import Chain, Link
+from pathlens.residual.chain import Chain
 from pathlens.residual.losses import Loss
 from pathlens.residual.segments import cut
 
@@ -50,17 +49,6 @@ def places(chain: Chain) -> dict[Place, fx.Node]:
     return nodes
 
 
-def channel_axis(link: Link) -> int:
-    """Where the channels of a block's tensors are: 1, or last where the branch begins with a map or norm of those."""
-    for node in link.addition.branch_nodes:
-        name = ops.short_name(node)
-        if node.target in ops.CONVOLUTIONS or name in ("batch_norm", "group_norm", "instance_norm"):
-            return 1
-        if node.target in ops.WEIGHTED or name in ("layer_norm", "rms_norm"):
-            return -1
-    return 1
-
-
 def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Place, Reading]:
     """Moments of activations and gradients at every block, for one batch.
 
@@ -87,7 +75,7 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
     at: dict[str, list[Place]] = {}
     for place, node in nodes.items():
         at.setdefault(node.name, []).append(place)
-    axes = {place: channel_axis(chain.links[max(0, place[0])]) for place in nodes}
+    axes = {place: chain.links[max(0, place[0])].channel_axis for place in nodes}
 
     def tap(name: str, value: Tensor) -> None:
         for place in at[name]:

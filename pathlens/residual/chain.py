@@ -55,6 +55,17 @@ class Link:
     post: tuple[fx.Node, ...]
     bypass: fx.Node
 
+    @property
+    def channel_axis(self) -> int:
+        """Where the channels of its tensors are: 1, or last where the branch begins with a map or norm of those."""
+        for node in self.addition.branch_nodes:
+            name = ops.short_name(node)
+            if node.target in ops.CONVOLUTIONS or name in ("batch_norm", "group_norm", "instance_norm"):
+                return 1
+            if node.target in ops.WEIGHTED or name in ("layer_norm", "rms_norm"):
+                return -1
+        return 1
+
     def remainder(self, part: Part) -> fx.Node:
         """What is left of the sum where only a part of the block runs."""
         return {Part.BLOCK: self.total, Part.SHORTCUT: self.bypass, Part.BRANCH: self.branch}[part]

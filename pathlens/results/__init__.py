@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlens.errors import UsageError
+from pathlens.results.decomposition import DECOMPOSE
 from pathlens.results.initialisation import INITIALISATION
 from pathlens.results.lattice import LATTICE
 from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
@@ -32,6 +33,7 @@ RESULTS: dict[str, Result] = {
         INITIALISATION,
         SIGNAL_PROPAGATION,
         LOSS_SURFACE,
+        DECOMPOSE,
     )
 }
 """Every result by the file stem of its table."""

@@ -186,7 +186,7 @@ def reduced(arguments: list[str]) -> list[str]:
         few["--points"] = "3"
     elif "--count" in given:
         few |= {"--count": "1:2", "--samples": "2"}
-    else:
+    elif verb != "decompose":
         few |= {"--blocks": "0:1"}
     return [verb, *kept, *(word for pair in few.items() for word in pair)]
 
@@ -223,6 +223,7 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         "path-gradients": "length",
         "signal-propagation": "second moment grows by",
         "loss-surface": "filter-normalised",
+        "decompose": "constants",
         "train": "validation",
     }
     assert told.get(small[0], "" if small[0] in ("unravel", "report") else "intact") in out

@@ -1,0 +1,237 @@
+"""The break-up of a sum: what the stem and each branch contribute to it, over initialisations or as trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from statistics import fmean
+from typing import Unpack
+
+from torch import Tensor, nn
+
+from pathlens.analyses.evaluation import task_of
+from pathlens.analyses.initialised import check_batches, check_schemes, initialisations
+from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.options import Options
+from pathlens.analyses.runner import Progress
+from pathlens.analyses.sources import Data
+from pathlens.decomposition import (
+    CONSTANTS,
+    STEM,
+    SUM,
+    WHOLE,
+    Contribution,
+    decompose_at,
+    measure_summands,
+    target_of,
+)
+from pathlens.errors import DataError, UsageError
+from pathlens.metrics import interval_of_sums, sample_interval
+from pathlens.metrics.tasks import Task
+from pathlens.plans import require_chain
+from pathlens.residual import ResidualView
+from pathlens.results import decomposition as words
+from pathlens.results.decomposition import DECOMPOSE
+from pathlens.tables import Table
+from pathlens.tables.declared import MutableRow
+
+_DTYPES = ("float32", "float64")
+
+#: by key of the summand: of one initialisation
+_Values = dict[int, Contribution]
+
+
+@dataclass
+class _Curve:
+    """A name, and what was measured with each seed."""
+
+    label: str
+    seeds: list[_Values] = field(default_factory=list)
+
+
+def decompose(
+    model: nn.Module | ResidualView,
+    data: Data,
+    *,
+    at: str | int = SUM,
+    init: str | Sequence[str] = (),
+    seeds: int = 5,
+    given: bool | None = None,
+    mode: str = "eval",
+    standardise: bool = False,
+    seed: int = 0,
+    build: Callable[[int], nn.Module] | None = None,
+    task: str | None = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Table:
+    r"""Write the last sum of a network, or another, or its output, as stem plus what each block contributes.
+
+    The output of each branch is carried through everything behind it but for later branches; see
+    :mod:`pathlens.decomposition.carry` for what becomes of it at norms and activations. The summands are checked to add
+    up to the whole, operation by operation, in every batch. Moments are of each batch by itself, and are averaged.
+
+    Args:
+        model: the network or its view. It is not changed.
+        data: an opened data set, or batches of (images, labels).
+        at: ``sum`` of the last block, the index of a block for its sum, or ``output``: then also what each summand adds
+            to the logit of the label, and the error with the blocks up to it alone (a logit lens with the norms of the
+            whole).
+        init: schemes of :func:`pathlens.initialise`, or ``as-built``, each a curve over ``seeds`` initialisations.
+        seeds: initialisations of each scheme: ``seed``, ``seed + 1``, ...
+        given: also measure the weights that the model has (default: where no scheme is given).
+        mode: ``eval``, or ``train`` with the statistics of the batch in batch norms.
+        standardise: as of :func:`pathlens.initialise`.
+        seed: of the first initialisation.
+        build: seed -> the network anew, for ``as-built``.
+        task: what the outputs are, by name (default: what their shape fits).
+        dtype: ``float32`` or ``float64`` (default: the model's type).
+        progress: called with (batches done, batches in all).
+        **options: see :func:`pathlens.analyses.linear.opened`.
+
+    Returns:
+        A row for each curve and summand: the stem, the constants, and each block up to the place.
+
+    Raises:
+        UsageError: no such place, no seeds, an unknown scheme, mode or type, a plain network, or blocks that are no
+            chain.
+        ModelError: an operation on the way from a block to the place is not affine, even with its norms and gates as
+            they are; or a scheme that does not fit the network.
+        DataError: a batch of one example in train mode, or no examples.
+
+    Source: Youssin, "Training deep resnets" (the break-up of the last sum); nostalgebraist 2020, "interpreting GPT: the
+    logit lens" (the idea of reading logits off an inner tensor).
+    """
+    schemes = [init] if isinstance(init, str) else list(init)
+    check_schemes(schemes, seeds, build, given)
+    if dtype not in (None, *_DTYPES):
+        raise UsageError(f"dtype {dtype!r} is too coarse to add up summands; give {' or '.join(_DTYPES)}")
+    if mode == "train":
+        check_batches(data, options.get("batch_size"))
+    with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
+        require_chain(run.view, "to write a sum as summands")
+        _, block = target_of(run.view.chain(), at)
+        place = "output" if block is None else f"sum of block {block}"
+        asked = task_of(run.view, task) if block is None else None
+        stated = options.get("provenance") or {}
+        curves = [_Curve(str(stated.get("weights", "as given")))] if given or not schemes else []
+        curves += [_Curve(scheme) for scheme in schemes]
+        for curve in curves:
+            fresh = initialisations(run, curve.label, range(seed, seed + seeds), build, standardise)
+            for number, view in fresh if curve.label in schemes else [(seed, run.view)]:
+                request = (at, curve.label, number, standardise, stated.get("model"), task)
+                run.identify("decompose", request)
+                batches = run.runner.run(f"{curve.label} {number}", _measuring(view, run, at, asked))
+                curve.seeds.append(_averaged(batches.values()))
+        rows = [row for curve in curves for row in _rows(curve, run.view)]
+        record = run.record(
+            verb="decompose",
+            at=place,
+            seed=seed,
+            measured={"seeds": seeds if schemes else 1, "standardised": standardise},
+            resumed_units=run.runner.resumed,
+            processes=run.runner.group.world,
+            seconds=run.runner.seconds,
+        )
+    return DECOMPOSE.table(rows, record.entries())
+
+
+def _measuring(
+    view: ResidualView, run: Opened, at: str | int, task: Task | None
+) -> Callable[[int, Tensor, Tensor], list[list[float]]]:
+    def compute(batch: int, images: Tensor, targets: Tensor) -> list[list[float]]:
+        if run.mode == "train" and len(images) < 2:
+            raise DataError(
+                f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
+            )
+        images = run.moved(images)
+        chain = view.chain(images)
+        target, block = target_of(chain, at)
+        whole, summands = decompose_at(chain, images, target)
+        numbers = measure_summands(chain, whole, summands, block, task, targets.to(run.runner.device))
+        return [[key, *astuple(contribution)] for key, contribution in numbers.items()]
+
+    return compute
+
+
+def _averaged(batches: Iterable[list[list[float]]]) -> _Values:
+    """The numbers of each summand: moments averaged over batches, counts added up."""
+    by_key: dict[int, list[Contribution]] = {}
+    for batch in batches:
+        for key, *numbers in batch:
+            by_key.setdefault(int(key), []).append(Contribution(*numbers))
+    if not by_key:
+        raise DataError("the data has no examples; give at least one batch")
+    return {key: _together(parts) for key, parts in by_key.items()}
+
+
+def _together(parts: Sequence[Contribution]) -> Contribution:
+    second_moment, variance, covariance, *counts = zip(*map(astuple, parts), strict=True)
+    return Contribution(*map(fmean, (second_moment, variance, covariance)), *map(sum, counts))
+
+
+def _rows(curve: _Curve, view: ResidualView) -> Iterator[MutableRow]:
+    """The rows of a curve: stem, constants, blocks."""
+    for key in curve.seeds[0]:
+        if key == WHOLE:
+            continue
+        block = view[key] if key >= 0 else None
+        about: MutableRow = {
+            "network": type(view.model).__name__,
+            "weights": curve.label,
+            "seeds": len(curve.seeds),
+            "summand": {STEM: words.STEM, CONSTANTS: words.CONSTANTS}.get(key, words.BLOCK),
+            "block": None if key == CONSTANTS else key,
+            "name": block.name if block else "",
+            "stage": block.stage if block else (view[0].stage if key == STEM else None),
+            "kind": block.kind if block else None,
+        }
+        yield {**about, **_quantities([(seed[key], seed[WHOLE]) for seed in curve.seeds])}
+
+
+def _quantities(seeds: Sequence[tuple[Contribution, Contribution]]) -> MutableRow:
+    """The columns of a summand, from it and the whole of each seed."""
+    parts = [part for part, _ in seeds]
+    shares = [_ratio(part.covariance, whole.variance) for part, whole in seeds]
+    row: MutableRow = {
+        "share": _mean(shares),
+        "variance_ratio": _mean([_ratio(part.variance, whole.variance) for part, whole in seeds]),
+        "correlation": _mean(
+            [_ratio(part.covariance, math.sqrt(part.variance * whole.variance)) for part, whole in seeds]
+        ),
+        "norm": _mean([math.sqrt(part.second_moment) for part in parts]),
+        "norm_ratio": _mean([_root(_ratio(part.second_moment, whole.second_moment)) for part, whole in seeds]),
+    }
+    row |= dict.fromkeys(("logit", "logit_low", "logit_high", "error_through"))
+    row["share_low"], row["share_high"] = _interval(shares)
+    if parts[0].units:
+        logits = [_ratio(part.logit, part.examples) for part in parts]
+        row["logit"] = _mean(logits)
+        row["logit_low"], row["logit_high"] = (
+            _interval(logits)
+            if len(parts) > 1
+            else interval_of_sums(int(parts[0].examples), parts[0].logit, parts[0].logit_squares)
+        )
+        row["error_through"] = _mean([_ratio(part.wrong, part.units) for part in parts])
+    return row
+
+
+def _ratio(value: float, whole: float) -> float | None:
+    """None where there is nothing to compare with, or a number is not finite."""
+    return value / whole if whole and math.isfinite(value) and math.isfinite(whole) else None
+
+
+def _root(value: float | None) -> float | None:
+    return None if value is None else math.sqrt(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    known = [value for value in values if value is not None]
+    return sample_interval(known) if len(known) == len(values) > 1 else (None, None)

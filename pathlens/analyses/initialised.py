@@ -1,0 +1,89 @@
+"""Networks initialised anew: each scheme of a list, from several seeds, for analyses of networks before training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from pathlens.analyses.linear import BATCH_SIZE, Opened
+from pathlens.analyses.sources import Data
+from pathlens.data import ImageData
+from pathlens.errors import DataError, UsageError
+from pathlens.initialisation import SCHEMES, check_name, initialise
+from pathlens.residual import ResidualView, view_of
+
+AS_BUILT = "as-built"
+"""The initialisation that the code of a network has, beside the schemes of :func:`pathlens.initialise`."""
+
+
+def check_schemes(
+    schemes: Sequence[str], seeds: int, build: Callable[[int], nn.Module] | None, given: bool | None
+) -> None:
+    """Raise unless there is something to measure.
+
+    Args:
+        schemes: names.
+        seeds: initialisations of each.
+        build: seed -> the network anew.
+        given: whether the weights that the model has are measured too.
+
+    Raises:
+        UsageError: no seeds, nothing to measure, an unknown scheme, or ``as-built`` without ``build``.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds {seeds}: give at least 1 initialisation")
+    if given is False and not schemes:
+        raise UsageError("nothing to measure: give a scheme with init, or given=True")
+    for scheme in schemes:
+        check_name(scheme, AS_BUILT)
+    if AS_BUILT in schemes and build is None:
+        raise UsageError(f"{AS_BUILT} needs build=, which makes the network anew from a seed")
+
+
+def check_batches(data: Data, batch_size: int | None) -> None:
+    """Batch norms in train mode need two examples, also in the last batch.
+
+    Args:
+        data: images, or batches, which are checked when they come.
+        batch_size: examples at a time (default: that of gradients).
+
+    Raises:
+        DataError: a batch of one.
+    """
+    size = BATCH_SIZE if batch_size is None else batch_size
+    if isinstance(data, ImageData) and size > 0 and (data.n if size >= data.n else data.n % size or size) == 1:
+        raise DataError(
+            f"{data.n} images in batches of {size} leave a batch of one, which has no statistics in train mode; give "
+            "another number of images (--limit) or batch size, or mode='eval' (--mode eval)"
+        )
+
+
+def initialisations(
+    run: Opened, scheme: str, seeds: Iterable[int], build: Callable[[int], nn.Module] | None, standardise: bool
+) -> Iterator[tuple[int, ResidualView]]:
+    """Each seed, and a copy of the network with its weights, in the mode that is measured; one copy for all of them.
+
+    Args:
+        run: the network.
+        scheme: name.
+        seeds: of the initialisations.
+        build: seed -> the network anew, for ``as-built``.
+        standardise: as of :func:`pathlens.initialise`.
+    """
+    network = copy.deepcopy(run.view.model)
+    example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.view.input_dtype))
+    view = view_of(network, example, run.view.output)
+    keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)
+    for seed in seeds:
+        if scheme == AS_BUILT:
+            assert build is not None
+            network.load_state_dict(build(seed).state_dict())
+        else:
+            initialise(view, scheme, standardise=standardise, generator=torch.Generator().manual_seed(seed))
+            view = view_of(network, example, run.view.output) if keeps else view  # what was attached is traced too
+        network.train(run.mode == "train")
+        network.requires_grad_(False)
+        yield seed, view

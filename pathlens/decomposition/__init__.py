@@ -1,0 +1,17 @@
+"""The break-up of a sum: what stem and branches contribute to a tensor of the network, and to its output."""
+
+from pathlens.decomposition.carry import CONSTANTS, STEM, Summands, decompose_at
+from pathlens.decomposition.measure import OUTPUT, SUM, WHOLE, Contribution, measure_summands, target_of
+
+__all__ = [
+    "CONSTANTS",
+    "OUTPUT",
+    "STEM",
+    "SUM",
+    "WHOLE",
+    "Contribution",
+    "Summands",
+    "decompose_at",
+    "measure_summands",
+    "target_of",
+]

@@ -1,0 +1,1 @@
+"""Tests of the break-up of a sum."""
