@@ -1,0 +1,76 @@
+"""Does a policy beat networks that run as many blocks for all images? The rules, set before looking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pathlens.metrics import holm
+from pathlens.tables import Table
+from studies.rules import claims
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, OURS, Claim, Verdict
+
+_TEST = (
+    "McNemar's exact test on the same images, two-sided, corrected by Holm's method over all networks that the policy "
+    "of a seed is compared with; at least three seeds that show the same."
+)
+
+
+def _claim(name: str, beaten: str, rule: str) -> Claim:
+    says = f"A policy that chooses blocks image by image errs less than {beaten} of as many blocks for all images."
+    return Claim(name, says, OURS, rule, _TEST)
+
+
+RANDOM = _claim(
+    "policy against random sets", "random sets", "The policy errs less than more than half of the random sets."
+)
+SINGLE = _claim(
+    "policy against single lesions",
+    "the set whose blocks cost most when they alone are deleted",
+    "The policy errs less than that network.",
+)
+GREEDY = _claim(
+    "policy against greedy deletion", "the set that a greedy deletion leaves", "The policy errs less than that network."
+)
+_KINDS = {"random": RANDOM, "single": SINGLE, "greedy": GREEDY}
+
+
+def of_seed(table: Table) -> dict[Claim, Verdict]:
+    """What one policy shows.
+
+    Args:
+        table: of ``blockdrop``.
+    """
+    others = [row for row in table.rows if row["kept"] is not None]
+    corrected = holm([row["policy_p"] for row in others])
+    verdicts = {}
+    for kind, claim in _KINDS.items():
+        own = [(row, p) for row, p in zip(others, corrected, strict=True) if row["network"] == kind]
+        verdicts[claim] = _verdict(own) if own else Verdict(CANNOT_TELL, "the policy runs all blocks")
+    return verdicts
+
+
+def _verdict(compared: Sequence[tuple[Mapping[str, Any], float]]) -> Verdict:
+    better, worse = (sum(p <= LEVEL and sign * row["policy_difference"] > 0 for row, p in compared) for sign in (1, -1))
+    outcome = claims.majority(len(compared), better, worse)
+    gaps = sorted(100 * row["policy_difference"] for row, _ in compared)
+    gap = gaps[len(gaps) // 2]
+    if len(compared) > 1:
+        return Verdict(
+            outcome, f"better than {better} of {len(compared)}, worse than {worse}; median {gap:+.2f} points", gap
+        )
+    words = {AGREES: "better", DISAGREES: "worse", CANNOT_TELL: "no difference shown"}
+    return Verdict(outcome, f"{words[outcome]}, {gap:+.2f} points", gap, p=compared[0][1])
+
+
+def verdicts(tables: Mapping[str, Table], network: str) -> list[dict[str, Any]]:
+    """The rows of the table of claims.
+
+    Args:
+        tables: of ``blockdrop``, one of each seed.
+        network: that the policies choose from.
+    """
+    seeds = [of_seed(table) for table in tables.values()]
+    return [
+        claims.row(claim, network, claims.over_networks([one[claim] for one in seeds])) for claim in _KINDS.values()
+    ]
