@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
     from pathlens.models import load_model
     from pathlens.pages import report_page
+    from pathlens.policies import blockdrop
     from pathlens.residual import Block, ResidualView, find_blocks, find_layers
     from pathlens.training import train
 
@@ -53,6 +54,7 @@ _HOMES = {
     "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
     "models": ("load_model",),
     "pages": ("report_page",),
+    "policies": ("blockdrop",),
     "residual": ("Block", "ResidualView", "find_blocks", "find_layers"),
     "training": ("train",),
 }
@@ -62,6 +64,7 @@ __all__ = [
     "Block",
     "ResidualView",
     "applied",
+    "blockdrop",
     "decompose",
     "delete_blocks",
     "delete_blocks_exhaustive",

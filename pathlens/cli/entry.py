@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pathlens.cli import gradients, lesions, reporting, structure, training, unravel
+from pathlens.cli.blockdrop import blockdrop
 from pathlens.cli.decomposition import decompose
 from pathlens.cli.propagation import signal_propagation
 from pathlens.cli.surface import loss_surface
@@ -56,6 +57,7 @@ app.command("path-gradients", short_help="Gradient norms by path length.")(gradi
 app.command("signal-propagation", short_help="Activations and gradients, block by block.")(signal_propagation)
 app.command("decompose", short_help="What each block adds to the last sum, or to the logits.")(decompose)
 app.command("loss-surface", short_help="The loss around the weights, and its curvature.")(loss_surface)
+app.command("blockdrop", short_help="Blocks that a policy chooses for each image.")(blockdrop)
 app.command("unravel", short_help="A network as a graph: as it is, all of its paths, or a lattice.")(unravel.unravel)
 app.command("train", short_help="Train a network, whole or through some of its paths.")(training.train)
 app.command("report", short_help="One HTML page of the results in run folders.")(reporting.report)

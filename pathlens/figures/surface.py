@@ -16,15 +16,12 @@ from pathlens.errors import UsageError
 from pathlens.figures.lesions import percent_axis
 from pathlens.figures.style import COLOURS, DOUBLE, MUTED, legend_outside, new_figure, style, to_rows
 from pathlens.results.result import Row, Rows
-from pathlens.results.surface import draws_of, is_grid, lines_of, lowest
+from pathlens.results.surface import HIGHEST, SMALLEST, draws_of, is_grid, lines_of, lowest
 from pathlens.results.text import number
 from pathlens.tables import Table
 
 _NEEDED = ("draw", "x", "y", "loss", "error")
-_HIGHEST = 10.0
-"""Nats that are drawn: what is above is as high (Li et al. 2018 cut their contours off there too)."""
 _LEVELS = 15
-_SMALLEST = 1e-4  # nats; what is below is drawn as this, on logarithmic scales
 
 Surface: TypeAlias = Table | pd.DataFrame | Rows
 
@@ -58,8 +55,8 @@ def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
         UsageError: columns are missing, one is no grid, or no loss is finite.
     """
     grids = {words: _grid(to_rows(table, _NEEDED, "loss surface")) for words, table in tables.items()}
-    least = min((losses.min() for _, _, losses in grids.values()), default=_SMALLEST)
-    most = max((losses.max() for _, _, losses in grids.values()), default=_HIGHEST)
+    least = min((losses.min() for _, _, losses in grids.values()), default=SMALLEST)
+    most = max((losses.max() for _, _, losses in grids.values()), default=HIGHEST)
     levels = np.geomspace(least, max(most, least * 1.01), _LEVELS)
     with style():
         # one surface has its two pictures side by side, several have them below each other
@@ -81,10 +78,10 @@ def _grid(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise UsageError("this table of loss-surface is no grid with finite losses; give one of two directions")
     part = next(iter(draws_of(rows).values()))
     x, y = (np.unique([row[axis] for row in part]) for axis in ("x", "y"))
-    losses = np.full((len(y), len(x)), _HIGHEST)
+    losses = np.full((len(y), len(x)), HIGHEST)
     for row in part:
-        value = _HIGHEST if row["loss"] is None else row["loss"]
-        losses[np.searchsorted(y, row["y"]), np.searchsorted(x, row["x"])] = min(max(value, _SMALLEST), _HIGHEST)
+        value = HIGHEST if row["loss"] is None else row["loss"]
+        losses[np.searchsorted(y, row["y"]), np.searchsorted(x, row["x"])] = min(max(value, SMALLEST), HIGHEST)
     return x, y, losses
 
 
@@ -136,8 +133,8 @@ def _lines(rows: Rows, width: float) -> Figure:
             axes.axvline(0, color=MUTED, lw=0.5, ls=":")
             axes.set_xlabel("coordinate")
         finite = [value for one in losses for value in one["y"] if value is not None]
-        if max(finite) > _HIGHEST:
-            left.set_ylim(0, _HIGHEST)
+        if max(finite) > HIGHEST:
+            left.set_ylim(0, HIGHEST)
         percent_axis(right, [row["error"] for row in rows])
         left.set_ylabel("loss (nats)")
         right.set_ylabel("error (%)")

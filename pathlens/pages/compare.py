@@ -62,19 +62,32 @@ def _stated(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
-    """One chart for each kind of chart that two runs or more have, with a curve for each run."""
+    """One chart for each kind of chart that two runs or more have: a curve for each run, or maps beside each other."""
     kinds = dict.fromkeys(chart["family"] for own in charts for chart in own)
     overlaid = []
     for kind in kinds:
         pairs = [(index, chart) for index, own in enumerate(charts) for chart in own if chart["family"] == kind]
+        if len(pairs) > 1 and all("surfaces" in chart for _, chart in pairs):
+            overlaid.append(_beside(runs, pairs))
+            continue
         shared = _shared_key([chart for _, chart in pairs])
         if len(pairs) > 1 and shared is not None:
             overlaid.append(_overlay(runs, pairs, shared))
     return overlaid
 
 
+def _beside(runs: list[Run], pairs: list[tuple[int, Chart]]) -> Chart:
+    """One map with the surfaces of all runs, so that they have the same colours."""
+    surfaces = [
+        {**surface, "name": ", ".join(filter(None, (runs[index].label, surface["name"])))}
+        for index, chart in pairs
+        for surface in chart["surfaces"]
+    ]
+    return {**pairs[0][1], "surfaces": surfaces}
+
+
 def _shared_key(charts: list[Chart]) -> str | None:
-    keys = [[series["key"] for series in chart["series"]] for chart in charts]
+    keys = [[series["key"] for series in chart.get("series", ())] for chart in charts]
     return next((key for key in keys[0] if all(key in own for own in keys)), None)
 
 

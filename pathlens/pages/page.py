@@ -21,7 +21,7 @@ from pathlens.results.text import said
 from pathlens.storage import atomic_write_bytes
 from pathlens.tables import Scalar
 
-_SCRIPTS = ("common.js", "chart.js", "lattice.js", "table.js", "theme.js", "page.js")
+_SCRIPTS = ("common.js", "chart.js", "lattice.js", "contour.js", "table.js", "theme.js", "page.js")
 
 
 class _BlockNames(TypedDict):

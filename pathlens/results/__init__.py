@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlens.errors import UsageError
+from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
 from pathlens.results.decomposition import DECOMPOSE
 from pathlens.results.initialisation import INITIALISATION
 from pathlens.results.lattice import LATTICE
@@ -34,6 +35,10 @@ RESULTS: dict[str, Result] = {
         INITIALISATION,
         SIGNAL_PROPAGATION,
         LOSS_SURFACE,
+        BLOCKDROP,
+        CHOICES,
+        CLASSES,
+        LEARNING,
         DECOMPOSE,
     )
 }

@@ -6,6 +6,11 @@ A chart is a mapping with ``family`` (charts of one family can be laid over each
 ``high`` (intervals), ``band`` (draw those as a band), ``line`` (``solid``, ``dash``, ``dot`` or ``none``), and
 ``marks`` (kind of each point, an index into ``kinds``). Beside them stand ``rules`` (horizontal lines), ``shade`` (a
 range of x), ``stages``, and ``heads`` (what a place is called).
+
+A contour map has ``surfaces`` and ``layers`` in the place of series. A surface has ``name``, the coordinates ``x`` and
+``y`` of a grid, and by the key of each layer the values, row by row from the first y on. A layer has ``key``, ``name``,
+``label``, and where it has them ``log``, ``percent``, and ``low`` and ``high``, beyond which values look like these.
+All surfaces of a map have the same colours.
 """
 
 from __future__ import annotations
@@ -39,6 +44,14 @@ PERCENT: Axis = {"label": "error (%)", "percent": True}
 def chart(family: str, title: str, x: str, y: Axis, series: list[Series], whole: bool = True, **more: Any) -> Chart:
     """A chart; ``x`` is the label of its axis, ``whole`` says that places on it are whole numbers."""
     return {"family": family, "title": title, "x": {"label": x, "whole": whole}, "y": y, "series": series, **more}
+
+
+def contour_map(
+    family: str, title: str, x: str, y: str, surfaces: list[dict[str, Any]], layers: list[dict[str, Any]]
+) -> Chart:
+    """A contour map; ``x`` and ``y`` are the labels of its axes."""
+    axes = {"x": {"label": x}, "y": {"label": y}}
+    return {"family": family, "title": title, **axes, "surfaces": surfaces, "layers": layers}
 
 
 def cut_off(series: Sequence[Series], decades: int = _DECADES) -> tuple[list[Series], str]:

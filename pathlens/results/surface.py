@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
+from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, contour_map, scaled
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number, percent, summary
 
@@ -17,6 +18,12 @@ BASIN = 0.1
 
 CONVEX = 0.1
 """A point counts as convex where the smallest eigenvalue is no more negative than this share of the largest one."""
+
+HIGHEST = 10.0
+"""Nats that are drawn: what is above is as high (Li et al. 2018 cut their contours off there too)."""
+
+SMALLEST = 1e-4
+"""Nats; what is below is drawn as this, on logarithmic scales."""
 
 _CURVATURE = "nats / weight^2"
 
@@ -182,15 +189,48 @@ class LossSurface(Result):
         return [*headlines, *of_curvature(provenance)]
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
-        """Loss and error along the line; of a grid along its two axes."""
+        """Loss and error along the line; of a grid as a map, and along its two axes."""
         axes: tuple[tuple[str, float, Axis], ...] = (("loss", 1, {"label": "loss (nats)"}), ("error", 100, PERCENT))
         charts = []
+        surfaces = surfaces_of(rows)
+        if surfaces:
+            title = "Loss and error on the plane around the weights"
+            charts.append(contour_map("surface map", title, "first direction", "second direction", surfaces, _LAYERS))
         for what, factor, y in axes:
             series = [one for one in lines_of(rows, what, factor) if any(value is not None for value in one["y"])]
             if series:
                 title = f"{what.capitalize()} around the weights"
                 charts.append(chart(f"surface {what}", title, "coordinate", y, series, whole=False))
         return charts
+
+
+_LAYERS: list[dict[str, Any]] = [
+    {"key": "loss", "name": "loss", "label": "loss (nats)", "log": True, "low": SMALLEST, "high": HIGHEST},
+    {"key": "error", "name": "error", "label": "error (%)", "percent": True},
+]
+
+
+def surfaces_of(rows: Rows) -> list[dict[str, Any]]:
+    """Loss and error of each draw on its grid, for a contour map; none of a line, or of a grid that has gaps."""
+    surfaces: list[dict[str, Any]] = []
+    by_draw = draws_of(rows)
+    for draw, part in by_draw.items():
+        # in the order of the places: y by y, each from the first x on
+        x, y = (sorted({row[axis] for row in part if row.get(axis) is not None}) for axis in ("x", "y"))
+        if min(len(x), len(y)) < 2 or [(row["x"], row.get("y")) for row in part] != list(_places(x, y, len(part))):
+            continue
+        surface: dict[str, Any] = {"name": f"draw {draw}" if len(by_draw) > 1 else "", "x": x, "y": y}
+        values = {
+            "loss": scaled((row["loss"] for row in part), 1),
+            "error": scaled((row["error"] for row in part), 100),
+        }
+        surfaces.append(surface | values)
+    return surfaces
+
+
+def _places(x: Sequence[float], y: Sequence[float], most: int) -> Iterator[tuple[float, float]]:
+    """The points of a grid, and no more than one too many: what a file says need be no grid at all."""
+    return islice(((across, up) for up in y for across in x), most + 1)
 
 
 def lines_of(rows: Rows, what: str, factor: float = 1) -> list[Series]:

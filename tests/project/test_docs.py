@@ -184,6 +184,8 @@ def reduced(arguments: list[str]) -> list[str]:
         few["--limit"] = "6"  # no batch of a single image, which batch norms refuse
     elif verb == "loss-surface":
         few["--points"] = "3"
+    elif verb == "blockdrop":
+        few |= {"--epochs": "1", "--train-limit": "16", "--train-batch-size": "8", "--selection": "4"}
     elif "--count" in given:
         few |= {"--count": "1:2", "--samples": "2"}
     elif verb != "decompose":

@@ -10,7 +10,9 @@
   };
   for (const host of document.querySelectorAll("[data-chart]")) {
     const [run, index] = host.dataset.chart.split(":");
-    new Chart(host, (run === "together" ? data.together : data.runs[run].charts)[index]);
+    const spec = (run === "together" ? data.together : data.runs[run].charts)[index];
+    if (spec.surfaces) new ContourMap(host, spec);
+    else new Chart(host, spec);
   }
   for (const host of document.querySelectorAll("[data-lattice]")) {
     const [run, ...stem] = host.dataset.lattice.split(":");

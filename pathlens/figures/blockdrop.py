@@ -1,0 +1,78 @@
+"""Blocks that are chosen for each image: what they cost in error, and which they are."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pathlens.errors import UsageError
+from pathlens.figures.lesions import finish, whiskers
+from pathlens.figures.style import COLOURS, DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
+from pathlens.results.blockdrop import WORDS, rows_of, usage
+from pathlens.results.measured import error_series
+from pathlens.tables import Table
+
+_NEEDED = ("network", "sample", "blocks", "error", "error_low", "error_high")
+_MARKERS = {"policy": "D", "random": "o", "single": "s", "greedy": "^", "tuned": "v"}
+
+
+def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
+    """Error against the blocks that run: the policy, and networks that run as many for all images.
+
+    Args:
+        table: of ``blockdrop``; errors are fractions and drawn in percent.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there is no policy.
+    """
+    rows = to_rows(table, _NEEDED, "blockdrop")
+    if not rows_of(rows, "policy"):
+        raise UsageError("the table has no policy; give one of blockdrop")
+    drawn = [row for row in rows if row["network"] == "random" and row["sample"] is not None]
+    with style():
+        figure = new_figure(width, 2.6)
+        axes = figure.add_subplot()
+        sets = error_series(drawn, "blocks")
+        axes.plot(sets["x"], sets["y"], "o", color=COLOURS[1], ms=2.6, mew=0, alpha=0.35)
+        for colour, (kind, marker) in enumerate(_MARKERS.items()):
+            if points := rows_of(rows, kind):
+                series = error_series(points, "blocks")
+                look = {"color": COLOURS[colour], "ms": 4.5, "mew": 0, "elinewidth": 0.8, "capsize": 1.5}
+                axes.errorbar(series["x"], series["y"], whiskers(series), fmt=marker, label=WORDS[kind], **look)
+        whole = next(iter(rows_of(rows, "intact")), None)
+        axes.margins(x=0.35)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        finish(axes, whole, rows, "blocks that run for an image, mean", width)
+    return figure
+
+
+def choices(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
+    """How many blocks run for an image, and for how many images each block runs.
+
+    Args:
+        table: of the choices of ``blockdrop``, a row for each image.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there are no choices.
+    """
+    rows = to_rows(table, ("blocks", "choice"), "choices of blockdrop")
+    shares = usage(rows)
+    if not shares:
+        raise UsageError("the table has no choices of one network; give blockdrop-choices of blockdrop")
+    with style():
+        figure = new_figure(width, 2.4)
+        left, right = figure.subplots(1, 2)
+        counts = pd.Series([row["blocks"] for row in rows]).value_counts().sort_index()
+        left.bar(counts.index, counts, color=COLOURS[0], width=0.9)
+        left.xaxis.set_major_locator(block_ticks())
+        left.set_xlabel("blocks that run for an image")
+        left.set_ylabel("images")
+        right.bar(range(len(shares)), [100 * share for share in shares], color=COLOURS[0], width=0.9)
+        right.xaxis.set_major_locator(block_ticks())
+        right.set_ylim(0, 100)
+        right.set_xlabel("block")
+        right.set_ylabel("images for which it runs (%)")
+    return figure

@@ -1,0 +1,290 @@
+"""Training of a policy by policy gradient: on a frozen network, and then together with the network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pathlens.analyses.agreement import check_agreement
+from pathlens.data import ImageData, check_labels
+from pathlens.errors import NumericsError, UsageError
+from pathlens.models import state_sha256
+from pathlens.policies import network as policies
+from pathlens.policies.network import PolicyNetwork
+from pathlens.policies.rewards import bounded, most_probable, reward, surrogate
+from pathlens.policies.routing import chosen_logits
+from pathlens.residual import ResidualView, view_of
+from pathlens.residual.inference import Inference
+from pathlens.residual.routes import intact
+from pathlens.results.blockdrop import LearningRow
+from pathlens.tables import Provenance
+from pathlens.tables.declared import Row
+from pathlens.training import recipe_for, state
+from pathlens.training.batches import BLOCKS, Augmentation, TrainingBatches, generator
+from pathlens.training.network import Partial, memory_format
+
+_SECONDS = 120.0  # between two checkpoints inside an epoch
+_SUMS = ("images", "reward", "correct", "blocks", "likely_correct", "likely_blocks", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a policy is trained.
+
+    Attributes:
+        epochs: passes over the training images with the network frozen.
+        joint_epochs: passes after that in which network and policy are trained together.
+        batch_size: images in a step.
+        lr: learning rate of Adam, for the policy.
+        joint_lr: that of both in the joint epochs.
+        penalty: gamma, minus the reward of a wrong prediction.
+        alpha: bound of the probabilities while blocks are drawn, in (0.5, 1].
+        curriculum: epochs until the policy chooses all blocks, or None for one epoch a block, and at most half of the
+            epochs. 0 is no curriculum.
+        seed: of the policy's weights, the order of the images, their augmentation, and the draws.
+
+    Raises:
+        UsageError: a setting that no training can have; the message names it.
+    """
+
+    epochs: int = 30
+    joint_epochs: int = 0
+    batch_size: int = 128
+    lr: float = 1e-3
+    joint_lr: float = 1e-4
+    penalty: float = 5.0
+    alpha: float = 0.95
+    curriculum: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("joint_epochs", 0), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)}: give {least} or more")
+        for name in ("lr", "joint_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} {getattr(self, name):g}: give a number above 0")
+        if not 0 <= self.penalty < math.inf:
+            raise UsageError(f"penalty {self.penalty:g}: give 0 or more; a wrong prediction is worth minus the penalty")
+        if not 0.5 < self.alpha <= 1:
+            raise UsageError(
+                f"alpha {self.alpha:g}: give more than 0.5 and at most 1, the largest probability of a block"
+            )
+        if self.curriculum is not None and not 0 <= self.curriculum < math.inf:
+            raise UsageError(f"curriculum {self.curriculum:g}: give a number of epochs, or 0 for none")
+
+    def choosing(self, epoch: float, blocks: int) -> int:
+        """How many of the last blocks the policy chooses; those before them are kept.
+
+        With a curriculum of as many epochs as there are blocks, these are t in the t-th epoch (Wu et al. 2018,
+        section 3); other lengths, also of parts of an epoch, are ours.
+
+        Args:
+            epoch: since the beginning, with its fraction.
+            blocks: of the network.
+        """
+        length = min(blocks, self.epochs / 2) if self.curriculum is None else self.curriculum
+        return blocks if epoch >= length else min(blocks, math.floor(blocks * epoch / length) + 1)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained policy.
+
+    Attributes:
+        policy: in eval mode.
+        view: of the network that it is for: the one that was given, or a copy that was trained with it.
+        history: a row for each epoch.
+    """
+
+    policy: PolicyNetwork
+    view: ResidualView
+    history: list[Row]
+
+
+class Learner:
+    """Takes a policy, and maybe its network, through all epochs.
+
+    Args:
+        view: of the network, which is never changed.
+        data: training images.
+        settings: of the training.
+        mean: of each channel, of pixels in [0, 1].
+        std: likewise.
+        device: where to compute, where the network is too.
+
+    Attributes:
+        arguments: what must be the same when a training goes on.
+    """
+
+    def __init__(
+        self,
+        view: ResidualView,
+        data: ImageData,
+        settings: Settings,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+    ) -> None:
+        self.settings, self.view = settings, view
+        self.policy = policies.fresh(view, settings.seed)
+        if settings.joint_epochs:
+            model = copy.deepcopy(view.model)
+            model.requires_grad_(True)
+            dtype = next(model.parameters()).dtype
+            example = data.batch(0, min(2, data.n), mean=mean, std=std, device=device, dtype=dtype).images
+            self.view = view_of(model, example, view.output)
+        self._device, self._dtype = device, next(view.model.parameters()).dtype
+        recipe = recipe_for(data.name)
+        self._batches = TrainingBatches(
+            data,
+            settings.batch_size,
+            Augmentation(recipe.crop, recipe.flip),
+            mean,
+            std,
+            device,
+            self._dtype,
+            settings.seed,
+            memory_format=memory_format(self.view.model),
+        )
+        self._frozen = Inference(view, device, self._dtype)
+        first = self._batches(0)[0]
+        with torch.no_grad():
+            check_agreement(self._frozen, first)
+            check_labels(data, self._frozen.whole(intact(len(view)))(self._frozen.prepare(first[:2])).shape[1])
+        self._partial = Partial(self.view)
+        self.arguments: Provenance = {
+            **dataclasses.asdict(settings),
+            "crop": recipe.crop,
+            "flip": recipe.flip,
+            "mean": list(mean),
+            "std": list(std),
+            "train_images": data.n,
+            "train_sha256": data.fingerprint,
+            "network_sha256": state_sha256(view.model),
+        }
+        # one module, so that one checkpoint holds what is trained
+        self._trained = nn.ModuleDict({"policy": self.policy})
+        groups = [{"params": list(self.policy.parameters())}]
+        if settings.joint_epochs:
+            self._trained["network"] = self.view.model
+            groups.append({"params": list(self.view.model.parameters())})
+        self._optimizer = torch.optim.Adam(groups, lr=settings.lr)
+
+    def run(
+        self,
+        folder: Path | None = None,
+        on_epoch: Callable[[Row], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Learned:
+        """Train to the end, from the checkpoint in a folder where there is one.
+
+        Args:
+            folder: of the checkpoint; None keeps nothing.
+            on_epoch: called with each row of the history.
+            progress: called with (steps done, steps in all).
+
+        Raises:
+            NumericsError: the policy's logits or the loss are NaN or infinite.
+            CheckpointError: a checkpoint that is damaged.
+            RunError: a checkpoint of a run with other arguments.
+            ResourceError: the disk is full.
+        """
+        position = state.TrainState(0, [0.0] * (len(_SUMS) + 1), [], self.arguments)
+        checkpoint = None if folder is None else state.find(folder)
+        if folder is not None and checkpoint is not None:
+            position = state.peek(checkpoint)
+            state.check_arguments(position.arguments, self.arguments, folder)
+            state.load(checkpoint, self._trained, self._optimizer)
+        per_epoch = self._batches.per_epoch
+        total = (self.settings.epochs + self.settings.joint_epochs) * per_epoch
+        history = position.history
+        sums = torch.tensor(position.sums[:-1], dtype=torch.float64)
+        earlier, began, saved = position.sums[-1], time.monotonic(), time.monotonic()
+        self.policy.train()
+        self.view.model.eval()
+        for step in range(position.step, total):
+            sums += self._step(step)
+            done = step + 1
+            seconds = earlier + time.monotonic() - began
+            if done % per_epoch == 0:
+                history.append(self._row(done, sums, seconds))
+                if on_epoch is not None:
+                    on_epoch(history[-1])
+                sums.zero_()
+                seconds, earlier, began = 0.0, 0.0, time.monotonic()
+            if folder is not None and (done % per_epoch == 0 or time.monotonic() - saved > _SECONDS):
+                kept = state.TrainState(done, [*sums.tolist(), seconds], history, self.arguments)
+                state.save(folder, self._trained, self._optimizer, kept)
+                saved = time.monotonic()
+            if progress is not None:
+                progress(done, total)
+        return Learned(self.policy.eval(), self.view, history)
+
+    def _step(self, step: int) -> Tensor:
+        """One step; sums over its images, in the order of ``_SUMS``."""
+        settings, blocks = self.settings, len(self.view)
+        images, labels, _ = self._batches(step)
+        epoch = step / self._batches.per_epoch
+        joint = epoch >= settings.epochs
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.joint_lr if joint else settings.lr
+        first = blocks - settings.choosing(epoch, blocks)
+        logits = self.policy(images)
+        if not logits.isfinite().all():
+            raise NumericsError(
+                f"the policy gives NaN or infinity in step {step}; give a smaller --lr; the checkpoint is from before"
+            )
+        drawn = torch.from_numpy(generator(settings.seed, BLOCKS, step).random((len(images), blocks)))
+        kept = drawn < bounded(logits.detach(), settings.alpha).cpu()
+        likely = most_probable(logits.detach()).cpu()
+        kept[:, :first] = likely[:, :first] = True
+        loss = logits.new_zeros(())
+        with torch.no_grad():
+            if joint:
+                others = self._partial(images, likely.T.contiguous())
+            else:
+                answers, others = chosen_logits(self._frozen, images, (kept, likely))
+        if joint:
+            answers = self._partial(images, kept.T.contiguous())
+            loss = nn.functional.cross_entropy(answers, labels)
+        correct, likely_correct = (((given.argmax(1) == labels).cpu()) for given in (answers, others))
+        rewards = reward(kept, correct, settings.penalty)
+        advantage = (rewards - reward(likely, likely_correct, settings.penalty)).to(self._device)
+        chosen = kept[:, first:].to(self._device)
+        gradient = surrogate(logits[:, first:], chosen, advantage, settings.alpha).mean()
+        self._optimizer.zero_grad()
+        (gradient + loss).backward()
+        if not math.isfinite(loss.item()):
+            raise NumericsError(
+                f"the loss is NaN or infinite in step {step}; give a smaller --joint-lr; the checkpoint is from before"
+            )
+        self._optimizer.step()
+        counts = [len(images), rewards.sum(), correct.sum(), kept.sum(), likely_correct.sum(), likely.sum()]
+        return torch.tensor([*map(float, counts), loss.item() * len(images)], dtype=torch.float64)
+
+    def _row(self, done: int, sums: Tensor, seconds: float) -> Row:
+        epoch = done // self._batches.per_epoch
+        of = dict(zip(_SUMS, sums.tolist(), strict=True))
+        joint = epoch > self.settings.epochs
+        row = LearningRow(
+            epoch=epoch,
+            phase="joint" if joint else "frozen",
+            choosing=self.settings.choosing((done - 1) / self._batches.per_epoch, len(self.view)),
+            reward=of["reward"] / of["images"],
+            error=1 - of["correct"] / of["images"],
+            blocks=of["blocks"] / of["images"],
+            likely_error=1 - of["likely_correct"] / of["images"],
+            likely_blocks=of["likely_blocks"] / of["images"],
+            loss=of["loss"] / of["images"] if joint else None,
+            seconds=round(seconds, 3),
+        )
+        return vars(row)

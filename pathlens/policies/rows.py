@@ -1,0 +1,174 @@
+"""Rows of the tables of ``blockdrop``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pathlens.data import ImageData
+from pathlens.metrics import PairedCounts, holm, sample_interval, wilson_interval
+from pathlens.policies.baselines import Fixed
+from pathlens.policies.evaluation import Answers, Measured
+from pathlens.residual import ResidualView
+from pathlens.residual.costs import multiply_adds
+from pathlens.residual.modes import in_mode
+from pathlens.residual.trace import trace
+from pathlens.results.blockdrop import ChoiceRow, ClassRow, ImageRow
+from pathlens.results.measured import Measured as MeasuredColumns
+from pathlens.tables.declared import MutableRow, Row, Rows
+
+
+class Costs:
+    """Multiply-adds for one image.
+
+    Args:
+        view: of the network.
+        policy: that chooses.
+    """
+
+    def __init__(self, view: ResidualView, policy: torch.nn.Module) -> None:
+        own = next(policy.parameters())
+        with in_mode(policy):
+            traced = trace(policy, torch.zeros(2, *view.input_shape, device=own.device, dtype=own.dtype), None)
+        self.policy = sum(multiply_adds(traced).values())
+        self.branches = torch.tensor([block.multiply_adds for block in view], dtype=torch.float64)
+        self.whole = view.totals.multiply_adds
+
+    def mean(self, kept: Tensor) -> float:
+        """Over images, of the blocks that run, shape (images, K), with stem, shortcuts and head."""
+        return self.whole - float((~kept).double().mean(0) @ self.branches)
+
+
+def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs, intact: Answers | None) -> list[MutableRow]:
+    """A row for each network, and one for the mean over random sets.
+
+    Args:
+        measured: the whole network, the policy's, and those of the sets.
+        sets: that run the same blocks for all images.
+        costs: of the network and the policy.
+        intact: what the network answered before it was trained with the policy, or None where it was not.
+    """
+    named: list[tuple[str, Answers, Fixed | None]] = [("intact", measured.whole if intact is None else intact, None)]
+    named += [] if intact is None else [("tuned", measured.whole, None)]
+    named += [("policy", measured.policy, None)]
+    named += [(fixed.network, answers, fixed) for fixed, answers in zip(sets, measured.others, strict=True)]
+    rows = [_row(network, answers, named[0][1], measured.policy, fixed, costs) for network, answers, fixed in named]
+    # two ways may lead to one set of blocks, which is then one network and one test
+    names = [row["network"] if row["kept"] is None else row["kept"] for row in rows[1:]]
+    family = {name: row["p"] for name, row in zip(names, rows[1:], strict=True)}
+    corrected = dict(zip(family, holm(list(family.values())), strict=True))
+    for name, row in zip(names, rows[1:], strict=True):
+        row["p_holm"] = corrected[name]
+    drawn = [row for row in rows if row["network"] == "random"]
+    at = next((index for index, row in enumerate(rows) if row["network"] == "single"), len(rows))
+    return [*rows[:at], *([_mean(drawn)] if len(drawn) > 1 else []), *rows[at:]]
+
+
+def _row(
+    network: str, answers: Answers, intact: Answers, policy: Answers, fixed: Fixed | None, costs: Costs
+) -> MutableRow:
+    run = answers.kept.sum(1).double()
+    row = ChoiceRow(
+        network=network,
+        sample=None if fixed is None else fixed.sample,
+        blocks=float(run.mean()),
+        blocks_sd=float(run.std(correction=0)),
+        choices=len(answers.kept.unique(dim=0)),
+        kept=None if fixed is None else ",".join(map(str, fixed.kept)),
+        multiply_adds=costs.mean(answers.kept) + (costs.policy if answers is policy else 0),
+        seconds=answers.seconds,
+        **{**vars(MeasuredColumns()), **answers.counts.columns(), "nonfinite": answers.counts.nonfinite},
+    )
+    columns = vars(row)
+    if answers is not intact:
+        pair = _pair(intact.correct, answers.correct)
+        low, high = pair.interval
+        columns |= {"difference": pair.difference, "difference_low": low, "difference_high": high}
+        columns |= {"lost": pair.lost, "gained": pair.gained, "p": pair.p}
+    if answers is not policy:
+        pair = _pair(policy.correct, answers.correct)
+        columns |= {"policy_difference": pair.difference, "policy_lost": pair.lost}
+        columns |= {"policy_gained": pair.gained, "policy_p": pair.p}
+    return columns
+
+
+def _pair(first: Tensor, other: Tensor) -> PairedCounts:
+    return PairedCounts(len(first), int((first & ~other).sum()), int((~first & other).sum()))
+
+
+def _mean(rows: Rows) -> MutableRow:
+    """The mean over random sets, with Student's interval."""
+    mean: MutableRow = {**vars(ChoiceRow()), "network": "random"}
+    for name in ("blocks", "blocks_sd", "choices", "multiply_adds", "n", "nonfinite"):
+        mean[name] = rows[0][name]
+    values = [row["multiply_adds"] for row in rows]
+    mean["multiply_adds"] = math.fsum(values) / len(rows)
+    mean["nonfinite"] = sum(row["nonfinite"] for row in rows)
+    for name, bounds in (("error", (0.0, 1.0)), ("difference", (-1.0, 1.0)), ("policy_difference", (-1.0, 1.0))):
+        values = [row[name] for row in rows]
+        mean[name] = math.fsum(values) / len(rows)
+        if name != "policy_difference":
+            mean[f"{name}_low"], mean[f"{name}_high"] = sample_interval(values, bounds=bounds)
+    losses = [row["loss"] for row in rows]
+    mean["loss"] = None if None in losses else math.fsum(losses) / len(rows)
+    return mean
+
+
+def image_rows(measured: Measured, intact: Answers) -> list[Row]:
+    """A row for each image.
+
+    Args:
+        measured: with the policy's choices.
+        intact: what the intact network answered.
+    """
+    policy = measured.policy
+    columns = (measured.labels, policy.kept, policy.correct, intact.correct)
+    return [
+        vars(
+            ImageRow(
+                image=image,
+                label=label,
+                blocks=sum(kept),
+                choice="b" + "".join(map(str, map(int, kept))),
+                correct=int(correct),
+                intact_correct=int(before),
+            )
+        )
+        for image, (label, kept, correct, before) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+    ]
+
+
+def class_rows(measured: Measured, intact: Answers, data: ImageData) -> list[Row]:
+    """A row for each class that has images.
+
+    Args:
+        measured: with the policy's choices.
+        intact: what the intact network answered.
+        data: which may name the classes.
+    """
+    rows: list[Row] = []
+    for label in sorted(set(measured.labels.tolist())):
+        here = measured.labels == label
+        kept, wrong = measured.policy.kept[here], int((~measured.policy.correct[here]).sum())
+        run, images = kept.sum(1).double(), int(here.sum())
+        low, high = wilson_interval(wrong, images)
+        rows.append(
+            vars(
+                ClassRow(
+                    label=label,
+                    name=data.class_names[label] if data.class_names and label < len(data.class_names) else None,
+                    n=images,
+                    blocks=float(run.mean()),
+                    blocks_sd=float(run.std(correction=0)),
+                    choices=len(kept.unique(dim=0)),
+                    error=wrong / images,
+                    error_low=low,
+                    error_high=high,
+                    intact_error=float((~intact.correct[here]).double().mean()),
+                )
+            )
+        )
+    return rows

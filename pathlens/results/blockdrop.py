@@ -1,0 +1,247 @@
+"""The tables of ``blockdrop``: networks at the same number of blocks, choices by image and class, and the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pathlens.results import measured
+from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
+from pathlens.results.measured import error_rules, error_series, with_interval
+from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.text import said
+
+WORDS = {
+    "intact": "intact network",
+    "tuned": "tuned network, all blocks",
+    "policy": "policy",
+    "random": "random sets",
+    "single": "best by single lesions",
+    "greedy": "greedy deletion",
+}
+"""What the networks of the table are called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Which:
+    network: str = column(
+        "",
+        "intact; tuned (jointly with the policy, all blocks); policy; or one of the same number of blocks for all "
+        "images: random, single (those of which the deletion alone costs most) or greedy (left by a greedy deletion)",
+    )
+    sample: int | None = column("", "number of the random set; missing for others and in the row of their mean")
+    blocks: float = column("blocks", "blocks that run for an image, mean")
+    blocks_sd: float = column("blocks", "standard deviation of it over images")
+    choices: int = column("", "different choices of blocks among the images")
+    kept: str | None = column("", "the blocks that run, where they are the same for all images and some are not run")
+    multiply_adds: float = column("", "multiply-adds for an image, mean; of the policy with those of its own network")
+    seconds: float | None = column(
+        "s", "measured time for all images, in turns with the policy's, which has its own network's in it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Against:
+    policy_difference: float | None = column("fraction", "error minus that of the policy on the same images")
+    policy_lost: int | None = column("images", "those that the policy alone classifies correctly")
+    policy_gained: int | None = column("images", "those that this network alone classifies correctly, not the policy")
+    policy_p: float | None = column("", "McNemar's exact test against the policy, two-sided, not corrected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRow(_Against, measured.Measured, _Which):
+    """One network on all images."""
+
+
+def rows_of(rows: Rows, *networks: str) -> list[Row]:
+    """Rows of some kinds of networks, of random sets that of their mean.
+
+    Args:
+        rows: of the table of ``blockdrop``.
+        *networks: their kinds.
+    """
+    chosen = [row for row in rows if row["network"] in networks and None not in (row["blocks"], row["error"])]
+    return [row for row in chosen if row["network"] != "random" or row.get("sample") is None]
+
+
+def _name(row: Row, name: str) -> str:
+    words = WORDS.get(row["network"], str(row["network"]))
+    if row["network"] != "random":
+        return words
+    return "random set" if row.get("sample") is not None else f"{words}, mean"
+
+
+class BlockDropped(Result):
+    """The main table of ``blockdrop``."""
+
+    name = "blockdrop"
+    row = ChoiceRow
+    needed = ("network", "blocks", *measured.NEEDED)
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "network": Shown(text=_name, left=True),
+        "blocks": Shown("blocks\nrun", formatted(".2f")),
+        "blocks_sd": Shown("s.d.", formatted(".2f"), gives_way=4),
+        "choices": Shown("different\nchoices", gives_way=5),
+        "multiply_adds": Shown("multiply-\nadds", formatted(".3g"), gives_way=6),
+        "seconds": Shown("measured\nseconds", formatted(".2f"), gives_way=7),
+        **measured.SHOWN,
+        "policy_difference": Shown("beyond\npolicy", measured.points, gives_way=1),
+    }
+    bar = "error"
+    figure = "blockdrop.trade_off"
+    what = "blocks chosen for each image"
+
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
+        """The errors, and the blocks that the policy runs."""
+        lines = [with_interval(f"Error, {WORDS[kind]}", row) for kind in WORDS for row in rows_of(rows, kind)]
+        for row in rows_of(rows, "policy"):
+            spread = "" if row.get("blocks_sd") is None else f"standard deviation {row['blocks_sd']:.2f}"
+            of = f" of {said(provenance['blocks'])}" if "blocks" in provenance else ""
+            lines.insert(0, Headline("Blocks run for an image", f"{row['blocks']:.2f}{of}", spread))
+        return lines
+
+    def notes(self, provenance: Provenance) -> list[str]:
+        """How networks were compared, what the policy saves, and on what the numbers rest."""
+        saved = [str(provenance["saved"])] if provenance.get("saved") else []
+        return [*saved, *measured.notes(provenance)]
+
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
+        """Error against the blocks that run."""
+        series = []
+        for colour, kind in enumerate(("policy", "random", "single", "greedy")):
+            if points := rows_of(rows, kind):
+                line = error_series(points, "blocks", key=kind, name=WORDS[kind], colour=colour)
+                series.append({**line, "line": "none"})
+        whole = next(iter(rows_of(rows, "intact")), None)
+        rules = error_rules(whole, WORDS["intact"])
+        label = "blocks that run for an image"
+        return [chart("error by blocks", f"Error by {label}", label, PERCENT, series, whole=False, rules=rules)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """What was chosen for one image."""
+
+    image: int = column("", "its row in the data, from 0")
+    label: int = column("", "its class")
+    blocks: int = column("blocks", "blocks that run for it")
+    choice: str = column(
+        "", "a digit for each block, 1 where it runs; begins with b, so that no reader takes it for a number"
+    )
+    correct: int = column("", "1 where the policy's network classifies it correctly")
+    intact_correct: int = column("", "1 where the intact network does")
+
+
+def bits(choice: str | None) -> list[int]:
+    """The digits of a choice.
+
+    Args:
+        choice: as the table has it; anything else gives no digits.
+    """
+    mark, digits = (choice or "")[:1], (choice or "")[1:]
+    return [int(digit) for digit in digits] if mark == "b" and set(digits) <= {"0", "1"} else []
+
+
+def usage(rows: Rows) -> list[float]:
+    """Share of the images for which each block runs; empty where choices are of different lengths.
+
+    Args:
+        rows: of the table of choices.
+    """
+    choices = [bits(row["choice"]) for row in rows]
+    if not choices or len({len(choice) for choice in choices}) > 1:
+        return []
+    return [sum(block) / len(choices) for block in zip(*choices, strict=True)]
+
+
+class Choices(Result):
+    """The choices of ``blockdrop``, image by image."""
+
+    name = "blockdrop-choices"
+    row = ImageRow
+    needed = ("image", "label", "blocks", "choice", "correct")
+    figure = "blockdrop.choices"
+    what = "the choice of blocks for each image"
+
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
+        """How often each block runs."""
+        shares = usage(rows)
+        if not shares:
+            return []
+        series: Series = {"key": "usage", "name": "images", "colour": 0, "x": list(range(len(shares)))}
+        series["y"] = scaled(shares, 100)
+        y: dict[str, str] = {"label": "images for which it runs (%)"}
+        return [chart("block usage", "Images for which each block runs", "block", y, [series])]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """What was chosen for the images of one class."""
+
+    label: int = column("", "the class")
+    name: str | None = column("", "its name, where the data state it")
+    n: int = column("images", "images of it")
+    blocks: float = column("blocks", "blocks that run for an image of it, mean")
+    blocks_sd: float = column("blocks", "standard deviation of it over images")
+    choices: int = column("", "different choices of blocks among them")
+    error: float = column("fraction", "share that the policy's network classifies wrongly")
+    error_low: float = column("fraction", "lower end of the 95 % interval (Wilson)")
+    error_high: float = column("fraction", "upper end of it")
+    intact_error: float = column("fraction", "share that the intact network classifies wrongly")
+
+
+class Classes(Result):
+    """The choices of ``blockdrop``, class by class."""
+
+    name = "blockdrop-classes"
+    row = ClassRow
+    needed = ("label", "blocks", "intact_error", *measured.NEEDED)
+    what = "the choice of blocks by class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRow:
+    """One epoch of the training of a policy; of its images, augmented, with the weights of each step."""
+
+    epoch: int = column("", "epochs done")
+    phase: str = column("", "frozen: the policy alone is trained; joint: the network too")
+    choosing: int = column("blocks", "so many of the last blocks are chosen by the policy, at the epoch's end")
+    reward: float = column("", "reward of the drawn choices, mean over images")
+    error: float = column("fraction", "share classified wrongly under the drawn choices")
+    blocks: float = column("blocks", "blocks of the drawn choices, mean over images")
+    likely_error: float = column("fraction", "share classified wrongly under the most probable choices")
+    likely_blocks: float = column("blocks", "blocks of the most probable choices, mean over images")
+    loss: float | None = column(
+        "nats", "mean cross-entropy under the drawn choices; missing while the network is frozen"
+    )
+    seconds: float = column("s", "wall time of the epoch's steps")
+
+
+class Learning(Result):
+    """How a policy was trained."""
+
+    name = "blockdrop-training"
+    row = LearningRow
+    needed = ("epoch", "choosing", "reward", "likely_error", "likely_blocks")
+    what = "a policy trained"
+
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
+        """Reward and blocks by epoch."""
+        epochs = [row["epoch"] for row in rows]
+        charts = []
+        for name, key, words in (
+            ("reward", "reward", "reward of drawn choices"),
+            ("blocks", "likely_blocks", "blocks of the most probable choice"),
+        ):
+            series: Series = {"key": key, "name": words, "colour": 0, "x": epochs, "y": [row[key] for row in rows]}
+            charts.append(
+                chart(f"policy {name}", f"{words.capitalize()} by epoch", "epoch", {"label": words}, [series])
+            )
+        return charts
+
+
+BLOCKDROP = BlockDropped()
+CHOICES = Choices()
+CLASSES = Classes()
+LEARNING = Learning()
