@@ -1,6 +1,7 @@
 """The public verbs: a network and data in, a table out."""
 
 from pathlens.analyses.decomposition import decompose
+from pathlens.analyses.influence import delete_blocks_influence
 from pathlens.analyses.lesions import delete_blocks, delete_skips, reorder_blocks
 from pathlens.analyses.profiles import lattice, path_gradients
 from pathlens.analyses.searches import delete_blocks_exhaustive, delete_blocks_greedy
@@ -13,6 +14,7 @@ __all__ = [
     "delete_blocks",
     "delete_blocks_exhaustive",
     "delete_blocks_greedy",
+    "delete_blocks_influence",
     "delete_skips",
     "lattice",
     "loss_surface",

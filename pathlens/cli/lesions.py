@@ -29,7 +29,7 @@ Count = Annotated[
 ]
 
 
-Search = StrEnum("Search", "random greedy exhaustive")
+Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
 Replace = StrEnum("Replace", "zero mean resample")
 Task = StrEnum("Task", "classification next-token segmentation")
@@ -76,8 +76,9 @@ def delete_blocks(
     search: Annotated[
         Search,
         o.option(
-            "How sets are found: drawn; by deleting the best next block, up to the largest --count (default 20); or "
-            "all of up to --count blocks (default 2), with what each costs beyond the sum of its blocks."
+            "How sets are found: drawn; by deleting the best next block, or what changes its input least (influence), "
+            "up to the largest --count (default 20); or all of up to --count blocks (default 2), with what each costs "
+            "beyond the sum of its blocks."
         ),
     ] = Search.random,
     group: Annotated[
@@ -97,17 +98,25 @@ def delete_blocks(
 
     In a plain network layers are deleted. A sweep that was killed goes on when the same command is given again.
     """
+    arguments: dict[str, object]
     if search != Search.random:
-        if group != Group.block or contiguous:
+        by_influence = search == Search.influence
+        if (group != Group.block and not by_influence) or contiguous:
             raise UsageError(f"--search {search} is among single blocks; leave --group and --contiguous out")
+        if by_influence and (concat or additions not in (None, "trunk")):
+            raise UsageError("--search influence needs blocks one after the other; leave --additions and --concat out")
         if blocks is not None:
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
         if replace != Replace.zero:
             raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
         sizes = parse_range(count, "count")
-        run(f"delete-blocks-{search}", common, {"count": max(sizes)} if sizes else {}, None, additions, concat)
+        arguments = {"count": max(sizes)} if sizes else {}
+        if by_influence:
+            run("delete-blocks-influence", common, {**arguments, "group": group.value})
+        else:
+            run(f"delete-blocks-{search}", common, arguments, None, additions, concat)
         return
-    arguments: dict[str, object] = {
+    arguments = {
         "blocks": parse_range(blocks, "blocks"),
         "count": parse_range(count, "count"),
         "samples": samples,

@@ -13,7 +13,7 @@ from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Rows
 from pathlens.tables import Table
 
-_GREEDY = ("count", "block", "error", "error_low", "error_high")
+_STEPS = ("count", "block", "error", "error_low", "error_high")
 _PAIRS = ("count", "blocks", "interaction", "loss_interaction", "error")
 
 
@@ -27,14 +27,31 @@ def greedy(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
     Raises:
         UsageError: columns are missing, or there is nothing to draw.
     """
-    rows = to_rows(table, _GREEDY, "a greedy search")
+    return _steps(table, width, "greedy", "a greedy search", "best next block, 95 % interval")
+
+
+def influence(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
+    """Error against the number of blocks that were deleted in the order of their influence, with 95 % intervals.
+
+    Args:
+        table: of ``delete-blocks-influence``.
+        width: in inches.
+
+    Raises:
+        UsageError: columns are missing, or there is nothing to draw.
+    """
+    return _steps(table, width, "influence", "deletion by influence", "least influence first, 95 % interval")
+
+
+def _steps(table: Table | pd.DataFrame, width: float, search: str, what: str, label: str) -> Figure:
+    rows = to_rows(table, _STEPS, what)
     steps = lesioned(rows)
     if not steps:
-        raise UsageError("the table has no deleted blocks; give one from delete-blocks --search greedy")
+        raise UsageError(f"the table has no deleted blocks; give one from delete-blocks --search {search}")
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        mean_line(axes, error_series(steps, "count"), "best next block, 95 % interval")
+        mean_line(axes, error_series(steps, "count"), label)
         axes.xaxis.set_major_locator(block_ticks())
         finish(axes, intact_row(rows), steps, "number of deleted blocks", width)
     return figure

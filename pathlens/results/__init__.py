@@ -11,7 +11,7 @@ from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.results.result import Headline, Result, Shown, column
-from pathlens.results.searches import EXHAUSTIVE, GREEDY
+from pathlens.results.searches import EXHAUSTIVE, GREEDY, INFLUENCE
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.results.structure import BLOCKS
 from pathlens.results.surface import LOSS_SURFACE
@@ -24,6 +24,7 @@ RESULTS: dict[str, Result] = {
         DELETE_BLOCKS,
         DELETE_SKIPS,
         GREEDY,
+        INFLUENCE,
         EXHAUSTIVE,
         REORDER_BLOCKS,
         PATH_GRADIENTS,

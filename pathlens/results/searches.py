@@ -52,11 +52,7 @@ class Greedy(Result):
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The intact network, how many blocks can go, and the last step."""
-        steps = lesioned(rows)
-        spared = max((row["count"] for row in steps if (row.get("difference") or 0.0) <= _POINT), default=0)
-        headlines = measured.error_of_intact(rows)
-        headlines.append(Headline("Blocks that can go within a point of error", str(spared)))
-        return headlines + [with_interval(f"Error, {row['count']} deleted", row) for row in steps[-1:]]
+        return _steps_headlines(rows)
 
     def notes(self, provenance: Provenance) -> list[str]:
         """See :func:`.measured.notes`."""
@@ -64,9 +60,65 @@ class Greedy(Result):
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error against how many blocks are deleted."""
-        steps = lesioned(rows)
-        line = error_series(steps, "count", key="greedy", name="best next block, 95 % interval", colour=0)
-        return measured.chart_by_count(rows, [line] if steps else [], "block")
+        return _steps_charts(rows, "greedy", "best next block, 95 % interval")
+
+
+def _steps_headlines(rows: Rows) -> list[Headline]:
+    steps = lesioned(rows)
+    spared = max((row["count"] for row in steps if (row.get("difference") or 0.0) <= _POINT), default=0)
+    headlines = measured.error_of_intact(rows)
+    headlines.append(Headline("Blocks that can go within a point of error", str(spared)))
+    return headlines + [with_interval(f"Error, {row['count']} deleted", row) for row in steps[-1:]]
+
+
+def _steps_charts(rows: Rows, key: str, name: str) -> list[Chart]:
+    steps = lesioned(rows)
+    line = error_series(steps, "count", key=key, name=name, colour=0)
+    return measured.chart_by_count(rows, [line] if steps else [], "block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Influence:
+    influence: float | None = column(
+        "",
+        "of what was deleted last: 1 minus the cosine of its input and output over the channels, mean over positions "
+        "and examples of the intact network; missing where it changes the shape",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceRow(_Influence, measured.Measured, _Step):
+    """The network after one more block, or layer, was deleted: the one of least influence among the rest."""
+
+
+class Influence(Result):
+    """The table of deletions in the order of block influence."""
+
+    name = "delete-blocks-influence"
+    row = InfluenceRow
+    needed = ("count", "block", "blocks", "influence", *measured.NEEDED)
+    shown: ClassVar[Mapping[str, Shown]] = {
+        "count": Shown(),
+        "block": Shown("deleted\nlast", cell()),
+        "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
+        "influence": Shown(text=cell(text=number)),
+        **measured.SHOWN,
+    }
+    bar = "error"
+    figure = "searches.influence"
+    what = "blocks deleted one after the other, the one of least influence each time"
+
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
+        """The intact network, how many blocks can go, and the last step."""
+        return _steps_headlines(rows)
+
+    def notes(self, provenance: Provenance) -> list[str]:
+        """See :func:`.measured.notes`."""
+        return measured.notes(provenance)
+
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
+        """Error against how many blocks are deleted."""
+        return _steps_charts(rows, "influence", "least influence first, 95 % interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +187,5 @@ class Exhaustive(Result):
 
 
 GREEDY = Greedy()
+INFLUENCE = Influence()
 EXHAUSTIVE = Exhaustive()
