@@ -76,7 +76,14 @@ def measure(study: StudySetting) -> None:
                 kept.put(stem, table)
     start_fresh(study.out)
     for stem in ("single", "greedy", *(f"{stem}-seed{seed}" for seed in _seeds(study) for stem in _TABLES)):
-        study.tables.put(stem, kept[stem])
+        study.tables.put(stem, _without_times(kept[stem]) if stem.startswith("blockdrop-training") else kept[stem])
+
+
+def _without_times(table: Table) -> Table:
+    """Epochs take what other work on the machine leaves them; only times measured in turns are kept."""
+    columns = tuple(column for column in table.columns if column.name != "seconds")
+    rows = tuple({column.name: row[column.name] for column in columns} for row in table.rows)
+    return Table(columns, rows, table.provenance)
 
 
 def _of_seeds(study: StudySetting, tables: Any) -> dict[str, Table]:
