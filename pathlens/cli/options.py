@@ -60,8 +60,8 @@ Standardise = Annotated[
 Data = Annotated[
     str | None,
     option(
-        "digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR, or text:FILE for a language model. Default with the "
-        "embedded network: digits.",
+        "digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR; for segmentation digit-scenes or masks:DIR; for a "
+        "language model text:FILE. Default with the embedded network: digits.",
         "--data",
         "-d",
         metavar="SPEC",

@@ -284,7 +284,7 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
 def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageData | None]:
     """Training, validation and test images; the three never share one."""
     from pathlens.data import open_data
-    from pathlens.training import hold_out
+    from pathlens.training import hold_out, kinds
 
     spec = data_spec(options.data, options.model)
 
@@ -305,7 +305,7 @@ def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageD
         try:
             watched = other("validation")
         except MissingSplitError:
-            held_out = max(data.n // 10, len(set(data.labels.tolist())))
+            held_out = max(data.n // 10, kinds(data))
     tested: ImageData | None = None
     if options.test:
         try:

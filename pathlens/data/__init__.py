@@ -4,11 +4,21 @@ Images are opened by :func:`open_data`, a text by :func:`open_text`.
 """
 
 from pathlens.data.batched import Batch
-from pathlens.data.images import ImageData, check_labels
+from pathlens.data.images import NOT_COUNTED, ImageData, check_labels
 from pathlens.data.opening import open_data
 from pathlens.data.text import TextData, check_tokens, open_text
 
 DataSet = ImageData | TextData
 """What analyses take: numbered batches, the same in every run."""
 
-__all__ = ["Batch", "DataSet", "ImageData", "TextData", "check_labels", "check_tokens", "open_data", "open_text"]
+__all__ = [
+    "NOT_COUNTED",
+    "Batch",
+    "DataSet",
+    "ImageData",
+    "TextData",
+    "check_labels",
+    "check_tokens",
+    "open_data",
+    "open_text",
+]

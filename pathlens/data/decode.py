@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +57,8 @@ def open_image(item: Item, where: str) -> Image.Image:
         return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS)
 
 
-def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
-    """Shorter side to ``image_size * 256 // 224`` (bilinear), then the central square of ``image_size``.
+def resized(image: Image.Image, image_size: int, where: str, interpolation: Any = None) -> Image.Image:
+    """Shorter side to ``image_size * 256 // 224`` (bilinear, or as is said), then the central square of ``image_size``.
 
     For 224 this is the evaluation preprocessing of He et al. 2016 and of torchvision's ``ImageClassification`` preset
     with ``resize_size=256``.
@@ -75,7 +76,8 @@ def resized(image: Image.Image, image_size: int, where: str) -> Image.Image:
         raise DataError(f"image_size {image_size}: an image would have more than {limit:,} pixels; give a smaller size")
     if limit is not None and short * short * max(width, height) > limit * min(width, height):
         raise DataError(f"{where}: an image of {height}x{width} is too narrow to resize; remove it or crop it")
-    return functional.center_crop(functional.resize(image, [short]), [image_size])
+    how = functional.InterpolationMode.BILINEAR if interpolation is None else interpolation
+    return functional.center_crop(functional.resize(image, [short], how), [image_size])
 
 
 def to_pixels(item: Item, where: str, channels: int, image_size: int | None) -> np.ndarray:

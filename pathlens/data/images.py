@@ -15,6 +15,9 @@ from pathlens.data.batched import Batch, Batched
 from pathlens.data.sources import ArraySource, PickedSource, PixelSource
 from pathlens.errors import DataError
 
+NOT_COUNTED = -100
+"""Label of a pixel, or target of a token, that is not counted, as torch's cross-entropy has it."""
+
 KEEP_BYTES = 2**30
 """Decoded sets up to this size are kept in memory; larger ones are decoded batch by batch."""
 
@@ -44,7 +47,7 @@ class ImageData(Batched):
         total: rows of the split.
         num_classes: number of classes that the data set states, else its largest label plus one.
         class_names: their names in order, where the data set states them.
-        labels: int64 of shape (n,), on the CPU.
+        labels: int64 of shape (n,), or for segmentation (n, height, width), where -100 is not counted; on the CPU.
     """
 
     name: str
@@ -145,7 +148,7 @@ class ImageData(Batched):
             dtype: floating type of the images; they are normalised in float32 (float64 for float64) and then rounded.
 
         Returns:
-            The batch: images (N, C, H, W), labels (N,).
+            The batch: images (N, C, H, W), labels (N,) or (N, H, W).
 
         Raises:
             DataError: no such batch, a mean or std that does not fit the channels, or an image that cannot be decoded.
@@ -291,9 +294,9 @@ def check_labels(data: ImageData, num_classes: int) -> None:
     """
     outside = (data.labels >= num_classes).nonzero()
     if len(outside):
-        row = int(outside[0])
+        row, label = int(outside[0][0]), int(data.labels[tuple(outside[0])])
         raise DataError(
-            f"{data.name}: row {row} has label {int(data.labels[row])} and the model has {num_classes} classes "
+            f"{data.name}: row {row} has label {label} and the model has {num_classes} classes "
             f"(0 to {num_classes - 1}); give data of these classes or a model with {data.num_classes}"
         )
 

@@ -10,11 +10,15 @@ from pathlens.data.cifar import open_cifar
 from pathlens.data.embedded import open_digits
 from pathlens.data.folder import open_folder
 from pathlens.data.images import ImageData
+from pathlens.data.masks import open_masks
 from pathlens.data.parquet import open_parquet
+from pathlens.data.scenes import open_scenes
 from pathlens.data.splits import split_name
 from pathlens.errors import DataError
 
-SPECS = ("digits", "cifar10", "cifar100", "parquet:PATH", "imagefolder:DIR")
+SPECS = ("digits", "digit-scenes", "cifar10", "cifar100", "parquet:PATH", "imagefolder:DIR", "masks:DIR")
+
+_IN_FILES = {"parquet": open_parquet, "imagefolder": open_folder, "masks": open_masks}
 
 
 def open_data(
@@ -30,7 +34,9 @@ def open_data(
 
     Args:
         spec: ``digits``, ``cifar10``, ``cifar100``, ``parquet:PATH`` (a file or folder in the layout of Hugging Face
-            image data sets) or ``imagefolder:DIR`` (one subfolder for each class).
+            image data sets), ``imagefolder:DIR`` (one subfolder for each class), or for segmentation ``masks:DIR``
+            (``images/`` and ``masks/``) or ``digit-scenes`` (made of scans and photographs that come with
+            scikit-learn).
         split: ``train``, ``validation`` or ``test``. A single parquet file, or an image folder that is itself called
             like a split, says by its name which split it is.
         limit: use the first ``limit`` rows only; more than there are means all.
@@ -54,23 +60,27 @@ def open_data(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise DataError(f"{what} {value}: give a whole number of 1 or more, or leave it out")
     kind, colon, path = spec.partition(":")
-    if kind in ("parquet", "imagefolder"):
+    if kind in _IN_FILES:
         if not path:
             raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
         try:
             place = Path(os.path.expanduser(path))  # unlike Path.expanduser, does not raise where there is no home
-            return (open_parquet if kind == "parquet" else open_folder)(place, split, limit, image_size)
+            return _IN_FILES[kind](place, split, limit, image_size)
         except OSError as error:
             at = error.filename or path
             raise DataError(f"{at} cannot be read ({error.strerror}); check its name and permissions") from error
     if kind == "text":
         raise DataError(f"data '{spec}' is a text, and images are wanted here; in Python pathlens.open_text opens it")
-    if kind in ("digits", "cifar10", "cifar100") and colon:
+    if kind in ("digits", "digit-scenes", "cifar10", "cifar100") and colon:
         raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
     if kind == "digits":
         if image_size is not None:
             raise DataError("digits are 8x8 pixels of 17 levels and are not resized; leave image_size out")
         return open_digits(split, limit)
+    if kind == "digit-scenes":
+        if image_size is not None:
+            raise DataError("digit-scenes are 48x48 pixels and are not resized; leave image_size out")
+        return open_scenes(split, limit)
     if kind in ("cifar10", "cifar100"):
         return open_cifar(kind, split, limit, image_size, download=download, root=None if root is None else Path(root))
     raise DataError(_unknown(spec, kind))
@@ -84,6 +94,6 @@ def _unknown(spec: str, kind: str) -> str:
     if spec and os.path.exists(place):
         # two levels only, because the path may be that of a whole disk
         parquet = place.is_file() or any(next(place.glob(f"{level}*.parquet"), None) for level in ("", "*/"))
-        likely = "parquet" if parquet else "imagefolder"
+        likely = "parquet" if parquet else "masks" if (place / "masks").is_dir() else "imagefolder"
         return f"data '{spec}' is a path; write {likely}:{spec}"
     return f"data '{spec}' is unknown; there are {', '.join(SPECS)}"

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 
 from pathlens.data.batched import Batch, Batched
+from pathlens.data.images import NOT_COUNTED
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
 from pathlens.errors import DataError
 
@@ -21,9 +22,6 @@ LENGTH = 256
 
 LARGEST_TEXT = 2**30
 """Bytes that a text may have."""
-
-NOT_COUNTED = -100
-"""Target of a token that an earlier sequence has asked for, as torch's cross-entropy has it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlens.models.preresnet_cifar import PreActResNet, digits54, preresnet
     from pathlens.models.resnet_cifar import CifarResNet, resnet
     from pathlens.models.shakeshake_cifar import CifarShakeShake, shakeshake
+    from pathlens.models.strict_unet import StrictUNet, strictunet
     from pathlens.models.vgg_cifar import CifarVGG, vgg15
     from pathlens.models.wideresnet38 import WideResNet38
     from pathlens.models.wrn_cifar import wrn
@@ -30,6 +31,7 @@ __all__ = [
     "LoadedModel",
     "NFResNet",
     "PreActResNet",
+    "StrictUNet",
     "WideResNet38",
     "digits54",
     "highway",
@@ -43,6 +45,7 @@ __all__ = [
     "save_weights",
     "shakeshake",
     "state_sha256",
+    "strictunet",
     "vgg15",
     "wrn",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "preresnet_cifar": ("PreActResNet", "digits54", "preresnet"),
     "resnet_cifar": ("CifarResNet", "resnet"),
     "shakeshake_cifar": ("CifarShakeShake", "shakeshake"),
+    "strict_unet": ("StrictUNet", "strictunet"),
     "vgg_cifar": ("CifarVGG", "vgg15"),
     "wideresnet38": ("WideResNet38",),
     "wrn_cifar": ("wrn",),

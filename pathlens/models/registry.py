@@ -62,6 +62,12 @@ class Reference:
 #: depth -> widening factors of the wide residual networks that have a name: those of the paper, and some small ones
 _WIDE = {10: (1,), 16: (1, 2, 4, 8, 10), 22: (8, 10), 28: (10, 12), 40: (1, 2, 4, 8)}
 
+_STRICT_UNETS = (
+    ("16", (18,) * 4, 16),
+    ("12", (28,) * 4, 12),
+    *((f"13x13-{count}", (0, 0, 0, count), 16) for count in (100, 200, 300)),
+)
+
 REFERENCES: Mapping[str, Reference] = {
     **{f"resnet{d}": Reference("resnet_cifar", "resnet", {"depth": d}) for d in (20, 32, 44, 56, 110, 1202)},
     **{
@@ -91,6 +97,17 @@ REFERENCES: Mapping[str, Reference] = {
         f"nfresnet{d}:{variant}": Reference("nfresnet_cifar", "nfresnet", {"depth": d, "variant": variant})
         for d in (18, 50, 101)
         for variant in ("batchnorm", "plain", "idshort", "learnscalar", "convshort")
+    },
+    **{
+        f"strictunet{name}:{norms}": Reference(
+            "strict_unet",
+            "strictunet",
+            {"blocks": blocks, "channels": channels, "norms": norms},
+            size=101,
+            num_classes=2,
+        )
+        for name, blocks, channels in _STRICT_UNETS
+        for norms in ("each", "end", "block")
     },
     "llama2": Reference("llama", "llama2", in_channels=0, num_classes=512, reader="read_llama2c"),
     DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),

@@ -15,7 +15,7 @@ from pathlens.training.rules import (
     parse_rule,
 )
 from pathlens.training.session import Trained
-from pathlens.training.training import hold_out, train
+from pathlens.training.training import hold_out, kinds, train
 
 __all__ = [
     "BlocksPerBatch",
@@ -31,6 +31,7 @@ __all__ = [
     "StochasticDepth",
     "Trained",
     "hold_out",
+    "kinds",
     "parse_rule",
     "recipe_for",
     "train",

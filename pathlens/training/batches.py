@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pathlens.data import ImageData
+from pathlens.data import NOT_COUNTED, ImageData
 from pathlens.errors import UsageError
 
 # purposes of random generators, each a part of the generator's seed
@@ -52,6 +52,8 @@ class Augmentation:
                 f"{self.policy} is for images with pixels from 0 to 255, and those of {data.name} go to {data.scale}; "
                 "give other images, or leave --augment out"
             )
+        if self.policy != "none" and data.labels.dim() > 1:
+            raise UsageError(f"{self.policy} moves pixels without their masks; leave --augment out for {data.name}")
 
     def draw(self, images: int, rng: np.random.Generator) -> np.ndarray:
         """Row offset, column offset and mirroring of each image, shape (images, 3)."""
@@ -59,15 +61,16 @@ class Augmentation:
         mirrored = rng.integers(0, 2 if self.flip else 1, size=(images, 1))
         return np.concatenate([offsets, mirrored], axis=1)
 
-    def apply(self, pixels: Tensor, offsets: Tensor) -> Tensor:
+    def apply(self, pixels: Tensor, offsets: Tensor, border: int = 0) -> Tensor:
         """Cropped and mirrored images of the same size and type, channels-last in memory.
 
         Args:
             pixels: shape (N, C, H, W).
             offsets: of :meth:`draw`, on the same device.
+            border: value of what is around the image.
         """
         number, _, height, width = pixels.shape
-        padded = F.pad(pixels, (self.crop,) * 4).permute(0, 2, 3, 1)
+        padded = F.pad(pixels, (self.crop,) * 4, value=border).permute(0, 2, 3, 1)
         rows = torch.arange(height, device=pixels.device) + offsets[:, :1]
         columns = torch.arange(width, device=pixels.device).expand(number, -1)
         columns = torch.where(offsets[:, 2:] > 0, width - 1 - columns, columns) + offsets[:, 1:2]
@@ -152,7 +155,8 @@ class TrainingBatches:
         """This process's part of a batch.
 
         Returns:
-            Normalised images, shape (N, C, H, W); labels, shape (N,); images of the whole batch.
+            Normalised images, shape (N, C, H, W); labels, shape (N,), or masks, shape (N, H, W), which are cropped and
+            mirrored as their images; images of the whole batch.
         """
         indices = self._indices(step)
         pixels, labels = self._fetched(step)
@@ -160,6 +164,8 @@ class TrainingBatches:
         if self._augmentation.crop or self._augmentation.flip:
             own = torch.from_numpy(offsets[self._rank :: self._world]).to(self._device)
             pixels = self._augmentation.apply(pixels, own)
+            if labels.dim() > 1:
+                labels = self._augmentation.apply(labels[:, None], own, NOT_COUNTED)[:, 0]
         if self._augmentation.policy != "none":
             seeds = generator(self._seed, POLICY, step).integers(2**63, size=len(indices))
             pixels = self._augmentation.operate(pixels, seeds[self._rank :: self._world])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pathlens.metrics import ClassificationCounts
+from pathlens.metrics.tasks import Counts
 from pathlens.results.result import Row
 from pathlens.results.training import EVALUATION, EpochRow
 from pathlens.tables import Provenance, Table
 
 
-def epoch_row(
-    epoch: int, step: int, lr: float, sums: Sequence[float], steps: int, validation: ClassificationCounts | None
-) -> Row:
+def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: int, validation: Counts | None) -> Row:
     """A row of the history; numbers that are not finite are missing in it.
 
     Args:
@@ -44,6 +42,6 @@ def epoch_row(
     }
 
 
-def result_table(counts: Mapping[str, ClassificationCounts], provenance: Provenance) -> Table:
+def result_table(counts: Mapping[str, Counts], provenance: Provenance) -> Table:
     """Errors of the final network as a table, one row for each split."""
     return EVALUATION.table([{"split": split, **count.columns()} for split, count in counts.items()], provenance)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pathlens.data import NOT_COUNTED
 from pathlens.errors import NumericsError
 from pathlens.results.result import Row
 from pathlens.training import state
@@ -29,6 +30,22 @@ _SubNetwork = tuple[Tensor | None, Tensor | None, Tensor | None, Scalings | None
 
 #: steps between two checks of the loss on a GPU, where reading it waits for the device
 _LOOK = 50
+
+
+def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Sum over the images of the cross-entropy, of an image with a mask the mean over the pixels that are counted."""
+    if labels.dim() == 1:
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return _per_image(each, labels).sum()
+
+
+def _per_image(values: Tensor, labels: Tensor) -> Tensor:
+    """Of each image its value, or the mean over the pixels of its mask that are counted, 0 where none is."""
+    if labels.dim() == 1:
+        return values
+    counted = (labels != NOT_COUNTED).flatten(1)
+    return (values.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 class Loop:
@@ -162,18 +179,17 @@ class Loop:
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
             logits = network(images, *sub_network)
-            losses = nn.functional.cross_entropy(
+            losses = _loss(
                 logits.float() if self._session.dtype != torch.float64 else logits,
                 labels,
-                reduction="sum",
-                label_smoothing=self._config.recipe.label_smoothing,
+                self._config.recipe.label_smoothing,
             )
         optimizer.zero_grad(set_to_none=not self._rule.is_random)
         # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
+            correct = _per_image((logits.argmax(1) == labels).double(), labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
             if self._group.world > 1:
                 dist.all_reduce(counts)

@@ -16,7 +16,8 @@ from torch import nn
 from pathlens.data import ImageData, check_labels
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
-from pathlens.metrics import ClassificationCounts, count_values
+from pathlens.metrics import Task, task_named
+from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.modes import in_mode
@@ -71,6 +72,7 @@ class Session:
         device: where to compute.
         dtype: of weights and images.
         group: the processes.
+        task: what is measured of the outputs, ``classification`` or ``segmentation``.
         ends: parameters to fold the rule's expectation into, or None.
         folder: where the run is kept, or None.
         checkpoint: from which the run is resumed, or None.
@@ -88,6 +90,7 @@ class Session:
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
+    task: Task
     ends: list[tuple[str, ...]] | None
     folder: Path | None
     checkpoint: Path | None
@@ -117,7 +120,7 @@ class Session:
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
-    def evaluate(self, network: nn.Module, data: ImageData) -> ClassificationCounts:
+    def evaluate(self, network: nn.Module, data: ImageData) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
         with in_mode(network), torch.no_grad(), self.lower_precision():
@@ -131,11 +134,15 @@ class Session:
                     dtype=self.dtype,
                 )
                 images = batch.images.contiguous(memory_format=torch.channels_last)
-                values.append(count_values(network(images), batch.labels).cpu())
-        total = torch.stack(values).sum(0) if values else torch.zeros(5, dtype=torch.float64)
-        return ClassificationCounts.from_values(
-            torch.tensor(self.group.gather(total.tolist()), dtype=torch.float64).sum(0).tolist()
-        )
+                values.append(self._counted(network(images), batch.labels).cpu())
+        total = torch.stack(values).sum(0).tolist() if values else None
+        parts = [part for part in self.group.gather(total) if part is not None]
+        return self.task.measured(torch.tensor(parts, dtype=torch.float64).sum(0).tolist())[0]
+
+    def _counted(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The task's numbers of a batch, compared with itself."""
+        values, answers = self.task.answers(outputs, targets)
+        return torch.cat([values, self.task.compare(answers[None])[0]])
 
     def keep(self, epoch: int, network: nn.Module) -> None:
         """Write the weights of an epoch; only the main process does."""
@@ -200,7 +207,7 @@ def opened(
             model.to(memory_format=order)
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
-            _check_classes(model, first.images, (data, validation, test))
+            task = _task(model, first.images, (data, validation, test))
             view = _view(model, first.images, config.rule, config.compiled)
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
             if config.without_skips:
@@ -227,6 +234,7 @@ def opened(
             **(provenance or {}),
             "device": processes.device_name(where),
             "batch_norm": "synced" if config.synced else "per process",
+            **({} if task.name == "classification" else {"task": task.name}),
         }
         yield Session(
             model=model,
@@ -238,6 +246,7 @@ def opened(
             device=where,
             dtype=dtype,
             group=group,
+            task=task,
             ends=ends,
             folder=folder,
             checkpoint=checkpoint,
@@ -247,14 +256,28 @@ def opened(
         )
 
 
-def _check_classes(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> None:
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> Task:
+    """What is learned: a class for each image, or one for each pixel, as the labels and the outputs have it."""
     with in_mode(model), torch.no_grad():
         logits = model(example)
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise UsageError("only classifiers can be trained: the network must return logits of shape (N, classes)")
-    for part in parts:
-        if part is not None:
-            check_labels(part, logits.shape[1])
+    given = [part for part in parts if part is not None]
+    masks = given[0].labels.dim() > 1
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+    size = tuple(given[0].labels.shape[1:])
+    if len(shape) != (4 if masks else 2):
+        raise UsageError(
+            "only classifiers of images and of pixels can be trained: the network must return logits of shape (N, "
+            f"classes), or for images with masks (N, classes, height, width); found {shape or type(logits).__name__} "
+            f"for {given[0].name}"
+        )
+    if masks and shape[2:] != size:
+        raise UsageError(
+            f"the network gives logits of {shape[2]}x{shape[3]} pixels, and the masks of {given[0].name} have "
+            f"{size[0]}x{size[1]}; give a network that returns the size of its images"
+        )
+    for part in given:
+        check_labels(part, shape[1])
+    return task_named("segmentation" if masks else "classification")
 
 
 def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:

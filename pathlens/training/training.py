@@ -18,8 +18,15 @@ from pathlens.training.loop import Loop
 from pathlens.training.session import Trained, opened
 
 
+def kinds(data: ImageData) -> int:
+    """How many kinds of images there are to divide: classes, or one where each image has a mask."""
+    return 1 if data.labels.dim() > 1 else len(set(data.labels.tolist()))
+
+
 def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
-    """Divide training images into those to train on and those to watch, by class, always in the same way.
+    """Divide training images into those to train on and those to watch, always in the same way.
+
+    The classes are in both parts in the same shares; images with masks are divided at random.
 
     Args:
         data: the training split.
@@ -30,7 +37,7 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
     """
     from sklearn.model_selection import train_test_split
 
-    classes = len(set(data.labels.tolist()))
+    classes = kinds(data)
     if not classes <= images <= data.n - classes:
         raise UsageError(
             f"--validation {images}: {data.name} has {data.n} training images in {classes} classes; "
@@ -38,7 +45,7 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
         )
     try:
         rest, held_out = train_test_split(
-            range(data.n), test_size=images, random_state=0, stratify=data.labels.tolist()
+            range(data.n), test_size=images, random_state=0, stratify=None if data.labels.dim() > 1 else data.labels
         )
     except ValueError as error:  # a class of one image cannot be in both parts
         raise UsageError(

@@ -21,6 +21,7 @@ from pathlens.models import (
     save_weights,
     state_sha256,
 )
+from pathlens.models.strict_unet import NORMS
 from tests.helpers import ROOT
 from tests.helpers.model_helpers import assert_ready, one_line, preact_forward, v1_forward
 
@@ -190,6 +191,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"shakeshake26_2x{w}d" for w in (32, 64, 96)),
         *(f"wrn{d}_{k}" for d, widths in WIDE.items() for k in widths),
         *("wideresnet38", "wideresnet38:a1", "wideresnet38:dilated"),
+        *(f"strictunet{n}:{v}" for n in ("16", "12", "13x13-100", "13x13-200", "13x13-300") for v in NORMS),
         "vgg15",
         "llama2",
         *(f"nfresnet{d}:{v}" for d in (18, 50, 101) for v in NF_VARIANTS),
