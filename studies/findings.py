@@ -140,6 +140,30 @@ FINDINGS = (
         "More seeds and images, or a harder task, on which the difference survives the correction.",
     ),
     Finding(
+        "The loss around the weights, with and without shortcuts",
+        [
+            ("li2018", claim)
+            for claim in (
+                "shortcuts make the minimum flat",
+                "shortcuts make the minimum flat, trained here",
+                "without shortcuts the surface is not convex",
+                "without shortcuts the loss curves more",
+                "the comparison does not depend on the treatment",
+                "kept statistics make the surface steeper",
+                "biases and norms make the surface steeper",
+                "a cut network is no plain network",
+            )
+        ],
+        ["li2018/surfaces.png"],
+        "Other pairs of twins, or other random directions, in which the basin is as wide without shortcuts.",
+    ),
+    Finding(
+        "Blocks that are chosen for each image",
+        [("blockdrop", f"policy against {others}") for others in ("random sets", "single lesions", "greedy deletion")],
+        ["blockdrop/trade-off-seed0.png"],
+        "Policies that were trained longer, or together with their network, for which the verdicts are others.",
+    ),
+    Finding(
         "What sets the lengths of paths at initialisation, and what training makes of them",
         [
             ("civitelli2021", claim)

@@ -108,6 +108,7 @@ def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: 
     axes.locator_params(nbins=5)
     axes.tick_params(labelsize=5, pad=-2)
     axes.set_zlabel("loss (nats)", fontsize=6, labelpad=-6)
+    axes.set_box_aspect(None, zoom=0.88)  # the labels of the axis are drawn outside of the box
     axes.view_init(elev=30, azim=-60)
 
 

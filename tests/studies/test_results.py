@@ -17,7 +17,7 @@ from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
-STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language")
+STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018")
 
 
 @pytest.mark.parametrize("name", STUDIES)
