@@ -234,6 +234,8 @@ def legend_outside(axes: Axes, width: float, below: bool = False, enlarge: float
         figure.legend(handles, labels, loc=place, ncols=columns, borderaxespad=0.2, markerscale=enlarge)
 
 
+_LARGE = 300_000  # bytes of a picture beyond which it is written in fewer colours
+
 #: entries that matplotlib writes of its version and the date, left out so that the same figure gives the same bytes
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
@@ -262,8 +264,20 @@ def files(figure: Figure, stem: str, formats: Sequence[str] = ("png", "pdf")) ->
             stream = io.BytesIO()
             smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == "png" else {}  # the same pixels
             figure.savefig(stream, format=suffix, dpi=_DPI, metadata=_METADATA[suffix], **smaller)
-            contents[f"{stem}.{suffix}"] = stream.getvalue()
+            content = stream.getvalue()
+            contents[f"{stem}.{suffix}"] = _smaller(content) if suffix == "png" and len(content) > _LARGE else content
     return contents
+
+
+def _smaller(png: bytes) -> bytes:
+    """A picture of many shades, such as of surfaces, in 256 colours, which nobody tells from it."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        colours = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        colours.save(stream, "PNG", optimize=True, dpi=picture.info["dpi"])
+    return stream.getvalue()
 
 
 def save(figure: Figure, folder: str | os.PathLike[str], stem: str) -> list[Path]:

@@ -43,8 +43,9 @@ SECTIONS = {
 }
 
 DISCUSSION = (
-    "A surface shows two of some 850,000 directions. At the scale of a CPU a line has 9 points, so that a basin that is "
-    "narrower than a quarter of its length to either side is one point wide, however narrow it is. That a random line is convex says nothing of directions in which "
+    "A surface shows two of some 850,000 directions. At the scale of a CPU a line has 9 points, so that a basin that "
+    "is narrower than a quarter of its length to either side is one point wide, however narrow it is. That a random "
+    "line is convex says nothing of directions in which "
     "training moves. The two networks that others trained are one training each: what is said of them is said of "
     "these networks. The plain one errs more on its training images as well, so that its minimum is also a worse one. "
     "Basin and curvature depend on the scale of weights, which filter normalisation takes out of directions alone. "
