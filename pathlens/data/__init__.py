@@ -4,7 +4,7 @@ Images are opened by :func:`open_data`, a text by :func:`open_text`.
 """
 
 from pathlens.data.batched import Batch
-from pathlens.data.images import NOT_COUNTED, ImageData, check_labels
+from pathlens.data.images import ImageData, check_labels
 from pathlens.data.opening import open_data
 from pathlens.data.text import TextData, check_tokens, open_text
 
@@ -12,7 +12,6 @@ DataSet = ImageData | TextData
 """What analyses take: numbered batches, the same in every run."""
 
 __all__ = [
-    "NOT_COUNTED",
     "Batch",
     "DataSet",
     "ImageData",

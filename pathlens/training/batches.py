@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pathlens.data import NOT_COUNTED, ImageData
+from pathlens.data import ImageData
+from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import UsageError
 
 # purposes of random generators, each a part of the generator's seed

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pathlens.data import NOT_COUNTED
+from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import NumericsError
 from pathlens.results.result import Row
 from pathlens.training import state

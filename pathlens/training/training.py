@@ -19,7 +19,11 @@ from pathlens.training.session import Trained, opened
 
 
 def kinds(data: ImageData) -> int:
-    """How many kinds of images there are to divide: classes, or one where each image has a mask."""
+    """How many kinds of images there are to divide: classes, or one where each image has a mask.
+
+    Args:
+        data: the training split.
+    """
     return 1 if data.labels.dim() > 1 else len(set(data.labels.tolist()))
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import pathlens
-from pathlens.data import NOT_COUNTED
+from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import DataError
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import pathlens
 from pathlens import training
-from pathlens.data import NOT_COUNTED, ImageData
+from pathlens.data import ImageData
+from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import UsageError
 from pathlens.models import strictunet
 from pathlens.training.batches import CROP, ORDER, Augmentation, TrainingBatches, generator
