@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from statistics import fmean
 from typing import Unpack
 
 from torch import Tensor, nn
 
 from pathlens.analyses.evaluation import task_of
-from pathlens.analyses.initialised import check_batches, check_schemes, initialisations
+from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
@@ -22,15 +22,16 @@ from pathlens.decomposition import (
     SUM,
     WHOLE,
     Contribution,
-    decompose_at,
+    Decomposition,
     measure_summands,
     target_of,
 )
 from pathlens.errors import DataError, UsageError
-from pathlens.metrics import interval_of_sums, sample_interval
+from pathlens.metrics import interval_of_sums
 from pathlens.metrics.tasks import Task
 from pathlens.plans import require_chain
 from pathlens.residual import ResidualView
+from pathlens.residual.chain import Chain
 from pathlens.results import decomposition as words
 from pathlens.results.decomposition import DECOMPOSE
 from pathlens.tables import Table
@@ -40,14 +41,6 @@ _DTYPES = ("float32", "float64")
 
 #: by key of the summand: of one initialisation
 _Values = dict[int, Contribution]
-
-
-@dataclass
-class _Curve:
-    """A name, and what was measured with each seed."""
-
-    label: str
-    seeds: list[_Values] = field(default_factory=list)
 
 
 def decompose(
@@ -96,7 +89,7 @@ def decompose(
 
     Raises:
         UsageError: no such place, no seeds, an unknown scheme, mode or type, a plain network, or blocks that are no
-            chain.
+            chain, or a plan that is active on it.
         ModelError: an operation on the way from a block to the place is not affine, even with its norms and gates as
             they are; or a scheme that does not fit the network.
         DataError: a batch of one example in train mode, or no examples.
@@ -112,20 +105,20 @@ def decompose(
         check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to write a sum as summands")
+        run.require_intact("to write a sum as summands")
         _, block = target_of(run.view.chain(), at)
         place = "output" if block is None else f"sum of block {block}"
         asked = task_of(run.view, task) if block is None else None
         stated = options.get("provenance") or {}
-        curves = [_Curve(str(stated.get("weights", "as given")))] if given or not schemes else []
-        curves += [_Curve(scheme) for scheme in schemes]
-        for curve in curves:
-            fresh = initialisations(run, curve.label, range(seed, seed + seeds), build, standardise)
-            for number, view in fresh if curve.label in schemes else [(seed, run.view)]:
-                request = (at, curve.label, number, standardise, stated.get("model"), task)
-                run.identify("decompose", request)
-                batches = run.runner.run(f"{curve.label} {number}", _measuring(view, run, at, asked))
-                curve.seeds.append(_averaged(batches.values()))
-        rows = [row for curve in curves for row in _rows(curve, run.view)]
+        own = str(stated.get("weights", "as given")) if given or not schemes else None
+        rows: list[MutableRow] = []
+        for label, _, networks in labelled(run, own, schemes, range(seed, seed + seeds), build, standardise):
+            measured: list[_Values] = []
+            for number, view in networks:
+                run.identify("decompose", (at, label, number, standardise, stated.get("model"), task))
+                batches = run.runner.run(f"{label} {number}", _measuring(view, run, at, asked))
+                measured.append(_averaged(batches.values()))
+            rows += _rows(label, measured, run.view)
         record = run.record(
             verb="decompose",
             at=place,
@@ -141,15 +134,16 @@ def decompose(
 def _measuring(
     view: ResidualView, run: Opened, at: str | int, task: Task | None
 ) -> Callable[[int, Tensor, Tensor], list[list[float]]]:
+    prepared: dict[Chain, Decomposition] = {}
+
     def compute(batch: int, images: Tensor, targets: Tensor) -> list[list[float]]:
-        if run.mode == "train" and len(images) < 2:
-            raise DataError(
-                f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
-            )
+        check_batch(run, batch, images)
         images = run.moved(images)
         chain = view.chain(images)
         target, block = target_of(chain, at)
-        whole, summands = decompose_at(chain, images, target)
+        if chain not in prepared:
+            prepared[chain] = Decomposition(chain, target)
+        whole, summands = prepared[chain](images)
         numbers = measure_summands(chain, whole, summands, block, task, targets.to(run.runner.device))
         return [[key, *astuple(contribution)] for key, contribution in numbers.items()]
 
@@ -172,23 +166,23 @@ def _together(parts: Sequence[Contribution]) -> Contribution:
     return Contribution(*map(fmean, (second_moment, variance, covariance)), *map(sum, counts))
 
 
-def _rows(curve: _Curve, view: ResidualView) -> Iterator[MutableRow]:
+def _rows(label: str, seeds: Sequence[_Values], view: ResidualView) -> Iterator[MutableRow]:
     """The rows of a curve: stem, constants, blocks."""
-    for key in curve.seeds[0]:
+    for key in seeds[0]:
         if key == WHOLE:
             continue
         block = view[key] if key >= 0 else None
         about: MutableRow = {
             "network": type(view.model).__name__,
-            "weights": curve.label,
-            "seeds": len(curve.seeds),
+            "weights": label,
+            "seeds": len(seeds),
             "summand": {STEM: words.STEM, CONSTANTS: words.CONSTANTS}.get(key, words.BLOCK),
             "block": None if key == CONSTANTS else key,
             "name": block.name if block else "",
             "stage": block.stage if block else (view[0].stage if key == STEM else None),
             "kind": block.kind if block else None,
         }
-        yield {**about, **_quantities([(seed[key], seed[WHOLE]) for seed in curve.seeds])}
+        yield {**about, **_quantities([(seed[key], seed[WHOLE]) for seed in seeds])}
 
 
 def _quantities(seeds: Sequence[tuple[Contribution, Contribution]]) -> MutableRow:
@@ -196,25 +190,25 @@ def _quantities(seeds: Sequence[tuple[Contribution, Contribution]]) -> MutableRo
     parts = [part for part, _ in seeds]
     shares = [_ratio(part.covariance, whole.variance) for part, whole in seeds]
     row: MutableRow = {
-        "share": _mean(shares),
-        "variance_ratio": _mean([_ratio(part.variance, whole.variance) for part, whole in seeds]),
-        "correlation": _mean(
+        "share": mean(shares),
+        "variance_ratio": mean([_ratio(part.variance, whole.variance) for part, whole in seeds]),
+        "correlation": mean(
             [_ratio(part.covariance, math.sqrt(part.variance * whole.variance)) for part, whole in seeds]
         ),
-        "norm": _mean([math.sqrt(part.second_moment) for part in parts]),
-        "norm_ratio": _mean([_root(_ratio(part.second_moment, whole.second_moment)) for part, whole in seeds]),
+        "norm": mean([_root(_ratio(part.second_moment, 1.0)) for part in parts]),
+        "norm_ratio": mean([_root(_ratio(part.second_moment, whole.second_moment)) for part, whole in seeds]),
     }
     row |= dict.fromkeys(("logit", "logit_low", "logit_high", "error_through"))
-    row["share_low"], row["share_high"] = _interval(shares)
+    row["share_low"], row["share_high"] = interval(shares)
     if parts[0].units:
         logits = [_ratio(part.logit, part.examples) for part in parts]
-        row["logit"] = _mean(logits)
+        row["logit"] = mean(logits)
         row["logit_low"], row["logit_high"] = (
-            _interval(logits)
+            interval(logits)
             if len(parts) > 1
             else interval_of_sums(int(parts[0].examples), parts[0].logit, parts[0].logit_squares)
         )
-        row["error_through"] = _mean([_ratio(part.wrong, part.units) for part in parts])
+        row["error_through"] = mean([_ratio(part.wrong, part.units) for part in parts])
     return row
 
 
@@ -225,13 +219,3 @@ def _ratio(value: float, whole: float) -> float | None:
 
 def _root(value: float | None) -> float | None:
     return None if value is None else math.sqrt(value)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(known) if known and len(known) == len(values) else None
-
-
-def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    known = [value for value in values if value is not None]
-    return sample_interval(known) if len(known) == len(values) > 1 else (None, None)

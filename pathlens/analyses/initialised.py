@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathlens.analyses.linear import BATCH_SIZE, Opened
 from pathlens.analyses.sources import Data
 from pathlens.data import ImageData
 from pathlens.errors import DataError, UsageError
 from pathlens.initialisation import SCHEMES, check_name, initialise
+from pathlens.metrics import sample_interval
 from pathlens.residual import ResidualView, view_of
 
 AS_BUILT = "as-built"
@@ -87,3 +88,56 @@ def initialisations(
         network.train(run.mode == "train")
         network.requires_grad_(False)
         yield seed, view
+
+
+def labelled(
+    run: Opened,
+    own: str | None,
+    schemes: Sequence[str],
+    seeds: range,
+    build: Callable[[int], nn.Module] | None,
+    standardise: bool,
+) -> Iterator[tuple[str, bool, Iterable[tuple[int, ResidualView]]]]:
+    """The curves of an analysis: a label, whether it is of the weights that were given, and seeds with networks.
+
+    Args:
+        run: the network.
+        own: label of the weights that it has; None leaves them out.
+        schemes: names, each of a further curve; the other arguments are those of :func:`initialisations`.
+        seeds: of the initialisations.
+        build: seed -> the network anew.
+        standardise: as of :func:`pathlens.initialise`.
+    """
+    if own is not None:
+        yield own, True, [(seeds.start, run.view)]
+    for scheme in schemes:
+        yield scheme, False, initialisations(run, scheme, seeds, build, standardise)
+
+
+def check_batch(run: Opened, batch: int, images: Tensor) -> None:
+    """Raise where a batch has one example in train mode.
+
+    Args:
+        run: the network.
+        batch: its number.
+        images: of it.
+
+    Raises:
+        DataError: naming it.
+    """
+    if run.mode == "train" and len(images) < 2:
+        raise DataError(
+            f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
+        )
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean, missing where a value is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of the mean over seeds, missing for one, or where a value is."""
+    known = [value for value in values if value is not None]
+    return sample_interval(known) if len(known) == len(values) > 1 else (None, None)

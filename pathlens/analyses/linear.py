@@ -77,6 +77,21 @@ class Opened:
         """Inputs on the device, in the type that is computed with; integers stay what they are."""
         return _moved(images, self.runner.device, self.runner.dtype)
 
+    def require_intact(self, why: str) -> None:
+        """Raise where a plan is active on the network, which this analysis would not carry out.
+
+        Args:
+            why: the purpose, for the message.
+
+        Raises:
+            UsageError: naming it.
+        """
+        if self.route != intact(len(self.view)):
+            raise UsageError(
+                f"an intervention is active on {type(self.view.model).__name__}, and {why} the network has to run as "
+                "it is; call this outside of its with block"
+            )
+
     @property
     def has_gradient_at_input(self) -> bool:
         """Whether the input is of numbers that a gradient can be taken at, and not of integers."""

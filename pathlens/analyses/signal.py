@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.analyses.evaluation import task_of
-from pathlens.analyses.initialised import check_batches, check_schemes, initialisations
+from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.errors import DataError, UsageError
 from pathlens.initialisation import SCHEMES
-from pathlens.metrics import sample_interval
 from pathlens.plans import require_chain
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
 from pathlens.propagation.measure import Place, places
@@ -93,7 +92,7 @@ def signal_propagation(
         has warnings: blocks in which the type overflows, or would if the network went on as it does.
 
     Raises:
-        UsageError: no seeds, an unknown scheme or mode, or ``as-built`` without ``build``.
+        UsageError: no seeds, an unknown scheme or mode, ``as-built`` without ``build``, or a plan that is active.
         ModelError: a scheme that does not fit the network.
         DataError: a batch of one example in train mode.
 
@@ -107,14 +106,15 @@ def signal_propagation(
         check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to follow a signal")
+        run.require_intact("to follow a signal")
         losses = task_of(run.view, None).losses if loss is None else loss
         stated = options.get("provenance") or {}
-        own = str(stated.get("weights", "as given"))
-        curves = [_Curve(own, bool(stated.get("trained", True)))] if given or not schemes else []
-        curves += [_Curve(scheme, False) for scheme in schemes]
-        for curve in curves:
-            fresh = initialisations(run, curve.label, range(seed, seed + seeds), build, standardise)
-            for number, start in fresh if curve.label in schemes else [(seed, run.view)]:
+        own = str(stated.get("weights", "as given")) if given or not schemes else None
+        curves: list[_Curve] = []
+        for label, is_given, networks in labelled(run, own, schemes, range(seed, seed + seeds), build, standardise):
+            curve = _Curve(label, is_given and bool(stated.get("trained", True)))
+            curves.append(curve)
+            for number, start in networks:
                 view = _trained(start, run, steps, lr, losses) if steps else start
                 request = (curve.label, number, standardise, steps, lr, stated.get("model"))
                 run.identify("signal-propagation", request)
@@ -166,10 +166,7 @@ def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss)
 
 def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> Callable[[int, Tensor, Tensor], Any]:
     def compute(batch: int, images: Tensor, labels: Tensor) -> Any:
-        if run.mode == "train" and len(images) < 2:
-            raise DataError(
-                f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
-            )
+        check_batch(run, batch, images)
         images = run.moved(images)
         chain = view.chain(images)
         readings = measure(chain, images, labels.to(run.runner.device), loss)
@@ -188,13 +185,8 @@ def _averaged(batches: Iterable[list[list[float | None]]], view: ResidualView) -
     stacked = list(batches)
     if not stacked:
         raise DataError("the data has no images; give at least one batch")
-    means = [[_mean(values) for values in zip(*of_batches, strict=True)] for of_batches in zip(*stacked, strict=True)]
+    means = [[mean(values) for values in zip(*of_batches, strict=True)] for of_batches in zip(*stacked, strict=True)]
     return dict(zip(places(view.chain()), means, strict=True))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _rows(curve: _Curve, run: Opened) -> list[MutableRow]:
@@ -216,12 +208,10 @@ def _rows(curve: _Curve, run: Opened) -> list[MutableRow]:
             "stage": view[max(block, 0)].stage,
             "kind": None if block < 0 else view[block].kind,
             "place": place,
-            **{name: _mean(of_seeds) for name, of_seeds in values.items()},
+            **{name: mean(of_seeds) for name, of_seeds in values.items()},
         }
         for name in _MEASURED:
-            known = [value for value in values[name] if value is not None]
-            ends = sample_interval(known) if len(known) == len(values[name]) > 1 else (None, None)
-            row[f"{name}_low"], row[f"{name}_high"] = ends
+            row[f"{name}_low"], row[f"{name}_high"] = interval(values[name])
         for prefix, growth in zip(("growth", "gradient_growth"), growths[place], strict=True):
             row |= {prefix: growth.factor, f"{prefix}_low": growth.low, f"{prefix}_high": growth.high}
         rows.append(row)

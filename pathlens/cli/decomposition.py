@@ -27,4 +27,4 @@ def decompose(
     output also what each block adds to the logit of the label, and the error with the blocks up to it alone.
     """
     asked: dict[str, Any] = {"at": at, "seeds": seeds, "mode": mode.value}
-    over_initialisations("decompose", "decompose", common, asked)
+    over_initialisations("decompose", common, asked)

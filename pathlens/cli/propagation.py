@@ -51,15 +51,14 @@ def signal_propagation(
     of the gradient of the loss; what theory expects; and the growth per block.
     """
     asked: dict[str, Any] = {"seeds": seeds, "mode": mode.value, "steps": steps, "lr": lr}
-    over_initialisations("signal-propagation", "signal_propagation", common, asked)
+    over_initialisations("signal-propagation", common, asked)
 
 
-def over_initialisations(verb: str, analysis: str, common: SignalOptions, asked: dict[str, Any]) -> None:
+def over_initialisations(verb: str, common: SignalOptions, asked: dict[str, Any]) -> None:
     """Run an analysis of given weights, or of several initialisations, or of both.
 
     Args:
-        verb: on the command line.
-        analysis: its function in :mod:`pathlens.analyses`.
+        verb: of :mod:`pathlens.analyses`, as it is spelled on the command line.
         common: the options.
         asked: what the verb alone takes, and the manifest states.
 
@@ -86,7 +85,7 @@ def over_initialisations(verb: str, analysis: str, common: SignalOptions, asked:
             foreign_output(),
             oom_as_error(common.batch_size),
         ):
-            table = getattr(analyses, analysis)(
+            table = getattr(analyses, verb.replace("-", "_"))(
                 current.view,
                 current.data,
                 **asked,

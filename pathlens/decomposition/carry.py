@@ -50,32 +50,56 @@ _WITH_PLACES: Mapping[Any, tuple[Any, int]] = {
 }
 
 
-def decompose_at(chain: Chain, inputs: Tensor, target: fx.Node) -> tuple[Tensor, Summands]:
-    """A tensor of the network and its summands.
+class Decomposition:
+    """A tensor of a network, ready to be written as summands, batch after batch.
 
     Args:
         chain: the traced network, in its mode; batch norms in train mode use the statistics of the batch.
-        inputs: shape (N, ...).
         target: the sum of a block, or the output.
 
-    Returns:
-        The tensor, and its summands by key; each has the tensor's shape.
+    Raises:
+        ModelError: an operation on the way takes two tensors of which neither is computed from the other.
+    """
+
+    def __init__(self, chain: Chain, target: fx.Node) -> None:
+        self._chain, self._target = chain, target
+        self._carried = carried_nodes(chain, target)
+        self._links = {link.total.name: (index, link) for index, link in enumerate(chain.links)}
+        branches = [link.branch for link in chain.links if link.total.name in self._carried]
+        self._segment = cut(chain.trace, chain.trace.source, [target, *branches])
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Summands]:
+        """The tensor, and its summands by key; each has the tensor's shape.
+
+        Args:
+            inputs: shape (N, ...).
+
+        Raises:
+            ModelError: an operation on the way is not affine in the above sense.
+        """
+        module, stem = self._segment.graph_module, self._chain.boundaries[0].name
+        carrier = _Carrier(module, self._carried, self._links, stem)
+        # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
+        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+            torch.manual_seed(0)
+            whole = carrier.run(inputs, *self._chain.trace.fetch(self._segment.tensor_names))[0]
+        summands = carrier.summands[self._target.name]
+        _check_sum(self._target, whole, summands)
+        return whole, summands
+
+
+def decompose_at(chain: Chain, inputs: Tensor, target: fx.Node) -> tuple[Tensor, Summands]:
+    """A tensor of the network and its summands, for one batch.
+
+    Args:
+        chain: as of :class:`Decomposition`.
+        inputs: shape (N, ...).
+        target: as of :class:`Decomposition`.
 
     Raises:
-        ModelError: an operation on the way is not affine in the above sense.
+        ModelError: as of :class:`Decomposition`.
     """
-    carried = carried_nodes(chain, target)
-    links = {link.total.name: (index, link) for index, link in enumerate(chain.links)}
-    branches = [link.branch for link in chain.links if link.total.name in carried]
-    segment = cut(chain.trace, chain.trace.source, [target, *branches])
-    carrier = _Carrier(segment.graph_module, carried, links, chain.boundaries[0].name)
-    # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
-    with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-        torch.manual_seed(0)
-        whole = carrier.run(inputs, *chain.trace.fetch(segment.tensor_names))[0]
-    summands = carrier.summands[target.name]
-    _check_sum(target, whole, summands)
-    return whole, summands
+    return Decomposition(chain, target)(inputs)
 
 
 def carried_nodes(chain: Chain, target: fx.Node) -> dict[str, tuple[str, ...]]:
@@ -139,6 +163,7 @@ class _Carrier(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self._carried, self._links, self._stem = carried, links, stem
+        self._named = {node.name: node for node in module.graph.nodes}
         self._waiting: dict[str, int] = {}
         for operands in carried.values():
             for operand in operands:
@@ -161,8 +186,7 @@ class _Carrier(fx.Interpreter):
             return {STEM: whole, CONSTANTS: torch.zeros_like(whole)}
         if n.name in self._links:
             index, link = self._links[n.name]
-            named = {node.name: node for node in n.graph.nodes}
-            branch = self.env[named[link.branch.name]]
+            branch = self.env[self._named[link.branch.name]]
             return {**self.summands[link.shortcut.name], index: branch.expand_as(whole)}
         summands = self._carry(n, whole)
         _check_sum(n, whole, summands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pathlens.__main__ import main
 from pathlens.decomposition import CONSTANTS, decompose_at, target_of
 from pathlens.errors import PathlensError, UsageError
 from pathlens.metrics import interval_of_sums, sample_interval
+from pathlens.tables import Table
 
 
 class Block(nn.Module):
@@ -168,6 +170,17 @@ def test_what_is_not_finite_is_missing() -> None:
 def test_refusals(options: dict[str, object], line: str) -> None:
     with pytest.raises((UsageError, PathlensError), match=line):
         pathlens.decompose(Net().double(), batches(), **options)
+
+
+@pytest.mark.parametrize("analysis", [pathlens.decompose, pathlens.signal_propagation])
+def test_a_lesioned_network_is_refused_and_not_taken_for_the_intact_one(analysis: Callable[..., Table]) -> None:
+    net = Net().double()
+    with (
+        pathlens.deleted(net, 1),
+        pytest.raises(UsageError, match="intervention is active on Net.*outside of its with"),
+    ):
+        analysis(net, batches(), mode="eval")
+    assert analysis(net, batches(), mode="eval").rows
 
 
 def test_command_writes_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
