@@ -42,14 +42,26 @@ def open_digits(split: str, limit: int | None) -> ImageData:
     )
 
 
-@lru_cache(maxsize=1)
-def _digits() -> tuple[torch.Tensor, np.ndarray]:
-    """Pixels and labels from scikit-learn's own file; to import scikit-learn for it takes seconds."""
+def scikit_learn_file(*parts: str) -> Path:
+    """A file that comes with scikit-learn, found without importing it, which takes seconds.
+
+    Args:
+        *parts: its place in ``sklearn/datasets``.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
     spec = find_spec("sklearn")
     if spec is None:
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
     (folder,) = spec.submodule_search_locations or ("",)
-    file = Path(folder, "datasets", "data", "digits.csv.gz")
+    return Path(folder, "datasets", *parts)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[torch.Tensor, np.ndarray]:
+    """Pixels and labels from scikit-learn's own file."""
+    file = scikit_learn_file("data", "digits.csv.gz")
     with gzip.open(file, "rt") as text:
         rows = np.loadtxt(text, delimiter=",")
     pixels = rows[:, :-1].reshape(-1, 8, 8)

@@ -11,8 +11,8 @@ import torch
 
 from pathlens.data.images import ImageData, Normalisation
 from pathlens.data.sources import EncodedSource
-from pathlens.data.splits import SPLITS, folder_name, split_of
-from pathlens.errors import DataError, MissingSplitError
+from pathlens.data.splits import folder_name, place_of
+from pathlens.errors import DataError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet constants")
 IMAGE_SIZE = 224
@@ -37,7 +37,7 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"imagefolder:{folder} {what}; give a folder with one subfolder for each class")
-    place, split = _place(folder, split)
+    place, split = place_of(folder, split, _holds_folders)
     classes = _files_by_class(place)
     files = [(path, label) for label, members in enumerate(classes.values()) for path in members]
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
@@ -73,21 +73,9 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     )
 
 
-def _place(folder: Path, split: str) -> tuple[Path, str]:
-    """The folder that holds the class folders, and the split it is."""
-    places: dict[str, Path] = {}
-    for name, aliases in SPLITS.items():
-        for alias in aliases:
-            # A class may be called "train" (the vehicle): its folder holds images and no folders.
-            if name not in places and (folder / alias).is_dir() and any(p.is_dir() for p in (folder / alias).iterdir()):
-                places[name] = folder / alias
-    if not places:
-        return folder, split_of(folder.name) or split
-    if split == "test" and "test" not in places and "validation" in places:
-        split = "validation"
-    if split not in places:
-        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(places))}")
-    return places[split], split
+def _holds_folders(place: Path) -> bool:
+    # A class may be called "train" (the vehicle): its folder holds images and no folders.
+    return place.is_dir() and any(path.is_dir() for path in place.iterdir())
 
 
 def _files_by_class(place: Path) -> dict[str, list[Path]]:

@@ -13,8 +13,8 @@ from PIL import Image
 from pathlens.data.decode import image_warnings, open_image, resized
 from pathlens.data.images import NOT_COUNTED, ImageData
 from pathlens.data.sources import EncodedSource
-from pathlens.data.splits import SPLITS, folder_name, split_of
-from pathlens.errors import DataError, MissingSplitError
+from pathlens.data.splits import folder_name, place_of
+from pathlens.errors import DataError
 
 LARGEST = 2**30
 """Bytes that the masks in use may take in memory."""
@@ -51,7 +51,7 @@ def open_masks(folder: Path, split: str, limit: int | None, image_size: int | No
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"masks:{folder} {what}; give a folder with images/ and masks/ in it")
-    place, split = _place(folder, split)
+    place, split = place_of(folder, split, lambda place: (place / _IMAGES).is_dir())
     pairs = _pairs(place)
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
     pairs = [pairs[row] for row in np.random.RandomState(0).permutation(len(pairs))]
@@ -80,22 +80,6 @@ def open_masks(folder: Path, split: str, limit: int | None, image_size: int | No
         _source=source,
         _normalisation=None,
     )
-
-
-def _place(folder: Path, split: str) -> tuple[Path, str]:
-    """The folder that holds the two folders, and the split it is."""
-    places: dict[str, Path] = {}
-    for name, aliases in SPLITS.items():
-        for alias in aliases:
-            if name not in places and (folder / alias / _IMAGES).is_dir():
-                places[name] = folder / alias
-    if not places:
-        return folder, split_of(folder.name) or split
-    if split == "test" and "test" not in places and "validation" in places:
-        split = "validation"
-    if split not in places:
-        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(places))}")
-    return places[split], split
 
 
 def _pairs(place: Path) -> list[tuple[Path, Path]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from pathlens.data.decode import to_pixels
-from pathlens.data.embedded import open_digits
+from pathlens.data.embedded import open_digits, scikit_learn_file
 from pathlens.data.images import ImageData, Normalisation, computed_normalisation
 from pathlens.data.sources import ArraySource
 
@@ -87,9 +85,5 @@ def _scenes(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _photographs() -> list[np.ndarray]:
     """The two photographs, uint8 of shape (3, 427, 640)."""
-    spec = find_spec("sklearn")
-    if spec is None:
-        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-    (folder,) = spec.submodule_search_locations or ("",)
-    files = [Path(folder, "datasets", "images", name) for name in ("china.jpg", "flower.jpg")]
+    files = [scikit_learn_file("images", name) for name in ("china.jpg", "flower.jpg")]
     return [to_pixels(file, file.name, 3, None) for file in files]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from pathlens.errors import DataError
+from pathlens.errors import DataError, MissingSplitError
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test",)}
 """Split -> the names under which it is found, best first."""
@@ -33,3 +34,30 @@ def folder_name(folder: Path) -> str:
     folder = folder.absolute()
     skipped = {"", "data", *(alias for aliases in SPLITS.values() for alias in aliases)}
     return next((place.name for place in (folder, *folder.parents) if place.name not in skipped), folder.name or "data")
+
+
+def place_of(folder: Path, split: str, holds: Callable[[Path], bool]) -> tuple[Path, str]:
+    """Where the images of a split lie, and the split it is: a folder in this one, or this one where there is none.
+
+    Where there is no test folder, that of the validation images stands in.
+
+    Args:
+        folder: that a user names.
+        split: which one.
+        holds: whether a folder holds the images of a split.
+
+    Raises:
+        MissingSplitError: there are folders for splits, and none for this one.
+    """
+    places: dict[str, Path] = {}
+    for name, aliases in SPLITS.items():
+        for alias in aliases:
+            if name not in places and holds(folder / alias):
+                places[name] = folder / alias
+    if not places:
+        return folder, split_of(folder.name) or split
+    if split == "test" and "test" not in places and "validation" in places:
+        split = "validation"
+    if split not in places:
+        raise MissingSplitError(f"{folder} has no folder for the split '{split}', only for {', '.join(sorted(places))}")
+    return places[split], split
