@@ -60,17 +60,19 @@ def reordering(
     )
 
 
-def mean_of(rows: Rows, is_sample: bool, also: Sequence[str] = ()) -> MutableRow:
+def mean_of(rows: Rows, is_sample: bool, also: Sequence[str] = (), keep: Sequence[str] | None = None) -> MutableRow:
     """The summary row of several samples: means, and their t intervals over samples.
 
     Args:
         rows: of the samples.
         is_sample: False where these are all that exist, so that their mean has no interval.
         also: further columns of which the mean is taken.
+        keep: columns that are the same for all samples (default: how many blocks are deleted or exchanged).
     """
     first = rows[0]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
-    keep = ("count",) if "count" in first else ("swaps",)
+    if keep is None:
+        keep = ("count",) if "count" in first else ("swaps",)
     return {
         **dict.fromkeys(first),
         **{name: first[name] for name in keep},

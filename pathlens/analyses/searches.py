@@ -77,7 +77,7 @@ def delete_blocks_greedy(
             lesions = [plans.delete([]), *(plans.delete([*deleted, block]).check(view) for block in left)]
             results.append(evaluation.sweep(lesions, " ".join([PHASE, *map(str, deleted)])))
             intact, *measured = rows.counted(results[-1])
-            best = min(range(len(left)), key=lambda index: _cost(measured[index]))
+            best = min(range(len(left)), key=lambda index: cost(measured[index]))
             chosen.append(len(p_values) + best)
             p_values += [row["p"] for row in measured]
             deleted.append(left[best])
@@ -96,7 +96,12 @@ def delete_blocks_greedy(
     return GREEDY.table(table_rows, record.entries())
 
 
-def _cost(row: Row) -> tuple[float, float]:
+def cost(row: Row) -> tuple[float, float]:
+    """What deletions are ordered by: the error, then the loss; one that is not finite comes last.
+
+    Args:
+        row: of a lesioned network.
+    """
     return row["error"], math.inf if row["loss"] is None else row["loss"]
 
 

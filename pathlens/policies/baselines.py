@@ -13,6 +13,7 @@ import torch
 from pathlens import plans
 from pathlens.analyses import delete_blocks, delete_blocks_greedy
 from pathlens.analyses.drawing import different
+from pathlens.analyses.searches import cost
 from pathlens.data import ImageData
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
@@ -72,7 +73,7 @@ def fixed_sets(
     alone: dict[Any, Row] = {row["block"]: row for row in single().rows if row["block"] is not None}
     if set(alone) != set(range(blocks)):
         raise UsageError(f"single: a table of {len(alone)} blocks; give delete_blocks of all {blocks} of this network")
-    dearest = sorted(range(blocks), key=lambda block: (*(-cost for cost in _cost(alone[block])), block))
+    dearest = sorted(range(blocks), key=lambda block: (*(-part for part in cost(alone[block])), block))
     sets.append(Fixed("single", tuple(sorted(dearest[:kept]))))
     steps = {row["count"]: row["blocks"] for row in greedy(left_out).rows}
     if left_out not in steps:
@@ -81,10 +82,6 @@ def fixed_sets(
     if not deleted <= set(range(blocks)):
         raise UsageError(f"greedy: the table deletes block {max(deleted)}, and the network has {blocks}")
     return [*sets, Fixed("greedy", without(deleted))]
-
-
-def _cost(row: Row) -> tuple[float, float]:
-    return row["error"], math.inf if row["loss"] is None else row["loss"]
 
 
 def chosen_on(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pathlens.analyses.rows import mean_of
 from pathlens.data import ImageData
-from pathlens.metrics import PairedCounts, holm, sample_interval, wilson_interval
+from pathlens.metrics import PairedCounts, holm, wilson_interval
 from pathlens.policies.baselines import Fixed
 from pathlens.policies.evaluation import Answers, Measured
 from pathlens.residual import ResidualView
@@ -18,7 +18,11 @@ from pathlens.residual.modes import in_mode
 from pathlens.residual.trace import trace
 from pathlens.results.blockdrop import ChoiceRow, ClassRow, ImageRow
 from pathlens.results.measured import Measured as MeasuredColumns
-from pathlens.tables.declared import MutableRow, Row, Rows
+from pathlens.tables.declared import MutableRow, Row
+
+#: of the row of the mean over random sets: what else is averaged, and what is the same for all
+_MEANS = ("multiply_adds", "policy_difference")
+_SAME = ("network", "blocks", "blocks_sd", "choices")
 
 
 class Costs:
@@ -64,7 +68,7 @@ def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs, intact
         row["p_holm"] = corrected[name]
     drawn = [row for row in rows if row["network"] == "random"]
     at = next((index for index, row in enumerate(rows) if row["network"] == "single"), len(rows))
-    return [*rows[:at], *([_mean(drawn)] if len(drawn) > 1 else []), *rows[at:]]
+    return [*rows[:at], *([mean_of(drawn, True, _MEANS, _SAME)] if len(drawn) > 1 else []), *rows[at:]]
 
 
 def _row(
@@ -97,24 +101,6 @@ def _row(
 
 def _pair(first: Tensor, other: Tensor) -> PairedCounts:
     return PairedCounts(len(first), int((first & ~other).sum()), int((~first & other).sum()))
-
-
-def _mean(rows: Rows) -> MutableRow:
-    """The mean over random sets, with Student's interval."""
-    mean: MutableRow = {**vars(ChoiceRow()), "network": "random"}
-    for name in ("blocks", "blocks_sd", "choices", "multiply_adds", "n", "nonfinite"):
-        mean[name] = rows[0][name]
-    values = [row["multiply_adds"] for row in rows]
-    mean["multiply_adds"] = math.fsum(values) / len(rows)
-    mean["nonfinite"] = sum(row["nonfinite"] for row in rows)
-    for name, bounds in (("error", (0.0, 1.0)), ("difference", (-1.0, 1.0)), ("policy_difference", (-1.0, 1.0))):
-        values = [row[name] for row in rows]
-        mean[name] = math.fsum(values) / len(rows)
-        if name != "policy_difference":
-            mean[f"{name}_low"], mean[f"{name}_high"] = sample_interval(values, bounds=bounds)
-    losses = [row["loss"] for row in rows]
-    mean["loss"] = None if None in losses else math.fsum(losses) / len(rows)
-    return mean
 
 
 def image_rows(measured: Measured, intact: Answers) -> list[Row]:

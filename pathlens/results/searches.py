@@ -32,49 +32,63 @@ class GreedyRow(measured.Measured, _Step):
     """The network after one more block was deleted: the one without which it errs least."""
 
 
-class Greedy(Result):
+_NAMED: Mapping[str, Shown] = {
+    "count": Shown(),
+    "block": Shown("deleted\nlast", cell()),
+    "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
+}
+
+
+class _Steps:
+    """What tables of blocks that were deleted one after the other have in common.
+
+    Attributes:
+        key: of the line on a page.
+        line: what it is called.
+    """
+
+    bar: ClassVar[str] = "error"
+    key: ClassVar[str]
+    line: ClassVar[str]
+
+    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
+        """The intact network, how many blocks can go, and the last step."""
+        steps = lesioned(rows)
+        spared = max((row["count"] for row in steps if (row.get("difference") or 0.0) <= _POINT), default=0)
+        headlines = measured.error_of_intact(rows)
+        headlines.append(Headline("Blocks that can go within a point of error", str(spared)))
+        return headlines + [with_interval(f"Error, {row['count']} deleted", row) for row in steps[-1:]]
+
+    def notes(self, provenance: Provenance) -> list[str]:
+        """See :func:`.measured.notes`."""
+        return measured.notes(provenance)
+
+    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
+        """Error against how many blocks are deleted."""
+        steps = lesioned(rows)
+        series = error_series(steps, "count", key=self.key, name=f"{self.line}, 95 % interval", colour=0)
+        return measured.chart_by_count(rows, [series] if steps else [], "block")
+
+
+class Greedy(_Steps, Result):
     """The table of a greedy search."""
 
     name = "delete-blocks-greedy"
     row = GreedyRow
     needed = ("count", "block", "blocks", *measured.NEEDED)
     shown: ClassVar[Mapping[str, Shown]] = {
-        "count": Shown(),
-        "block": Shown("deleted\nlast", cell()),
-        "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
+        **_NAMED,
         "stage": Shown(text=cell(), gives_way=5),
         "kind": Shown(text=cell(), left=True, gives_way=4),
         **measured.SHOWN,
     }
-    bar = "error"
     figure = "searches.greedy"
     what = "blocks deleted one after the other, the one that costs least each time"
-
-    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
-        """The intact network, how many blocks can go, and the last step."""
-        return _steps_headlines(rows)
+    key, line = "greedy", "best next block"
 
     def notes(self, provenance: Provenance) -> list[str]:
-        """See :func:`.measured.notes`."""
-        return [SELECTED, *measured.notes(provenance)]
-
-    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
-        """Error against how many blocks are deleted."""
-        return _steps_charts(rows, "greedy", "best next block, 95 % interval")
-
-
-def _steps_headlines(rows: Rows) -> list[Headline]:
-    steps = lesioned(rows)
-    spared = max((row["count"] for row in steps if (row.get("difference") or 0.0) <= _POINT), default=0)
-    headlines = measured.error_of_intact(rows)
-    headlines.append(Headline("Blocks that can go within a point of error", str(spared)))
-    return headlines + [with_interval(f"Error, {row['count']} deleted", row) for row in steps[-1:]]
-
-
-def _steps_charts(rows: Rows, key: str, name: str) -> list[Chart]:
-    steps = lesioned(rows)
-    line = error_series(steps, "count", key=key, name=name, colour=0)
-    return measured.chart_by_count(rows, [line] if steps else [], "block")
+        """What a reader must know, and the notes of all lesions."""
+        return [SELECTED, *super().notes(provenance)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,34 +105,16 @@ class InfluenceRow(_Influence, measured.Measured, _Step):
     """The network after one more block, or layer, was deleted: the one of least influence among the rest."""
 
 
-class Influence(Result):
+class Influence(_Steps, Result):
     """The table of deletions in the order of block influence."""
 
     name = "delete-blocks-influence"
     row = InfluenceRow
     needed = ("count", "block", "blocks", "influence", *measured.NEEDED)
-    shown: ClassVar[Mapping[str, Shown]] = {
-        "count": Shown(),
-        "block": Shown("deleted\nlast", cell()),
-        "name": Shown(text=cell("intact"), left=True, folds=True, gives_way=1),
-        "influence": Shown(text=cell(text=number)),
-        **measured.SHOWN,
-    }
-    bar = "error"
+    shown: ClassVar[Mapping[str, Shown]] = {**_NAMED, "influence": Shown(text=cell(text=number)), **measured.SHOWN}
     figure = "searches.influence"
     what = "blocks deleted one after the other, the one of least influence each time"
-
-    def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
-        """The intact network, how many blocks can go, and the last step."""
-        return _steps_headlines(rows)
-
-    def notes(self, provenance: Provenance) -> list[str]:
-        """See :func:`.measured.notes`."""
-        return measured.notes(provenance)
-
-    def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
-        """Error against how many blocks are deleted."""
-        return _steps_charts(rows, "influence", "least influence first, 95 % interval")
+    key, line = "influence", "least influence first"
 
 
 @dataclass(frozen=True, kw_only=True)
