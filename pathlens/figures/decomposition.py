@@ -13,15 +13,14 @@ from pathlens.figures.style import (
     COLOURS,
     DOUBLE,
     MUTED,
-    SHADE,
     block_ticks,
     legend_outside,
     new_figure,
     powers_of_ten,
+    shade_stages,
     style,
     to_rows,
 )
-from pathlens.results.charts import stage_runs
 from pathlens.results.decomposition import DECOMPOSE, curves
 from pathlens.results.result import Row, Rows
 from pathlens.tables import Table
@@ -62,9 +61,7 @@ def decomposition(table: Table | pd.DataFrame | Rows, width: float = DOUBLE) -> 
 
 
 def _panel(axes: Axes, by_label: dict[str, list[Row]], key: str) -> None:
-    blocks = [row for row in next(iter(by_label.values())) if row["block"] >= 0]
-    for run in stage_runs((row["stage"] for row in blocks), (row["block"] for row in blocks))[1::2]:
-        axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
+    shade_stages(axes, [row for row in next(iter(by_label.values())) if row["block"] >= 0])
     for index, (label, rows) in enumerate(by_label.items()):
         known = [row for row in rows if row.get(key) is not None and (key != "norm_ratio" or row[key] > 0)]
         look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": label, "marker": "o", "ms": 2}

@@ -15,17 +15,17 @@ from pathlens.figures.style import (
     DOUBLE,
     INK,
     MUTED,
-    SHADE,
     SINGLE,
     block_ticks,
     kind_mark,
     label_stages,
     legend_outside,
     new_figure,
+    shade_stages,
     style,
     to_rows,
 )
-from pathlens.results.charts import Series, stage_runs
+from pathlens.results.charts import Series
 from pathlens.results.lesions import mean_rows, set_rows, single_rows
 from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Row, Rows
@@ -155,9 +155,7 @@ def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        runs = stage_runs((row["stage"] for row in single), blocks)
-        for run in runs[1::2]:
-            axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
+        runs = shade_stages(axes, single)
         if len(runs) > 1:
             label_stages(axes, runs, 72 * (width - 0.6) / span)
         axes.plot(blocks, error_series(single, "block")["y"], color=MUTED, lw=0.5, alpha=0.7, zorder=2)

@@ -11,15 +11,14 @@ from pathlens.figures.style import (
     COLOURS,
     DOUBLE,
     MUTED,
-    SHADE,
     block_ticks,
     legend_outside,
     new_figure,
     powers_of_ten,
+    shade_stages,
     style,
     to_rows,
 )
-from pathlens.results.charts import stage_runs
 from pathlens.results.result import Row, Rows
 from pathlens.results.signal import GRADIENTS, QUANTITIES, curves
 from pathlens.tables import Table
@@ -58,7 +57,7 @@ def signal_propagation(
             (left, quantity, f"{quantity.replace('_', ' ')} of activations"),
             (right, f"gradient_{quantity}", f"{quantity.replace('_', ' ')} of gradients"),
         ):
-            _stages(axes, next(iter(by_label.values())))
+            shade_stages(axes, [row for row in next(iter(by_label.values())) if row["block"] >= 0])
             for index, (label, part) in enumerate(by_label.items()):
                 _line(axes, part, key, label, COLOURS[index % len(COLOURS)])
             if axes.has_data():
@@ -71,12 +70,6 @@ def signal_propagation(
             left.plot([], [], color=MUTED, ls=_DASHES, lw=0.8, label="expected")
         legend_outside(left if left.get_legend_handles_labels()[1] else right, width)
     return figure
-
-
-def _stages(axes: Axes, rows: list[Row]) -> None:
-    blocks = [row for row in rows if row["block"] >= 0]
-    for run in stage_runs((row["stage"] for row in blocks), (row["block"] for row in blocks))[1::2]:
-        axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
 
 
 def _line(axes: Axes, rows: list[Row], key: str, label: str, colour: str) -> None:

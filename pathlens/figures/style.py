@@ -26,7 +26,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pathlens.errors import UsageError
-from pathlens.results.charts import StageRun
+from pathlens.results.charts import StageRun, stage_runs
 from pathlens.results.result import Row, Rows
 from pathlens.results.text import power_of_ten
 from pathlens.storage import write_together
@@ -203,6 +203,19 @@ def powers_of_ten(axes: Axes) -> None:
         FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if 0 < value < math.inf else "")
     )
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def shade_stages(axes: Axes, rows: Rows) -> list[StageRun]:
+    """Shade every other stage, and return all of them.
+
+    Args:
+        axes: with blocks along x.
+        rows: of blocks, in order, with ``block`` and ``stage``.
+    """
+    runs = stage_runs((row["stage"] for row in rows), (row["block"] for row in rows))
+    for run in runs[1::2]:
+        axes.axvspan(run.first - 0.5, run.last + 0.5, color=SHADE, lw=0, zorder=0)
+    return runs
 
 
 def block_ticks() -> MaxNLocator:

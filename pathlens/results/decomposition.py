@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pathlens.results.charts import PERCENT, Axis, Chart, Series, block_head, chart, stages_of
+from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled, stages_of
+from pathlens.results.curves import OfCurve, by_label, heads
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number
 
@@ -17,12 +18,9 @@ _OVER = "over seeds; missing for one seed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecompositionRow:
+class DecompositionRow(OfCurve):
     """One summand."""
 
-    network: str = column("", "class of the network")
-    weights: str = column("", "scheme of the initialisation, or where the weights are from")
-    seeds: int = column("", "initialisations that a value is the mean of; 1 for given weights")
     summand: str = column("", "block; stem; or constants, which are all biases between the stem and where it is")
     block: int | None = column("", "index of the block, from 0; -1 is the stem; missing for the constants")
     name: str = column("", "module of the block")
@@ -55,14 +53,7 @@ def curves(rows: Rows) -> dict[str, list[Row]]:
     Args:
         rows: of one or more tables.
     """
-    several = len({row["network"] for row in rows}) > 1
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
-        label = f"{row['network']}, {row['weights']}" if several else str(row["weights"])
-        own = by_label.setdefault(label, [])
-        if row["block"] is not None:
-            own.append(row)
-    return {label: sorted(own, key=lambda row: row["block"]) for label, own in by_label.items()}
+    return by_label([row for row in rows if row["block"] is not None])
 
 
 class Decomposition(Result):
@@ -114,8 +105,8 @@ class Decomposition(Result):
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Each quantity, block by block."""
-        by_label = curves(rows)
-        first = next(iter(by_label.values()), [])
+        lines = curves(rows)
+        first = next(iter(lines.values()), [])
         charts = []
         for key, title, axis in (
             ("share", "Share of the variance", {"label": "share of the variance (%)", "percent": True}),
@@ -124,20 +115,20 @@ class Decomposition(Result):
             ("error_through", "Error with the blocks up to here", PERCENT),
         ):
             y: Axis = axis  # type: ignore[assignment]
-            series = [_series(own, key, label, at) for at, (label, own) in enumerate(by_label.items())]
+            series = [_series(own, key, label, at) for at, (label, own) in enumerate(lines.items())]
             if any(value is not None for one in series for value in one["y"]):
-                heads = {str(row["block"]): "stem" if row["block"] < 0 else block_head(row) for row in first}
                 stages = stages_of([row for row in first if row["block"] >= 0])
                 charts.append(
-                    chart(f"decompose {key}", f"{title} by block", "block", y, series, heads=heads, stages=stages)
+                    chart(
+                        f"decompose {key}", f"{title} by block", "block", y, series, heads=heads(first), stages=stages
+                    )
                 )
         return charts
 
 
 def _series(rows: list[Row], key: str, label: str, colour: int) -> Series:
     def values(name: str) -> list[float | None]:
-        factor = 100.0 if key in ("share", "error_through") else 1.0
-        return [None if row.get(name) is None else factor * row[name] for row in rows]
+        return scaled((row.get(name) for row in rows), 100.0 if key in ("share", "error_through") else 1.0)
 
     series: Series = {
         "x": [row["block"] for row in rows],

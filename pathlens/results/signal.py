@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
-from pathlens.results.charts import Axis, Chart, Series, block_head, chart, stages_of
+from pathlens.results.charts import Axis, Chart, Series, chart, stages_of
+from pathlens.results.curves import OfCurve, by_label, heads
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import number
 
@@ -24,10 +25,7 @@ _BLOCK = "a block"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Where:
-    network: str = column("", "class of the network")
-    weights: str = column("", "scheme of the initialisation, or where the weights are from")
-    seeds: int = column("", "initialisations that a value is the mean of; 1 for given weights")
+class _Where(OfCurve):
     block: int = column("", "index of the block, from 0; -1 is the stem")
     name: str = column("", "module of the block")
     stage: int = column("", "stage of the block, from 0")
@@ -78,13 +76,7 @@ def curves(rows: Rows, place: str = "output") -> dict[str, list[Row]]:
         rows: of one or more tables.
         place: of each block.
     """
-    several = len({row["network"] for row in rows}) > 1
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["place"] in (place, "stem"):
-            label = f"{row['network']}, {row['weights']}" if several else str(row["weights"])
-            by_label.setdefault(label, []).append(row)
-    return {label: sorted(part, key=lambda row: row["block"]) for label, part in by_label.items()}
+    return by_label([row for row in rows if row["place"] in (place, "stem")])
 
 
 class SignalPropagation(Result):
@@ -127,7 +119,7 @@ class SignalPropagation(Result):
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Forward and backward, block by block."""
-        by_label = curves(rows)
+        lines = curves(rows)
         charts = []
         for quantity, title in (
             ("second_moment", "Second moment of activations"),
@@ -135,12 +127,12 @@ class SignalPropagation(Result):
             ("gradient_second_moment", "Second moment of gradients"),
         ):
             series = [
-                one for at, (label, part) in enumerate(by_label.items()) for one in _series(part, quantity, label, at)
+                one for at, (label, part) in enumerate(lines.items()) for one in _series(part, quantity, label, at)
             ]
             if series:
-                first = next(iter(by_label.values()))
+                first = next(iter(lines.values()))
                 more: dict[str, Any] = {
-                    "heads": {str(row["block"]): "stem" if row["block"] < 0 else block_head(row) for row in first},
+                    "heads": heads(first),
                     "stages": stages_of([row for row in first if row["block"] >= 0]),
                 }
                 y: Axis = {"label": title.lower(), "log": True}
