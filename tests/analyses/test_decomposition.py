@@ -177,7 +177,7 @@ def test_a_lesioned_network_is_refused_and_not_taken_for_the_intact_one(analysis
     net = Net().double()
     with (
         pathlens.deleted(net, 1),
-        pytest.raises(UsageError, match="intervention is active on Net.*outside of its with"),
+        pytest.raises(UsageError, match=r"intervention is active on Net.*outside of its with"),
     ):
         analysis(net, batches(), mode="eval")
     assert analysis(net, batches(), mode="eval").rows
