@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathlens.tables import Table
-from studies.rules.claims import OURS, Claim, Verdict, majority, row
+from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, row
 from studies.rules.networks import judge
 from studies.rules.veit import DOWNSAMPLING
 
@@ -28,18 +28,38 @@ BEYOND = Claim(
 )
 
 
-def verdicts(tables: Mapping[str, Table], name: str) -> list[dict[str, Any]]:
-    """Rows of the table of claims.
+#: kinds of tables of a network that claims are judged by
+JUDGED = ("lesions", "skips", "sets", "orders", "gradients", "layers")
+
+
+def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the table of claims; networks that differ in their seed have one row together.
 
     Args:
-        tables: of the study.
-        name: of the network.
+        tables: of the study, by kind and name of the network.
+        names: of the networks; ``-seedN`` at the end says which training of one it is.
     """
-    shared = judge({key: tables[key] for key in ("lesions", "skips", "sets", "orders", "gradients")})
-    del shared[DOWNSAMPLING]  # no block changes the shape
-    rows = [row(claim, name, verdict) for claim, verdict in shared.items()]
+    judged: dict[tuple[Claim, str], list[Verdict]] = {}
+    for name in names:
+        network = name.partition("-seed")[0]
+        for claim, verdict in judge_one({kind: tables[f"{kind}-{name}"] for kind in JUDGED}).items():
+            judged.setdefault((claim, network), []).append(verdict)
+    return [
+        row(claim, network, own[0] if f"{network}-seed0" not in names else over_networks(own))
+        for (claim, network), own in judged.items()
+    ]
+
+
+def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
+    """Every claim about one network.
+
+    Args:
+        tables: its own, by kind.
+    """
+    found = judge(tables)
+    del found[DOWNSAMPLING]  # no block changes the shape
     pairs = layers(tables)
-    return [*rows, row(MLP, name, mlp_against_attention(pairs)), row(BEYOND, name, beyond_its_blocks(pairs))]
+    return {**found, MLP: mlp_against_attention(pairs), BEYOND: beyond_its_blocks(pairs)}
 
 
 def layers(tables: Mapping[str, Table]) -> list[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]:

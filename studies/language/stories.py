@@ -14,6 +14,8 @@ from studies.subjects import place
 BEGIN = 1
 """Token that begins a story."""
 
+NETWORK = "stories260K"
+
 FILE = "llama2/stories260K.bin"
 """In the folder that PATHLENS_MODELS names."""
 

@@ -9,11 +9,12 @@ import torch
 
 import pathlens
 from pathlens.tables import read_table
-from studies.language import judged, stories
+from studies.language import judged, stories, trained
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
 from tests.helpers.study_modules import run_study
 
-TABLES = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients", "claims")
+KINDS = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients")
+NAMES = ("stories260K", "bytes24-seed0")
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_writes_page_tables_and_figures(done: Path) -> None:
     page = (done / "README.md").read_text()
     assert "Its numbers mean nothing" in page
-    for stem in TABLES:
+    for stem in (*(f"{kind}-{name}" for kind in KINDS for name in NAMES), "claims"):
         assert f"({stem}.csv)" in page
         assert (done / f"{stem}.csv").is_file()
-    for stem in ("lesions", "layers", "skips", "sets", "orders", "gradients"):
-        assert f"({stem}.png)" in page
+    for kind in ("lesions", "layers", "skips", "sets", "orders", "gradients"):
+        assert all(f"({kind}-{name}.png)" in page for name in NAMES)
+    assert "(beside-lesions.png)" in page
     assert "4 sequences of stories that the network wrote" in page
     claims = read_table(done / "claims.csv").rows
-    assert {row["network"] for row in claims} == {"stories260K"}
+    assert {row["network"] for row in claims} == {"stories260K", "bytes24"}
+    assert all(row["outcome"] == CANNOT_TELL for row in claims if row["network"] == "bytes24")  # one seed
     assert {judged.MLP.name, judged.BEYOND.name} < {row["claim"] for row in claims}
 
 
@@ -47,7 +50,7 @@ def test_its_numbers_are_those_of_the_package(done: Path) -> None:
     model = pathlens.load_model("llama2", "random", num_classes=32, seed=0).model
     tokens = stories.written(model, 4, 8, 0)
     table = pathlens.delete_blocks(model, [(tokens[:, :-1], tokens[:, 1:])], group="layer")
-    found = read_table(done / "layers.csv")
+    found = read_table(done / "layers-stories260K.csv")
     assert found.values("blocks") == table.values("blocks")
     for name in ("error", "loss", "difference"):
         assert found.values(name)[1:] == pytest.approx(table.values(name)[1:], rel=1e-5), name
@@ -79,3 +82,22 @@ def test_layers_are_compared_by_intervals() -> None:
     verdict = judged.beyond_its_blocks([(costs(0.05, 0.15), small, large)] * 3)
     assert verdict.outcome == DISAGREES
     assert verdict.value == pytest.approx(0.1 - 0.05 - 0.25)
+
+
+@pytest.mark.slow
+def test_any_other_network_is_asked_the_same(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("What is said of one network is not said of its kind. " * 20)
+    model = tmp_path / "small.py"
+    model.write_text("from pathlens.models.llama import llama\ndef net():\n    return (m := llama(2, 32)), m.example\n")
+    where = ("--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--scale", "smoke", "--device", "cpu")
+    own = ("--model", f"{model}:net", "--weights", "random", "--text", str(tmp_path / "text.txt"))
+    run_study("language", *own, "--length", "16", "--sequences", "6", "--name", "small", *where)
+    claims = read_table(tmp_path / "out" / "claims.csv").rows
+    assert {(row["network"], row["data"]) for row in claims} == {("small", "text.txt")}
+    assert "6 sequences of text.txt" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_text_has_each_paragraph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained, "documents", lambda: iter(["one\n\ntwo", "two\n\nthree", "one\n\ntwo"]))
+    assert sorted(trained.text().split("\n\n")) == ["one", "three", "two"]
+    assert trained.text() == trained.text()
