@@ -166,10 +166,10 @@ def measure(study: StudySetting) -> dict[str, Table]:
 
 
 def _measure(study: StudySetting) -> dict[str, Table]:
-    data = pathlens.open_data("digit-scenes", limit=study.pick(4, 24, 64))
+    data = pathlens.open_data("digit-scenes", limit=study.pick(4, 16, 64))
     images = data.batch(0, data.n).images.double()
     networks = {
-        CHAIN: (_of_chain, study.pick(3, 30, 100), F.avg_pool2d(images, 4)),
+        CHAIN: (_of_chain, study.pick(3, 24, 100), F.avg_pool2d(images, 4)),
         UNET: (_of_unet, study.pick(1, 4, 18), images[: study.pick(2, 8, 64)]),
     }
     rows: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def _measure(study: StudySetting) -> dict[str, Table]:
             for init in SCHEMES:
                 say(f"shares: {network}, norms {norms}, {init}")
                 which = {"network": network, "norms": norms, "init": init}
-                seeds = [break_up(norms, init, seed, blocks, shown) for seed in range(study.pick(1, 6, 10))]
+                seeds = [break_up(norms, init, seed, blocks, shown) for seed in range(study.pick(1, 5, 10))]
                 single += [{**which, "seed": seed, **_summary(summands)} for seed, summands in enumerate(seeds)]
                 rows += [{**which, "seeds": len(seeds), "block": block - 1, **_mean(of)} for block, of in
                          enumerate(zip(*seeds, strict=True))]  # fmt: skip

@@ -126,8 +126,8 @@ def recipe(part: str, study: StudySetting) -> str:
         return "--limit 12 --validation 4 --epochs 2 --batch-size 4 --no-test"
     sizes = {
         PLATEAU: ("--limit 144 --validation 16 --epochs 24 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
-        DEPTH: ("--limit 992 --validation 32 --epochs 2 --batch-size 32", "--epochs 100"),
-        SAMPLING: ("--limit 1632 --validation 32 --epochs 1 --batch-size 32", "--epochs 100"),
+        DEPTH: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
+        SAMPLING: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
     }
     cpu, paper = sizes[part]
     return cpu if study.scale == "cpu" else paper
