@@ -67,7 +67,7 @@ class Networks:
     """What a scale trains; names of ``nets.py``.
 
     Attributes:
-        plateau: one network with its norms at each place.
+        plateau: two networks, of three levels and of one, with their norms at each place.
         depths: three depths, in the ratio 1 : 2 : 3.
         deep: one of them.
         wide: the shallower network of its multiply-adds.
@@ -85,7 +85,10 @@ class Networks:
             ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
         )
         return cls(
-            tuple(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+            (
+                *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+                *(f"row{counts[0]}x{channels}_{norms}" for norms in ("end", "block")),
+            ),
             tuple(f"bottom{count}x{channels}_each" for count in counts),
             f"bottom{deep}x{channels}_each",
             f"bottom{wide}_each",
