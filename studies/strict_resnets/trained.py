@@ -125,7 +125,7 @@ def recipe(part: str, study: StudySetting) -> str:
     if study.scale == "smoke":
         return "--limit 12 --validation 4 --epochs 2 --batch-size 4 --no-test"
     sizes = {
-        PLATEAU: ("--limit 144 --validation 16 --epochs 24 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
+        PLATEAU: ("--limit 144 --validation 16 --epochs 20 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
         DEPTH: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
         SAMPLING: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
     }
@@ -142,7 +142,7 @@ def trainings(study: StudySetting) -> list[Training]:
         *((SAMPLING, name) for name in dict.fromkeys(sampled_name(up, way) for up, of in ways.items() for way in of)),
     ]
     place = os.path.relpath(NETS, study.runs.resolve())
-    common = f"--data {DATA} --crop 0 --no-flip --optimizer adamw --lr 0.001 --warmup 0 --schedule constant"
+    common = f"--data {DATA} --crop 0 --no-flip --lr 0.05 --warmup 0 --schedule constant"
     return [
         Training(
             part,
