@@ -35,7 +35,8 @@ def option(text: str, *names: str, **more: Any) -> Any:
 Model = Annotated[
     str | None,
     option(
-        "Reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE. Default: the embedded digits network.",
+        "Reference name, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (a language model of transformers), or "
+        "FILE.py:CALLABLE. Default: the embedded digits network.",
         "--model",
         "-m",
         metavar="SPEC",
@@ -73,7 +74,12 @@ Mean = Annotated[str | None, option("Mean of each channel, of pixels in [0, 1]."
 Std = Annotated[str | None, option("Standard deviation of each channel.", metavar="R,G,B")]
 Download = Annotated[bool, option("Allow cifar10 and cifar100 to download.", "--download")]
 Tokenizer = Annotated[
-    Path | None, option("Vocabulary of a text, a file of llama2.c. Default: bytes are tokens.", metavar="FILE")
+    str | None,
+    option(
+        "How a text is cut into tokens: tokenizer.json or its folder, hf:NAME, a vocabulary of llama2.c, or bytes. "
+        "Default: the tokenizer of an hf: model, else bytes.",
+        metavar="FILE",
+    ),
 ]
 SequenceLength = Annotated[int | None, option("Tokens of a sequence. Default: 256.", min=1, metavar="N")]
 Stride = Annotated[int | None, option("Tokens from one sequence to the next. Default: its length.", min=1, metavar="N")]

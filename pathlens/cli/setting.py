@@ -127,7 +127,8 @@ def setting(
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
             if isinstance(data, TextData):
-                check_tokens(data, data.num_classes if loaded.num_classes is None else loaded.num_classes)
+                known = data.num_classes if loaded.num_classes is None else loaded.num_classes
+                check_tokens(data, known, loaded.context)
             else:
                 check_channels(loaded, data)
                 if loaded.num_classes is not None:
@@ -214,7 +215,7 @@ def opened(given: Common | TrainingOptions, split: str, limit: int | None, image
         raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
     return open_text(
         path,
-        tokenizer=given.tokenizer,
+        tokenizer=given.tokenizer or (given.model if (given.model or "").startswith("hf:") else None),
         length=given.sequence_length,
         stride=given.stride,
         split=split,
