@@ -181,7 +181,7 @@ FINDINGS = (
         "the growth of the squared gradient backwards through the block and c the factor of its sum.",
     ),
     Finding(
-        "A language model",
+        "Language models",
         [
             ("language", claim)
             for claim in (
@@ -199,9 +199,9 @@ FINDINGS = (
                 "cancellation",
             )
         ],
-        ["language/lesions.png", "language/gradients.png"],
-        "A language model of the same size on text of the same kind in which the verdicts are others. It is one small "
-        "network of five layers: deep ones may behave as deep networks for images do.",
+        ["language/beside-lesions.png", "language/beside-sets.png", "language/gradients-bytes24-seed0.png"],
+        "Language models of the same sizes on text of the same kind in which the verdicts are others. Both are small: "
+        "those that people use have a hundred times the width.",
     ),
     Finding(
         "Without normalisation",
