@@ -39,7 +39,7 @@ def test_a_record_is_complete_and_true(name: str) -> None:
     for step in (known["measured"], known["page"], *(part["measured"] for part in apart)):
         assert all(step[part] for part in (*record.STEP, "command")), step
         assert not step["commit"].endswith("-dirty")
-    # nothing is trained for two of them, and the tables of blockdrop describe its policies themselves
+    # nothing is trained for one of them, and the tables of blockdrop describe its policies themselves
     assert known["trainings"] or name in ("pretrained_resnets", "blockdrop")
     for one in (*known["trainings"], *(one for part in apart for one in part["trainings"])):
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
