@@ -22,10 +22,11 @@ from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
 from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
+from pathlens.residual.flow import concatenation_edges
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
-from pathlens.residual.polynomials import GraphLinearisation, concatenation_edges
+from pathlens.residual.polynomials import GraphLinearisation
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
 from pathlens.tables import Json, Provenance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -18,11 +18,11 @@ from pathlens.analyses.sources import Data
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.estimators import ALIASES, estimators
 from pathlens.estimators.estimator import Problem, Request
-from pathlens.plans import Plan, require_chain
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView
+from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss
-from pathlens.residual.polynomials import concatenation_edges, place_of
 from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
@@ -139,6 +139,8 @@ def lattice(
     max_length: int | None = None,
     lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
+    additions: str | None = None,
+    concat: bool = False,
     loss: Loss | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
@@ -149,11 +151,12 @@ def lattice(
 
     Returns:
         A row for each boundary (-1 is the input, i is x_i) and length, with the norm and the number of paths from the
-        loss to there.
+        loss to there. Where blocks are no chain, boundary i is the branch point of block i, and n the first tensor that
+        all paths pass behind all n blocks.
     """
-    request = _checked(Request(_place(at), max_length, tolerance))
-    with opened(model, data, lesion=lesion, progress=progress, **options) as run:
-        require_chain(run.view, "for a lattice")
+    request = _checked(Request(_place(at), max_length, tolerance, concat=concat))
+    more: dict[str, Any] = {"additions": additions, "concat": concat}
+    with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
         problem = _problem(run, request, loss)
         run.identify("lattice", request)
@@ -174,7 +177,7 @@ def lattice(
                 for offset, norm in enumerate(norms):
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
-        rows = path_rows.lattice(sums, examples, run.route)
+        rows = path_rows.lattice(sums, examples, _numbers(run))
         record = run.record(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
     return LATTICE.table(rows, record.entries())
 
@@ -249,6 +252,24 @@ def _paths(run: Opened, at: str) -> tuple[tuple[int, ...], tuple[int, ...], int,
         )
     shortest = next(length for length, number in enumerate(numbers) if number)
     return (), (), shortest, numbers[shortest:]
+
+
+def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
+    """Numbers of paths from the loss to a boundary, by length."""
+    if run.is_chain:
+
+        def numbers(boundary: int) -> Mapping[int, int]:
+            free, forced = path_blocks(run.route, max(0, boundary))
+            return dict(enumerate(paths.path_counts(len(free)), len(forced)))
+
+        return numbers
+    from pathlens.graph.choices import count_choices_from
+
+    chain = run.view.chain()
+    nodes = {boundary: node for node, boundaries in blocks_at(chain, run.concat).items() for boundary in boundaries}
+    nodes[-1] = chain.trace.source
+    counted = count_choices_from(chain, run.route, nodes.values(), run.concat)
+    return lambda boundary: dict(enumerate(counted[nodes[boundary]]))
 
 
 def _effective(contributions: list[Any], share: float, problem: Problem, is_chain: bool) -> dict[str, Json]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import networkx as nx
 from torch import fx
 
 from pathlens.graph.collapse import collapse
-from pathlens.graph.counting import count_paths
+from pathlens.graph.counting import lengths_from
 from pathlens.residual.chain import Chain
-from pathlens.residual.polynomials import concatenation_edges
+from pathlens.residual.flow import concatenation_edges
 from pathlens.residual.routes import Part, Route
 
 
 def count_choices(chain: Chain, route: Route, start: fx.Node, concat: bool) -> list[int]:
-    """Numbers of paths from a tensor to the output that take 0, 1, ... branches, exact integers of any size.
+    """Numbers of paths of length 0, 1, ... from one tensor to the output, as :func:`count_choices_from`."""
+    return count_choices_from(chain, route, [start], concat)[start]
+
+
+def count_choices_from(chain: Chain, route: Route, starts: Iterable[fx.Node], concat: bool) -> dict[fx.Node, list[int]]:
+    """Numbers of paths from tensors to the output that take 0, 1, ... branches, exact integers of any size.
 
     Ways part at everything that is a node of the dag of :func:`pathlens.unravel`, and the length of a path is the
     number of blocks whose branch it takes, as for :class:`pathlens.residual.polynomials.GraphLinearisation`.
@@ -21,7 +28,7 @@ def count_choices(chain: Chain, route: Route, start: fx.Node, concat: bool) -> l
     Args:
         chain: the network and its blocks.
         route: what is left of each block.
-        start: the input, or where a block begins.
+        starts: the input, or where blocks begin.
         concat: whether paths choose at concatenations too.
     """
     blocks = {chain.links[block].total: (part, chain.links[block].addition.terms) for part, block in route}
@@ -40,6 +47,13 @@ def count_choices(chain: Chain, route: Route, start: fx.Node, concat: bool) -> l
                 nx.add_path(graph, [source, (part.end, operand), part.end])
             else:
                 graph.add_edge(source, part.end)
-    while start not in graph:  # copies and conversions are no nodes of their own
-        start = start.all_input_nodes[0]
-    return count_paths(graph, start, parts[-1].end)
+    # backwards, from the output, so that one pass counts from every tensor
+    lengths = lengths_from(graph.reverse(copy=False), parts[-1].end)
+    return {start: lengths[_in(graph, start)] for start in starts}
+
+
+def _in(graph: nx.DiGraph, node: fx.Node) -> fx.Node:
+    """A tensor's node; copies and conversions are no nodes of their own."""
+    while node not in graph:
+        node = node.all_input_nodes[0]
+    return node

@@ -9,7 +9,7 @@ sum over lengths k of z^k times the gradient along all paths that pass k of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -222,25 +222,36 @@ def by_paths(
 
 
 def by_lengths(
-    net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]], longest: int
+    net: Joined,
+    x: Tensor,
+    labels: Tensor,
+    taken: dict[int, set[int]],
+    longest: int,
+    at: Sequence[nn.Module] = (),
 ) -> dict[str, dict[int, Tensor]]:
     """Gradients of the summed losses along the paths of each length, of the parameters by name and the input (empty).
 
-    Those are the coefficients of a polynomial in z (``counted``), which is known at as many places as it has.
+    Of the tensor that enters a module of ``at`` too, by the number of the module. They are the coefficients of a
+    polynomial in z (``counted``), which is known at as many places as it has.
     """
     places = torch.linspace(-1, 1, longest + 1, dtype=torch.float64)
     powers = places[:, None] ** torch.arange(longest + 1)
-    names = ["", *(name for name, parameter in net.named_parameters() if parameter.requires_grad)]
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    names = ["", *map(str, range(len(at))), *trained]
     known: list[tuple[Tensor, ...]] = []
     net.counted = taken
+    entered: dict[nn.Module, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(lambda m, given: entered.update({m: given[0]})) for module in at]
     try:
         for net.z in places.tolist():
             start = x.clone().requires_grad_()
             loss = F.cross_entropy(net(start), labels, reduction="sum")
-            tensors = [start, *(parameter for parameter in net.parameters() if parameter.requires_grad)]
+            tensors = [start, *map(entered.__getitem__, at), *trained.values()]
             known.append(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
     finally:
         net.counted = {}
+        for hook in hooks:
+            hook.remove()
     result = {}
     for name, values in zip(names, zip(*known, strict=True), strict=True):
         flat = torch.linalg.solve(powers, torch.stack(values).flatten(1))
