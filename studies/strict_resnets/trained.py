@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.models import StrictUNet
 from pathlens.tables import Table, read_table
 from studies.common import StudySetting, over_seeds
 from studies.record import images as about
@@ -87,7 +88,7 @@ class Networks:
         return cls(
             (
                 *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
-                *(f"row{counts[0]}x{channels}_{norms}" for norms in ("end", "block")),
+                *(f"row{counts[0]}x{4 * channels}_{norms}" for norms in ("end", "block")),
             ),
             tuple(f"bottom{count}x{channels}_each" for count in counts),
             f"bottom{deep}x{channels}_each",
@@ -183,6 +184,7 @@ def costs(study: StudySetting) -> list[dict[str, Any]]:
     for name in (*(one for one in networks.depths if one != networks.deep), networks.deep, networks.wide):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
             net = NETWORKS[name]()
+            assert isinstance(net, StrictUNet)
             net(torch.zeros(1, 3, 48, 48))
         blocks = net.down[-1]
         rows.append(
