@@ -1,8 +1,8 @@
 """The networks of the study, by name: ``pathlens train --model studies/strict_resnets/nets.py:bottom20x4_each``.
 
 ``bottomNxC_NORMS`` has all its N blocks at the lowest of three levels, 12x12 for images of 48x48 as the 13x13 of the
-post is for 101x101, and C channels at the first; ``rowNxC_NORMS`` has them all at its only level, of 12x12. ``up_WAY`` and
-``down_WAY`` have two levels, between which one way of up- or downsampling was exchanged for another.
+post is for 101x101, and C channels at the first; ``rowNxC_NORMS`` has them all at its only level, of 12x12.
+``up_WAY`` and ``down_WAY`` have two levels, between which one way of up- or downsampling was exchanged for another.
 """
 
 from __future__ import annotations
