@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.models import StrictUNet
 from pathlens.tables import Table, read_table
 from studies.common import StudySetting, over_seeds
 from studies.record import images as about
@@ -67,7 +68,7 @@ class Networks:
     """What a scale trains; names of ``nets.py``.
 
     Attributes:
-        plateau: one network with its norms at each place.
+        plateau: two networks, of three levels and of one, with their norms at each place.
         depths: three depths, in the ratio 1 : 2 : 3.
         deep: one of them.
         wide: the shallower network of its multiply-adds.
@@ -85,7 +86,10 @@ class Networks:
             ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
         )
         return cls(
-            tuple(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+            (
+                *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+                *(f"row{counts[0]}x{4 * channels}_{norms}" for norms in ("end", "block")),
+            ),
             tuple(f"bottom{count}x{channels}_each" for count in counts),
             f"bottom{deep}x{channels}_each",
             f"bottom{wide}_each",
@@ -180,6 +184,7 @@ def costs(study: StudySetting) -> list[dict[str, Any]]:
     for name in (*(one for one in networks.depths if one != networks.deep), networks.deep, networks.wide):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
             net = NETWORKS[name]()
+            assert isinstance(net, StrictUNet)
             net(torch.zeros(1, 3, 48, 48))
         blocks = net.down[-1]
         rows.append(
