@@ -72,7 +72,9 @@ class Opened:
         options: dict[str, Any] = {"loss": loss, "at": at, "stacked": self.stacked, "route": self.route}
         if self.is_chain:
             return Linearisation(self.view, images, labels, **options)
-        return GraphLinearisation(self.view, images, labels, **options, concat=self.concat)
+        from pathlens.graph.choices import ways  # networkx takes its time, and a chain does not need it
+
+        return GraphLinearisation(self.view, images, labels, **options, concat=self.concat, ways=ways)
 
     def moved(self, images: Tensor) -> Tensor:
         """Inputs on the device, in the type that is computed with; integers stay what they are."""

@@ -75,7 +75,7 @@ def path_gradients(
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`. Where they are no chain,
-            sums over all paths are computed by ``pathlens.residual.polynomials``, ``all`` is ``exact`` alone, and
+            paths are those of ``pathlens.residual.polynomials``, signs are drawn for each way at which paths part, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
         loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
@@ -98,13 +98,6 @@ def path_gradients(
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
         problem = _problem(run, request, loss)
-        if not run.is_chain:
-            if method not in ("all", "exact"):
-                raise UsageError(
-                    f"method {method!r} takes random blocks of a chain, and the choices in "
-                    f"{type(run.view.model).__name__} (additions: {run.view.additions}) are none; give exact"
-                )
-            method, chosen = "exact", estimators("exact")
         run.identify("path-gradients", request)
         rows = path_rows.empty(problem.numbers, problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
@@ -120,7 +113,7 @@ def path_gradients(
             verb="path-gradients",
             at=request.at,
             method=ALIASES.get(method, method),
-            blocks_in_paths=len(problem.free) + len(problem.forced) if run.is_chain else None,
+            blocks_in_paths=_blocks_in_paths(problem),
             seed=seed,
             share=share,
             measured=measured,
@@ -210,20 +203,19 @@ def _checked(request: Request) -> Request:
 
 def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
     loss = task_of(run.view, None).losses if given is None else given
-    free, forced, shortest, numbers = _paths(run, request.at)
+    chosen, shortest, numbers, signs = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:
         raise UsageError(
             f"max-length {request.max_length} is outside {least}..{most}: paths run through {most} blocks here"
-            + (f", {least} of which have no shortcut" if forced else "")
+            + (f", {least} of which have no shortcut" if run.is_chain and least else "")
         )
     return Problem(
         request,
-        free,
-        forced,
+        chosen,
         shortest,
         numbers,
-        len(run.view),
+        signs,
         run.runner.source.count or 0,
         run.runner.device,
         run.runner.dtype,
@@ -232,26 +224,34 @@ def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
     )
 
 
-def _paths(run: Opened, at: str) -> tuple[tuple[int, ...], tuple[int, ...], int, list[int]]:
-    """Blocks at which paths choose, blocks that all take, the shortest length, and numbers of paths from there on."""
+def _blocks_in_paths(problem: Problem) -> int | None:
+    chosen = problem.paths
+    return len(chosen.free) + len(chosen.forced) if isinstance(chosen, paths.ChainPaths) else None
+
+
+def _paths(run: Opened, at: str) -> tuple[paths.Paths, int, list[int], int]:
+    """The paths, the shortest length, numbers of paths from there on, and of random signs."""
     if run.is_chain:
         free, forced = path_blocks(run.route, max(0, boundary_of(at, len(run.view))))
-        return free, forced, len(forced), paths.path_counts(len(free))
+        return paths.ChainPaths(free, forced), len(forced), paths.path_counts(len(free)), len(run.view)
     name, chain = type(run.view.model).__name__, run.view.chain()
     if not chain.links and not concatenation_edges(chain):
         raise NoResidualBlocksError(
             f"{name} has no residual addition, and no concatenation of a tensor and something learned from it, at "
             "which paths could choose"
         )
-    from pathlens.graph.choices import count_choices  # networkx takes its time, and a chain does not need it
+    # networkx takes its time, and a chain does not need it
+    from pathlens.graph.choices import GraphPaths, count_choices, number_of_ways
 
-    numbers = count_choices(chain, run.route, place_of(chain, at), run.concat)
+    place = place_of(chain, at)
+    numbers = count_choices(chain, run.route, place, run.concat)
     if not any(numbers):
         raise UsageError(
             f"at {at}: no path leads from there to the output of {name} as it is lesioned; give another place"
         )
     shortest = next(length for length, number in enumerate(numbers) if number)
-    return (), (), shortest, numbers[shortest:]
+    chosen = GraphPaths(chain, run.route, place, run.concat, shortest)
+    return chosen, shortest, numbers[shortest:], number_of_ways(chain)
 
 
 def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
@@ -275,6 +275,7 @@ def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
 def _effective(contributions: list[Any], share: float, problem: Problem, is_chain: bool) -> dict[str, Json]:
     """The effective range; ``contributions`` begin at the shortest length, which blocks without a shortcut add to."""
     numbers = None if is_chain else problem.numbers
-    effective = paths.effective_paths(contributions, share, len(problem.numbers) - 1, numbers)
+    known = [value or 0.0 for value in contributions]  # a length that no path has contributes nothing
+    effective = paths.effective_paths(known, share, len(problem.numbers) - 1, numbers)
     shortest = problem.lengths[0]
     return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}

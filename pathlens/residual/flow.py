@@ -20,8 +20,11 @@ from pathlens.residual.routes import Part, Route
 
 aten = torch.ops.aten
 
-Edge = tuple[fx.Node, int]
-"""A tensor that something is computed from, and by how many branches the way back to it is longer."""
+Ways = Mapping[tuple[fx.Node, fx.Node], int]
+"""Where paths part: an operation with an operand -> the number of the way that a path takes there."""
+
+Edge = tuple[fx.Node, int, int | None]
+"""A tensor that something is computed from, by how many branches the way to it is longer, and its number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +54,19 @@ class Flow:
         start: the tensor.
         concat: whether concatenations are choices too.
         end: the last tensor (default: the network's output that is studied).
+        ways: those that are to be told apart.
     """
 
-    def __init__(self, chain: Chain, route: Route, start: fx.Node, concat: bool, end: fx.Node | None = None) -> None:
-        self.trace = chain.trace
+    def __init__(
+        self,
+        chain: Chain,
+        route: Route,
+        start: fx.Node,
+        concat: bool,
+        end: fx.Node | None = None,
+        ways: Ways | None = None,
+    ) -> None:
+        self.trace, self._ways = chain.trace, ways or {}
         links = [(part, chain.links[block]) for part, block in route]
         self.swap = {link.total: link.remainder(part) for part, link in links if part is not Part.BLOCK}
         self._longer = {link.total for part, link in links if part is Part.BRANCH}
@@ -68,7 +80,7 @@ class Flow:
         self._flowing = self._reached()
         self.units = self._units()
 
-    def resolved(self, node: fx.Node) -> Edge:
+    def resolved(self, node: fx.Node) -> tuple[fx.Node, int]:
         """What stands in a node's place, and how many branches that is."""
         longer = 0
         while node in self.swap:
@@ -79,7 +91,7 @@ class Flow:
     def edge(self, node: fx.Node, operand: fx.Node) -> Edge:
         """Where an operand of a node comes from."""
         before, longer = self.resolved(operand)
-        return before, longer + ((node, operand) in self._raising)
+        return before, longer + ((node, operand) in self._raising), self._ways.get((node, operand))
 
     def _needed(self) -> list[fx.Node]:
         needed: set[fx.Node] = set()
@@ -107,14 +119,14 @@ class Flow:
             for node in self.nodes
             if node in self._flowing and node is not self.start and isinstance(self.trace.value(node), Tensor)
         ]
-        uses = Counter(node for unit in single for node, _ in unit.sources)
+        uses = Counter(node for unit in single for node, *_ in unit.sources)
         units: dict[fx.Node, Unit] = {}
         for unit in single:
-            (before, longer), *others = unit.sources
+            (before, longer, way), *others = unit.sources
             earlier = units.get(before)
             joins = earlier is not None and len(earlier.sources) == 1 and uses[before] == 1
             joins = joins and before not in self._told
-            if joins and earlier is not None and not longer and not others:
+            if joins and earlier is not None and not longer and way is None and not others:
                 units[unit.end] = Unit(units.pop(before).nodes + unit.nodes, earlier.sources)
             else:
                 units[unit.end] = unit
@@ -126,11 +138,11 @@ class Flow:
         while waiting:
             taker = waiting.pop()
             for operand in taker.all_input_nodes:
-                before, longer = self.edge(taker, operand)
+                edge = before, *_ = self.edge(taker, operand)
                 if before not in self._flowing:
                     continue
                 if isinstance(self.trace.value(before), Tensor):
-                    sources[before, longer] = None
+                    sources[edge] = None
                 elif before not in nodes:
                     nodes.add(before)
                     waiting.append(before)
@@ -141,7 +153,7 @@ class Flow:
         """Numbers of branches that paths take, ascending; none where no path leads from the start to the end."""
         taken = {self.main: {self.forced}}
         for unit in reversed(self.units):
-            for source, longer in unit.sources:
+            for source, longer, _ in unit.sources:
                 own = {length + longer for length in taken.get(unit.end, ())}
                 taken[source] = taken.get(source, set()) | own
         return tuple(sorted(taken.get(self.start, ())))
@@ -174,8 +186,8 @@ class Flow:
                 edge = self.edge(node, operand)
                 return own[edge] if edge in own else values[edge[0]]
 
-            own[node, 0] = called(node, given)
-        result: Tensor = own[unit.end, 0]
+            own[node, 0, None] = called(node, given)
+        result: Tensor = own[unit.end, 0, None]
         return result
 
 

@@ -10,7 +10,7 @@ of cotangents); where a tensor is used several times, polynomials add up. At the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from pathlens.errors import ModelError, NumericsError, UsageError
-from pathlens.residual.chain import module_path
-from pathlens.residual.flow import Flow, Unit, blocks_at, is_sum, place_of
+from pathlens.residual.chain import Chain, module_path
+from pathlens.residual.flow import Flow, Unit, Ways, blocks_at, is_sum, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact
@@ -46,6 +46,7 @@ class GraphLinearisation:
         stacked: carry many cotangents through convolutional parts at once; False asks autograd one by one.
         route: what is left of each block (default: all of it).
         concat: paths choose at concatenations too, of a tensor and something learned from it.
+        ways: which of a chain are told apart, for :meth:`through` and signs (:func:`pathlens.graph.choices.ways`).
 
     Raises:
         UsageError: a place outside the network or without a gradient.
@@ -63,11 +64,12 @@ class GraphLinearisation:
         stacked: bool = True,
         route: Route | None = None,
         concat: bool = False,
+        ways: Callable[[Chain], Ways] = lambda chain: {},
     ) -> None:
         chain = view.chain(images)
         self._loss, self._labels, self._images = loss, labels, images
         self._name = type(view.model).__name__
-        flow = self._flow = Flow(chain, route or intact(len(view)), place_of(chain, at), concat)
+        flow = self._flow = Flow(chain, route or intact(len(view)), place_of(chain, at), concat, ways=ways(chain))
         self._places = blocks_at(chain, concat)
         self._boundary = boundary_of(at, len(view)) if str(at) != "input" else -1
         if flow.start not in flow.nodes:
@@ -82,7 +84,7 @@ class GraphLinearisation:
 
     def _adjoint(self, unit: Unit, values: Mapping[fx.Node, Any], stacked: bool) -> Adjoint:
         flow = self._flow
-        tensors = [values[source] for source, _ in unit.sources]
+        tensors = [values[source] for source, *_ in unit.sources]
         if is_sum(unit, tensors):
             return _through_sum
         if stacked and len(tensors) == 1:
@@ -115,15 +117,17 @@ class GraphLinearisation:
             (gradient,) = torch.autograd.grad(losses.sum(), start, allow_unused=True, materialize_grads=True)
         return gradient
 
-    def exact(self, max_length: int | None = None, tolerance: float = 0.0) -> Profile:
+    def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
         """The last of :meth:`profiles`: the gradients at the place asked for."""
         profile = None
-        for profile in self.profiles(max_length, tolerance):  # noqa: B007
+        for profile in self.profiles(max_length, tolerance, signs):  # noqa: B007
             pass
         assert profile is not None
         return profile
 
-    def profiles(self, max_length: int | None = None, tolerance: float = 0.0) -> Iterator[Profile]:
+    def profiles(
+        self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None
+    ) -> Iterator[Profile]:
         """The gradient of every length at the places of :func:`.blocks_at`, and last at the place asked for.
 
         Each is to be used before the next one is asked for. Places that no gradient reaches, and those that do not run
@@ -133,9 +137,12 @@ class GraphLinearisation:
             max_length: longer paths are left out; exact for those that are kept.
             tolerance: wherever tensors meet, leave out the shortest and longest lengths whose gradient, in norm over
                 the batch, is at most this fraction of the largest.
+            signs: factors of each way and example, shape (ways, N): random signs give the second moment, since paths
+                that part take different ones there.
 
         Raises:
-            UsageError: paths of more lengths than :data:`MOST_DEGREES`, and no shorter length to stop at.
+            UsageError: paths of more lengths than :data:`MOST_DEGREES`, and no shorter length to stop at; or signs,
+                where a tensor at which paths part has no row for each example.
             NumericsError: a gradient that is not finite, or none at all.
         """
         flow = self._flow
@@ -154,8 +161,9 @@ class GraphLinearisation:
             first, scaled = polynomial
             for boundary in self._places.get(unit.end, ()):
                 yield Profile(boundary, scaled, first)
-            for (source, longer), rows in zip(unit.sources, adjoint(scaled.rows), strict=True):
-                own = first + longer, Scaled(rows, scaled.exponents)
+            for (source, longer, way), rows in zip(unit.sources, adjoint(scaled.rows), strict=True):
+                signed = rows if signs is None or way is None else self._signed(rows, signs[way], source)
+                own = first + longer, Scaled(signed, scaled.exponents)
                 arrived[source] = summed(arrived[source], own) if source in arrived else own
         result = self._settled(arrived.get(flow.start), flow.start, longest, tolerance)
         if result is None:
@@ -163,6 +171,53 @@ class GraphLinearisation:
         beside = [place for place in self._places.get(flow.start, ()) if place != self._boundary]
         for boundary in (*beside, self._boundary):
             yield Profile(boundary, result[1], result[0])
+
+    def _signed(self, rows: Tensor, signs: Tensor, node: fx.Node) -> Tensor:
+        if rows.dim() < 2 or rows.shape[1] != len(signs):
+            raise UsageError(
+                f"paths part at {node.name}, of shape {tuple(rows.shape[1:])}, which has no row for each of "
+                f"{len(signs)} images to take a random sign; give --method exact or sampled"
+            )
+        return rows * signs.reshape(-1, *[1] * (rows.dim() - 2))
+
+    def through(self, paths: Sequence[Collection[int]]) -> Scaled:
+        """Gradients through single paths, one row each; zero where a path has no derivative.
+
+        Args:
+            paths: each the ways that it takes wherever paths part (:mod:`pathlens.graph.choices`).
+
+        Raises:
+            NumericsError: a gradient that is not finite.
+        """
+        flow, count = self._flow, len(paths)
+        seeds = self._seed.unsqueeze(0).repeat(count, *[1] * self._seed.dim())
+        arrived: dict[fx.Node, Keyed] = {flow.main: (range(count), Scaled(seeds, (0,) * count))}
+        for unit, adjoint in zip(reversed(flow.units), reversed(self._adjoints), strict=True):
+            if unit.end not in arrived:
+                continue
+            here, scaled = arrived.pop(unit.end)
+            scaled = self._raised(scaled, unit.end)
+            for (source, _, way), rows in zip(unit.sources, adjoint(scaled.rows), strict=True):
+                on = [row for row, path in enumerate(here) if way is None or way in paths[path]]
+                if not on:
+                    continue
+                own = [here[row] for row in on], Scaled(rows[on], tuple(scaled.exponents[row] for row in on))
+                parts = [own, arrived[source]] if source in arrived else [own]
+                keys = sorted({key for present, _ in parts for key in present})
+                arrived[source] = keys, combined(keys, parts)
+        if flow.start not in arrived:
+            return Scaled(self._start.new_zeros(count, *self._start.shape), (0,) * count)
+        return self._raised(combined(range(count), [arrived[flow.start]]), flow.start)
+
+    def _raised(self, scaled: Scaled, node: fx.Node) -> Scaled:
+        try:
+            return scaled.raised()
+        except FloatingPointError:
+            module = ".".join(module_path(node))
+            where = f"{node.name} in {module}" if module else node.name
+            raise NumericsError(
+                f"the gradient is NaN or infinite, first at {where}; check the weights or use --dtype float64"
+            ) from None
 
     def _settled(
         self, polynomial: Polynomial | None, node: fx.Node, longest: int, tolerance: float
@@ -172,14 +227,7 @@ class GraphLinearisation:
             return None
         first, scaled = polynomial
         most = longest + 1 - first
-        try:
-            scaled = Scaled(scaled.rows[:most], scaled.exponents[:most]).raised()
-        except FloatingPointError:
-            module = ".".join(module_path(node))
-            where = f"{node.name} in {module}" if module else node.name
-            raise NumericsError(
-                f"the gradient is NaN or infinite, first at {where}; check the weights or use --dtype float64"
-            ) from None
+        scaled = self._raised(Scaled(scaled.rows[:most], scaled.exponents[:most]), node)
         if tolerance > 0:
             scaled, first = trimmed(scaled, first, tolerance)
         return first, scaled
@@ -192,23 +240,37 @@ Adjoint = Callable[[Tensor], Sequence[Tensor]]
 """Cotangents of what a unit gives, shape (K, N, ...) -> those of each of its sources."""
 
 
+Keyed = tuple[Sequence[int], Scaled]
+"""What each row stands for, a length or a path, and the rows."""
+
+
 def summed(one: Polynomial, other: Polynomial) -> Polynomial:
-    """The sum, where each row takes the smaller of two exponents, so that nothing overflows."""
-    first = min(one[0], other[0])
-    last = max(start + len(scaled.exponents) for start, scaled in (one, other))
-    exponents: list[int | None] = [None] * (last - first)
-    for start, scaled in (one, other):
-        for place, exponent in enumerate(scaled.exponents, start - first):
-            before = exponents[place]
-            exponents[place] = exponent if before is None else min(before, exponent)
-    most = max(exponent for exponent in exponents if exponent is not None)
-    known = tuple(most if exponent is None else exponent for exponent in exponents)  # a length that neither has is zero
-    rows = one[1].rows.new_zeros(last - first, *one[1].rows.shape[1:])
-    for start, scaled in (one, other):
-        places = slice(start - first, start - first + len(scaled.exponents))
-        by = [new - old for new, old in zip(known[places], scaled.exponents, strict=True)]
-        rows[places] += shifted(scaled.rows, by)
-    return first, Scaled(rows, known)
+    """The sum of two polynomials."""
+    parts = [(range(first, first + len(scaled.exponents)), scaled) for first, scaled in (one, other)]
+    lengths = range(min(own.start for own, _ in parts), max(own.stop for own, _ in parts))
+    return lengths.start, combined(lengths, parts)
+
+
+def combined(keys: Sequence[int], parts: Sequence[Keyed]) -> Scaled:
+    """The sum of rows that stand for the same; each takes the smallest exponent, so that nothing overflows.
+
+    Args:
+        keys: what the rows of the sum are to stand for.
+        parts: of the sum.
+    """
+    places = {key: place for place, key in enumerate(keys)}
+    exponents: dict[int, int] = {}
+    for own, scaled in parts:
+        for key, exponent in zip(own, scaled.exponents, strict=True):
+            exponents[key] = min(exponent, exponents.get(key, exponent))
+    most = max(exponents.values())
+    known = tuple(exponents.get(key, most) for key in keys)  # a row that no part has is zero
+    first = parts[0][1].rows
+    rows = first.new_zeros(len(keys), *first.shape[1:])
+    for own, scaled in parts:
+        by = [exponents[key] - old for key, old in zip(own, scaled.exponents, strict=True)]
+        rows[[places[key] for key in own]] += shifted(scaled.rows, by)
+    return Scaled(rows, known)
 
 
 def _through_sum(cotangents: Tensor) -> list[Tensor]:

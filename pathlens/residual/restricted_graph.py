@@ -108,7 +108,7 @@ class RestrictedGraph:
 
     def _parameters_of(self, unit: Unit) -> tuple[fx.Node, ...]:
         """Parameters that a unit computes with."""
-        before = {source for source, _ in unit.sources}
+        before = {source for source, *_ in unit.sources}
         needed = self._needed(unit.nodes, before | (self.owners.keys() - set(unit.nodes)))
         return tuple(node for node in needed if self.is_parameter(node))
 
@@ -250,7 +250,7 @@ class _Tape:
                 rows = scaled.rows[: most + 1 - first]
                 self._collect(unit, self._sum(first, rows), grads)
                 wanted = [edge for edge in unit.sources if edge[0] is not flow.start or self._carries_to_start]
-                for (source, longer), carried in self._carried(unit, wanted, rows).items():
+                for (source, longer, _), carried in self._carried(unit, wanted, rows).items():
                     back = first + longer, _unscaled(carried)
                     arrived[source] = summed(arrived[source], back) if source in arrived else back
         if flow.start not in arrived:

@@ -9,7 +9,7 @@ sum over lengths k of z^k times the gradient along all paths that pass k of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -199,6 +199,28 @@ def by_paths(
     """
     sums: dict[int, Tensor] = {}
     numbers: dict[int, int] = {}
+    for path, gradient in _walked(net, x, labels):
+        length = sum(operand in taken.get(place, ()) for place, operand in path.items())
+        sums[length] = sums.get(length, 0) + gradient
+        other_side = any(operand for place, operand in path.items() if net.places[place][0] == "product")
+        numbers[length] = numbers.get(length, 0) + (not other_side)
+    return sums, numbers
+
+
+def each_path(net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]]) -> dict[int, list[Tensor]]:
+    """The gradients of the single paths of each length; see :func:`by_paths`."""
+    gradients: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    for path, gradient in _walked(net, x, labels):
+        key = tuple(sorted(step for step in path.items() if net.places[step[0]][0] != "product"))
+        gradients[key] = gradients.get(key, 0) + gradient
+    lengths: dict[int, list[Tensor]] = {}
+    for key, gradient in gradients.items():
+        lengths.setdefault(sum(operand in taken.get(place, ()) for place, operand in key), []).append(gradient)
+    return lengths
+
+
+def _walked(net: Joined, x: Tensor, labels: Tensor) -> Iterator[tuple[dict[int, int], Tensor]]:
+    """All paths, as the operand of each place that one passes, with their gradients."""
     waiting: list[dict[int, int]] = [{}]
     while waiting:
         chosen = net.chosen = waiting.pop()
@@ -209,16 +231,12 @@ def by_paths(
         finally:
             net.chosen = None
         path = {place: chosen.get(place, 0) for place in sorted(net.passed, reverse=True)}
-        length = sum(operand in taken.get(place, ()) for place, operand in path.items())
-        sums[length] = sums.get(length, 0) + gradient
-        other_side = any(operand for place, operand in path.items() if net.places[place][0] == "product")
-        numbers[length] = numbers.get(length, 0) + (not other_side)
+        yield path, gradient
         # paths that part from this one at a place where nothing was chosen yet, from the output back
         for index, place in enumerate(path):
             if place not in chosen:
                 before = dict(list(path.items())[:index])
                 waiting += [before | {place: operand} for operand in range(1, net.places[place][1])]
-    return sums, numbers
 
 
 def by_lengths(
