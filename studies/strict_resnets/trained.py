@@ -40,7 +40,7 @@ RUNS = (
     ("plateau_steps", "steps", f"until the end of the first epoch of which the mean training loss is below {LEFT:.0%} "
      "of constant_loss; all steps where there is none"),
     ("plateau_left", "", "whether there is one"),
-    ("test_error", "fraction", "share of pixels of the test images classified wrongly after the last epoch; not of sampling"),
+    ("test_error", "fraction", "share of pixels of the test images classified wrongly at the end; not of sampling"),
     ("test_loss", "nats", "mean cross-entropy of these pixels"),
     ("commit", "", "of the code that trained it"),
 )  # fmt: skip
