@@ -17,7 +17,7 @@ from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
-STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018")
+STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop")
 
 
 @pytest.mark.parametrize("name", STUDIES)
