@@ -90,6 +90,15 @@ Additions = Annotated[
 Concat = Annotated[
     bool, option("Concatenations are blocks too, of which the branch is the new channels (DenseNets).", "--concat")
 ]
+Losses = StrEnum("Losses", "cross-entropy soft-iou batch-iou dice lovasz-hinge")
+Loss = Annotated[
+    Losses | None,
+    option(
+        "The loss: cross-entropy; or of masks soft-iou, dice, lovasz-hinge, and to train with batch-iou, over all "
+        "pixels of a batch. Default: cross-entropy.",
+        "--loss",
+    ),
+]
 Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
 
 

@@ -85,6 +85,7 @@ class TrainingOptions:
     )
     augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
+    loss: o.Loss = None
     model: o.Model = None
     weights: Annotated[
         str, o.option("Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
@@ -215,6 +216,7 @@ def train(options: TrainingOptions) -> None:
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
                 without_skips=options.without_skips,
+                **({} if options.loss is None else {"loss": options.loss.value}),
                 progress=progress,
                 on_epoch=on_epoch,
                 provenance=provenance(**stated),

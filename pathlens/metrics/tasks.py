@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, ModelError, UsageError
 from pathlens.metrics import classification, units
 from pathlens.metrics.classification import ClassificationCounts, PairedCounts
+from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
+from pathlens.metrics.masks import MaskCounts, count_mask_answers
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
 if TYPE_CHECKING:
     import torch
+
+CROSS_ENTROPY = "cross-entropy"
 
 Counts = ClassificationCounts | UnitCounts
 Pairs = PairedCounts | UnitPairs
@@ -30,6 +34,8 @@ class Task(ABC):
         dimensions: of the outputs.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
+        loss: name of the loss.
+        known_losses: names of those that an example has, the usual one first.
     """
 
     name: str
@@ -39,6 +45,32 @@ class Task(ABC):
     dimensions: int
     test: ClassVar[str]
     interval: ClassVar[str]
+    loss: str = CROSS_ENTROPY
+    known_losses: ClassVar[Sequence[str]] = (CROSS_ENTROPY,)
+
+    def with_loss(self, name: str | None) -> Task:
+        """The task with another loss.
+
+        Args:
+            name: of it; None for the usual one.
+
+        Raises:
+            UsageError: the task has no such loss, or it is one that examples do not have each for itself.
+        """
+        if name is None or name == self.loss:
+            return self
+        if name == BATCH_IOU and len(self.known_losses) > 1:
+            raise UsageError(
+                f"loss {name!r} is of all pixels of a batch, and is for training; here each {self.example} has one of "
+                "its own: give soft-iou"
+            )
+        if name not in self.known_losses:
+            raise UsageError(f"the task {self.name} has no loss {name!r}; give {' or '.join(self.known_losses)}")
+        return self._with(name)
+
+    def _with(self, loss: str) -> Task:
+        """A copy with one of the known losses."""
+        raise NotImplementedError
 
     def check_outputs(self, shape: Sequence[int]) -> None:
         """Raise unless outputs have as many dimensions as the task wants.
@@ -101,7 +133,7 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each example in nats, shape ``[batch]``; differentiable.
+        """The loss of each example, shape ``[batch]``; differentiable. A cross-entropy is in nats.
 
         Args:
             outputs: of the network.
@@ -214,9 +246,88 @@ class ManyAnswers(Task):
         return outputs
 
 
+@dataclass(frozen=True)
+class Segmentation(ManyAnswers):
+    """A class for each pixel. A single logit is that of the second of two classes, against 0.
+
+    Attributes:
+        loss: name of the loss: the cross-entropy of each pixel, or one of :mod:`.mask_losses`.
+    """
+
+    loss: str = CROSS_ENTROPY
+    known_losses: ClassVar[Sequence[str]] = (CROSS_ENTROPY, *OF_IMAGES)
+
+    def check_outputs(self, shape: Sequence[int]) -> None:
+        """See :meth:`Task.check_outputs`.
+
+        Raises:
+            ModelError: also a number of classes that the loss is not made for.
+        """
+        super().check_outputs(shape)
+        if self.loss == "lovasz-hinge" and shape[1] > 2:
+            raise ModelError(
+                f"the loss lovasz-hinge is of two classes, and the network has {shape[1]}; give soft-iou or dice"
+            )
+
+    def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`.count_mask_answers`."""
+        return count_mask_answers(*self._flat(outputs, targets), OF_IMAGES.get(self.loss))
+
+    def measured(self, values: Sequence[float]) -> tuple[MaskCounts, UnitPairs]:
+        """See :meth:`Task.measured`."""
+        # of pixels first, in the end the comparison, between them the numbers of MaskCounts
+        pixels, masks, compared = values[:9], values[9:-4], values[-4:]
+        counts, pairs = super().measured([*pixels, *compared])
+        losses, judged, iou, squares, *overlaps = masks
+        classes = len(overlaps) // 2
+        of_classes = [tuple(map(int, part)) for part in (overlaps[:classes], overlaps[classes:])]
+        return MaskCounts(
+            **vars(counts),
+            losses=int(losses),
+            judged=int(judged),
+            iou_sum=iou,
+            iou_squares=squares,
+            intersections=of_classes[0],
+            unions=of_classes[1],
+        ), pairs
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See :func:`.unit_losses`, or the losses of :mod:`.mask_losses`."""
+        if self.loss == CROSS_ENTROPY:
+            return super().losses(outputs, targets)
+        logits, targets = self._flat(outputs, targets)
+        units.require_inside(targets, logits.shape[-1])
+        return OF_IMAGES[self.loss](logits, targets.long())
+
+    def _with(self, loss: str) -> Segmentation:
+        """See :meth:`Task.with_loss`."""
+        return replace(self, loss=loss)
+
+    def _flat(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[images, pixels, classes]`` and targets ``[images, pixels]``; errors as of ``_last``."""
+        logits = self._last(outputs, targets)
+        return logits.flatten(1, -2), targets.flatten(1)
+
+    def _last(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See :meth:`ManyAnswers._last`."""
+        return super()._last(of_two_classes(outputs), targets)
+
+
+def of_two_classes(outputs: torch.Tensor) -> torch.Tensor:
+    """Logits of two classes where there is one a pixel, that of the second against 0; others as they are.
+
+    Args:
+        outputs: of a network, shape ``[images, classes, height, width]``.
+    """
+    import torch
+
+    single = outputs.dim() == 4 and outputs.shape[1] == 1
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=1) if single else outputs
+
+
 CLASSIFICATION = Classification()
 NEXT_TOKEN = ManyAnswers("next-token", "sequence", "token", "[batch, tokens, vocabulary]", 3, -1)
-SEGMENTATION = ManyAnswers("segmentation", "image", "pixel", "[batch, classes, height, width]", 4, 1)
+SEGMENTATION = Segmentation("segmentation", "image", "pixel", "[batch, classes, height, width]", 4, 1)
 
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKEN, SEGMENTATION)}
 """By name."""

@@ -17,6 +17,7 @@ from pathlens.data import ImageData, check_labels
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
+from pathlens.metrics.mask_losses import BATCH_IOU
 from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
@@ -207,7 +208,9 @@ def opened(
             model.to(memory_format=order)
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
-            task = _task(model, first.images, (data, validation, test))
+            task = _task(model, first.images, (data, validation, test), config.loss)
+            if config.loss == BATCH_IOU and group.world > 1:
+                raise UsageError(f"--loss {BATCH_IOU}: processes do not share the pixels of a batch; give one process")
             view = _view(model, first.images, config.rule, config.compiled)
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
             if config.without_skips:
@@ -256,8 +259,11 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> Task:
-    """What is learned: a class for each image, or one for each pixel, as the labels and the outputs have it."""
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...], loss: str) -> Task:
+    """What is learned: a class for each image, or one for each pixel, as the labels and the outputs have it.
+
+    Its loss is the one that single images are evaluated with.
+    """
     with in_mode(model), torch.no_grad():
         logits = model(example)
     given = [part for part in parts if part is not None]
@@ -277,7 +283,10 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None
         )
     for part in given:
         check_labels(part, shape[1])
-    return task_named("segmentation" if masks else "classification")
+    task = task_named("segmentation" if masks else "classification")
+    task = task.with_loss("soft-iou" if loss == BATCH_IOU and masks else loss)
+    task.check_outputs(shape)
+    return task
 
 
 def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:

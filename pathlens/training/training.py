@@ -91,7 +91,7 @@ def train(
         on_epoch: called with each row of the history.
         provenance: what that of tables and weights should also say.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
-            ``mean``, ``std``, ``compiled``, ``synced`` and ``without_skips``; see
+            ``mean``, ``std``, ``compiled``, ``synced``, ``without_skips`` and ``loss``; see
             :class:`pathlens.training.Configuration`.
 
     Returns:
