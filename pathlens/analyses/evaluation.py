@@ -187,7 +187,7 @@ def evaluating(
     with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
         with runner.group.agreed(), in_mode(view.model):
             given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
-            chosen = task_of(view, task, loss)
+            chosen = task_of(view, task or runner.source.task, loss)
             spec = stated.get("model")
             what = {"task": chosen.name, "loss": chosen.loss}
             runner.identify(verb, view, plans=identity, **what, dtype=dtype, engine=asked, spec=spec)
@@ -230,17 +230,18 @@ def task_of(view: ResidualView, name: str | None, loss: str | None = None) -> Ta
     """
     trace = view.chain().trace
     shape = trace.shape(trace.main)
-    task = (task_for(shape) if name is None else task_named(name)).with_loss(loss)
+    task = (task_for(shape, loss) if name is None else task_named(name)).with_loss(loss)
     task.check_outputs(shape)
     return task
 
 
-def losses_of(view: ResidualView, given: Loss | str | None) -> tuple[Loss, str]:
+def losses_of(view: ResidualView, given: Loss | str | None, task: str | None) -> tuple[Loss, str]:
     """The loss of each example, and its name.
 
     Args:
         view: the network.
         given: a function, the name of a loss of what the outputs fit, or None for the usual one.
+        task: that the data is for; None where that depends on the outputs.
 
     Raises:
         UsageError: there is no such loss.
@@ -248,8 +249,8 @@ def losses_of(view: ResidualView, given: Loss | str | None) -> tuple[Loss, str]:
     """
     if callable(given):
         return given, "given by the caller"
-    task = task_of(view, None, given)
-    return task.losses, task.loss
+    chosen = task_of(view, task, given)
+    return chosen.losses, chosen.loss
 
 
 def comparison(task: Task, tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:

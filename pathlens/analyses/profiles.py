@@ -98,7 +98,7 @@ def path_gradients(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        losses, named = losses_of(run.view, loss)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
         problem = _problem(run, request, losses)
         if not run.is_chain:
             if method not in ("all", "exact"):
@@ -158,7 +158,7 @@ def lattice(
     with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         require_chain(run.view, "for a lattice")
         request = _placed(request, run)
-        losses, named = losses_of(run.view, loss)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
         problem = _problem(run, request, losses)
         run.identify("lattice", (request, named))
 

@@ -83,18 +83,19 @@ def mean_of(rows: Rows, is_sample: bool, also: Sequence[str] = (), keep: Sequenc
         keep: columns that are the same for all samples (default: how many blocks are deleted or exchanged).
     """
     first = rows[0]
+    largest = math.inf if "rmse" in first else 1.0  # relative squared errors are no shares
     if keep is None:
         keep = ("count",) if "count" in first else ("swaps",)
     return {
         **dict.fromkeys(first),
         **{name: first[name] for name in keep},
         **{name: _mean([row[name] for row in rows]) for name in also},
-        **_over_samples("error", rows, is_sample, (0.0, 1.0)),
-        **_over_samples("difference", rows, is_sample, (-1.0, 1.0)),
+        **_over_samples("error", rows, is_sample, (0.0, largest)),
+        **_over_samples("difference", rows, is_sample, (-largest, largest)),
         "loss": _mean_of_known("loss", rows),
         "nonfinite": sum(row["nonfinite"] for row in rows),
         "n": first["n"],
-        **{name: _mean_of_known(name, rows) for name in first if name.startswith("iou")},
+        **{name: _mean_of_known(name, rows) for name in first if name.startswith(("iou", "rmse"))},
         **(_over_samples("iou", rows, is_sample, (0.0, 1.0)) if "iou" in first else {}),
     }
 

@@ -32,7 +32,7 @@ Count = Annotated[
 Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
 Replace = StrEnum("Replace", "zero mean resample")
-Task = StrEnum("Task", "classification next-token segmentation")
+Task = StrEnum("Task", "classification next-token segmentation regression")
 
 
 @dataclass(frozen=True)

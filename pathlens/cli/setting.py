@@ -107,7 +107,7 @@ def setting(
     import torch
 
     from pathlens.analyses import view_of
-    from pathlens.data import TextData, check_labels, check_tokens
+    from pathlens.data import ImageData, TextData, check_labels, check_tokens
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
@@ -127,7 +127,7 @@ def setting(
             mean, std, source = _normalisation(mean, std, loaded, data)
             if isinstance(data, TextData):
                 check_tokens(data, data.num_classes if loaded.num_classes is None else loaded.num_classes)
-            else:
+            elif isinstance(data, ImageData):
                 check_channels(loaded, data)
                 if loaded.num_classes is not None:
                     check_labels(data, loaded.num_classes)
@@ -164,7 +164,7 @@ def setting(
 
 def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
     from pathlens.models import load_model
     from pathlens.runtime.memory import check_input_fits
 
@@ -175,8 +175,10 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
             raise UsageError(
                 "--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them"
             )
-        if kind == "text" and image_size:
-            raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
+        if kind in ("text", "arrays") and image_size:
+            raise UsageError(f"--image-size {image_size} is of images, and {spec} has none to resize; leave it out")
+        if kind == "arrays":
+            return open_arrays(path, split=common.split, limit=common.limit)
         if kind == "text":
             return open_text(
                 path,
@@ -222,7 +224,8 @@ def data_spec(data: str | None, model: str | None) -> str:
     if model in (None, DEFAULT_MODEL):
         return "digits"
     raise UsageError(
-        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR or text:FILE"
+        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR, text:FILE "
+        "or arrays:FILE"
     )
 
 

@@ -8,30 +8,35 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, ModelError, UsageError
-from pathlens.metrics import classification, units
+from pathlens.metrics import classification, regression, units
 from pathlens.metrics.classification import ClassificationCounts, PairedCounts
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
 from pathlens.metrics.masks import MaskCounts, count_mask_answers
+from pathlens.metrics.regression import RegressionCounts, RegressionPairs
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
 if TYPE_CHECKING:
     import torch
 
 CROSS_ENTROPY = "cross-entropy"
+SQUARED_ERROR = "squared-error"
 
-Counts = ClassificationCounts | UnitCounts
-Pairs = PairedCounts | UnitPairs
+Counts = ClassificationCounts | UnitCounts | RegressionCounts
+Pairs = PairedCounts | UnitPairs | RegressionPairs
 
 
 class Task(ABC):
-    """Outputs and targets in, mistakes and losses out: ``classification``, ``next-token`` or ``segmentation``.
+    """Outputs and targets in, mistakes and losses out.
+
+    There are ``classification``, ``next-token``, ``segmentation``, and ``regression``, which has relative squared
+    errors in the place of mistakes.
 
     Attributes:
         name: on the command line and in provenance.
         example: what is one example, in the singular.
         unit: what is right or wrong, in the singular.
         shape: of the outputs, in words.
-        dimensions: of the outputs.
+        dimensions: of the outputs; 0 where any will do.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
         loss: name of the loss.
@@ -81,7 +86,7 @@ class Task(ABC):
         Raises:
             ModelError: what was found, and what is wanted.
         """
-        if len(shape) != self.dimensions:
+        if self.dimensions and len(shape) != self.dimensions:
             raise ModelError(
                 f"the network gives shape {tuple(shape)}, and the task {self.name} wants logits {self.shape}; give the "
                 "task that fits (--task), or another output (--output)"
@@ -156,6 +161,11 @@ class Classification(Task):
 
     def check_targets(self, targets: torch.Tensor, examples: int) -> None:
         """See :meth:`Task.check_targets`."""
+        if targets.is_floating_point():
+            raise DataError(
+                f"labels are {targets.dtype} of shape {tuple(targets.shape)} for {examples} images; give one class "
+                "index per image, or for numbers as targets the task regression"
+            )
         classification.require_labels(targets, examples)
 
     def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -313,6 +323,44 @@ class Segmentation(ManyAnswers):
         return super()._last(of_two_classes(outputs), targets)
 
 
+class Regression(Task):
+    """Numbers as targets, of the shape of the outputs."""
+
+    name = "regression"
+    example = "example"
+    unit = "output"
+    shape = "[batch, ...]"
+    dimensions = 0
+    test = "paired t test of squared errors over examples, two-sided"
+    interval = "Student's t interval of the difference over examples, 95 %"
+    loss = SQUARED_ERROR
+    known_losses = (SQUARED_ERROR,)
+
+    def check_targets(self, targets: torch.Tensor, examples: int) -> None:
+        """See :meth:`Task.check_targets`."""
+        regression.require_numbers(targets)
+        if not targets.dim() or len(targets) != examples:
+            raise DataError(f"{examples} examples have targets of shape {tuple(targets.shape)}; give some for each")
+
+    def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`.count_errors`."""
+        return regression.count_errors(outputs, targets)
+
+    def compare(self, answers: torch.Tensor) -> torch.Tensor:
+        """See :func:`.count_changes`."""
+        return regression.count_changes(answers)
+
+    def measured(self, values: Sequence[float]) -> tuple[RegressionCounts, RegressionPairs]:
+        """See :meth:`Task.measured`."""
+        n, loss, squares, nonfinite, elements, target_squares, *sums, change, changes = values
+        counts = RegressionCounts(int(n), loss, squares, int(nonfinite), int(elements), target_squares, tuple(sums))
+        return counts, RegressionPairs(counts, change, changes)
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean squared error of each example, in the square of the targets' unit."""
+        return regression.squared_errors(outputs, targets)
+
+
 def of_two_classes(outputs: torch.Tensor) -> torch.Tensor:
     """Logits of two classes where there is one a pixel, that of the second against 0; others as they are.
 
@@ -329,7 +377,9 @@ CLASSIFICATION = Classification()
 NEXT_TOKEN = ManyAnswers("next-token", "sequence", "token", "[batch, tokens, vocabulary]", 3, -1)
 SEGMENTATION = Segmentation("segmentation", "image", "pixel", "[batch, classes, height, width]", 4, 1)
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKEN, SEGMENTATION)}
+REGRESSION = Regression()
+
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKEN, SEGMENTATION, REGRESSION)}
 """By name."""
 
 
@@ -347,15 +397,18 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def task_for(shape: Sequence[int]) -> Task:
-    """The task of a network by its outputs.
+def task_for(shape: Sequence[int], loss: str | None = None) -> Task:
+    """The task of a network by its outputs, or the regression, which any outputs fit, by its loss.
 
     Args:
         shape: of the outputs for a batch.
+        loss: name of one that is asked for.
 
     Raises:
         ModelError: no task has outputs of that shape.
     """
+    if loss == SQUARED_ERROR:
+        return REGRESSION
     fitting = [task for task in TASKS.values() if task.dimensions == len(shape)]
     if not fitting:
         raise ModelError(

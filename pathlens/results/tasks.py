@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pathlens.metrics.tasks import CROSS_ENTROPY, TASKS
+from pathlens.metrics.tasks import CROSS_ENTROPY, REGRESSION, TASKS
 from pathlens.tables import Column, Provenance
-from pathlens.tables.declared import Shown
+from pathlens.tables.declared import Shown, formatted
 
 #: task -> what an example is, and what of it is right or wrong, in the plural; of tasks with many answers an example
 WORDS = {name: (f"{task.example}s", f"{task.unit}s") for name, task in TASKS.items() if task.unit != task.example}
@@ -32,17 +32,40 @@ _CHANGED = {
     "nonfinite": ("{examples}", "those with NaN or infinity in what the lesioned network gives (counted as errors)"),
     "n": ("{examples}", "{examples} evaluated"),
 }
+_NO_MISTAKES = "missing: numbers are not right or wrong"
+_OF_NUMBERS = {
+    **_CHANGED,
+    "error": (
+        "fraction",
+        "relative squared error: of squared errors over the variance of the targets, 1 for always giving their mean; "
+        "of a summary row the mean over samples",
+    ),
+    "lost": ("", _NO_MISTAKES),
+    "gained": ("", _NO_MISTAKES),
+    "loss": ("targets^2", "mean squared error; missing where the lesioned network gives NaN or infinity"),
+    "nonfinite": ("{examples}", "those with NaN or infinity in what the lesioned network gives (counted as if all 0)"),
+}
 
 
-_IOU = {
-    "iou": "mean over images of the mean IoU of the classes in an image's mask or prediction",
-    "iou_low": "lower end of its 95 % interval: Student's over images, of a summary row over samples",
-    "iou_high": "upper end of that interval",
-    "iou_over_classes": "mean over the classes in any mask or prediction of the IoU of all pixels of the data",
+_BESIDE = {
+    "rmse": ("targets", "root of the mean squared error; missing where the lesioned network gives NaN or infinity"),
+    "iou": ("fraction", "mean over images of the mean IoU of the classes in an image's mask or prediction"),
+    "iou_low": (
+        "fraction",
+        "lower end of its 95 % interval: Student's over images, of a summary row over samples",
+    ),
+    "iou_high": ("fraction", "upper end of that interval"),
+    "iou_over_classes": (
+        "fraction",
+        "mean over the classes in any mask or prediction of the IoU of all pixels of the data",
+    ),
 }
 _IOU_CLASS = "iou_class_"
 
-SHOWN = {"iou": Shown("IoU %", lambda row, name: "" if row[name] is None else f"{100 * row[name]:.2f}", gives_way=1)}
+SHOWN = {
+    "rmse": Shown("RMSE", formatted(".4g"), gives_way=1),
+    "iou": Shown("IoU %", lambda row, name: "" if row[name] is None else f"{100 * row[name]:.2f}", gives_way=1),
+}
 """How a terminal prints columns that a task has beside those that are declared."""
 
 
@@ -55,10 +78,11 @@ def worded(columns: Iterable[Column], provenance: Provenance) -> tuple[Column, .
     """
     task, loss = str(provenance.get("task")), loss_of(provenance)
     examples, units = WORDS.get(task, ("images", ""))
+    changed = _OF_NUMBERS if task == REGRESSION.name else _CHANGED
 
     def of_task(column: Column) -> Column:
-        if column.name in _CHANGED and task in WORDS:
-            unit, meaning = (text.format(examples=examples, units=units) for text in _CHANGED[column.name])
+        if column.name in changed and task in WORDS:
+            unit, meaning = (text.format(examples=examples, units=units) for text in changed[column.name])
             column = replace(column, unit=unit, description=meaning)
         if loss == CROSS_ENTROPY or "nats" not in column.unit:
             return column
@@ -70,7 +94,7 @@ def worded(columns: Iterable[Column], provenance: Provenance) -> tuple[Column, .
 
 
 def further(names: Iterable[str]) -> tuple[Column, ...]:
-    """Columns that a task has beside those that are declared: of images with masks, intersection over union.
+    """Columns that a task has beside those that are declared.
 
     Args:
         names: of the columns; others are left out.
@@ -78,8 +102,8 @@ def further(names: Iterable[str]) -> tuple[Column, ...]:
     columns = []
     for name in names:
         number = name.removeprefix(_IOU_CLASS)
-        if name in _IOU:
-            columns.append(Column(name, "fraction", _IOU[name]))
+        if name in _BESIDE:
+            columns.append(Column(name, *_BESIDE[name]))
         elif name != number and number.isdecimal():
             meaning = f"IoU of class {number} over all pixels of the data; missing where no mask or prediction has it"
             columns.append(Column(name, "fraction", meaning))
@@ -100,7 +124,23 @@ def loss_unit(provenance: Provenance, usual: str = "nats") -> str:
     """
     if loss_of(provenance) == CROSS_ENTROPY:
         return usual
+    if loss_of(provenance) == REGRESSION.loss:
+        return usual.replace("nats", "targets^2")
     return "" if usual == "nats" else usual.replace("nats", "1")
+
+
+def error_label(provenance: Provenance, example: str = "") -> str:
+    """What an axis of errors is called: those of tokens or pixels, or relative squared errors.
+
+    Args:
+        provenance: of the table.
+        example: what has a class, where examples have one each.
+    """
+    task = str(provenance.get("task"))
+    if task == REGRESSION.name:
+        return "relative squared error (%)"
+    units = WORDS[task][1].removesuffix("s") if task in WORDS else example
+    return f"{units} error (%)".lstrip()
 
 
 def loss_label(provenance: Provenance, usual: str) -> str:
@@ -113,4 +153,6 @@ def loss_label(provenance: Provenance, usual: str) -> str:
     loss = loss_of(provenance)
     if loss == CROSS_ENTROPY:
         return usual
+    if loss == REGRESSION.loss:
+        return usual.replace("cross-entropy", "loss").replace("loss", "squared error").replace("nats", "targets²")
     return usual.removesuffix(" (nats)").replace(CROSS_ENTROPY, "loss").replace("loss", f"{loss} loss", 1)
