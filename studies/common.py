@@ -104,18 +104,22 @@ def say(text: str) -> None:
     print(f"study: {text}", file=sys.stderr, flush=True)
 
 
-def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting, may_diverge: bool = False) -> dict[str, Path]:
+def train_all(
+    wanted: Mapping[str, Sequence[str]], study: StudySetting, may_diverge: bool = False, here: bool = False
+) -> dict[str, Path]:
     """Train networks with ``pathlens train``, some side by side; those that are there already are left as they are.
 
     Args:
         wanted: name -> arguments of ``pathlens train``, without ``--out``.
         study: where and with what.
         may_diverge: take a loss that is NaN or infinite for a result, which ``DIVERGED`` in the run folder tells.
+        here: one after the other in this process, where a training hardly takes longer than starting another process.
 
     Returns:
         Name -> run folder.
     """
     study.runs.mkdir(parents=True, exist_ok=True)
+    in_process = here or study.scale == "smoke"
     threads = max(1, (os.cpu_count() or 1) // study.jobs)
     environment = {
         **os.environ,
@@ -131,7 +135,7 @@ def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting, may_dive
             return folder
         say(f"training {name}")
         command = ["train", *arguments, "--device", study.device, "--quiet", "--out", name, "--resume"]
-        if study.scale == "smoke":
+        if in_process:
             code, said = _train_here(command, study.runs)
         else:
             done = subprocess.run(
@@ -149,7 +153,7 @@ def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting, may_dive
             raise SystemExit(f"training {name} ended with exit code {code}: {said.strip()[-500:]}")
         return folder
 
-    if study.scale == "smoke":
+    if in_process:
         return {name: one(name, arguments) for name, arguments in wanted.items()}
     with ThreadPoolExecutor(study.jobs) as threads_of_jobs:
         jobs = {name: threads_of_jobs.submit(one, name, arguments) for name, arguments in wanted.items()}
@@ -157,7 +161,7 @@ def train_all(wanted: Mapping[str, Sequence[str]], study: StudySetting, may_dive
 
 
 def _train_here(command: Sequence[str], folder: Path) -> tuple[int, str]:
-    """Train in this process, because starting another takes longer than a training of the smoke scale."""
+    """Train in this process, because starting another takes longer than a small training."""
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(io.StringIO()),

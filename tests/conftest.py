@@ -52,6 +52,7 @@ _LONGEST = (
     "analyses/test_sweep.py",
     "analyses/test_path_gradients.py",
     "studies/test_udl11.py",
+    "studies/test_strict_resnets.py",
     "studies/test_wider_or_deeper.py",
     "residual/test_gradients.py",
     "residual/test_plain.py",

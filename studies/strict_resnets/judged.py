@@ -1,0 +1,236 @@
+"""What is claimed, and what came out, computed from the tables alone. The rules were set before looking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pathlens.metrics import sample_interval
+from pathlens.tables import Table
+from studies.rules.claims import (
+    AGREES,
+    DISAGREES,
+    OURS,
+    Claim,
+    Verdict,
+    decide,
+    near,
+    of_seeds,
+    paired,
+    row,
+)
+from studies.strict_resnets import shares
+from studies.strict_resnets.checkerboard import SIZES
+from studies.strict_resnets.trained import DEPTH, LEFT, PLATEAU, paired_values
+
+Rows = Sequence[Mapping[str, Any]]
+
+POST = 'Youssin, "Training deep resnets"'
+#: the claimed factor, and the bounds of our own rules
+FACTOR, STRAIGHT, EVEN, ALIKE = 1.22, 0.9, 0.02, 0.02
+#: the claimed sizes of sub-kernels by side of the kernel, at stride 2
+CLAIMED = {3: "1, 2, 2, 4", 5: "4, 6, 6, 9"}
+
+_INITIAL = "Mean over initialisations with Student's 95 % interval; each row is judged by itself."
+_PAIRED = "Difference paired by seed with Student's 95 % interval over seeds; each row is judged by itself."
+_SAYS = "batch norm after every block shrinks the first blocks' share geometrically, at least 1.22 a block"
+_RULE = (
+    "The {what} of a block's summand in the last sum over that of the block before it, from a least-squares line "
+    f"through the logs of all blocks of a network of one level, above {FACTOR}."
+)
+
+VARIANCE = Claim("norms shrink the first blocks, in variance", _SAYS, POST, _RULE.format(what="variance"), _INITIAL)
+DEVIATION = Claim(
+    "norms shrink the first blocks, in norm",
+    f"{_SAYS} (a share measured by its root mean square)",
+    POST,
+    _RULE.format(what="standard deviation"),
+    _INITIAL,
+)
+GEOMETRIC = Claim(
+    "the shrinking is geometric",
+    "batch norm after every block shrinks the first blocks' share geometrically",
+    POST,
+    f"R squared of that line above {STRAIGHT}.",
+    _INITIAL,
+)
+END = Claim(
+    "a norm at the end alone leaves all blocks alike",
+    "with a norm only before the end, all blocks have the same variance in the last sum",
+    OURS,
+    f"That factor within {EVEN} of 1; disagrees where it is shown to be outside.",
+    _INITIAL,
+)
+GLOROT = Claim(
+    "Glorot leaves more to the stem",
+    "with Glorot's variance the stem has a larger share of the last sum than with He's",
+    OURS,
+    "Share of the stem minus that with He's variance above 0.",
+    _PAIRED,
+)
+UNIFORM = Claim(
+    "normal or uniform does not matter",
+    "normal and uniform weights of the same variance give the same shares",
+    OURS,
+    f"Share of the stem with uniform weights minus that with normal ones within {ALIKE} of 0; disagrees where it is "
+    "shown to be outside.",
+    _PAIRED,
+)
+STARTS = Claim(
+    "training starts on a plateau",
+    "with batch norm after every block training starts on a plateau",
+    POST,
+    f"Steps until the mean training loss of an epoch is below {LEFT:.0%} of the loss of the best constant answer, "
+    "minus those with norms elsewhere, above 0. A run that never gets there counts with all its steps, too few.",
+    _PAIRED,
+)
+WIDE = Claim(
+    "deep against wide",
+    "a deep network does better than a wide, shallower one of the same multiply-adds",
+    OURS,
+    "Test loss minus that of the wide network below 0.",
+    _PAIRED,
+)
+MORE = Claim(
+    "more blocks do better",
+    "a network of more blocks does better",
+    OURS,
+    "Test loss minus that of the network with fewer blocks below 0.",
+    _PAIRED,
+)
+SUBKERNELS = Claim(
+    "sizes of sub-kernels",
+    "at stride 2 a 3x3 kernel falls into sub-kernels of 1, 2, 2 and 4 weights, and a 5x5 kernel into 4, 6, 6 and 9",
+    POST,
+    "The sizes that are counted are these.",
+    "Counted exactly, at outputs of transposed convolutions and at gradients of strided ones; nothing is drawn.",
+)
+UPWARDS = Claim(
+    "uneven sub-kernels show in outputs",
+    "upsampling with sub-kernels of different sizes leaves more power at the frequency of the stride than other ways",
+    OURS,
+    "Excess at that frequency, in decibels, minus that of the other way above 0.",
+    _PAIRED,
+)
+DOWNWARDS = Claim(
+    "uneven sub-kernels show in gradients",
+    "gradients through a strided 3x3 convolution have more power at the stride's frequency than through other ways",
+    OURS,
+    "Excess at that frequency, in decibels, minus that of the other way above 0.",
+    _PAIRED,
+)
+
+
+def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """Rows of the table of claims."""
+    return [
+        *_of_shares(tables["shares-networks"].rows),
+        *_of_trainings(tables["runs"].rows, tables["costs"].rows),
+        *_of_kernels(tables["subkernels"].rows),
+        *_of_checkerboards(tables["checkerboards"].rows),
+    ]
+
+
+def _column(rows: Rows, name: str, **which: Any) -> list[float]:
+    return [row[name] for row in rows if all(row[key] == value for key, value in which.items())]
+
+
+def _of_shares(rows: Rows) -> list[dict[str, Any]]:
+    found: dict[Claim, list[dict[str, Any]]] = {
+        claim: [] for claim in (VARIANCE, DEVIATION, GEOMETRIC, END, GLOROT, UNIFORM)
+    }
+    for init in shares.SCHEMES:
+        chain = {"network": shares.CHAIN, "init": init}
+        factors = _column(rows, "factor", norms="block", **chain)
+        for claim, what, values in (
+            (VARIANCE, "factor", factors),
+            (DEVIATION, "factor", [math.sqrt(factor) for factor in factors]),
+            (GEOMETRIC, "R squared", _column(rows, "r_squared", norms="block", **chain)),
+            (END, "factor", _column(rows, "factor", norms="end", **chain)),
+        ):
+            value, low, high = math.fsum(values) / len(values), *sample_interval(values)
+            if claim is END:
+                outcome = near(low, high, 1, EVEN)
+            else:
+                outcome = decide(low, high, above=STRAIGHT if claim is GEOMETRIC else FACTOR)
+            verdict = Verdict(outcome, f"{what} {value:.3f}{_between(low, high)}", value, low, high)
+            found[claim].append(row(claim, f"{shares.CHAIN}, {init}", verdict))
+    for network, norms in ((network, norms) for network, places in shares.NORMS.items() for norms in places):
+        for claim, one, other in (
+            (GLOROT, "glorot-normal", "he-normal"),
+            (UNIFORM, "glorot-uniform", "glorot-normal"),
+            (UNIFORM, "he-uniform", "he-normal"),
+        ):
+            stems = [_column(rows, "stem_share", network=network, norms=norms, init=init) for init in (one, other)]
+            gaps = paired([a - b for a, b in zip(*stems, strict=True)])
+            ends = gaps.low, gaps.high
+            outcome = decide(*ends, above=0) if claim is GLOROT else near(*ends, 0, ALIKE)
+            here = f"difference {gaps.mean:+.3f}{_between(gaps.low, gaps.high)}"
+            verdict = Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, gaps.p)
+            found[claim].append(row(claim, f"{network}, norms: {norms}, {one} against {other}", verdict))
+    return [one for rows_of_claim in found.values() for one in rows_of_claim]
+
+
+def _of_trainings(runs: Rows, costs: Rows) -> list[dict[str, Any]]:
+    found = []
+    plateaus = {name.rpartition("_")[2]: name for name in dict.fromkeys(_column(runs, "network", part=PLATEAU))}
+    for norms in ("each", "end"):
+        gaps = paired_values(runs, PLATEAU, plateaus["block"], plateaus[norms], "plateau_steps")
+        kept = [not left for left in _column(runs, "plateau_left", part=PLATEAU, network=plateaus["block"])]
+        beside = [not left for left in _column(runs, "plateau_left", part=PLATEAU, network=plateaus[norms])]
+        here = f"{{}} steps; not left in {sum(kept)} of {len(kept)} runs, with norms elsewhere in {sum(beside)}"
+        found.append(
+            _difference(STARTS, f"{plateaus['block']} against {plateaus[norms]}", gaps, here, "+.0f", above=True)
+        )
+    *_, deep, wide = [one["network"] for one in costs]
+    gaps = paired_values(runs, DEPTH, deep, wide, "test_loss")
+    found.append(_difference(WIDE, f"{deep} against {wide}", gaps, "{} nats", "+.4f", above=False))
+    depths = sorted((one for one in costs if one["network"] != wide), key=lambda one: one["blocks"])
+    for few, many in pairwise(depths):
+        gaps = paired_values(runs, DEPTH, many["network"], few["network"], "test_loss")
+        name = f"{many['network']} against {few['network']}"
+        found.append(_difference(MORE, name, gaps, "{} nats", "+.4f", above=False))
+    return found
+
+
+def _difference(claim: Claim, name: str, gaps: Sequence[float], here: str, look: str, above: bool) -> dict[str, Any]:
+    """A verdict on differences over the seeds of trainings."""
+    known = paired(gaps)
+    outcome = decide(known.low, known.high, **({"above": 0} if above else {"below": 0}))
+    value = f"{known.mean:{look}}{_between(known.low, known.high, look)}"
+    verdict = Verdict(outcome, here.format(value), known.mean, known.low, known.high, known.p)
+    return row(claim, name, of_seeds(verdict, len(gaps)))
+
+
+def _of_kernels(rows: Rows) -> list[dict[str, Any]]:
+    found = []
+    for kernel, claimed in CLAIMED.items():
+        (one,) = (row for row in rows if (row["kernel"], row["stride"]) == (kernel, 2))
+        same = all(one[name] == claimed for name, _, _ in SIZES[2:])
+        name = f"{kernel}x{kernel}, stride 2"
+        here = f"{one['counted']} forward, {one['counted_backward']} backward"
+        found.append(row(SUBKERNELS, name, Verdict(AGREES if same else DISAGREES, here)))
+    return found
+
+
+def _of_checkerboards(rows: Rows) -> list[dict[str, Any]]:
+    found = []
+    pairs = [
+        *((UPWARDS, "up", one, other) for one in ("transposed3", "transposed5")
+          for other in ("transposed4", "nearest", "bilinear", "shuffle")),
+        *((DOWNWARDS, "down", "strided3", other) for other in ("strided2", "maximum", "average")),
+    ]  # fmt: skip
+    there = {row["way"] for row in rows}
+    for claim, measured, one, other in (pair for pair in pairs if {*pair[2:]} <= there):
+        for weights in ("initial", "trained"):
+            which = {"measured": measured, "weights": weights}
+            values = [_column(rows, "excess", way=way, **which) for way in (one, other)]
+            gaps = [a - b for a, b in zip(*values, strict=True)]
+            found.append(_difference(claim, f"{one} against {other}, {weights}", gaps, "{} dB", "+.1f", above=True))
+    return found
+
+
+def _between(low: float | None, high: float | None, look: str = ".3f") -> str:
+    return "" if low is None or high is None else f" ({low:{look}} to {high:{look}})"
