@@ -35,7 +35,8 @@ def option(text: str, *names: str, **more: Any) -> Any:
 Model = Annotated[
     str | None,
     option(
-        "Reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE. Default: the embedded digits network.",
+        "Reference name, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (a language model of transformers), or "
+        "FILE.py:CALLABLE. Default: the embedded digits network.",
         "--model",
         "-m",
         metavar="SPEC",
@@ -144,8 +145,12 @@ class Common(Network):
     std: Std = None
     download: Download = False
     tokenizer: Annotated[
-        Path | None,
-        option("Vocabulary of a text, a file of llama2.c. Default: bytes are tokens.", metavar="FILE"),
+        str | None,
+        option(
+            "How a text is cut into tokens: tokenizer.json or its folder, hf:NAME, a vocabulary of llama2.c, or bytes. "
+            "Default: the tokenizer of an hf: model, else bytes.",
+            metavar="FILE",
+        ),
     ] = None
     sequence_length: Annotated[int | None, option("Tokens of a sequence. Default: 256.", min=1, metavar="N")] = None
     stride: Annotated[

@@ -126,7 +126,8 @@ def setting(
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
             if isinstance(data, TextData):
-                check_tokens(data, data.num_classes if loaded.num_classes is None else loaded.num_classes)
+                known = data.num_classes if loaded.num_classes is None else loaded.num_classes
+                check_tokens(data, known, loaded.context)
             elif isinstance(data, ImageData):
                 check_channels(loaded, data)
                 if loaded.num_classes is not None:
@@ -182,7 +183,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
         if kind == "text":
             return open_text(
                 path,
-                tokenizer=common.tokenizer,
+                tokenizer=common.tokenizer or (common.model if (common.model or "").startswith("hf:") else None),
                 length=common.sequence_length,
                 stride=common.stride,
                 split=common.split,

@@ -14,11 +14,15 @@ import torch
 
 from pathlens.data.batched import Batch, Batched
 from pathlens.data.images import NOT_COUNTED
+from pathlens.data.published import read_published, tokenizer_in, tokenizer_of
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
 from pathlens.errors import DataError
 
 LENGTH = 256
 """Tokens of a sequence where none is given."""
+
+BYTES = "bytes"
+"""The tokenizer whose tokens are bytes."""
 
 LARGEST_TEXT = 2**30
 """Bytes that a text may have."""
@@ -133,7 +137,9 @@ def open_text(
 
     Args:
         path: the file, in UTF-8 or any bytes.
-        tokenizer: file of a vocabulary of llama2.c; by default every byte is a token.
+        tokenizer: a file of the tokenizers library (``tokenizer.json``) or a vocabulary of llama2.c; the folder of a
+            model that has the former; ``hf:`` and a model's folder or name; or ``bytes``, by default, of which every
+            one is a token.
         length: tokens of a sequence (default: ``LENGTH``).
         stride: tokens from the beginning of one sequence to that of the next (default: the length, so that none
             overlap).
@@ -144,7 +150,8 @@ def open_text(
         The sequences.
 
     Raises:
-        DataError: the file cannot be read, is too large, or is shorter than a sequence; numbers below 1.
+        DataError: the file cannot be read, is too large, or is shorter than a sequence; no such tokenizer; numbers
+            below 1.
     """
     path = Path(os.path.expanduser(path))
     length = LENGTH if length is None else length
@@ -154,7 +161,7 @@ def open_text(
             raise DataError(f"{what} {value}: give 1 or more")
     if not 1 <= stride <= length:
         raise DataError(f"stride {stride}: give 1 to {length}, the length of a sequence")
-    coder: Tokenizer = Bytes() if tokenizer is None else read_vocabulary(Path(os.path.expanduser(tokenizer)))
+    coder = open_tokenizer(tokenizer)
     try:
         size = path.stat().st_size
         if size > LARGEST_TEXT:
@@ -173,16 +180,45 @@ def open_text(
     return TextData(path.name, split, n, total, length, stride, coder, tokens)
 
 
-def check_tokens(data: TextData, vocabulary: int) -> None:
+def open_tokenizer(given: str | os.PathLike[str] | None) -> Tokenizer:
+    """A tokenizer by the text that users give; see :func:`open_text`.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    text = BYTES if given is None else os.fspath(given)
+    if text == BYTES:
+        return Bytes()
+    name = text.removeprefix("hf:")
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return tokenizer_in(path)
+    if name != text:
+        return tokenizer_of(name)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path of the tokenizer") from error
+    return read_published(path, path.name) if start.lstrip()[:1] == b"{" else read_vocabulary(path)
+
+
+def check_tokens(data: TextData, vocabulary: int, context: int | None = None) -> None:
     """Check that a model with so many tokens can read a text.
 
     Args:
         data: the text.
         vocabulary: tokens that the model knows.
+        context: tokens of the longest sequence that it takes, or None where that is not known.
 
     Raises:
-        DataError: a token is outside; the message names the largest.
+        DataError: a token is outside (the message names the largest), or the sequences are longer.
     """
+    if context is not None and data.length > context:
+        raise DataError(
+            f"{data.name}: sequences of {data.length} tokens are longer than the context of the model, {context}; give "
+            "a smaller --sequence-length"
+        )
     if data.largest >= vocabulary:
         raise DataError(
             f"{data.name}: token {data.largest} of {data.tokenizer.name} is outside the vocabulary of the model, "

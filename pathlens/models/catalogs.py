@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from pathlens.errors import CheckpointError, ModelError, one_line
 from pathlens.models.registry import REFERENCES
@@ -16,12 +16,25 @@ from pathlens.models.registry import REFERENCES
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network states about its input: shape ``(C, H, W)``, and normalisation of pixels in [0, 1]."""
+    """What a network states about its input.
+
+    Attributes:
+        input_shape: of images, ``(C, H, W)``.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        source: where these two are stated.
+        example: an input, shape (N, ...), where it is no image.
+        vocabulary: tokens that a language model knows.
+        context: tokens of the longest sequence that it takes.
+    """
 
     input_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     source: str | None = None
+    example: Tensor | None = None
+    vocabulary: int | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Entry:
         packaged: name of a weights file that comes with this package, or None.
         takes_channels: whether ``build`` heeds ``in_channels``.
         read: the network of a weights file that says its sizes itself, or None.
+        names_weights: whether the name is that of weights, which are taken where none are given.
     """
 
     spec: str
@@ -45,6 +59,7 @@ class Entry:
     packaged: str | None = None
     takes_channels: bool = True
     read: Callable[[Path], nn.Module] | None = None
+    names_weights: bool = False
 
 
 def reference_entry(name: str) -> Entry:

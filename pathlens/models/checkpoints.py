@@ -73,8 +73,9 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
     """Copy a state dict into a model, strictly: every name and shape must fit.
 
     Weights that are refused leave the model as it was.
-    ``module.`` and ``_orig_mod.`` are ignored on both sides. Missing ``num_batches_tracked`` counters (files written
-    before they existed) keep the model's value; no result in eval mode depends on them.
+    ``module.`` and ``_orig_mod.`` are ignored on both sides. Of the names of one and the same weight, one is enough.
+    Missing ``num_batches_tracked`` counters (files written before they existed) keep the model's value; no result in
+    eval mode depends on them.
 
     Args:
         model: the network, changed in place.
@@ -91,6 +92,11 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
     own: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     theirs = _by_plain_name(state_dict)
     names = {name: key for key, name in zip(own, _plain_names(own), strict=True)}
+    # of weights that are one tensor in the network, such as an embedding and the head, many files hold one name only
+    shared = {(own[key].data_ptr(), own[key].shape): name for name, key in names.items() if name in theirs}
+    for name, key in names.items():
+        if name not in theirs and own[key].numel() and (same := shared.get((own[key].data_ptr(), own[key].shape))):
+            theirs[name] = theirs[same]
     missing = [n for n in names if n not in theirs and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in theirs if n not in names]
     shapes = [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pathlens.errors import ModelError, UsageError
 from pathlens.models import catalogs
 from pathlens.models.checkpoints import check_finite, load_into, load_state_dict_file, state_sha256
+from pathlens.models.huggingface import huggingface_entry
 from pathlens.models.reading import read_metadata
 from pathlens.models.registry import DEFAULT_NAME, REFERENCES, packaged_file, reference_names
 from pathlens.models.userfile import is_user_spec, load_user_model
@@ -31,7 +32,7 @@ _LONGEST_SIDE = (
 )
 RANDOM = "random"
 PRETRAINED = "pretrained"
-_GRAMMAR = "a reference name, torchvision:NAME, timm:NAME, or FILE.py:CALLABLE"
+_GRAMMAR = "a reference name, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or FILE.py:CALLABLE"
 _GIVE_WEIGHTS = "give --weights FILE, --weights random or --weights pretrained"
 
 
@@ -46,11 +47,13 @@ class LoadedModel:
         trained: False where the weights are known to be untrained.
         sha256: hash of the state dict (:func:`pathlens.models.state_sha256`).
         input_shape: ``(C, H, W)`` the network is made for, or None where it is not known.
-        num_classes: logits, or None where they are not known without running it.
+        num_classes: logits, or None where they are not known without running it; of a language model, the tokens of its
+            vocabulary.
         mean: per-channel mean that the network states for pixels in [0, 1], or None.
         std: per-channel standard deviation likewise.
         normalisation_source: where ``mean`` and ``std`` are stated, or None.
-        example: input batch given by the user's callable, or None.
+        example: input batch given by the user's callable or, for a language model, by its catalogue, or None.
+        context: tokens of the longest sequence, or None where that is not known.
         notes: what was unwrapped, stripped, converted or inferred on the way.
     """
 
@@ -65,6 +68,7 @@ class LoadedModel:
     std: tuple[float, ...] | None = None
     normalisation_source: str | None = None
     example: Tensor | None = None
+    context: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -80,12 +84,13 @@ def load_model(
 
     Args:
         spec: None for the embedded default (``digits54``); a reference name (:func:`.reference_names`);
-            ``torchvision:NAME``; ``timm:NAME``; or ``path/file.py:CALLABLE``, where the callable takes no argument
-            and returns a module, or a pair of module and example input ``(N, ...)``. A spec is split at its last
-            colon there, so drive letters do no harm.
+            ``torchvision:NAME``; ``timm:NAME``; ``hf:NAME_OR_FOLDER``, a language model of transformers; or
+            ``path/file.py:CALLABLE``, where the callable takes no argument and returns a module, or a pair of module
+            and example input ``(N, ...)``. A spec is split at its last colon there, so drive letters do no harm.
         weights: a weights file; ``"random"`` for untrained weights drawn with ``seed``; ``"pretrained"`` for the
-            weights that torchvision or timm publish, or that come with the package; None for the packaged weights of
-            ``digits54``, or for a user's model as its callable returned it.
+            weights that torchvision, timm or an ``hf:`` name publish, or that come with the package; None for the
+            packaged weights of ``digits54``, for those of an ``hf:`` name or folder, or for a user's model as its
+            callable returned it.
         num_classes: hint from the data, used where the weights are random. A weights file decides for itself.
         in_channels: likewise; torchvision networks always have 3.
         seed: seed of random weights. The global random state is as before afterwards.
@@ -126,7 +131,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _load_user(spec: str, weights: str | os.PathLike[str] | None, seed: int) -> LoadedModel:
     if weights == PRETRAINED:
         raise UsageError(
-            f"--weights {PRETRAINED} goes with torchvision: and timm: networks, not with {spec}: give a file"
+            f"--weights {PRETRAINED} goes with torchvision:, timm: and hf: networks, not with {spec}: give a file"
         )
     model, example, notes = load_user_model(spec)
     shape = None
@@ -152,7 +157,7 @@ def _load_named(
     seed: int,
 ) -> LoadedModel:
     entry = _find(name)
-    if weights is None and entry.packaged is None:
+    if weights is None and entry.packaged is None and not entry.names_weights:
         raise UsageError(f"{name} has no weights of its own: {_GIVE_WEIGHTS}")
     if weights == RANDOM:
         model = entry.build(num_classes, in_channels)
@@ -170,12 +175,14 @@ def _load_named(
 
 
 def _find(name: str) -> catalogs.Entry:
-    """Look a name up in the three catalogues."""
+    """Look a name up in the catalogues."""
     kind, colon, rest = name.partition(":")
     if colon and kind == "torchvision":
         return catalogs.torchvision_entry(rest)
     if colon and kind == "timm":
         return catalogs.timm_entry(rest)
+    if colon and kind == "hf":
+        return huggingface_entry(rest)
     if name in REFERENCES:
         return catalogs.reference_entry(name)
     close = difflib.get_close_matches(name, reference_names(), n=3)
@@ -236,11 +243,12 @@ def _described(entry: catalogs.Entry, model: nn.Module, weights: str, *, trained
         trained,
         "",
         input_shape=spec.input_shape,
-        num_classes=classes,
+        num_classes=classes if spec.vocabulary is None else spec.vocabulary,
         mean=spec.mean,
         std=spec.std,
         normalisation_source=spec.source,
-        example=getattr(model, "example", None),
+        example=getattr(model, "example", None) if spec.example is None else spec.example,
+        context=spec.context,
     )
 
 

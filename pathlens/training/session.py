@@ -291,7 +291,8 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None
 
 def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:
     try:
-        view = view_of(model, example)
+        # a restricted backward pass needs no chain, which everything else does
+        view = view_of(model, example, additions="trunk" if rule.lengths is None else None)
     except ModelError:
         if compiled or rule.is_random or rule.lengths is not None:
             raise

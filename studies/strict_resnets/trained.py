@@ -67,7 +67,7 @@ class Networks:
     """What a scale trains; names of ``nets.py``.
 
     Attributes:
-        plateau: one network with its norms at each place.
+        plateau: two networks, of three levels and of one, with their norms at each place.
         depths: three depths, in the ratio 1 : 2 : 3.
         deep: one of them.
         wide: the shallower network of its multiply-adds.
@@ -85,7 +85,10 @@ class Networks:
             ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
         )
         return cls(
-            tuple(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+            (
+                *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+                *(f"row{counts[0]}x{channels}_{norms}" for norms in ("end", "block")),
+            ),
             tuple(f"bottom{count}x{channels}_each" for count in counts),
             f"bottom{deep}x{channels}_each",
             f"bottom{wide}_each",
@@ -125,7 +128,7 @@ def recipe(part: str, study: StudySetting) -> str:
     if study.scale == "smoke":
         return "--limit 12 --validation 4 --epochs 2 --batch-size 4 --no-test"
     sizes = {
-        PLATEAU: ("--limit 144 --validation 16 --epochs 24 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
+        PLATEAU: ("--limit 144 --validation 16 --epochs 20 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
         DEPTH: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
         SAMPLING: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
     }
@@ -142,7 +145,7 @@ def trainings(study: StudySetting) -> list[Training]:
         *((SAMPLING, name) for name in dict.fromkeys(sampled_name(up, way) for up, of in ways.items() for way in of)),
     ]
     place = os.path.relpath(NETS, study.runs.resolve())
-    common = f"--data {DATA} --crop 0 --no-flip --optimizer adamw --lr 0.001 --warmup 0 --schedule constant"
+    common = f"--data {DATA} --crop 0 --no-flip --lr 0.05 --warmup 0 --schedule constant"
     return [
         Training(
             part,
