@@ -37,6 +37,7 @@ class Task(ABC):
         unit: what is right or wrong, in the singular.
         shape: of the outputs, in words.
         dimensions: of the outputs; 0 where any will do.
+        axis: of the classes, or components, in the outputs.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
         loss: name of the loss.
@@ -48,6 +49,7 @@ class Task(ABC):
     unit: str
     shape: str
     dimensions: int
+    axis: int
     test: ClassVar[str]
     interval: ClassVar[str]
     loss: str = CROSS_ENTROPY
@@ -156,6 +158,7 @@ class Classification(Task):
     example = unit = "image"
     shape = "[batch, classes]"
     dimensions = 2
+    axis = 1
     test = "McNemar's exact test, two-sided"
     interval = "Tango's score interval of the difference, 95 %"
 
@@ -188,11 +191,7 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class ManyAnswers(Task):
-    """Many units an example, each with a class of its own.
-
-    Attributes:
-        axis: of the classes in the outputs.
-    """
+    """Many units an example, each with a class of its own."""
 
     name: str
     example: str
@@ -331,6 +330,7 @@ class Regression(Task):
     unit = "output"
     shape = "[batch, ...]"
     dimensions = 0
+    axis = 1
     test = "paired t test of squared errors over examples, two-sided"
     interval = "Student's t interval of the difference over examples, 95 %"
     loss = SQUARED_ERROR

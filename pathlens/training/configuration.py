@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import ImageData
+from pathlens.data import DataSet, TextData
 from pathlens.errors import UsageError
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
 from pathlens.metrics.tasks import CROSS_ENTROPY
@@ -40,6 +40,15 @@ class Options(TypedDict, total=False):
     loss: str
 
 
+def recipe_name(data: DataSet) -> str:
+    """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
+
+    Args:
+        data: to train on.
+    """
+    return "text:" if isinstance(data, TextData) else data.name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
     """Settings of a training run, checked when they are made.
@@ -59,7 +68,7 @@ class Configuration:
         dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
         compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
         synced: batch-norm statistics over all processes.
-        loss: the cross-entropy, or of images with masks one of :data:`LOSSES`. Each step has the mean over its images,
+        loss: the cross-entropy, or of images with masks ``soft-iou``, ``dice``, ``lovasz-hinge`` or ``batch-iou``. Each step has the mean over its images,
             or with ``batch-iou`` that of all pixels of the batch; validation and test images then have ``soft-iou``,
             which is the same loss of a single image.
         without_skips: train the network whose shortcuts are all deleted, by a plan. The weights are those of the
@@ -101,11 +110,11 @@ class Configuration:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
 
     @classmethod
-    def of(cls, data: ImageData, options: Options) -> Configuration:
+    def of(cls, data: DataSet, options: Options) -> Configuration:
         """The options given, with the data set's defaults for the others.
 
         Args:
-            data: the training images.
+            data: the training examples.
             options: those given; None stands for the default.
 
         Raises:
@@ -114,8 +123,12 @@ class Configuration:
         given = {name: value for name, value in options.items() if value is not None}
         defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
         if "recipe" not in given:
-            defaults["recipe"] = recipe_for(data.name)
-        return cls(**{**defaults, **given})
+            defaults["recipe"] = recipe_for(recipe_name(data))
+        made = cls(**{**defaults, **given})
+        moved = (made.recipe.crop, made.recipe.flip, made.recipe.augment) != (0, False, "none")
+        if isinstance(data, TextData) and moved:
+            raise UsageError(f"{data.name} is a text, and crop, flip and augment are of images; leave them out")
+        return made
 
     @property
     def precision(self) -> str:
@@ -127,12 +140,12 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: ImageData, validation: ImageData | None, start_sha256: str) -> Provenance:
+    def arguments(self, data: DataSet, validation: DataSet | None, start_sha256: str) -> Provenance:
         """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:
-            data: the training images.
-            validation: the images to watch, or None.
+            data: the training examples.
+            validation: those to watch, or None.
             start_sha256: hash of the weights that the run starts from.
         """
         arguments = {

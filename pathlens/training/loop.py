@@ -35,9 +35,9 @@ _LOOK = 50
 
 
 def _loss(logits: Tensor, labels: Tensor, smoothing: float, name: str) -> Tensor:
-    """Sum of the losses of the images; the cross-entropy of one with a mask is the mean over pixels that are counted.
+    """Sum of the losses of the examples; the cross-entropy of one with many targets is the mean over those that count.
 
-    That of a whole batch counts for each of its images.
+    That of a whole batch counts for each of its examples.
     """
     if name != CROSS_ENTROPY:
         pixels = logits.flatten(2).transpose(1, 2), labels.flatten(1)
@@ -45,11 +45,11 @@ def _loss(logits: Tensor, labels: Tensor, smoothing: float, name: str) -> Tensor
     if labels.dim() == 1:
         return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
     each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return _per_image(each, labels).sum()
+    return _per_example(each, labels).sum()
 
 
-def _per_image(values: Tensor, labels: Tensor) -> Tensor:
-    """Of each image its value, or the mean over the pixels of its mask that are counted, 0 where none is."""
+def _per_example(values: Tensor, labels: Tensor) -> Tensor:
+    """Of each example its value, or the mean over those of its targets that are counted, 0 where none is."""
     if labels.dim() == 1:
         return values
     counted = (labels != NOT_COUNTED).flatten(1)
@@ -186,7 +186,7 @@ class Loop:
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
-            logits = of_two_classes(network(images, *sub_network))
+            logits = of_two_classes(network(images, *sub_network)).movedim(self._session.task.axis, 1)
             losses = _loss(
                 logits.float() if self._session.dtype != torch.float64 else logits,
                 labels,
@@ -198,7 +198,7 @@ class Loop:
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
-            correct = _per_image((logits.argmax(1) == labels).double(), labels).sum()
+            correct = _per_example((logits.argmax(1) == labels).double(), labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
             if self._group.world > 1:
                 dist.all_reduce(counts)
