@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pathlens.analyses.options import Options
     from pathlens.cli.training import TrainingOptions
-    from pathlens.data import DataSet, ImageData
+    from pathlens.data import DataSet, ImageData, Trainable
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.runtime.processes import Processes
@@ -205,7 +205,7 @@ def _opened(common: Common, image_size: int | None) -> DataSet:
     return open_arrays(path, split=common.split, limit=common.limit)
 
 
-def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> DataSet:
+def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> Trainable:
     """The images or the text that the options name.
 
     Args:

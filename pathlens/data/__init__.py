@@ -9,7 +9,10 @@ from pathlens.data.images import ImageData, check_labels
 from pathlens.data.opening import open_data
 from pathlens.data.text import TextData, check_tokens, open_text
 
-DataSet = ImageData | TextData | ArrayData
+Trainable = ImageData | TextData
+"""What networks are trained on."""
+
+DataSet = Trainable | ArrayData
 """What analyses take: numbered batches, the same in every run."""
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "DataSet",
     "ImageData",
     "TextData",
+    "Trainable",
     "check_labels",
     "check_tokens",
     "open_arrays",

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import DataSet, TextData
+from pathlens.data import TextData, Trainable
 from pathlens.errors import UsageError
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
 from pathlens.metrics.tasks import CROSS_ENTROPY
@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     loss: str
 
 
-def recipe_name(data: DataSet) -> str:
+def recipe_name(data: Trainable) -> str:
     """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
 
     Args:
@@ -68,9 +68,9 @@ class Configuration:
         dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
         compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
         synced: batch-norm statistics over all processes.
-        loss: the cross-entropy, or of images with masks ``soft-iou``, ``dice``, ``lovasz-hinge`` or ``batch-iou``. Each step has the mean over its images,
-            or with ``batch-iou`` that of all pixels of the batch; validation and test images then have ``soft-iou``,
-            which is the same loss of a single image.
+        loss: the cross-entropy, or of images with masks ``soft-iou``, ``dice``, ``lovasz-hinge`` or ``batch-iou``. Each
+            step has the mean over its images, or with ``batch-iou`` that of all pixels of the batch; validation and
+            test images then have ``soft-iou``, which is the same loss of a single image.
         without_skips: train the network whose shortcuts are all deleted, by a plan. The weights are those of the
             network itself, and mean something without its shortcuts alone.
 
@@ -110,7 +110,7 @@ class Configuration:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
 
     @classmethod
-    def of(cls, data: DataSet, options: Options) -> Configuration:
+    def of(cls, data: Trainable, options: Options) -> Configuration:
         """The options given, with the data set's defaults for the others.
 
         Args:
@@ -140,7 +140,7 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: DataSet, validation: DataSet | None, start_sha256: str) -> Provenance:
+    def arguments(self, data: Trainable, validation: Trainable | None, start_sha256: str) -> Provenance:
         """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:

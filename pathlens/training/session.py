@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathlens.data import DataSet, ImageData, TextData, check_labels, check_tokens
+from pathlens.data import ImageData, TextData, Trainable, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
@@ -86,8 +86,8 @@ class Session:
     view: ResidualView | None
     config: Configuration
     batches: Batches
-    validation: DataSet | None
-    test: DataSet | None
+    validation: Trainable | None
+    test: Trainable | None
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
@@ -121,7 +121,7 @@ class Session:
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
-    def evaluate(self, network: nn.Module, data: DataSet) -> Counts:
+    def evaluate(self, network: nn.Module, data: Trainable) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
         with in_mode(network), torch.no_grad(), self.lower_precision():
@@ -180,11 +180,11 @@ class Session:
 @contextlib.contextmanager
 def opened(
     model: nn.Module,
-    data: DataSet,
+    data: Trainable,
     config: Configuration,
     *,
-    validation: DataSet | None,
-    test: DataSet | None,
+    validation: Trainable | None,
+    test: Trainable | None,
     out: str | Path | None,
     resume: bool,
     device: str | torch.device | None,
@@ -249,7 +249,7 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...], loss: str) -> Task:
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[Trainable | None, ...], loss: str) -> Task:
     """What is learned: a class for each image, pixel or token, as the data and the outputs have it.
 
     Its loss is the one that single examples are evaluated with.
@@ -288,7 +288,7 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, 
 
 
 def _batches(
-    data: DataSet,
+    data: Trainable,
     config: Configuration,
     device: torch.device,
     dtype: torch.dtype,
