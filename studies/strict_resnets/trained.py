@@ -154,8 +154,8 @@ def trainings(study: StudySetting) -> list[Training]:
             seed,
             ("--model", f"{place}:{name}", "--seed", str(seed), *common.split(), *recipe(part, study).split()),
         )
-        for seed in range(study.pick(1, 3, 3))
         for part, name in plans
+        for seed in range(study.pick(1, 3, 3))
     ]
 
 
