@@ -20,13 +20,11 @@ from pathlens.metrics.intervals import (
     sample_interval,
     wilson_interval,
 )
-from pathlens.metrics.masks import MaskCounts
 from pathlens.metrics.tasks import Task, task_for, task_named
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
 __all__ = [
     "ClassificationCounts",
-    "MaskCounts",
     "PairedCounts",
     "Task",
     "UnitCounts",

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 from pathlens.errors import ModelError, UsageError
-from pathlens.metrics import MaskCounts
 from pathlens.metrics import masks as counting
 from pathlens.metrics.mask_losses import OF_IMAGES
+from pathlens.metrics.masks import MaskCounts
 from pathlens.metrics.tasks import CLASSIFICATION, SEGMENTATION, of_two_classes
 from pathlens.metrics.units import IGNORED
 
