@@ -137,6 +137,12 @@ def recipe(part: str, study: StudySetting) -> str:
     return f"{cpu if study.scale == 'cpu' else paper}{'' if part == DEPTH else ' --no-test'}"
 
 
+def seeds_of(part: str, study: StudySetting) -> int:
+    """Trainings of each network; of those that differ in their sampling one at the cpu scale, which tells nothing."""
+    seeds: int = study.pick(1, 1 if part == SAMPLING else 3, 3)
+    return seeds
+
+
 def trainings(study: StudySetting) -> list[Training]:
     """Every part, network and seed."""
     networks, ways = Networks.of(study), ways_of(study)
@@ -155,7 +161,7 @@ def trainings(study: StudySetting) -> list[Training]:
             ("--model", f"{place}:{name}", "--seed", str(seed), *common.split(), *recipe(part, study).split()),
         )
         for part, name in plans
-        for seed in range(study.pick(1, 3, 3))
+        for seed in range(seeds_of(part, study))
     ]
 
 
