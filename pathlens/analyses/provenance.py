@@ -147,6 +147,8 @@ class SurfaceProvenance(AnalysisProvenance):
     ``curvature`` holds that of the network itself, and ``curvature_of`` says on what it rests.
     """
 
+    task: str = "classification"
+    loss: str = "cross-entropy"
     lesion: Mapping[str, Json] | None = None
     directions: tuple[str, ...]
     one_dimensional: str
