@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         reorder_blocks,
         signal_propagation,
     )
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
@@ -48,7 +48,7 @@ _HOMES = {
         "reorder_blocks",
         "signal_propagation",
     ),
-    "data": ("open_data", "open_text"),
+    "data": ("open_arrays", "open_data", "open_text"),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
     "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
@@ -79,6 +79,7 @@ __all__ = [
     "lattice",
     "load_model",
     "loss_surface",
+    "open_arrays",
     "open_data",
     "open_text",
     "path_gradients",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows
-from pathlens.analyses.evaluation import task_of
+from pathlens.analyses.evaluation import losses_of
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
@@ -46,7 +46,7 @@ def path_gradients(
     seed: int = 0,
     additions: str | None = None,
     concat: bool = False,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -78,8 +78,9 @@ def path_gradients(
             paths are those of ``pathlens.residual.polynomials``, signs are drawn for each way at which paths part, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
-        loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
-            a class for each image, or a mean over tokens or pixels).
+        loss: (outputs, targets) -> loss of each example, or the name of one that goes with what the outputs fit, such
+            as ``soft-iou`` (default: the cross-entropy, in nats: of a class for each image, or a mean over tokens or
+            pixels).
         progress: called with (batches done, batches in all), summed over the methods.
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -97,8 +98,9 @@ def path_gradients(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
-        run.identify("path-gradients", request)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
+        run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
@@ -112,6 +114,7 @@ def path_gradients(
         record = run.record(
             verb="path-gradients",
             at=request.at,
+            loss=named,
             method=ALIASES.get(method, method),
             blocks_in_paths=_blocks_in_paths(problem),
             seed=seed,
@@ -134,7 +137,7 @@ def lattice(
     tolerance: float = 0.0,
     additions: str | None = None,
     concat: bool = False,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -151,8 +154,9 @@ def lattice(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
-        run.identify("lattice", request)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
+        run.identify("lattice", (request, named))
 
         def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
             linear = problem.linearise(images, labels)
@@ -171,7 +175,7 @@ def lattice(
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
         rows = path_rows.lattice(sums, examples, _numbers(run))
-        record = run.record(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
+        record = run.record(verb="lattice", at=request.at, loss=named, examples=examples, seconds=run.runner.seconds)
     return LATTICE.table(rows, record.entries())
 
 
@@ -201,8 +205,7 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
-    loss = task_of(run.view, None).losses if given is None else given
+def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
     chosen, shortest, numbers, signs = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:
