@@ -27,7 +27,7 @@ from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.plans import Deletion, Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain, module_path
-from pathlens.residual.restricted import restricted
+from pathlens.residual.restricted_graph import restricted
 from pathlens.residual.routes import Part, Route, Schedule, intact
 from pathlens.residual.scheduled import scheduled
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
@@ -131,6 +131,9 @@ def restrict_backward(
     it whose number of branches, block i's own included, is allowed; parameters of shortcuts, post-activations and of
     the stem likewise without an own block. With all lengths allowed the gradients equal the ordinary ones.
 
+    Blocks need be no chain: in a view of additions or concatenations anywhere, a path's length is the number of those
+    whose branch it takes.
+
     Together with :func:`deleted`, :func:`skips_deleted` and :func:`reordered`, in any nesting order, the paths are
     those of the lesioned network: a block without its branch is no choice, and every path takes one without its
     shortcut.
@@ -138,14 +141,14 @@ def restrict_backward(
     Args:
         model: the model or its view; in a training loop the view, or every step traces the model.
         lengths: allowed path lengths, such as ``range(5, 18)``.
-        path: instead, one path, as the blocks whose branch it takes.
+        path: instead, one path of a chain, as the blocks whose branch it takes.
 
     Yields:
         The model.
 
     Raises:
-        UsageError: lengths or blocks outside the network, none given, no path left in a lesioned network, a second
-            restriction, or no forward pass inside the block.
+        UsageError: lengths or blocks outside the network, none given, no path left in a lesioned network, a path or
+            lengths above 256 where blocks are no chain, a second restriction, or no forward pass inside the block.
 
     Example:
         >>> import torch, torchvision, pathlens
@@ -366,7 +369,8 @@ class _Intervened:
                 "block"
             )
         (plan,) = restrictions
-        plan.check_paths(route)
+        if chain.in_series:
+            plan.check_paths(route)
         network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
         return network.run(images, plan.choice)
 

@@ -73,6 +73,16 @@ ImageSize = Annotated[int | None, option("Resize and crop images to this size.",
 Mean = Annotated[str | None, option("Mean of each channel, of pixels in [0, 1].", metavar="R,G,B")]
 Std = Annotated[str | None, option("Standard deviation of each channel.", metavar="R,G,B")]
 Download = Annotated[bool, option("Allow cifar10 and cifar100 to download.", "--download")]
+Tokenizer = Annotated[
+    str | None,
+    option(
+        "How a text is cut into tokens: tokenizer.json or its folder, hf:NAME, a vocabulary of llama2.c, or bytes. "
+        "Default: the tokenizer of an hf: model, else bytes.",
+        metavar="FILE",
+    ),
+]
+SequenceLength = Annotated[int | None, option("Tokens of a sequence. Default: 256.", min=1, metavar="N")]
+Stride = Annotated[int | None, option("Tokens from one sequence to the next. Default: its length.", min=1, metavar="N")]
 DeviceOption = Annotated[Device, option("Where to compute.", "--device")]
 DtypeOption = Annotated[Dtype, option("What to compute with.", "--dtype")]
 Seed = Annotated[int, option("Seed of the random draws.")]
@@ -135,18 +145,9 @@ class Common(Network):
     mean: Mean = None
     std: Std = None
     download: Download = False
-    tokenizer: Annotated[
-        str | None,
-        option(
-            "How a text is cut into tokens: tokenizer.json or its folder, hf:NAME, a vocabulary of llama2.c, or bytes. "
-            "Default: the tokenizer of an hf: model, else bytes.",
-            metavar="FILE",
-        ),
-    ] = None
-    sequence_length: Annotated[int | None, option("Tokens of a sequence. Default: 256.", min=1, metavar="N")] = None
-    stride: Annotated[
-        int | None, option("Tokens from one sequence to the next. Default: its length.", min=1, metavar="N")
-    ] = None
+    tokenizer: Tokenizer = None
+    sequence_length: SequenceLength = None
+    stride: Stride = None
     batch_size: Annotated[int, option("Images at a time; bounds the memory.", min=1)] = 128
     device: DeviceOption = Device.auto
     dtype: DtypeOption = Dtype.float32

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pathlens.analyses.options import Options
+    from pathlens.cli.training import TrainingOptions
     from pathlens.data import DataSet, ImageData
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
@@ -165,38 +166,11 @@ def setting(
 
 def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     """The network and the data; random weights are shaped by the data, images in folders by the network."""
-    from pathlens.data import open_data, open_text
     from pathlens.models import load_model
     from pathlens.runtime.memory import check_input_fits
 
-    def opened(image_size: int | None) -> DataSet:
-        spec = data_spec(common.data, common.model)
-        kind, _, path = spec.partition(":")
-        if kind != "text" and (common.tokenizer or common.sequence_length or common.stride):
-            raise UsageError(
-                "--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them"
-            )
-        if kind == "text" and image_size:
-            raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
-        if kind == "text":
-            return open_text(
-                path,
-                tokenizer=common.tokenizer or (common.model if (common.model or "").startswith("hf:") else None),
-                length=common.sequence_length,
-                stride=common.stride,
-                split=common.split,
-                limit=common.limit,
-            )
-        return open_data(
-            spec,
-            split=common.split,
-            limit=common.limit,
-            image_size=image_size,
-            download=common.download,
-        )
-
     if common.weights == "random":
-        data = opened(common.image_size)
+        data = opened(common, common.split, common.limit, common.image_size)
         loaded = load_model(
             common.model,
             common.weights,
@@ -213,7 +187,40 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     if size is not None:
         channels = loaded.input_shape[0] if loaded.input_shape is not None else 3
         check_input_fits((channels, size, size), common.batch_size, "give a smaller --image-size or --batch-size")
-    return loaded, opened(size)
+    return loaded, opened(common, common.split, common.limit, size)
+
+
+def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> DataSet:
+    """The images or the text that the options name.
+
+    Args:
+        given: the options.
+        split: which part.
+        limit: how many examples, or None.
+        image_size: of images, or None.
+
+    Raises:
+        UsageError: options of texts for images, or of images for a text.
+        DataError: data that cannot be read.
+    """
+    from pathlens.data import open_data, open_text
+
+    spec = data_spec(given.data, given.model)
+    kind, _, path = spec.partition(":")
+    if kind != "text" and (given.tokenizer or given.sequence_length or given.stride):
+        raise UsageError("--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them")
+    if kind != "text":
+        return open_data(spec, split=split, limit=limit, image_size=image_size, download=given.download)
+    if image_size:
+        raise UsageError(f"--image-size {image_size} is of images, and {spec} is a text; leave it out")
+    return open_text(
+        path,
+        tokenizer=given.tokenizer or (given.model if (given.model or "").startswith("hf:") else None),
+        length=given.sequence_length,
+        stride=given.stride,
+        split=split,
+        limit=limit,
+    )
 
 
 def data_spec(data: str | None, model: str | None) -> str:

@@ -21,6 +21,7 @@ from pathlens.cli.setting import (
     check_channels,
     data_spec,
     foreign_output,
+    opened,
     parse_normalisation,
     run_folder,
     spoken,
@@ -28,7 +29,7 @@ from pathlens.cli.setting import (
 from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
-    from pathlens.data import ImageData
+    from pathlens.data import DataSet
     from pathlens.results.result import Row
     from pathlens.training import Recipe, Rule
 
@@ -66,23 +67,31 @@ class TrainingOptions:
         Rescale,
         o.option("Survival probabilities of random blocks: folded into the weights, divided by, or neither."),
     ] = Rescale.test
-    epochs: Annotated[int | None, o.option("Passes over the images. Default: 60 for digits, else 200.", min=1)] = None
-    batch_size: Annotated[int | None, o.option("Images in a step, over all processes. Default: 64, 128.", min=1)] = None
-    optimizer: Annotated[Optimizer | None, o.option("Default: sgd.")] = None
-    lr: Annotated[float | None, o.option("Learning rate. Default: 0.1.")] = None
+    epochs: Annotated[
+        int | None, o.option("Passes over the data. Default: 60 for digits, 10 for texts, else 200.", min=1)
+    ] = None
+    batch_size: Annotated[
+        int | None, o.option("Examples in a step, over all processes. Default: 64, 32, 128.", min=1)
+    ] = None
+    optimizer: Annotated[Optimizer | None, o.option("Default: adamw for texts, else sgd.")] = None
+    lr: Annotated[float | None, o.option("Learning rate. Default: 2e-3 for texts, else 0.1.")] = None
     momentum: Annotated[float | None, o.option("Default: 0.9.")] = None
     nesterov: Annotated[bool | None, o.option("Nesterov's momentum. Default: yes.", "--nesterov/--no-nesterov")] = None
-    weight_decay: Annotated[float | None, o.option("Weight decay. Default: 1e-3 for digits, else 1e-4.")] = None
-    schedule: Annotated[Schedule | None, o.option("Learning rate schedule. Default: cosine for digits, else step.")] = (
-        None
-    )
+    weight_decay: Annotated[
+        float | None, o.option("Weight decay. Default: 1e-3 for digits, 0.1 for texts, else 1e-4.")
+    ] = None
+    schedule: Annotated[
+        Schedule | None, o.option("Learning rate schedule. Default: cosine for digits and texts, else step.")
+    ] = None
     milestones: Annotated[str | None, o.option("Shares of the training. Default: 0.5,0.75.", metavar="A,B")] = None
     gamma: Annotated[float | None, o.option("Factor at a milestone. Default: 0.1.")] = None
     warmup: Annotated[float | None, o.option("Epochs of linear warm-up. Default: 5 for digits, else 1.")] = None
-    crop: Annotated[int | None, o.option("Zeros around an image before a random crop. Default: 1, 4.", min=0)] = None
-    flip: Annotated[bool | None, o.option("Mirror images at random. Default: not for digits.", "--flip/--no-flip")] = (
-        None
-    )
+    crop: Annotated[
+        int | None, o.option("Zeros around an image before a random crop. Default: 1, 4; 0 for texts.", min=0)
+    ] = None
+    flip: Annotated[
+        bool | None, o.option("Mirror images at random. Default: not for digits and texts.", "--flip/--no-flip")
+    ] = None
     augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
     model: o.Model = None
@@ -94,13 +103,16 @@ class TrainingOptions:
     data: o.Data = None
     limit: o.Limit = None
     image_size: o.ImageSize = None
+    tokenizer: o.Tokenizer = None
+    sequence_length: o.SequenceLength = None
+    stride: o.Stride = None
     mean: o.Mean = None
     std: o.Std = None
     download: o.Download = False
     validation: Annotated[
         int | None,
         o.option(
-            "Training images to hold out and watch. Default: the data's own validation split, else a tenth.",
+            "Training examples to hold out and watch. Default: the data's own validation split, else a tenth.",
             metavar="N",
             min=0,
         ),
@@ -145,10 +157,11 @@ def train(options: TrainingOptions) -> None:
     import torch
 
     from pathlens.cli.show import show
+    from pathlens.data import ImageData
     from pathlens.models import load_model
     from pathlens.report import provenance, write_run
     from pathlens.runtime import processes
-    from pathlens.training import recipe_for
+    from pathlens.training import recipe_for, recipe_name
     from pathlens.training import train as run_training
 
     seed, quiet = options.seed, options.quiet
@@ -162,7 +175,7 @@ def train(options: TrainingOptions) -> None:
             if where.type == "cuda":
                 torch.cuda.set_device(where)
             parts = _open(options)
-            recipe = recipe_for(parts[0].name, **_changes(options))
+            recipe = recipe_for(recipe_name(parts[0]), **_changes(options))
             loaded = load_model(
                 options.model,
                 options.weights,
@@ -170,7 +183,8 @@ def train(options: TrainingOptions) -> None:
                 in_channels=parts[0].channels,
                 seed=seed,
             )
-            check_channels(loaded, parts[0])
+            if isinstance(parts[0], ImageData):
+                check_channels(loaded, parts[0])
             with foreign_output():
                 loaded, initialisation = initialised(loaded, options, parts[0].batch(0, 2).images, seed)
             if group.is_main:
@@ -193,7 +207,7 @@ def train(options: TrainingOptions) -> None:
                 if board is not None:
                     board(row)
                 if shown:
-                    say(_line(row, recipe))
+                    say(_line(row, recipe, parts[0].rows_are))
 
             trained = run_training(
                 loaded.model,
@@ -281,32 +295,38 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
     return {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
 
 
-def _open(options: TrainingOptions) -> tuple[ImageData, ImageData | None, ImageData | None]:
-    """Training, validation and test images; the three never share one."""
-    from pathlens.data import open_data
+def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | None]:
+    """Training, validation and test examples; the three never share one."""
+    from pathlens.data import ImageData, TextData
     from pathlens.training import hold_out, kinds
 
-    spec = data_spec(options.data, options.model)
+    def split_of(split: str, limit: int | None = None) -> DataSet:
+        return opened(options, split, limit, options.image_size)
 
-    def opened(split: str, limit: int | None = None) -> ImageData:
-        return open_data(spec, split=split, limit=limit, image_size=options.image_size, download=options.download)
+    data, held_out = split_of("train", options.limit), options.validation
+    if isinstance(data, TextData):  # one file has no splits
+        end = max(1, data.n // 10) if held_out is None else held_out
+        return (*data.hold_out(end), None) if end else (data, None, None)
+    assert isinstance(data, ImageData)
+    labels = data.labels
 
     def other(split: str) -> ImageData:
         """A split that is really there: a file or folder without splits would give the training images again."""
-        part = opened(split)
-        same = part.total == data.total and bool((part.labels[: data.n] == data.labels).all())
-        if part.split != split or (same and opened(split, options.limit).fingerprint == data.fingerprint):
+        part = split_of(split)
+        assert isinstance(part, ImageData)
+        same = part.total == data.total and bool((part.labels[: data.n] == labels).all())
+        if part.split != split or (same and split_of(split, options.limit).fingerprint == data.fingerprint):
+            spec = data_spec(options.data, options.model)
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
-    data, held_out = opened("train", options.limit), options.validation
-    watched: ImageData | None = None
+    watched: DataSet | None = None
     if held_out is None:
         try:
             watched = other("validation")
         except MissingSplitError:
             held_out = max(data.n // 10, kinds(data))
-    tested: ImageData | None = None
+    tested: DataSet | None = None
     if options.test:
         try:
             tested = other("test")
@@ -343,10 +363,10 @@ def _words(recipe: Recipe) -> str:
     return f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"
 
 
-def _line(row: Row, recipe: Recipe) -> str:
+def _line(row: Row, recipe: Recipe, rows: str) -> str:
     loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
     watched = "" if row["validation_error"] is None else f", validation error {100 * row['validation_error']:.2f} %"
     return (
         f"epoch {row['epoch']} of {recipe.epochs}: loss {loss}, error as trained {100 * row['train_error']:.2f} %"
-        f"{watched}, {row['images_per_second']:.0f} images/s"
+        f"{watched}, {row['images_per_second']:.0f} {rows}/s"
     )

@@ -36,7 +36,7 @@ class Batched:
 
     name: str
     n: int
-    rows_are: ClassVar[str] = "rows"
+    rows_are: ClassVar[str] = "images"
 
     def num_batches(self, batch_size: int) -> int:
         """Number of batches; the last one may be smaller.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -55,6 +55,7 @@ class TextData(Batched):
     tokenizer: Tokenizer
     tokens: torch.Tensor = field(repr=False)
     rows_are: ClassVar[str] = "sequences"
+    in_memory: ClassVar[bool] = True
 
     @property
     def channels(self) -> None:
@@ -98,6 +99,7 @@ class TextData(Batched):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Batch:
         """Sequences ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
 
@@ -107,6 +109,7 @@ class TextData(Batched):
             mean: for images; tokens have none.
             std: likewise.
             device: where the batch is put.
+            dtype: of images; tokens are whole numbers.
 
         Returns:
             The batch: tokens in place of images, and next tokens in place of labels, both int64 of shape (N, length).
@@ -116,12 +119,47 @@ class TextData(Batched):
         """
         if mean or std:
             raise DataError(f"{self.name}: tokens are not normalised; leave mean and std out")
-        numbers = torch.arange(*self._places(index, batch_size))
-        at = numbers[:, None] * self.stride + torch.arange(self.length)
+        return Batch(index, *self.rows(torch.arange(*self._places(index, batch_size)), device))
+
+    def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Some sequences in the order asked for, with the tokens that come next.
+
+        Args:
+            indices: numbers of sequences, int64 of shape (N,), on the CPU.
+            device: where they are put.
+
+        Returns:
+            Tokens and next tokens, both int64 of shape (N, length).
+        """
+        at = indices[:, None] * self.stride + torch.arange(self.length)
         targets = self.tokens[at + 1]
         overlap = self.length - self.stride
-        targets[(numbers > 0)[:, None] & (torch.arange(self.length) < overlap)] = NOT_COUNTED
-        return Batch(index, self.tokens[at].to(device), targets.to(device))
+        targets[(indices > 0)[:, None] & (torch.arange(self.length) < overlap)] = NOT_COUNTED
+        return self.tokens[at].to(device), targets.to(device)
+
+    def hold_out(self, sequences: int) -> tuple[TextData, TextData]:
+        """Divide the sequences in use into the text's beginning, to train on, and its end, to watch.
+
+        The two share no token, so that a few sequences between them may be lost where sequences overlap.
+
+        Args:
+            sequences: how many to hold out.
+
+        Raises:
+            DataError: one of the two parts would have no sequence.
+        """
+        tokens = self.tokens[: (self.n - 1) * self.stride + self.length + 1]
+        first = len(tokens) - ((sequences - 1) * self.stride + self.length + 1)
+        left = (first - 1 - self.length) // self.stride + 1
+        if sequences < 1 or left < 1:
+            raise DataError(
+                f"{self.name}: {sequences} of {self.n} sequences cannot be held out; give a number that leaves some"
+            )
+
+        def part(split: str, count: int, tokens: torch.Tensor) -> TextData:
+            return replace(self, split=split, n=count, total=count, tokens=tokens)
+
+        return part("train", left, tokens[:first]), part("validation", sequences, tokens[first:])
 
 
 def open_text(

@@ -28,6 +28,7 @@ class Task(ABC):
         unit: what is right or wrong, in the singular.
         shape: of the outputs, in words.
         dimensions: of the outputs.
+        axis: of the classes in the outputs.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
     """
@@ -37,6 +38,7 @@ class Task(ABC):
     unit: str
     shape: str
     dimensions: int
+    axis: int
     test: ClassVar[str]
     interval: ClassVar[str]
 
@@ -119,6 +121,7 @@ class Classification(Task):
     example = unit = "image"
     shape = "[batch, classes]"
     dimensions = 2
+    axis = 1
     test = "McNemar's exact test, two-sided"
     interval = "Tango's score interval of the difference, 95 %"
 
@@ -146,11 +149,7 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class ManyAnswers(Task):
-    """Many units an example, each with a class of its own.
-
-    Attributes:
-        axis: of the classes in the outputs.
-    """
+    """Many units an example, each with a class of its own."""
 
     name: str
     example: str

@@ -171,6 +171,21 @@ def llama2(num_classes: int = 512, in_channels: int = 0) -> Llama:
     return Llama(Sizes(vocabulary=num_classes))
 
 
+def llama(layers: int, width: int, num_classes: int = 256, in_channels: int = 0) -> Llama:
+    """A network of 2 ``layers`` residual blocks for tokens of a small vocabulary, with random weights.
+
+    Heads are 32 wide, queries share no keys and values, and MLPs are 8/3 as wide as an activation, as those of Llama.
+
+    Args:
+        layers: of attention and MLP each.
+        width: of an activation, a multiple of 32.
+        num_classes: tokens of the vocabulary; bytes are 256.
+        in_channels: of images, of which there are none.
+    """
+    heads = width // 32
+    return Llama(Sizes(width, 8 * width // 3, layers, heads, heads, num_classes))
+
+
 def read_llama2c(path: Path) -> Llama:
     """The network of a file in llama2.c's first format: seven numbers, then the weights in float32.
 

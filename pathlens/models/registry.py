@@ -62,6 +62,9 @@ class Reference:
 #: depth -> widening factors of the wide residual networks that have a name: those of the paper, and some small ones
 _WIDE = {10: (1,), 16: (1, 2, 4, 8, 10), 22: (8, 10), 28: (10, 12), 40: (1, 2, 4, 8)}
 
+#: layers and width of the language models that have a name
+_LLAMAS = ((6, 96), (12, 64), (12, 96), (12, 128), (24, 128), (24, 256))
+
 _STRICT_UNETS = (
     ("16", (18,) * 4, 16),
     ("12", (28,) * 4, 12),
@@ -108,6 +111,12 @@ REFERENCES: Mapping[str, Reference] = {
         )
         for name, blocks, channels in _STRICT_UNETS
         for norms in ("each", "end", "block")
+    },
+    **{
+        f"llama{layers}_{width}": Reference(
+            "llama", "llama", {"layers": layers, "width": width}, in_channels=0, num_classes=256
+        )
+        for layers, width in _LLAMAS
     },
     "llama2": Reference("llama", "llama2", in_channels=0, num_classes=512, reader="read_llama2c"),
     DEFAULT_NAME: Reference("preresnet_cifar", "digits54", in_channels=1, size=8, packaged="digits54.safetensors"),

@@ -229,7 +229,8 @@ class Restriction(Plan):
         """See :meth:`Plan.check`."""
         if view.is_plain:
             raise UsageError("this is a plain network: it has a single path, so nothing to restrict")
-        require_chain(view, "to restrict the backward pass")
+        if self.path is not None:
+            require_chain(view, "to name a path by the branches that it takes")
         if self.lengths and self.lengths[-1] > len(view):
             raise UsageError(
                 f"path length {self.lengths[-1]} is outside 0..{len(view)}: the network has {len(view)} blocks"
@@ -237,7 +238,7 @@ class Restriction(Plan):
         return type(self)(self.lengths, None if self.path is None else _resolved(self.path, len(view)))
 
     def check_paths(self, route: Route) -> None:
-        """Refuse a restriction that leaves a lesioned network no path.
+        """Refuse a restriction that leaves a lesioned chain no path.
 
         Args:
             route: what runs at each position of the lesioned network.

@@ -40,7 +40,7 @@ Edge = tuple[fx.Node, int]
 
 
 @dataclass(frozen=True, eq=False)
-class _Unit:
+class Unit:
     """Operations between the places where tensors meet or part.
 
     Attributes:
@@ -53,6 +53,7 @@ class _Unit:
 
     @property
     def end(self) -> fx.Node:
+        """The tensor that the unit gives."""
         return self.nodes[-1]
 
 
@@ -64,9 +65,10 @@ class Flow:
         route: what is left of each block.
         start: the tensor.
         concat: whether concatenations are choices too.
+        end: the last tensor (default: the network's output that is studied).
     """
 
-    def __init__(self, chain: Chain, route: Route, start: fx.Node, concat: bool) -> None:
+    def __init__(self, chain: Chain, route: Route, start: fx.Node, concat: bool, end: fx.Node | None = None) -> None:
         self.trace = chain.trace
         links = [(part, chain.links[block]) for part, block in route]
         self.swap = {link.total: link.remainder(part) for part, link in links if part is not Part.BLOCK}
@@ -75,12 +77,12 @@ class Flow:
         if concat:
             self._raising |= concatenation_edges(chain)
         self.start = start
-        self.main, self.forced = self._resolved(self.trace.main)
+        self.main, self.forced = self.resolved(end or self.trace.main)
         self.nodes = self._needed()
         self._flowing = self._reached()
         self.units = self._units()
 
-    def _resolved(self, node: fx.Node) -> Edge:
+    def resolved(self, node: fx.Node) -> Edge:
         """What stands in a node's place, and how many branches that is."""
         longer = 0
         while node in self.swap:
@@ -90,7 +92,7 @@ class Flow:
 
     def edge(self, node: fx.Node, operand: fx.Node) -> Edge:
         """Where an operand of a node comes from."""
-        before, longer = self._resolved(operand)
+        before, longer = self.resolved(operand)
         return before, longer + ((node, operand) in self._raising)
 
     def _needed(self) -> list[fx.Node]:
@@ -100,7 +102,7 @@ class Flow:
             node = waiting.pop()
             if node not in needed:
                 needed.add(node)
-                waiting += [self._resolved(operand)[0] for operand in node.all_input_nodes]
+                waiting += [self.resolved(operand)[0] for operand in node.all_input_nodes]
         return sorted(needed)
 
     def _reached(self) -> set[fx.Node]:
@@ -109,29 +111,29 @@ class Flow:
         for node in self.nodes:
             value = self.trace.value(node)
             continuous = value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, (tuple, list))
-            if continuous and any(self._resolved(operand)[0] in reached for operand in node.all_input_nodes):
+            if continuous and any(self.resolved(operand)[0] in reached for operand in node.all_input_nodes):
                 reached.add(node)
         return reached
 
-    def _units(self) -> tuple[_Unit, ...]:
+    def _units(self) -> tuple[Unit, ...]:
         single = [
             self._single(node)
             for node in self.nodes
             if node in self._flowing and node is not self.start and isinstance(self.trace.value(node), Tensor)
         ]
         uses = Counter(node for unit in single for node, _ in unit.sources)
-        units: dict[fx.Node, _Unit] = {}
+        units: dict[fx.Node, Unit] = {}
         for unit in single:
             (before, longer), *others = unit.sources
             earlier = units.get(before)
             joins = earlier is not None and len(earlier.sources) == 1 and uses[before] == 1
             if joins and earlier is not None and not longer and not others:
-                units[unit.end] = _Unit(units.pop(before).nodes + unit.nodes, earlier.sources)
+                units[unit.end] = Unit(units.pop(before).nodes + unit.nodes, earlier.sources)
             else:
                 units[unit.end] = unit
         return tuple(units.values())
 
-    def _single(self, node: fx.Node) -> _Unit:
+    def _single(self, node: fx.Node) -> Unit:
         """A node that gives a tensor; a tuple in between, as of a split, belongs to whoever takes a part of it."""
         nodes, sources, waiting = {node}, dict[Edge, None](), [node]
         while waiting:
@@ -145,17 +147,22 @@ class Flow:
                 elif before not in nodes:
                     nodes.add(before)
                     waiting.append(before)
-        return _Unit(tuple(sorted(nodes)), tuple(sources))
+        return Unit(tuple(sorted(nodes)), tuple(sources))
 
     @cached_property
-    def longest(self) -> int:
-        """Branches of the longest path."""
-        degrees = {self.main: self.forced}
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of branches that paths take, ascending; none where no path leads from the start to the end."""
+        taken = {self.main: {self.forced}}
         for unit in reversed(self.units):
             for source, longer in unit.sources:
-                if unit.end in degrees:
-                    degrees[source] = max(degrees.get(source, 0), degrees[unit.end] + longer)
-        return degrees.get(self.start, 0)
+                own = {length + longer for length in taken.get(unit.end, ())}
+                taken[source] = taken.get(source, set()) | own
+        return tuple(sorted(taken.get(self.start, ())))
+
+    @property
+    def longest(self) -> int:
+        """Branches of the longest path."""
+        return max(self.lengths, default=0)
 
     def values(self, images: Tensor, start: Tensor | None = None) -> dict[fx.Node, Any]:
         """Everything that the network computes, by node; with a tensor in the place of its start where one is given."""
@@ -168,10 +175,10 @@ class Flow:
             elif node.op == "placeholder":
                 values[node] = images if node is self.trace.source else held[node.name]
             else:
-                values[node] = _called(node, lambda operand: values[self._resolved(operand)[0]])
+                values[node] = called(node, lambda operand: values[self.resolved(operand)[0]])
         return values
 
-    def compute(self, unit: _Unit, tensors: Sequence[Tensor], values: Mapping[fx.Node, Any]) -> Tensor:
+    def compute(self, unit: Unit, tensors: Sequence[Tensor], values: Mapping[fx.Node, Any]) -> Tensor:
         """What a unit gives, from its sources; all else is taken from the values."""
         own: dict[Edge, Any] = dict(zip(unit.sources, tensors, strict=True))
         for node in unit.nodes:
@@ -180,7 +187,7 @@ class Flow:
                 edge = self.edge(node, operand)
                 return own[edge] if edge in own else values[edge[0]]
 
-            own[node, 0] = _called(node, given)
+            own[node, 0] = called(node, given)
         result: Tensor = own[unit.end, 0]
         return result
 
@@ -252,10 +259,10 @@ class GraphLinearisation:
         self._adjoints = [self._adjoint(unit, values, stacked) for unit in flow.units]
         self._seed = self._seeded(values[flow.main])
 
-    def _adjoint(self, unit: _Unit, values: Mapping[fx.Node, Any], stacked: bool) -> Adjoint:
+    def _adjoint(self, unit: Unit, values: Mapping[fx.Node, Any], stacked: bool) -> Adjoint:
         flow = self._flow
         tensors = [values[source] for source, _ in unit.sources]
-        if _adds(unit, tensors):
+        if is_sum(unit, tensors):
             return _through_sum
         if stacked and len(tensors) == 1:
             # what is cut out may need a size or a tensor from elsewhere, which the call below has
@@ -315,7 +322,7 @@ class GraphLinearisation:
             first, scaled = polynomial
             for (source, longer), rows in zip(unit.sources, adjoint(scaled.rows), strict=True):
                 own = first + longer, Scaled(rows, scaled.exponents)
-                arrived[source] = _sum(arrived[source], own) if source in arrived else own
+                arrived[source] = summed(arrived[source], own) if source in arrived else own
         result = self._settled(arrived.get(flow.start), flow.start, longest, tolerance)
         if result is None:
             raise NumericsError("the loss does not depend on the place where the gradient is taken: it is zero there")
@@ -349,7 +356,7 @@ Adjoint = Callable[[Tensor], Sequence[Tensor]]
 """Cotangents of what a unit gives, shape (K, N, ...) -> those of each of its sources."""
 
 
-def _sum(one: Polynomial, other: Polynomial) -> Polynomial:
+def summed(one: Polynomial, other: Polynomial) -> Polynomial:
     """The sum, where each row takes the smaller of two exponents, so that nothing overflows."""
     first = min(one[0], other[0])
     last = max(start + len(scaled.exponents) for start, scaled in (one, other))
@@ -368,13 +375,14 @@ def _sum(one: Polynomial, other: Polynomial) -> Polynomial:
     return first, Scaled(rows, known)
 
 
-def _called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+def called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """What an operation gives, with the values of its operands."""
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value)
     target: Any = node.target
     return target(*args, **kwargs)
 
 
-def _adds(unit: _Unit, tensors: Sequence[Tensor]) -> bool:
+def is_sum(unit: Unit, tensors: Sequence[Tensor]) -> bool:
     """Whether a unit is a sum of its sources and nothing else."""
     (node, *more) = unit.nodes
     return (

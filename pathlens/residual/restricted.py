@@ -23,7 +23,7 @@ from pathlens.residual.turns import together
 from pathlens.residual.vjp import BatchedVJP, is_stackable
 
 #: up to this many cotangents, the autograd graph of the forward pass is faster than preparing a batched VJP
-_FEW = 2
+FEW = 2
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class RestrictedNetwork:
         (x,) = _call(self.stem, images, values, updates)
         trained = [name for name in self.names if _is_parameter(self.chain, name) and values[name].requires_grad]
         tape = _Tape(self, choice, values, trained, updates)
-        x = _ThroughPaths.apply(tape, x, *(values[name] for name in trained))
+        x = ThroughPaths.apply(tape, x, *(values[name] for name in trained))
         return list(_call(self.head, x, values, updates)), updates
 
 
-def restricted(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
+def restricted_chain(chain: Chain, route: Route | None = None) -> RestrictedNetwork:
     """Cut a chain for restricted backward passes.
 
     Args:
@@ -219,7 +219,7 @@ class _Tape:
         longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.branch_point, stack.rows)
         if fed.shape[0]:
             branch = self._network.chain.branch(block)
-            if fed.shape[0] > _FEW and is_stackable(branch.graph):
+            if fed.shape[0] > FEW and is_stackable(branch.graph):
                 through = BatchedVJP(branch, record.branch_point.detach())(fed)
             else:
                 through = _carry(record.branch, record.branch_point, fed)
@@ -260,16 +260,18 @@ def _carry(result: Tensor, start: Tensor, stack: Tensor) -> Tensor:
     return torch.stack(back)
 
 
-class _ThroughPaths(torch.autograd.Function):
+class ThroughPaths(torch.autograd.Function):
     """The blocks as one operation, whose backward pass is the tape's."""
 
     @staticmethod
-    def forward(ctx: Any, tape: _Tape, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, tape: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """The tape's forward pass; the parameters that it trains are inputs, so that they get gradients."""
         ctx.tape = tape
         ctx.count = len(parameters)
         return tape.forward(x)
 
     @staticmethod
     def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
+        """The tape's backward pass."""
         x, gradients = ctx.tape.backward(seed)
         return (None, x, *(gradients.get(name) for name in ctx.tape.trained))

@@ -1,6 +1,6 @@
 """Training and retraining: the whole network, random blocks of it, or the gradient of some path lengths."""
 
-from pathlens.training.configuration import Configuration
+from pathlens.training.configuration import Configuration, recipe_name
 from pathlens.training.recipe import Recipe, recipe_for
 from pathlens.training.rules import (
     BlocksPerBatch,
@@ -34,5 +34,6 @@ __all__ = [
     "kinds",
     "parse_rule",
     "recipe_for",
+    "recipe_name",
     "train",
 ]

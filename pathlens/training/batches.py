@@ -1,7 +1,7 @@
-"""Training images: decoded once, kept on the device, and augmented there a batch at a time.
+"""Training examples in batches; images are decoded once, kept on the device, and augmented there a batch at a time.
 
 The random numbers of a step depend only on the seed and the number of the step, not on earlier steps. So a run that is
-resumed, or divided among processes, sees the same images in the same order with the same augmentation.
+resumed, or divided among processes, sees the same examples in the same order with the same augmentation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pathlens.data import ImageData
+from pathlens.data import DataSet, ImageData
 from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import UsageError
 
@@ -97,8 +97,64 @@ class Augmentation:
         return torch.stack(operated)
 
 
-class TrainingBatches:
-    """Batches of one training run, by number of step.
+class Batches:
+    """Batches of one training run, by number of step: examples and targets as they are.
+
+    Args:
+        data: the training examples.
+        batch_size: examples in a batch, over all processes.
+        device: where batches are put.
+        seed: of their order.
+        rank: of this process.
+        world: number of processes; each takes every ``world``-th example of a batch.
+
+    Raises:
+        UsageError: more processes than examples in a batch.
+    """
+
+    def __init__(
+        self, data: DataSet, batch_size: int, device: torch.device, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        least = 2 * world  # batch norm needs two examples in every process
+        batch_size = min(batch_size, data.n)
+        if batch_size < least:
+            raise UsageError(
+                f"a batch of {batch_size} {data.rows_are} cannot be divided among {world} processes so that each has "
+                f"two; give a larger batch or more {data.rows_are}"
+            )
+        self._data, self._batch_size = data, batch_size
+        self._device, self._seed, self._rank, self._world = device, seed, rank, world
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        whole, rest = divmod(data.n, batch_size)
+        #: batches in an epoch; a last one of too few examples for all processes is left out
+        self.per_epoch = whole + (rest >= least)
+        self._threads = None if data.in_memory else ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, int]:
+        """This process's part of a batch: examples, targets, and examples of the whole batch."""
+        return *self._fetched(step), len(self._indices(step))
+
+    def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
+        if self._threads is None:
+            return self._rows(self._indices(step))
+        ready = self._ahead[1] if self._ahead is not None and self._ahead[0] == step else None
+        rows = self._rows(self._indices(step)) if ready is None else ready.result()
+        self._ahead = (step + 1, self._threads.submit(self._rows, self._indices(step + 1)))
+        return rows
+
+    def _rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._data.rows(torch.from_numpy(indices[self._rank :: self._world].copy()), self._device)
+
+    def _indices(self, step: int) -> np.ndarray:
+        epoch, number = divmod(step, self.per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, generator(self._seed, ORDER, epoch).permutation(self._data.n))
+        return self._order[1][number * self._batch_size : (number + 1) * self._batch_size]
+
+
+class TrainingBatches(Batches):
+    """Batches of images, augmented and normalised.
 
     Args:
         data: the training images.
@@ -132,25 +188,12 @@ class TrainingBatches:
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         augmentation.check(data)
-        least = 2 * world  # batch norm needs two images in every process
-        batch_size = min(batch_size, data.n)
-        if batch_size < least:
-            raise UsageError(
-                f"a batch of {batch_size} images cannot be divided among {world} processes so that each has two; "
-                "give a larger batch or more images"
-            )
-        self._data, self._batch_size, self._augmentation = data, batch_size, augmentation
+        super().__init__(data, batch_size, device, seed, rank, world)
+        self._augmentation, self._scale = augmentation, data.scale
         working = torch.float64 if dtype == torch.float64 else torch.float32
         self._mean = torch.tensor(mean, dtype=working, device=device).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=working, device=device).view(-1, 1, 1)
-        self._device, self._seed, self._rank, self._world = device, seed, rank, world
         self._memory_format = memory_format
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        whole, rest = divmod(data.n, batch_size)
-        #: batches in an epoch; a last one of too few images for all processes is left out
-        self.per_epoch = whole + (rest >= least)
-        self._threads = None if data.in_memory else ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, int]:
         """This process's part of a batch.
@@ -170,23 +213,6 @@ class TrainingBatches:
         if self._augmentation.policy != "none":
             seeds = generator(self._seed, POLICY, step).integers(2**63, size=len(indices))
             pixels = self._augmentation.operate(pixels, seeds[self._rank :: self._world])
-        images = pixels.to(self._mean.dtype).div_(self._data.scale).sub_(self._mean).div_(self._std)
+        images = pixels.to(self._mean.dtype).div_(self._scale).sub_(self._mean).div_(self._std)
         # a clone, because images of one channel count as contiguous in either order, whatever their strides
         return images.clone(memory_format=self._memory_format), labels, len(indices)
-
-    def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
-        if self._threads is None:
-            return self._rows(self._indices(step))
-        ready = self._ahead[1] if self._ahead is not None and self._ahead[0] == step else None
-        rows = self._rows(self._indices(step)) if ready is None else ready.result()
-        self._ahead = (step + 1, self._threads.submit(self._rows, self._indices(step + 1)))
-        return rows
-
-    def _rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self._data.rows(torch.from_numpy(indices[self._rank :: self._world].copy()), self._device)
-
-    def _indices(self, step: int) -> np.ndarray:
-        epoch, number = divmod(step, self.per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, generator(self._seed, ORDER, epoch).permutation(self._data.n))
-        return self._order[1][number * self._batch_size : (number + 1) * self._batch_size]

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import ImageData
+from pathlens.data import DataSet, TextData
 from pathlens.errors import UsageError
 from pathlens.tables import Provenance
 from pathlens.training.recipe import Recipe, recipe_for
@@ -32,6 +32,15 @@ class Options(TypedDict, total=False):
     compiled: bool
     synced: bool
     without_skips: bool
+
+
+def recipe_name(data: DataSet) -> str:
+    """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
+
+    Args:
+        data: to train on.
+    """
+    return "text:" if isinstance(data, TextData) else data.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +96,11 @@ class Configuration:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
 
     @classmethod
-    def of(cls, data: ImageData, options: Options) -> Configuration:
+    def of(cls, data: DataSet, options: Options) -> Configuration:
         """The options given, with the data set's defaults for the others.
 
         Args:
-            data: the training images.
+            data: the training examples.
             options: those given; None stands for the default.
 
         Raises:
@@ -100,8 +109,12 @@ class Configuration:
         given = {name: value for name, value in options.items() if value is not None}
         defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
         if "recipe" not in given:
-            defaults["recipe"] = recipe_for(data.name)
-        return cls(**{**defaults, **given})
+            defaults["recipe"] = recipe_for(recipe_name(data))
+        made = cls(**{**defaults, **given})
+        moved = (made.recipe.crop, made.recipe.flip, made.recipe.augment) != (0, False, "none")
+        if isinstance(data, TextData) and moved:
+            raise UsageError(f"{data.name} is a text, and crop, flip and augment are of images; leave them out")
+        return made
 
     @property
     def precision(self) -> str:
@@ -113,12 +126,12 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: ImageData, validation: ImageData | None, start_sha256: str) -> Provenance:
+    def arguments(self, data: DataSet, validation: DataSet | None, start_sha256: str) -> Provenance:
         """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:
-            data: the training images.
-            validation: the images to watch, or None.
+            data: the training examples.
+            validation: those to watch, or None.
             start_sha256: hash of the weights that the run starts from.
         """
         arguments = {

@@ -33,15 +33,15 @@ _LOOK = 50
 
 
 def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum over the images of the cross-entropy, of an image with a mask the mean over the pixels that are counted."""
+    """Sum over the examples of the cross-entropy, of one with many targets the mean over those that are counted."""
     if labels.dim() == 1:
         return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
     each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return _per_image(each, labels).sum()
+    return _per_example(each, labels).sum()
 
 
-def _per_image(values: Tensor, labels: Tensor) -> Tensor:
-    """Of each image its value, or the mean over the pixels of its mask that are counted, 0 where none is."""
+def _per_example(values: Tensor, labels: Tensor) -> Tensor:
+    """Of each example its value, or the mean over those of its targets that are counted, 0 where none is."""
     if labels.dim() == 1:
         return values
     counted = (labels != NOT_COUNTED).flatten(1)
@@ -178,7 +178,7 @@ class Loop:
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
-            logits = network(images, *sub_network)
+            logits = network(images, *sub_network).movedim(self._session.task.axis, 1)
             losses = _loss(
                 logits.float() if self._session.dtype != torch.float64 else logits,
                 labels,
@@ -189,7 +189,7 @@ class Loop:
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
-            correct = _per_image((logits.argmax(1) == labels).double(), labels).sum()
+            correct = _per_example((logits.argmax(1) == labels).double(), labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
             if self._group.world > 1:
                 dist.all_reduce(counts)

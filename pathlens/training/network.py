@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
 from pathlens.residual.parallel import parallel_branches
-from pathlens.residual.restricted import Choice, restricted
+from pathlens.residual.restricted import Choice
+from pathlens.residual.restricted_graph import restricted
 from pathlens.residual.segments import Piece, Segment, UpdatingSegment, updating
 from pathlens.training.rules.scaling import Scaling, Share
 

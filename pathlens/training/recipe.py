@@ -117,18 +117,23 @@ class Recipe:
 #: what training the embedded default needs: small images of centred digits, which are not mirrored
 DIGITS = Recipe(epochs=60, batch_size=64, weight_decay=1e-3, schedule="cosine", warmup=5, crop=1, flip=False)
 
+#: for small language models: AdamW with the decay of GPT-3 (Brown et al. 2020, appendix B) and a cosine to zero
+TEXT = Recipe(
+    epochs=10, batch_size=32, optimizer="adamw", lr=2e-3, weight_decay=0.1, schedule="cosine", crop=0, flip=False
+)
+
 
 def recipe_for(data: str, **changes: Any) -> Recipe:
     """The default recipe for a data set, with changes.
 
     Args:
-        data: name of the data set, such as ``digits``.
+        data: name of the data set, such as ``digits``; ``text:`` for texts.
         **changes: attributes of :class:`Recipe`; None leaves the default.
 
     Raises:
         UsageError: see :class:`Recipe`.
     """
-    base = DIGITS if data == "digits" else Recipe()
+    base = {"digits": DIGITS, "text:": TEXT}.get(data, Recipe())
     given = {name: value for name, value in changes.items() if value is not None}
     if "epochs" in given and "warmup" not in given:  # a short trial run of a long recipe should still warm up
         given["warmup"] = min(base.warmup, given["epochs"] / 4)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathlens.data import ImageData, check_labels
+from pathlens.data import DataSet, ImageData, TextData, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
@@ -29,7 +29,7 @@ from pathlens.runtime.precision import precision
 from pathlens.storage import lock_run, make_folder, write_together
 from pathlens.tables import Provenance, Table
 from pathlens.training import state
-from pathlens.training.batches import Augmentation, TrainingBatches
+from pathlens.training.batches import Augmentation, Batches, TrainingBatches
 from pathlens.training.configuration import Configuration
 from pathlens.training.fold import fold, last_layers
 from pathlens.training.history import result_table
@@ -66,13 +66,13 @@ class Session:
         model: trained in place.
         view: its blocks; None where it has none and nothing asks for them.
         config: what to do.
-        batches: training images by step.
-        validation: images to watch, or None.
-        test: images that are read once, after the last epoch, or None.
+        batches: training examples by step.
+        validation: examples to watch, or None.
+        test: those that are read once, after the last epoch, or None.
         device: where to compute.
         dtype: of weights and images.
         group: the processes.
-        task: what is measured of the outputs, ``classification`` or ``segmentation``.
+        task: what is measured of the outputs, such as ``classification``.
         ends: parameters to fold the rule's expectation into, or None.
         folder: where the run is kept, or None.
         checkpoint: from which the run is resumed, or None.
@@ -84,9 +84,9 @@ class Session:
     model: nn.Module
     view: ResidualView | None
     config: Configuration
-    batches: TrainingBatches
-    validation: ImageData | None
-    test: ImageData | None
+    batches: Batches
+    validation: DataSet | None
+    test: DataSet | None
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
@@ -120,7 +120,7 @@ class Session:
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
-    def evaluate(self, network: nn.Module, data: ImageData) -> Counts:
+    def evaluate(self, network: nn.Module, data: DataSet) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
         with in_mode(network), torch.no_grad(), self.lower_precision():
@@ -133,8 +133,10 @@ class Session:
                     device=self.device,
                     dtype=self.dtype,
                 )
-                images = batch.images.contiguous(memory_format=torch.channels_last)
-                values.append(self._counted(network(images), batch.labels).cpu())
+                examples = batch.images
+                if examples.dim() == 4:
+                    examples = examples.contiguous(memory_format=torch.channels_last)
+                values.append(self._counted(network(examples), batch.labels).cpu())
         total = torch.stack(values).sum(0).tolist() if values else None
         parts = [part for part in self.group.gather(total) if part is not None]
         return self.task.measured(torch.tensor(parts, dtype=torch.float64).sum(0).tolist())[0]
@@ -177,11 +179,11 @@ class Session:
 @contextlib.contextmanager
 def opened(
     model: nn.Module,
-    data: ImageData,
+    data: DataSet,
     config: Configuration,
     *,
-    validation: ImageData | None,
-    test: ImageData | None,
+    validation: DataSet | None,
+    test: DataSet | None,
     out: str | Path | None,
     resume: bool,
     device: str | torch.device | None,
@@ -214,19 +216,7 @@ def opened(
                 stack.enter_context(_without_skips(model, view, group.world))
             checkpoint = _resumed(folder, arguments, resume)
             ends = _ends(view, config)
-            batches = TrainingBatches(
-                data,
-                config.recipe.batch_size,
-                Augmentation(config.recipe.crop, config.recipe.flip, config.recipe.augment),
-                config.mean,
-                config.std,
-                where,
-                dtype,
-                config.seed,
-                group.rank,
-                group.world,
-                order,
-            )
+            batches = _batches(data, config, where, dtype, group, order)
         about = {
             **arguments,
             "blocks": None if view is None else len(view),
@@ -256,13 +246,21 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None, ...]) -> Task:
-    """What is learned: a class for each image, or one for each pixel, as the labels and the outputs have it."""
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...]) -> Task:
+    """What is learned: a class for each image, pixel or token, as the data and the outputs have it."""
+    texts = [part for part in parts if isinstance(part, TextData)]
     with in_mode(model), torch.no_grad():
-        logits = model(example)
-    given = [part for part in parts if part is not None]
-    masks = given[0].labels.dim() > 1
+        # any network knows the token 0, and how many it knows is seen by its outputs
+        logits = model(torch.zeros_like(example) if texts else example)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+    if texts:
+        task = task_named("next-token")
+        task.check_outputs(shape)
+        for text in texts:
+            check_tokens(text, shape[task.axis])
+        return task
+    given = [part for part in parts if isinstance(part, ImageData)]
+    masks = given[0].labels.dim() > 1
     size = tuple(given[0].labels.shape[1:])
     if len(shape) != (4 if masks else 2):
         raise UsageError(
@@ -280,9 +278,36 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[ImageData | None
     return task_named("segmentation" if masks else "classification")
 
 
+def _batches(
+    data: DataSet,
+    config: Configuration,
+    device: torch.device,
+    dtype: torch.dtype,
+    group: processes.Processes,
+    order: torch.memory_format,
+) -> Batches:
+    recipe = config.recipe
+    if isinstance(data, TextData):
+        return Batches(data, recipe.batch_size, device, config.seed, group.rank, group.world)
+    return TrainingBatches(
+        data,
+        recipe.batch_size,
+        Augmentation(recipe.crop, recipe.flip, recipe.augment),
+        config.mean,
+        config.std,
+        device,
+        dtype,
+        config.seed,
+        group.rank,
+        group.world,
+        order,
+    )
+
+
 def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:
     try:
-        view = view_of(model, example)
+        # a restricted backward pass needs no chain, which everything else does
+        view = view_of(model, example, additions="trunk" if rule.lengths is None else None)
     except ModelError:
         if compiled or rule.is_random or rule.lengths is not None:
             raise

@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from pathlens.data import ImageData
+from pathlens.data import DataSet, TextData
 from pathlens.errors import UsageError, one_line
 from pathlens.results.result import Row
 from pathlens.tables import Provenance
@@ -18,27 +18,31 @@ from pathlens.training.loop import Loop
 from pathlens.training.session import Trained, opened
 
 
-def kinds(data: ImageData) -> int:
-    """How many kinds of images there are to divide: classes, or one where each image has a mask.
+def kinds(data: DataSet) -> int:
+    """How many kinds of examples there are to divide: classes, or one where each has many targets.
 
     Args:
         data: the training split.
     """
-    return 1 if data.labels.dim() > 1 else len(set(data.labels.tolist()))
+    return 1 if isinstance(data, TextData) or data.labels.dim() > 1 else len(set(data.labels.tolist()))
 
 
-def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
-    """Divide training images into those to train on and those to watch, always in the same way.
+def hold_out(data: DataSet, images: int) -> tuple[DataSet, DataSet]:
+    """Divide training examples into those to train on and those to watch, always in the same way.
 
-    The classes are in both parts in the same shares; images with masks are divided at random.
+    The classes are in both parts in the same shares; images with masks are divided at random; of a text, the end is
+    watched.
 
     Args:
         data: the training split.
-        images: how many to hold out.
+        images: how many images, or sequences of a text, to hold out.
 
     Raises:
         UsageError: one of the two parts would have fewer images than there are classes.
+        DataError: one of the two parts of a text would be empty.
     """
+    if isinstance(data, TextData):
+        return data.hold_out(images)
     from sklearn.model_selection import train_test_split
 
     classes = kinds(data)
@@ -61,10 +65,10 @@ def hold_out(data: ImageData, images: int) -> tuple[ImageData, ImageData]:
 
 def train(
     model: nn.Module,
-    data: ImageData,
+    data: DataSet,
     *,
-    validation: ImageData | None = None,
-    test: ImageData | None = None,
+    validation: DataSet | None = None,
+    test: DataSet | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | torch.device | None = None,
@@ -79,10 +83,10 @@ def train(
     same sub-networks, and batch norms see the whole batch, so that the number of processes changes rounding alone.
 
     Args:
-        model: any classifier, trained in place.
-        data: training images.
-        validation: images to watch after every epoch; nothing is chosen by them.
-        test: images that are read once, after the last epoch.
+        model: any classifier of images, pixels or tokens, trained in place.
+        data: training images, or a text.
+        validation: examples to watch after every epoch; nothing is chosen by them.
+        test: examples that are read once, after the last epoch.
         out: run folder: checkpoint, weights, history. None keeps nothing.
         resume: go on from the checkpoint in ``out``, if there is one. On a CPU with the same number of threads the
             weights at the end are those of a run without interruption, to the last bit.

@@ -136,14 +136,14 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> dict[str, Table]:
         done: run folders by name.
     """
     say("checkerboards")
-    data = pathlens.open_data(DATA, limit=study.pick(4, 100, 500))
+    data = pathlens.open_data(DATA, limit=study.pick(4, 32, 500))
     batch = data.batch(0, data.n)
     seeds = study.pick(1, 3, 3)
     rows = []
     for measured, ways in ways_of(study).items():
         for way in ways:
             name = sampled_name(measured, way)
-            for seed in range(study.pick(1, 10, 10)):
+            for seed in range(study.pick(1, 6, 10)):
                 torch.manual_seed(seed)
                 nets: dict[str, nn.Module] = {"initial": NETWORKS[name]()}
                 if seed < seeds:

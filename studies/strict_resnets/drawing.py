@@ -61,18 +61,22 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
     frame = pd.DataFrame(epochs)
     constant = runs[0]["constant_loss"]
     with style():
-        figure = new_figure(DOUBLE, 2.5)
-        left, right = figure.subplots(1, 2)
-        plateau = frame[frame["part"] == PLATEAU]
-        for colour, (network, line) in zip(COLOURS, plateau.groupby("network", sort=False), strict=False):
-            left.plot(line["step"], line["train_loss"], color=colour, label=_PLACES[str(network).rpartition("_")[2]])
-            low, high = (line[f"train_loss_{end}"].astype(float) for end in ("low", "high"))
-            left.fill_between(line["step"], low, high, color=colour, alpha=0.15, lw=0)
-        left.axhline(constant, color=MUTED, lw=0.8, label="best constant answer")
-        left.axhline(LEFT * constant, color=INK, lw=0.8, ls=_DASHED, label="end of the plateau")
-        left.set_ylim(0, 2.2 * constant)
-        left.set_xlabel("step")
-        left.set_ylabel("training loss (nats)")
+        figure = new_figure(DOUBLE, 2.7)
+        bottom, row, right = figure.subplots(1, 3)
+        for axes, start, words in ((bottom, "bottom", "three levels"), (row, "row", "one level")):
+            own = frame[(frame["part"] == PLATEAU) & frame["network"].str.startswith(start)]
+            for network, line in own.groupby("network", sort=False):
+                norms = str(network).rpartition("_")[2]
+                colour = COLOURS[list(_PLACES).index(norms)]
+                axes.plot(line["step"], line["train_loss"], color=colour, label=_PLACES[norms])
+                low, high = (line[f"train_loss_{end}"].astype(float) for end in ("low", "high"))
+                axes.fill_between(line["step"], low, high, color=colour, alpha=0.15, lw=0)
+            axes.axhline(constant, color=MUTED, lw=0.8, label="best constant answer")
+            axes.axhline(LEFT * constant, color=INK, lw=0.8, ls=_DASHED, label="end of the plateau")
+            axes.set_ylim(0.4 * constant, 1.6 * constant)
+            axes.set_xlabel("step")
+            axes.set_title(words)
+        bottom.set_ylabel("training loss (nats)")
         names = [row["network"] for row in sorted(costs, key=lambda row: (row["ratio"] is not None, row["blocks"]))]
         for place, name in enumerate(names):
             values = [row["test_loss"] for row in runs if (row["part"], row["network"]) == (DEPTH, name)]
@@ -81,9 +85,9 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
         right.set_xticks(
             range(len(names)), [f"{by_name[name]['blocks']} x {by_name[name]['channels']}" for name in names]
         )
-        right.set_xlabel("blocks x channels; the last as costly as one of the others")
+        right.set_xlabel("blocks x channels")
         right.set_ylabel("test loss (nats)")
-        legend_outside(left, DOUBLE)
+        legend_outside(bottom, DOUBLE)
     return figure
 
 

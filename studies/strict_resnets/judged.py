@@ -175,15 +175,16 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
 
 def _of_trainings(runs: Rows, costs: Rows) -> list[dict[str, Any]]:
     found = []
-    plateaus = {name.rpartition("_")[2]: name for name in dict.fromkeys(_column(runs, "network", part=PLATEAU))}
-    for norms in ("each", "end"):
-        gaps = paired_values(runs, PLATEAU, plateaus["block"], plateaus[norms], "plateau_steps")
-        kept = [not left for left in _column(runs, "plateau_left", part=PLATEAU, network=plateaus["block"])]
-        beside = [not left for left in _column(runs, "plateau_left", part=PLATEAU, network=plateaus[norms])]
-        here = f"{{}} steps; not left in {sum(kept)} of {len(kept)} runs, with norms elsewhere in {sum(beside)}"
-        found.append(
-            _difference(STARTS, f"{plateaus['block']} against {plateaus[norms]}", gaps, here, "+.0f", above=True)
-        )
+    names = list(dict.fromkeys(_column(runs, "network", part=PLATEAU)))
+    for one in (name for name in names if name.endswith("_block")):
+        for other in (name for name in names if name != one and name.split("_")[0] == one.split("_")[0]):
+            gaps = paired_values(runs, PLATEAU, one, other, "plateau_steps")
+            kept, beside = (
+                [not left for left in _column(runs, "plateau_left", part=PLATEAU, network=name)]
+                for name in (one, other)
+            )
+            here = f"{{}} steps; not left in {sum(kept)} of {len(kept)} runs, with norms elsewhere in {sum(beside)}"
+            found.append(_difference(STARTS, f"{one} against {other}", gaps, here, "+.0f", above=True))
     *_, deep, wide = [one["network"] for one in costs]
     gaps = paired_values(runs, DEPTH, deep, wide, "test_loss")
     found.append(_difference(WIDE, f"{deep} against {wide}", gaps, "{} nats", "+.4f", above=False))

@@ -1,8 +1,8 @@
 """The networks of the study, by name: ``pathlens train --model studies/strict_resnets/nets.py:bottom20x4_each``.
 
 ``bottomNxC_NORMS`` has all its N blocks at the lowest of three levels, 12x12 for images of 48x48 as the 13x13 of the
-post is for 101x101, and C channels at the first. ``up_WAY`` and ``down_WAY`` have two levels, between which one way of
-up- or downsampling was exchanged for another.
+post is for 101x101, and C channels at the first; ``rowNxC_NORMS`` has them all at its only level, of 12x12.
+``up_WAY`` and ``down_WAY`` have two levels, between which one way of up- or downsampling was exchanged for another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ WIDTH = 8
 def bottom(blocks: int, channels: int, norms: str) -> StrictUNet:
     """Two levels without blocks, and all blocks below them."""
     return strictunet((0, 0, blocks), channels, CLASSES, norms=norms)
+
+
+def row(blocks: int, channels: int, norms: str) -> nn.Module:
+    """One level of 12x12, so that nothing passes the blocks by but their own shortcuts."""
+    resize = nn.Upsample(scale_factor=4, mode="bilinear")
+    return nn.Sequential(nn.AvgPool2d(4), strictunet((blocks,), channels, CLASSES, norms=norms), resize)
 
 
 class Layers(nn.Sequential):
@@ -83,16 +89,22 @@ def sampled_name(measured: str, way: str) -> str:
     return f"up_{TRANSPOSED}" if (measured, way) == ("down", STRIDED) else f"{measured}_{way}"
 
 
+_ROWS = ((5, 8), (20, 16), (100, 64))
 _BOTTOMS = (
     *((blocks, 2) for blocks in (5, 10, 20)), (1, 4),
     *((blocks, 4) for blocks in (20, 40, 60)), (6, 8),
     *((blocks, 16) for blocks in (100, 200, 300)), (21, 32),
 )  # fmt: skip
-NETWORKS: Mapping[str, Callable[[], StrictUNet]] = {
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     **{
         f"bottom{blocks}x{channels}_{norms}": partial(bottom, blocks, channels, norms)
         for blocks, channels in _BOTTOMS
         for norms in ("each", "end", "block")
+    },
+    **{
+        f"row{blocks}x{channels}_{norms}": partial(row, blocks, channels, norms)
+        for blocks, channels in _ROWS
+        for norms in ("end", "block")
     },
     **{f"up_{way}": partial(sampled, up=way) for way in UPS},
     **{f"down_{way}": partial(sampled, down=way) for way in DOWNS if way != STRIDED},

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.models import StrictUNet
 from pathlens.tables import Table, read_table
 from studies.common import StudySetting, over_seeds
 from studies.record import images as about
@@ -39,7 +40,7 @@ RUNS = (
     ("plateau_steps", "steps", f"until the end of the first epoch of which the mean training loss is below {LEFT:.0%} "
      "of constant_loss; all steps where there is none"),
     ("plateau_left", "", "whether there is one"),
-    ("test_error", "fraction", "share of pixels of the test images classified wrongly after the last epoch"),
+    ("test_error", "fraction", "share of pixels of the test images classified wrongly after the last epoch; not of sampling"),
     ("test_loss", "nats", "mean cross-entropy of these pixels"),
     ("commit", "", "of the code that trained it"),
 )  # fmt: skip
@@ -67,7 +68,7 @@ class Networks:
     """What a scale trains; names of ``nets.py``.
 
     Attributes:
-        plateau: one network with its norms at each place.
+        plateau: two networks, of three levels and of one, with their norms at each place.
         depths: three depths, in the ratio 1 : 2 : 3.
         deep: one of them.
         wide: the shallower network of its multiply-adds.
@@ -85,7 +86,10 @@ class Networks:
             ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
         )
         return cls(
-            tuple(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+            (
+                *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
+                *(f"row{counts[0]}x{4 * channels}_{norms}" for norms in ("end", "block")),
+            ),
             tuple(f"bottom{count}x{channels}_each" for count in counts),
             f"bottom{deep}x{channels}_each",
             f"bottom{wide}_each",
@@ -125,9 +129,12 @@ def recipe(part: str, study: StudySetting) -> str:
     if study.scale == "smoke":
         return "--limit 12 --validation 4 --epochs 2 --batch-size 4 --no-test"
     sizes = {
-        PLATEAU: ("--limit 144 --validation 16 --epochs 24 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
+        PLATEAU: ("--limit 144 --validation 16 --epochs 20 --batch-size 16", "--limit 576 --validation 64 --epochs 60"),
         DEPTH: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
-        SAMPLING: ("--limit 992 --validation 32 --epochs 1 --batch-size 16", "--epochs 100"),
+        SAMPLING: (
+            "--limit 672 --validation 32 --epochs 1 --batch-size 16 --no-test",
+            "--epochs 100 --no-test",
+        ),
     }
     cpu, paper = sizes[part]
     return cpu if study.scale == "cpu" else paper
@@ -142,7 +149,7 @@ def trainings(study: StudySetting) -> list[Training]:
         *((SAMPLING, name) for name in dict.fromkeys(sampled_name(up, way) for up, of in ways.items() for way in of)),
     ]
     place = os.path.relpath(NETS, study.runs.resolve())
-    common = f"--data {DATA} --crop 0 --no-flip --optimizer adamw --lr 0.001 --warmup 0 --schedule constant"
+    common = f"--data {DATA} --crop 0 --no-flip --lr 0.05 --warmup 0 --schedule constant"
     return [
         Training(
             part,
@@ -180,6 +187,7 @@ def costs(study: StudySetting) -> list[dict[str, Any]]:
     for name in (*(one for one in networks.depths if one != networks.deep), networks.deep, networks.wide):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
             net = NETWORKS[name]()
+            assert isinstance(net, StrictUNet)
             net(torch.zeros(1, 3, 48, 48))
         blocks = net.down[-1]
         rows.append(
@@ -216,7 +224,7 @@ def measure(study: StudySetting, done: Mapping[str, Path], cost: list[dict[str, 
         folder = done[training.name]
         result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
         steps, left = plateau(history, constant)
-        (tested,) = [row for row in result.rows if row["split"] == split]
+        tested = next((row for row in result.rows if row["split"] == split), {"error": None, "loss": None})
         for row in history.rows:
             histories.setdefault((training.part, training.network, row["step"]), []).append(row)
         runs.append(

@@ -3,6 +3,8 @@
 Every place where tensors meet goes through a method of :class:`Joined` and has a number, in the order of execution.
 What remains of a residual addition can be set (``rest``), which is its lesion written by hand. Or one operand of each
 place can be chosen (``chosen``) and the others be detached, so that what autograd gives is the gradient along one path.
+Or the gradients of some operands are multiplied by a number z (``counted``, ``z``), so that what autograd gives is the
+sum over lengths k of z^k times the gradient along all paths that pass k of them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,19 @@ from torch import Tensor, nn
 from tests.helpers.graph_nets import layer
 
 
+class Times(torch.autograd.Function):
+    """The identity, with a gradient that is multiplied by z."""
+
+    @staticmethod
+    def forward(ctx, x, z):
+        ctx.z = z
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.z * gradient, None
+
+
 class Joined(nn.Module):
     """What meets where; ``rest`` and ``chosen`` are by number, ``places`` tells what each place is."""
 
@@ -25,10 +40,14 @@ class Joined(nn.Module):
         self.chosen: dict[int, int] | None = None
         self.places: list[tuple[str, int]] = []
         self.passed: set[int] = set()
+        self.counted: dict[int, set[int]] = {}
+        self.z = 1.0
 
     def _kept(self, kind: str, operands: tuple[Tensor, ...], join: Callable[..., Tensor]) -> Tensor:
         number = len(self.places)
         self.places.append((kind, len(operands)))
+        counted = self.counted.get(number, ())
+        operands = tuple(Times.apply(o, self.z) if place in counted else o for place, o in enumerate(operands))
         if self.chosen is None:
             return join(*operands)
         one = self.chosen.get(number, 0)
@@ -200,3 +219,30 @@ def by_paths(
                 before = dict(list(path.items())[:index])
                 waiting += [before | {place: operand} for operand in range(1, net.places[place][1])]
     return sums, numbers
+
+
+def by_lengths(
+    net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]], longest: int
+) -> dict[str, dict[int, Tensor]]:
+    """Gradients of the summed losses along the paths of each length, of the parameters by name and the input (empty).
+
+    Those are the coefficients of a polynomial in z (``counted``), which is known at as many places as it has.
+    """
+    places = torch.linspace(-1, 1, longest + 1, dtype=torch.float64)
+    powers = places[:, None] ** torch.arange(longest + 1)
+    names = ["", *(name for name, parameter in net.named_parameters() if parameter.requires_grad)]
+    known: list[tuple[Tensor, ...]] = []
+    net.counted = taken
+    try:
+        for net.z in places.tolist():
+            start = x.clone().requires_grad_()
+            loss = F.cross_entropy(net(start), labels, reduction="sum")
+            tensors = [start, *(parameter for parameter in net.parameters() if parameter.requires_grad)]
+            known.append(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
+    finally:
+        net.counted = {}
+    result = {}
+    for name, values in zip(names, zip(*known, strict=True), strict=True):
+        flat = torch.linalg.solve(powers, torch.stack(values).flatten(1))
+        result[name] = dict(enumerate(flat.unflatten(1, values[0].shape)))
+    return result

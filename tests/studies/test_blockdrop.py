@@ -19,12 +19,13 @@ def test_smoke(tmp_path: Path) -> None:
     out = tmp_path / "out"
     page = (out / "README.md").read_text()
     assert str(tmp_path) not in page
-    for title in ("**Question.**", "**Protocol.**", "## Error at the same", "## What is chosen", "## What was claimed"):
+    titles = ("**Question.**", "**Protocol.**", "## resnet56: error at the same", "## digits54: what is chosen")
+    for title in (*titles, "## What was claimed"):
         assert title in page
-    for stem in ("trade-off-seed0", "choices-seed1"):
+    for stem in ("trade-off-seed0", "choices-digits54-seed1"):
         assert (out / f"{stem}.png").stat().st_size > 10_000
     claims = read_table(out / "claims.parquet").rows
-    assert [row["outcome"] for row in claims] == [CANNOT_TELL] * 3  # two seeds
+    assert [row["outcome"] for row in claims] == [CANNOT_TELL] * 6  # two seeds of two networks
     assert {"policy.safetensors", "checkpoint.safetensors"} <= {
         path.name for path in (tmp_path / "runs/seed1").iterdir()
     }
