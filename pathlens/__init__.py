@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         reorder_blocks_runs,
         signal_propagation,
     )
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
     from pathlens.intervene import applied, deleted, reordered, restrict_backward, rewired, skips_deleted
@@ -50,7 +50,7 @@ _HOMES = {
         "reorder_blocks_runs",
         "signal_propagation",
     ),
-    "data": ("open_data", "open_text"),
+    "data": ("open_arrays", "open_data", "open_text"),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
     "intervene": ("applied", "deleted", "reordered", "restrict_backward", "rewired", "skips_deleted"),
@@ -81,6 +81,7 @@ __all__ = [
     "lattice",
     "load_model",
     "loss_surface",
+    "open_arrays",
     "open_data",
     "open_text",
     "path_gradients",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows
-from pathlens.analyses.evaluation import task_of
+from pathlens.analyses.evaluation import losses_of
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
@@ -46,7 +46,7 @@ def path_gradients(
     seed: int = 0,
     additions: str | None = None,
     concat: bool = False,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -78,8 +78,9 @@ def path_gradients(
             sums over all paths are computed by ``pathlens.residual.polynomials``, ``all`` is ``exact`` alone, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
-        loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
-            a class for each image, or a mean over tokens or pixels).
+        loss: (outputs, targets) -> loss of each example, or the name of one that goes with what the outputs fit, such
+            as ``soft-iou`` (default: the cross-entropy, in nats: of a class for each image, or a mean over tokens or
+            pixels).
         progress: called with (batches done, batches in all), summed over the methods.
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -97,7 +98,8 @@ def path_gradients(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
         if not run.is_chain:
             if method not in ("all", "exact"):
                 raise UsageError(
@@ -105,7 +107,7 @@ def path_gradients(
                     f"{type(run.view.model).__name__} (additions: {run.view.additions}) are none; give exact"
                 )
             method, chosen = "exact", estimators("exact")
-        run.identify("path-gradients", request)
+        run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
@@ -119,6 +121,7 @@ def path_gradients(
         record = run.record(
             verb="path-gradients",
             at=request.at,
+            loss=named,
             method=ALIASES.get(method, method),
             blocks_in_paths=len(problem.free) + len(problem.forced) if run.is_chain else None,
             seed=seed,
@@ -139,7 +142,7 @@ def lattice(
     max_length: int | None = None,
     lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -155,8 +158,9 @@ def lattice(
     with opened(model, data, lesion=lesion, progress=progress, **options) as run:
         require_chain(run.view, "for a lattice")
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
-        run.identify("lattice", request)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
+        run.identify("lattice", (request, named))
 
         def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
             linear = problem.linearise(images, labels)
@@ -175,7 +179,7 @@ def lattice(
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
         rows = path_rows.lattice(sums, examples, run.route)
-        record = run.record(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
+        record = run.record(verb="lattice", at=request.at, loss=named, examples=examples, seconds=run.runner.seconds)
     return LATTICE.table(rows, record.entries())
 
 
@@ -205,8 +209,7 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
-    loss = task_of(run.view, None).losses if given is None else given
+def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
     free, forced, shortest, numbers = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:

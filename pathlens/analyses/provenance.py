@@ -95,6 +95,7 @@ class LesionProvenance(AnalysisProvenance):
     """
 
     task: str = "classification"
+    loss: str = "cross-entropy"
     seed: int
     dtype: str
     device: str
@@ -122,6 +123,7 @@ class GradientProvenance(AnalysisProvenance):
     """What the analyses of gradients say; ``measured`` is what the estimators do."""
 
     lesion: Mapping[str, Json] | None = None
+    loss: str = "cross-entropy"
     mode: str
     dtype: str
     device: str
@@ -148,6 +150,8 @@ class SurfaceProvenance(AnalysisProvenance):
     ``curvature`` holds that of the network itself, and ``curvature_of`` says on what it rests.
     """
 
+    task: str = "classification"
+    loss: str = "cross-entropy"
     lesion: Mapping[str, Json] | None = None
     directions: tuple[str, ...]
     one_dimensional: str

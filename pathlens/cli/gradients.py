@@ -34,6 +34,7 @@ class GradientOptions(o.Common):
 
     limit: Annotated[int, o.option("Only the first N images.", min=1, metavar="N")] = 128
     batch_size: Annotated[int, o.option("Images at a time; bounds the memory.", min=1)] = 32
+    loss: o.Loss = None
 
 
 @o.takes_objects
@@ -102,6 +103,7 @@ def path_gradients(
             plans.require_chain(current.view, "for --lattice")
         choices = {"additions": current.view.additions, "concat": concat}
         options: dict[str, Any] = {**paths, **current.options, "dtype": common.dtype.value, "mode": mode.value}
+        options["loss"] = None if common.loss is None else common.loss.value
         more: dict[str, Table] = {}
         notes = (
             *current.notes,

@@ -33,7 +33,7 @@ Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
 Runs = StrEnum("Runs", "reverse parallel middle repeat")
 Replace = StrEnum("Replace", "zero mean resample")
-Task = StrEnum("Task", "classification next-token segmentation")
+Task = StrEnum("Task", "classification next-token segmentation regression")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LesionOptions(o.Common):
     task: Annotated[
         Task | None, o.option("What is measured of the outputs. Default: what their shape fits.", "--task")
     ] = None
+    loss: o.Loss = None
     plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
         False
     )
@@ -61,6 +62,7 @@ class LesionOptions(o.Common):
         return {
             "dtype": self.dtype.value,
             "task": None if self.task is None else self.task.value,
+            "loss": None if self.loss is None else self.loss.value,
             "seed": self.seed,
             "engine": self.engine,
             "fast": not self.plain_forward,

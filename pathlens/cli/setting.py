@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pathlens.analyses.options import Options
     from pathlens.cli.training import TrainingOptions
-    from pathlens.data import DataSet, ImageData
+    from pathlens.data import DataSet, ImageData, Trainable
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.runtime.processes import Processes
@@ -108,7 +108,7 @@ def setting(
     import torch
 
     from pathlens.analyses import view_of
-    from pathlens.data import TextData, check_labels, check_tokens
+    from pathlens.data import ImageData, TextData, check_labels, check_tokens
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
@@ -129,7 +129,7 @@ def setting(
             if isinstance(data, TextData):
                 known = data.num_classes if loaded.num_classes is None else loaded.num_classes
                 check_tokens(data, known, loaded.context)
-            else:
+            elif isinstance(data, ImageData):
                 check_channels(loaded, data)
                 if loaded.num_classes is not None:
                     check_labels(data, loaded.num_classes)
@@ -170,7 +170,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     from pathlens.runtime.memory import check_input_fits
 
     if common.weights == "random":
-        data = opened(common, common.split, common.limit, common.image_size)
+        data = _opened(common, common.image_size)
         loaded = load_model(
             common.model,
             common.weights,
@@ -187,10 +187,25 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     if size is not None:
         channels = loaded.input_shape[0] if loaded.input_shape is not None else 3
         check_input_fits((channels, size, size), common.batch_size, "give a smaller --image-size or --batch-size")
-    return loaded, opened(common, common.split, common.limit, size)
+    return loaded, _opened(common, size)
 
 
-def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> DataSet:
+def _opened(common: Common, image_size: int | None) -> DataSet:
+    """The data of an analysis, which may also be arrays of numbers."""
+    from pathlens.data import open_arrays
+
+    kind, _, path = data_spec(common.data, common.model).partition(":")
+    if kind != "arrays":
+        return opened(common, common.split, common.limit, image_size)
+    if image_size or common.tokenizer or common.sequence_length or common.stride:
+        raise UsageError(
+            "--image-size, --tokenizer, --sequence-length and --stride are of images and texts, and arrays are taken "
+            "as they are; leave them out"
+        )
+    return open_arrays(path, split=common.split, limit=common.limit)
+
+
+def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> Trainable:
     """The images or the text that the options name.
 
     Args:
@@ -230,7 +245,8 @@ def data_spec(data: str | None, model: str | None) -> str:
     if model in (None, DEFAULT_MODEL):
         return "digits"
     raise UsageError(
-        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR or text:FILE"
+        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR, text:FILE "
+        "or arrays:FILE"
     )
 
 

@@ -29,7 +29,7 @@ from pathlens.cli.setting import (
 from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
-    from pathlens.data import DataSet
+    from pathlens.data import Trainable
     from pathlens.results.result import Row
     from pathlens.training import Recipe, Rule
 
@@ -94,6 +94,7 @@ class TrainingOptions:
     ] = None
     augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
+    loss: o.Loss = None
     model: o.Model = None
     weights: Annotated[
         str, o.option("Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
@@ -229,6 +230,7 @@ def train(options: TrainingOptions) -> None:
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
                 without_skips=options.without_skips,
+                **({} if options.loss is None else {"loss": options.loss.value}),
                 progress=progress,
                 on_epoch=on_epoch,
                 provenance=provenance(**stated),
@@ -295,12 +297,12 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
     return {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
 
 
-def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | None]:
+def _open(options: TrainingOptions) -> tuple[Trainable, Trainable | None, Trainable | None]:
     """Training, validation and test examples; the three never share one."""
     from pathlens.data import ImageData, TextData
     from pathlens.training import hold_out, kinds
 
-    def split_of(split: str, limit: int | None = None) -> DataSet:
+    def split_of(split: str, limit: int | None = None) -> Trainable:
         return opened(options, split, limit, options.image_size)
 
     data, held_out = split_of("train", options.limit), options.validation
@@ -320,13 +322,13 @@ def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | 
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
-    watched: DataSet | None = None
+    watched: Trainable | None = None
     if held_out is None:
         try:
             watched = other("validation")
         except MissingSplitError:
             held_out = max(data.n // 10, kinds(data))
-    tested: DataSet | None = None
+    tested: Trainable | None = None
     if options.test:
         try:
             tested = other("test")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pathlens.data import DataSet, ImageData
+from pathlens.data import ImageData, Trainable
 from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import UsageError
 
@@ -113,7 +113,7 @@ class Batches:
     """
 
     def __init__(
-        self, data: DataSet, batch_size: int, device: torch.device, seed: int, rank: int = 0, world: int = 1
+        self, data: Trainable, batch_size: int, device: torch.device, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         least = 2 * world  # batch norm needs two examples in every process
         batch_size = min(batch_size, data.n)

@@ -8,11 +8,16 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import DataSet, TextData
+from pathlens.data import TextData, Trainable
 from pathlens.errors import UsageError
+from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
+from pathlens.metrics.tasks import CROSS_ENTROPY
 from pathlens.tables import Provenance
 from pathlens.training.recipe import Recipe, recipe_for
 from pathlens.training.rules import RESCALES, Full, Rule
+
+LOSSES = (CROSS_ENTROPY, *OF_IMAGES, BATCH_IOU)
+"""Names of the losses that a network can be trained with."""
 
 _AUTOCAST = {"bfloat16": torch.bfloat16}
 
@@ -32,9 +37,10 @@ class Options(TypedDict, total=False):
     compiled: bool
     synced: bool
     without_skips: bool
+    loss: str
 
 
-def recipe_name(data: DataSet) -> str:
+def recipe_name(data: Trainable) -> str:
     """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
 
     Args:
@@ -62,6 +68,9 @@ class Configuration:
         dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
         compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
         synced: batch-norm statistics over all processes.
+        loss: the cross-entropy, or of images with masks ``soft-iou``, ``dice``, ``lovasz-hinge`` or ``batch-iou``. Each
+            step has the mean over its images, or with ``batch-iou`` that of all pixels of the batch; validation and
+            test images then have ``soft-iou``, which is the same loss of a single image.
         without_skips: train the network whose shortcuts are all deleted, by a plan. The weights are those of the
             network itself, and mean something without its shortcuts alone.
 
@@ -81,6 +90,7 @@ class Configuration:
     compiled: bool = False
     synced: bool = True
     without_skips: bool = False
+    loss: str = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         if self.rescale not in RESCALES:
@@ -91,12 +101,16 @@ class Configuration:
             raise UsageError(
                 "--without-skips trains the whole plain network, not compiled; leave --compile and rules out"
             )
+        if self.loss not in LOSSES:
+            raise UsageError(f"loss {self.loss!r} is unknown; give one of {', '.join(LOSSES)}")
+        if self.loss != CROSS_ENTROPY and self.recipe.label_smoothing:
+            raise UsageError(f"--label-smoothing is of the cross-entropy; leave it or --loss {self.loss} out")
         outside = [epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.recipe.epochs]
         if outside:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
 
     @classmethod
-    def of(cls, data: DataSet, options: Options) -> Configuration:
+    def of(cls, data: Trainable, options: Options) -> Configuration:
         """The options given, with the data set's defaults for the others.
 
         Args:
@@ -126,7 +140,7 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: DataSet, validation: DataSet | None, start_sha256: str) -> Provenance:
+    def arguments(self, data: Trainable, validation: Trainable | None, start_sha256: str) -> Provenance:
         """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:
@@ -151,4 +165,5 @@ class Configuration:
             "start_sha256": start_sha256,
         }
         arguments |= {} if self.synced else {"synced": False}
+        arguments |= {} if self.loss == CROSS_ENTROPY else {"loss": self.loss}
         return arguments | ({"without_skips": True} if self.without_skips else {})

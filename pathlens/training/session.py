@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathlens.data import DataSet, ImageData, TextData, check_labels, check_tokens
+from pathlens.data import ImageData, TextData, Trainable, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
+from pathlens.metrics.mask_losses import BATCH_IOU
 from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
@@ -85,8 +86,8 @@ class Session:
     view: ResidualView | None
     config: Configuration
     batches: Batches
-    validation: DataSet | None
-    test: DataSet | None
+    validation: Trainable | None
+    test: Trainable | None
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
@@ -120,7 +121,7 @@ class Session:
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
-    def evaluate(self, network: nn.Module, data: DataSet) -> Counts:
+    def evaluate(self, network: nn.Module, data: Trainable) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
         with in_mode(network), torch.no_grad(), self.lower_precision():
@@ -179,11 +180,11 @@ class Session:
 @contextlib.contextmanager
 def opened(
     model: nn.Module,
-    data: DataSet,
+    data: Trainable,
     config: Configuration,
     *,
-    validation: DataSet | None,
-    test: DataSet | None,
+    validation: Trainable | None,
+    test: Trainable | None,
     out: str | Path | None,
     resume: bool,
     device: str | torch.device | None,
@@ -209,7 +210,9 @@ def opened(
             model.to(memory_format=order)
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
-            task = _task(model, first.images, (data, validation, test))
+            task = _task(model, first.images, (data, validation, test), config.loss)
+            if config.loss == BATCH_IOU and group.world > 1:
+                raise UsageError(f"--loss {BATCH_IOU}: processes do not share the pixels of a batch; give one process")
             view = _view(model, first.images, config.rule, config.compiled)
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
             if config.without_skips:
@@ -246,15 +249,18 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...]) -> Task:
-    """What is learned: a class for each image, pixel or token, as the data and the outputs have it."""
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[Trainable | None, ...], loss: str) -> Task:
+    """What is learned: a class for each image, pixel or token, as the data and the outputs have it.
+
+    Its loss is the one that single examples are evaluated with.
+    """
     texts = [part for part in parts if isinstance(part, TextData)]
     with in_mode(model), torch.no_grad():
         # any network knows the token 0, and how many it knows is seen by its outputs
         logits = model(torch.zeros_like(example) if texts else example)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
     if texts:
-        task = task_named("next-token")
+        task = task_named("next-token").with_loss(loss)
         task.check_outputs(shape)
         for text in texts:
             check_tokens(text, shape[task.axis])
@@ -275,11 +281,14 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, 
         )
     for part in given:
         check_labels(part, shape[1])
-    return task_named("segmentation" if masks else "classification")
+    task = task_named("segmentation" if masks else "classification")
+    task = task.with_loss("soft-iou" if loss == BATCH_IOU and masks else loss)
+    task.check_outputs(shape)
+    return task
 
 
 def _batches(
-    data: DataSet,
+    data: Trainable,
     config: Configuration,
     device: torch.device,
     dtype: torch.dtype,

@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from pathlens.data import DataSet, TextData
+from pathlens.data import TextData, Trainable
 from pathlens.errors import UsageError, one_line
 from pathlens.results.result import Row
 from pathlens.tables import Provenance
@@ -18,7 +18,7 @@ from pathlens.training.loop import Loop
 from pathlens.training.session import Trained, opened
 
 
-def kinds(data: DataSet) -> int:
+def kinds(data: Trainable) -> int:
     """How many kinds of examples there are to divide: classes, or one where each has many targets.
 
     Args:
@@ -27,7 +27,7 @@ def kinds(data: DataSet) -> int:
     return 1 if isinstance(data, TextData) or data.labels.dim() > 1 else len(set(data.labels.tolist()))
 
 
-def hold_out(data: DataSet, images: int) -> tuple[DataSet, DataSet]:
+def hold_out(data: Trainable, images: int) -> tuple[Trainable, Trainable]:
     """Divide training examples into those to train on and those to watch, always in the same way.
 
     The classes are in both parts in the same shares; images with masks are divided at random; of a text, the end is
@@ -65,10 +65,10 @@ def hold_out(data: DataSet, images: int) -> tuple[DataSet, DataSet]:
 
 def train(
     model: nn.Module,
-    data: DataSet,
+    data: Trainable,
     *,
-    validation: DataSet | None = None,
-    test: DataSet | None = None,
+    validation: Trainable | None = None,
+    test: Trainable | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | torch.device | None = None,
@@ -95,7 +95,7 @@ def train(
         on_epoch: called with each row of the history.
         provenance: what that of tables and weights should also say.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
-            ``mean``, ``std``, ``compiled``, ``synced`` and ``without_skips``; see
+            ``mean``, ``std``, ``compiled``, ``synced``, ``without_skips`` and ``loss``; see
             :class:`pathlens.training.Configuration`.
 
     Returns:

@@ -34,11 +34,12 @@ PROTOCOL = (
     "they are short: a row of 24 blocks in place of 100, 4 blocks a level in place of 18, and 20, 40 and 60 blocks in "
     "place of 100, 200 and 300, with 16 channels; the networks of which the plateau is measured see 128 training "
     "images for 20 epochs of 8 steps, those of different depth and width 960 images once, in 60 steps, and those that "
-    "differ in their sampling 640 images once, in 40. The power spectrum of the outputs of an upsampling layer, and "
-    "of the gradient of the loss through a downsampling layer at its input, is averaged over test images and channels "
-    "of a U-Net of two levels, initial (batch norms with statistics of the batch) and trained (with running ones), in "
-    "which only this layer is exchanged. Differences from the post: other images, short trainings, the recipe, and "
-    "widths that double with each level. Of the post no more is claimed here than what stands below as its claim."
+    "differ in their sampling 640 images once, in 40. Of the former three seeds are trained, of the latter one. The "
+    "power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
+    "layer at its input, is averaged over test images and channels of a U-Net of two levels, initial (batch norms "
+    "with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. "
+    "Differences from the post: other images, short trainings, the recipe, and widths that double with each level. Of "
+    "the post no more is claimed here than what stands below as its claim."
 )
 COSTS_SHOWN = {
     "network": "", "blocks": "d", "channels": "d", "parameters": ",d", "multiply_adds": ",d", "ratio": ".3f"
