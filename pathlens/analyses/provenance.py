@@ -90,7 +90,8 @@ class LesionProvenance(AnalysisProvenance):
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
     were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
-    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch.
+    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch, ``runs`` how runs of
+    neighbours were carried out, and ``times`` how often.
     """
 
     task: str = "classification"
@@ -109,6 +110,8 @@ class LesionProvenance(AnalysisProvenance):
     group: str = "block"
     contiguous: bool = False
     replace: str = "zero"
+    runs: str | None = None
+    times: int | None = None
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None
