@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import pathlens
 from pathlens import figures, plans
@@ -17,7 +18,7 @@ from pathlens.residual import view_of
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.polynomials import GraphLinearisation
 from pathlens.residual.routes import intact
-from tests.helpers.joined import JOINED, branches, each_path
+from tests.helpers.joined import JOINED, Block, branches, each_path
 from tests.helpers.path_oracle import NETS, drawn, images
 
 LABELS = torch.tensor([0, 2])
@@ -99,6 +100,36 @@ def test_over_all_signs_the_mean_is_the_sum_of_squares(name, concat):
     for length, norms in zip(profile.lengths, profile.norms(), strict=True):
         squares = sum(float(gradient.square().sum()) for gradient in wanted[length])
         assert float(norms.square().mean()) == pytest.approx(squares, rel=1e-9)
+
+
+class Terms(nn.Module):
+    """Two trunks: a sum with two branches, and a branch that is subtracted, which lesions put together anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(8, 3)
+        self.f = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        a, b = x + self.f[0](x) + self.f[1](x), torch.relu(x - self.f[2](x))
+        return self.head(torch.cat([a, b + self.f[3](b)], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("lesion", [(), (plans.delete_skips([0]),), (plans.delete_skips([1]), plans.delete([0]))])
+def test_sums_of_several_terms_part_into_them(lesion):
+    net, x = drawn(Terms()), images(1, 4)
+    view = pathlens.find_blocks(net, x, additions="all")
+    route = plans.route(lesion, len(view))
+    linear, paths = linearised(net, x, LABELS[:1], False, route)
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=number_of_ways(view.chain()))), dtype=x.dtype).T
+    copies = signs.shape[1]
+    signed, _ = linearised(net, x.repeat(copies, 1, 1, 1), LABELS[:1].repeat(copies), False, route)
+    whole, squares = linear.exact(), signed.exact(signs=signs).norms().square().mean(1)
+    for length, gradient, square in zip(whole.lengths, whole.gradients, squares, strict=True):
+        each = linear.through(paths[length]).values()
+        torch.testing.assert_close(each.sum(0), gradient, rtol=1e-9, atol=1e-14)
+        assert float(square) == pytest.approx(float(each.square().sum()), rel=1e-9)
 
 
 def test_paths_are_drawn_uniformly():
