@@ -17,7 +17,10 @@ from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
-STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop")
+STUDIES = (
+    "depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop",
+    "strict_resnets",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STUDIES)
