@@ -211,7 +211,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         ("resnet20:x", "unknown model"),
         ("torchvision:resnet19", "did you mean torchvision:resnet"),
         ("torchvision:", "torchvision has no network ''"),
-        ("torchvision:fcn_resnet50", "not an image classifier"),
+        ("torchvision:raft_small", "not an image classifier, nor for segmentation"),
         ("nowhere/file.py:make", "no file nowhere/file.py"),
         ("nowhere/file.py", "which callable"),
     ],
