@@ -99,8 +99,6 @@ def path_gradients(
         from pathlens.runtime.memory import oom_as_error
 
         plan = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
-        if lattice:
-            plans.require_chain(current.view, "for --lattice")
         choices = {"additions": current.view.additions, "concat": concat}
         options: dict[str, Any] = {**paths, **current.options, "dtype": common.dtype.value, "mode": mode.value}
         options["loss"] = None if common.loss is None else common.loss.value
@@ -126,6 +124,6 @@ def path_gradients(
             )
             if lattice and common.out is not None:
                 more["lattice"] = analyses.lattice(
-                    current.view, current.data, **options, lesion=plan, progress=progress
+                    current.view, current.data, **options, lesion=plan, concat=concat, progress=progress
                 )
         finish(current, table, {**paths, **lesion, **sampling, **choices, "lattice": lattice, "mode": mode.value}, more)
