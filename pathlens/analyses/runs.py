@@ -76,7 +76,7 @@ def reorder_blocks_runs(
     result, record = run_plans(RUNS.name, view, lesions, data, **options)
     record = dataclasses.replace(record, group=group, runs=runs, times=times, counts=tuple(sizes))
     intact, *measured = rows.counted(result)
-    table_rows = [vars(RunRow(count=0, **intact))]
+    table_rows = [rows.row_of(RunRow, intact, count=0)]
     for (size, first), row in zip(places, measured, strict=True):
         blocks = [block for unit in units[first : first + size] for block in unit]
         about: MutableRow = {
@@ -84,7 +84,7 @@ def reorder_blocks_runs(
             "stages": ",".join(str(view[block].stage) for block in blocks),
             "blocks": ",".join(map(str, blocks)),
         }
-        table_rows.append(vars(RunRow(count=size, first=first, **about, **row)))
+        table_rows.append(rows.row_of(RunRow, row, count=size, first=first, **about))
     return RUNS.table(table_rows, record.entries())
 
 

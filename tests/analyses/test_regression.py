@@ -11,6 +11,7 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 import pathlens
+from pathlens import analyses
 from pathlens.cli import main
 from pathlens.errors import DataError
 from pathlens.results import named
@@ -73,6 +74,19 @@ def test_lesions_are_those_of_the_networks_own_forward(net, patients):
     means = pathlens.delete_blocks(net, batches, loss="squared-error", count=2, samples=2, dtype="float64").rows[-1]
     assert means["error_low"] < means["error"] < means["error_high"]
     assert means["rmse"] > 0
+
+
+@pytest.mark.parametrize("verb", ["delete_skips", "reorder_blocks", "reorder_blocks_runs", "delete_blocks_greedy",
+                                  "delete_blocks_exhaustive", "delete_blocks_influence"])  # fmt: skip
+def test_every_table_of_lesions_has_what_the_task_measures(net, patients, verb):
+    inputs, targets = (each[:20] for each in patients)
+    more = {"samples": 2, "swaps": 1} if verb == "reorder_blocks" else {}
+    study = getattr(analyses, verb)
+    table = study(net, [(inputs, targets)], task="regression", dtype="float64", engine="plain", **more)
+    with torch.no_grad():
+        loss = (net(inputs)[:, 0] - targets).square().mean().item()
+    assert table.rows[0]["rmse"] == pytest.approx(loss**0.5, rel=1e-9)
+    assert all(row["rmse"] > 0 for row in table.rows)
 
 
 def test_path_gradients_are_of_the_squared_error(net, patients):
