@@ -194,6 +194,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"strictunet{n}:{v}" for n in ("16", "12", "13x13-100", "13x13-200", "13x13-300") for v in NORMS),
         "vgg15",
         "llama2",
+        *(f"unet{channels}" for channels in (16, 32, 64)),
         *(f"llama{n}_{w}" for n, w in ((6, 96), (12, 64), (12, 96), (12, 128), (24, 128), (24, 256))),
         *(f"nfresnet{d}:{v}" for d in (18, 50, 101) for v in NF_VARIANTS),
         "digits54",
