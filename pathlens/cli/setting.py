@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pathlens.analyses.options import Options
     from pathlens.cli.training import TrainingOptions
-    from pathlens.data import DataSet, ImageData, Trainable
+    from pathlens.data import DataSet, ImageData
     from pathlens.models import LoadedModel
     from pathlens.residual import ResidualView
     from pathlens.runtime.processes import Processes
@@ -170,7 +170,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     from pathlens.runtime.memory import check_input_fits
 
     if common.weights == "random":
-        data = _opened(common, common.image_size)
+        data = opened(common, common.split, common.limit, common.image_size)
         loaded = load_model(
             common.model,
             common.weights,
@@ -187,26 +187,11 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
     if size is not None:
         channels = loaded.input_shape[0] if loaded.input_shape is not None else 3
         check_input_fits((channels, size, size), common.batch_size, "give a smaller --image-size or --batch-size")
-    return loaded, _opened(common, size)
+    return loaded, opened(common, common.split, common.limit, size)
 
 
-def _opened(common: Common, image_size: int | None) -> DataSet:
-    """The data of an analysis, which may also be arrays of numbers."""
-    from pathlens.data import open_arrays
-
-    kind, _, path = data_spec(common.data, common.model).partition(":")
-    if kind != "arrays":
-        return opened(common, common.split, common.limit, image_size)
-    if image_size or common.tokenizer or common.sequence_length or common.stride:
-        raise UsageError(
-            "--image-size, --tokenizer, --sequence-length and --stride are of images and texts, and arrays are taken "
-            "as they are; leave them out"
-        )
-    return open_arrays(path, split=common.split, limit=common.limit)
-
-
-def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> Trainable:
-    """The images or the text that the options name.
+def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> DataSet:
+    """The images, the text or the arrays that the options name.
 
     Args:
         given: the options.
@@ -215,13 +200,20 @@ def opened(given: Common | TrainingOptions, split: str, limit: int | None, image
         image_size: of images, or None.
 
     Raises:
-        UsageError: options of texts for images, or of images for a text.
+        UsageError: options of texts for images, or of images for a text, or of either for arrays.
         DataError: data that cannot be read.
     """
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
 
     spec = data_spec(given.data, given.model)
     kind, _, path = spec.partition(":")
+    if kind == "arrays":
+        if image_size or given.tokenizer or given.sequence_length or given.stride:
+            raise UsageError(
+                "--image-size, --tokenizer, --sequence-length and --stride are of images and texts, and arrays are "
+                "taken as they are; leave them out"
+            )
+        return open_arrays(path, split=split, limit=limit)
     if kind != "text" and (given.tokenizer or given.sequence_length or given.stride):
         raise UsageError("--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them")
     if kind != "text":

@@ -29,7 +29,7 @@ from pathlens.cli.setting import (
 from pathlens.errors import MissingSplitError, UsageError
 
 if TYPE_CHECKING:
-    from pathlens.data import Trainable
+    from pathlens.data import DataSet
     from pathlens.results.result import Row
     from pathlens.training import Recipe, Rule
 
@@ -297,19 +297,18 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
     return {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
 
 
-def _open(options: TrainingOptions) -> tuple[Trainable, Trainable | None, Trainable | None]:
+def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | None]:
     """Training, validation and test examples; the three never share one."""
-    from pathlens.data import ImageData, TextData
+    from pathlens.data import ImageData
     from pathlens.training import hold_out, kinds
 
-    def split_of(split: str, limit: int | None = None) -> Trainable:
+    def split_of(split: str, limit: int | None = None) -> DataSet:
         return opened(options, split, limit, options.image_size)
 
     data, held_out = split_of("train", options.limit), options.validation
-    if isinstance(data, TextData):  # one file has no splits
-        end = max(1, data.n // 10) if held_out is None else held_out
-        return (*data.hold_out(end), None) if end else (data, None, None)
-    assert isinstance(data, ImageData)
+    if not isinstance(data, ImageData):  # one file has no splits
+        watched_part = max(1, data.n // 10) if held_out is None else held_out
+        return (*hold_out(data, watched_part), None) if watched_part else (data, None, None)
     labels = data.labels
 
     def other(split: str) -> ImageData:
@@ -322,13 +321,13 @@ def _open(options: TrainingOptions) -> tuple[Trainable, Trainable | None, Traina
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")
         return part
 
-    watched: Trainable | None = None
+    watched: DataSet | None = None
     if held_out is None:
         try:
             watched = other("validation")
         except MissingSplitError:
             held_out = max(data.n // 10, kinds(data))
-    tested: Trainable | None = None
+    tested: DataSet | None = None
     if options.test:
         try:
             tested = other("test")

@@ -9,11 +9,8 @@ from pathlens.data.images import ImageData, check_labels
 from pathlens.data.opening import open_data
 from pathlens.data.text import TextData, check_tokens, open_text
 
-Trainable = ImageData | TextData
-"""What networks are trained on."""
-
-DataSet = Trainable | ArrayData
-"""What analyses take: numbered batches, the same in every run."""
+DataSet = ImageData | TextData | ArrayData
+"""What analyses and trainings take: numbered batches, the same in every run."""
 
 __all__ = [
     "ArrayData",
@@ -21,7 +18,6 @@ __all__ = [
     "DataSet",
     "ImageData",
     "TextData",
-    "Trainable",
     "check_labels",
     "check_tokens",
     "open_arrays",

@@ -8,7 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, ClassVar
@@ -45,6 +45,7 @@ class ArrayData(Batched):
     inputs: torch.Tensor = field(repr=False)
     targets: torch.Tensor = field(repr=False)
     rows_are: ClassVar[str] = "examples"
+    in_memory: ClassVar[bool] = True
 
     @property
     def channels(self) -> int | None:
@@ -84,6 +85,7 @@ class ArrayData(Batched):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Batch:
         """Examples ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
 
@@ -93,6 +95,7 @@ class ArrayData(Batched):
             mean: for images with pixels in [0, 1]; arrays are not normalised.
             std: likewise.
             device: where the batch is put.
+            dtype: of inputs and targets.
 
         Returns:
             The batch: inputs in place of images, and targets in place of labels.
@@ -102,8 +105,41 @@ class ArrayData(Batched):
         """
         if mean or std:
             raise DataError(f"{self.name}: arrays are taken as they are; leave mean and std out")
-        start, stop = self._places(index, batch_size)
-        return Batch(index, self.inputs[start:stop].to(device), self.targets[start:stop].to(device))
+        inputs, targets = self.rows(torch.arange(*self._places(index, batch_size)), device)
+        return Batch(index, inputs.to(dtype), targets.to(dtype))
+
+    def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Some examples in the order asked for.
+
+        Args:
+            indices: numbers of examples, int64 of shape (N,), on the CPU.
+            device: where they are put.
+
+        Returns:
+            Inputs (N, ...) and targets (N, ...), float32.
+        """
+        return self.inputs[indices].to(device), self.targets[indices].to(device)
+
+    def hold_out(self, examples: int) -> tuple[ArrayData, ArrayData]:
+        """Divide the examples in use at random, always in the same way, into those to train on and those to watch.
+
+        Args:
+            examples: how many to hold out.
+
+        Raises:
+            DataError: one of the two parts would have none.
+        """
+        if not 0 < examples < self.n:
+            raise DataError(
+                f"{self.name}: {examples} of {self.n} examples cannot be held out; give a number that leaves some"
+            )
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(0))
+
+        def part(split: str, rows: torch.Tensor) -> ArrayData:
+            inputs, targets = self.rows(rows.sort().values)
+            return replace(self, split=split, n=len(rows), total=len(rows), inputs=inputs, targets=targets)
+
+        return part("train", order[examples:]), part("validation", order[:examples])
 
 
 def open_arrays(path: str | os.PathLike[str], *, split: str = "test", limit: int | None = None) -> ArrayData:

@@ -8,15 +8,15 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import TextData, Trainable
+from pathlens.data import ArrayData, DataSet, ImageData, TextData
 from pathlens.errors import UsageError
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
-from pathlens.metrics.tasks import CROSS_ENTROPY
+from pathlens.metrics.tasks import CROSS_ENTROPY, SQUARED_ERROR
 from pathlens.tables import Provenance
 from pathlens.training.recipe import Recipe, recipe_for
 from pathlens.training.rules import RESCALES, Full, Rule
 
-LOSSES = (CROSS_ENTROPY, *OF_IMAGES, BATCH_IOU)
+LOSSES = (CROSS_ENTROPY, *OF_IMAGES, BATCH_IOU, SQUARED_ERROR)
 """Names of the losses that a network can be trained with."""
 
 _AUTOCAST = {"bfloat16": torch.bfloat16}
@@ -40,13 +40,15 @@ class Options(TypedDict, total=False):
     loss: str
 
 
-def recipe_name(data: Trainable) -> str:
-    """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
+def recipe_name(data: DataSet) -> str:
+    """What :func:`recipe_for` calls a data set: its name, ``text:`` for texts, or ``arrays:`` for arrays.
 
     Args:
         data: to train on.
     """
-    return "text:" if isinstance(data, TextData) else data.name
+    if isinstance(data, ImageData):
+        return data.name
+    return "text:" if isinstance(data, TextData) else "arrays:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class Configuration:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
 
     @classmethod
-    def of(cls, data: Trainable, options: Options) -> Configuration:
+    def of(cls, data: DataSet, options: Options) -> Configuration:
         """The options given, with the data set's defaults for the others.
 
         Args:
@@ -122,12 +124,15 @@ class Configuration:
         """
         given = {name: value for name, value in options.items() if value is not None}
         defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
+        if isinstance(data, ArrayData):
+            defaults["loss"] = SQUARED_ERROR
         if "recipe" not in given:
             defaults["recipe"] = recipe_for(recipe_name(data))
         made = cls(**{**defaults, **given})
         moved = (made.recipe.crop, made.recipe.flip, made.recipe.augment) != (0, False, "none")
-        if isinstance(data, TextData) and moved:
-            raise UsageError(f"{data.name} is a text, and crop, flip and augment are of images; leave them out")
+        if not isinstance(data, ImageData) and moved:
+            what = "is a text" if isinstance(data, TextData) else "has arrays"
+            raise UsageError(f"{data.name} {what}, and crop, flip and augment are of images; leave them out")
         return made
 
     @property
@@ -140,7 +145,7 @@ class Configuration:
         """A lower precision for products, or None."""
         return _AUTOCAST.get(self.dtype)
 
-    def arguments(self, data: Trainable, validation: Trainable | None, start_sha256: str) -> Provenance:
+    def arguments(self, data: DataSet, validation: DataSet | None, start_sha256: str) -> Provenance:
         """What must be the same when the run is resumed, in the order in which tables state it.
 
         Args:

@@ -186,24 +186,30 @@ class Loop:
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
-            logits = of_two_classes(network(images, *sub_network)).movedim(self._session.task.axis, 1)
-            losses = _loss(
-                logits.float() if self._session.dtype != torch.float64 else logits,
-                labels,
-                self._config.recipe.label_smoothing,
-                self._config.loss,
-            )
+            losses, correct = self._judged(network(images, *sub_network), labels)
         optimizer.zero_grad(set_to_none=not self._rule.is_random)
         # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
-            correct = _per_example((logits.argmax(1) == labels).double(), labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
             if self._group.world > 1:
                 dist.all_reduce(counts)
             first = counts.new_tensor([everybody])
             return torch.cat([first, counts, counts.new_tensor([blocks])])
+
+    def _judged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of the examples, and of their shares that are correct.
+
+        Of a regression, whose errors are relative to the variance of the targets, 1 minus that error.
+        """
+        outputs = outputs if self._session.dtype == torch.float64 else outputs.float()
+        if self._session.variance is not None:
+            losses = self._session.task.losses(outputs, targets).sum()
+            return losses, len(targets) - losses.detach() / self._session.variance
+        logits = of_two_classes(outputs).movedim(self._session.task.axis, 1)
+        losses = _loss(logits, targets, self._config.recipe.label_smoothing, self._config.loss)
+        return losses, _per_example((logits.detach().argmax(1) == targets).double(), targets).sum()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathlens.data import ImageData, TextData, Trainable, check_labels, check_tokens
+from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
 from pathlens.metrics.mask_losses import BATCH_IOU
+from pathlens.metrics.regression import RegressionCounts
 from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
@@ -73,6 +74,7 @@ class Session:
         device: where to compute.
         dtype: of weights and images.
         group: the processes.
+        variance: of the training targets of a regression, which its errors are relative to; None for other tasks.
         task: what is measured of the outputs, such as ``classification``.
         ends: parameters to fold the rule's expectation into, or None.
         folder: where the run is kept, or None.
@@ -86,11 +88,12 @@ class Session:
     view: ResidualView | None
     config: Configuration
     batches: Batches
-    validation: Trainable | None
-    test: Trainable | None
+    validation: DataSet | None
+    test: DataSet | None
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
+    variance: float | None
     task: Task
     ends: list[tuple[str, ...]] | None
     folder: Path | None
@@ -121,7 +124,7 @@ class Session:
         lower = self.config.autocast
         return torch.autocast(self.device.type, lower or torch.bfloat16, enabled=lower is not None)
 
-    def evaluate(self, network: nn.Module, data: Trainable) -> Counts:
+    def evaluate(self, network: nn.Module, data: DataSet) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
         with in_mode(network), torch.no_grad(), self.lower_precision():
@@ -180,11 +183,11 @@ class Session:
 @contextlib.contextmanager
 def opened(
     model: nn.Module,
-    data: Trainable,
+    data: DataSet,
     config: Configuration,
     *,
-    validation: Trainable | None,
-    test: Trainable | None,
+    validation: DataSet | None,
+    test: DataSet | None,
     out: str | Path | None,
     resume: bool,
     device: str | torch.device | None,
@@ -239,6 +242,7 @@ def opened(
             device=where,
             dtype=dtype,
             group=group,
+            variance=_variance(data, task),
             task=task,
             ends=ends,
             folder=folder,
@@ -249,7 +253,7 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[Trainable | None, ...], loss: str) -> Task:
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...], loss: str) -> Task:
     """What is learned: a class for each image, pixel or token, as the data and the outputs have it.
 
     Its loss is the one that single examples are evaluated with.
@@ -265,6 +269,8 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[Trainable | None
         for text in texts:
             check_tokens(text, shape[task.axis])
         return task
+    if any(isinstance(part, ArrayData) for part in parts):
+        return task_named("regression").with_loss(loss)
     given = [part for part in parts if isinstance(part, ImageData)]
     masks = given[0].labels.dim() > 1
     size = tuple(given[0].labels.shape[1:])
@@ -287,8 +293,22 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[Trainable | None
     return task
 
 
+def _variance(data: DataSet, task: Task) -> float | None:
+    """That of the targets around the mean of their component.
+
+    Raises:
+        NumericsError: all of them are equal.
+    """
+    if not isinstance(data, ArrayData):
+        return None
+    values, errors = task.answers(data.targets, data.targets)
+    counts = task.measured([*values.tolist(), *task.compare(errors[None])[0].tolist()])[0]
+    assert isinstance(counts, RegressionCounts)
+    return counts.variance
+
+
 def _batches(
-    data: Trainable,
+    data: DataSet,
     config: Configuration,
     device: torch.device,
     dtype: torch.dtype,
@@ -296,8 +316,8 @@ def _batches(
     order: torch.memory_format,
 ) -> Batches:
     recipe = config.recipe
-    if isinstance(data, TextData):
-        return Batches(data, recipe.batch_size, device, config.seed, group.rank, group.world)
+    if not isinstance(data, ImageData):
+        return Batches(data, recipe.batch_size, device, dtype, config.seed, group.rank, group.world)
     return TrainingBatches(
         data,
         recipe.batch_size,
