@@ -163,15 +163,29 @@ class Paths(ABC):
 
     @abstractmethod
     def count(self, longer: int) -> int:
-        """How many there are, exact."""
+        """How many there are, exact.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
 
     @abstractmethod
     def every(self, longer: int) -> Sequence[Collection[int]]:
-        """All of them. Meant for few."""
+        """All of them. Meant for few.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
 
     @abstractmethod
     def sample(self, longer: int, count: int, rng: np.random.Generator) -> Sequence[Collection[int]]:
-        """Some of them, uniformly drawn one by one."""
+        """Some of them, uniformly drawn one by one.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+            count: how many to draw.
+            rng: source of the draws.
+        """
 
 
 @dataclass(frozen=True)
@@ -187,15 +201,29 @@ class ChainPaths(Paths):
     forced: tuple[int, ...] = ()
 
     def count(self, longer: int) -> int:
-        """See :class:`Paths`."""
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
         return math.comb(len(self.free), longer)
 
     def every(self, longer: int) -> list[tuple[int, ...]]:
-        """See :class:`Paths`."""
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
         return self._named(all_paths(len(self.free), longer))
 
     def sample(self, longer: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        """See :class:`Paths`."""
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+            count: how many to draw.
+            rng: source of the draws.
+        """
         return self._named(sample_paths(len(self.free), longer, count, rng))
 
     def _named(self, places: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
