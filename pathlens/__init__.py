@@ -22,12 +22,13 @@ if TYPE_CHECKING:
         loss_surface,
         path_gradients,
         reorder_blocks,
+        reorder_blocks_runs,
         signal_propagation,
     )
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
     from pathlens.graph import equation, unravel
     from pathlens.initialisation import initialise
-    from pathlens.intervene import applied, deleted, reordered, restrict_backward, skips_deleted
+    from pathlens.intervene import applied, deleted, reordered, restrict_backward, rewired, skips_deleted
     from pathlens.models import load_model
     from pathlens.pages import report_page
     from pathlens.policies import blockdrop
@@ -46,12 +47,13 @@ _HOMES = {
         "loss_surface",
         "path_gradients",
         "reorder_blocks",
+        "reorder_blocks_runs",
         "signal_propagation",
     ),
-    "data": ("open_data", "open_text"),
+    "data": ("open_arrays", "open_data", "open_text"),
     "graph": ("equation", "unravel"),
     "initialisation": ("initialise",),
-    "intervene": ("applied", "deleted", "reordered", "restrict_backward", "skips_deleted"),
+    "intervene": ("applied", "deleted", "reordered", "restrict_backward", "rewired", "skips_deleted"),
     "models": ("load_model",),
     "pages": ("report_page",),
     "policies": ("blockdrop",),
@@ -79,13 +81,16 @@ __all__ = [
     "lattice",
     "load_model",
     "loss_surface",
+    "open_arrays",
     "open_data",
     "open_text",
     "path_gradients",
     "reorder_blocks",
+    "reorder_blocks_runs",
     "reordered",
     "report_page",
     "restrict_backward",
+    "rewired",
     "signal_propagation",
     "skips_deleted",
     "train",

@@ -28,11 +28,13 @@ from pathlens.plans import Deletion, Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain, module_path
 from pathlens.residual.restricted_graph import restricted
-from pathlens.residual.routes import Part, Route, intact
+from pathlens.residual.routes import Part, Route, Schedule, intact
+from pathlens.residual.scheduled import scheduled
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", Route, Schedule)
 
 
 @contextlib.contextmanager
@@ -87,6 +89,34 @@ def reordered(model: nn.Module | ResidualView, order: Sequence[int]) -> Iterator
     Source: Veit, Wilber, Belongie 2016, section 4.3.
     """
     with applied(model, plans.reorder(order)) as changed:
+        yield changed
+
+
+@contextlib.contextmanager
+def rewired(
+    model: nn.Module | ResidualView,
+    layers: Iterable[int | Iterable[int]],
+    how: str = "parallel",
+    times: int | None = None,
+) -> Iterator[nn.Module]:
+    """Carry a run of neighbouring blocks or layers out side by side, again, or with the middle one in place of all.
+
+    Args:
+        model: the model or its view; in loops the view.
+        layers: indices of blocks, such as ``[4, 5, 6]``, or the blocks of each layer, such as ``[(4, 5), (6, 7)]``.
+        how: ``parallel``, ``middle`` or ``repeat``; see :class:`pathlens.plans.Rewiring`.
+        times: how often, of ``parallel`` (default: 1) and ``repeat`` (default: 2).
+
+    Yields:
+        The model; calling it computes the rewired network.
+
+    Raises:
+        UsageError: blocks that are no run of neighbours or cannot run in each other's place; a second such plan, a
+            restricted backward pass, or running statistics in train mode.
+
+    Source: Sun et al. 2024, arXiv 2407.09298.
+    """
+    with applied(model, plans.rewire(layers, how, times)) as changed:
         yield changed
 
 
@@ -240,7 +270,7 @@ class _Intervened:
         self._original = original
         self._entries: dict[object, _Active] = {}
         self._view: ResidualView | None = None
-        self._built: dict[tuple[int, Route, Callable[..., Any]], tuple[Chain, Any]] = {}
+        self._built: dict[tuple[int, Any, Callable[..., Any]], tuple[Chain, Any]] = {}
 
     def add(self, plan: Plan, view: ResidualView | None) -> _Active:
         """Stay in place of the model's forward for a plan that does not act yet."""
@@ -319,8 +349,15 @@ class _Intervened:
         return type(self.model).forward.__get__(self.model) if self._original is None else self._original
 
     def _run(self, chain: Chain, active: list[Plan], images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        route = plans.route(active, len(chain.links))
+        route = plans.schedule(active, len(chain.links))
         restrictions = [plan for plan in active if isinstance(plan, Restriction)]
+        if isinstance(route, Schedule):
+            if restrictions:
+                raise UsageError(
+                    "restrict_backward counts the blocks of a path, and here some run side by side or several times; "
+                    "end one of the two"
+                )
+            return self._once(chain, route, scheduled)(images), {}
         if not restrictions:
             segment, buffers = self._once(chain, route, _lesioned)
             results = list(segment(images))
@@ -337,7 +374,7 @@ class _Intervened:
         network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
         return network.run(images, plan.choice)
 
-    def _once(self, chain: Chain, route: Route, make: Callable[[Chain, Route], _T]) -> _T:
+    def _once(self, chain: Chain, route: _R, make: Callable[[Chain, _R], _T]) -> _T:
         """The result of ``make(chain, route)``, computed at the first call."""
         key = (id(chain), route, make)
         if key not in self._built:

@@ -7,7 +7,8 @@ There are C(n, k) paths of length k (Veit, Wilber, Belongie 2016, section 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -155,3 +156,75 @@ def sample_paths(blocks: int, length: int, count: int, rng: np.random.Generator)
     if math.comb(blocks, length) <= count:
         return all_paths(blocks, length)
     return [tuple(sorted(int(b) for b in rng.choice(blocks, size=length, replace=False))) for _ in range(count)]
+
+
+class Paths(ABC):
+    """The paths of a network, by how much longer than the shortest one they are."""
+
+    @abstractmethod
+    def count(self, longer: int) -> int:
+        """How many there are, exact.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
+
+    @abstractmethod
+    def every(self, longer: int) -> Sequence[Collection[int]]:
+        """All of them. Meant for few.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
+
+    @abstractmethod
+    def sample(self, longer: int, count: int, rng: np.random.Generator) -> Sequence[Collection[int]]:
+        """Some of them, uniformly drawn one by one.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+            count: how many to draw.
+            rng: source of the draws.
+        """
+
+
+@dataclass(frozen=True)
+class ChainPaths(Paths):
+    """Paths through blocks one after the other, each as the blocks whose branch it takes.
+
+    Attributes:
+        free: blocks at which a path chooses between branch and shortcut.
+        forced: blocks whose branch every path takes.
+    """
+
+    free: tuple[int, ...]
+    forced: tuple[int, ...] = ()
+
+    def count(self, longer: int) -> int:
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
+        return math.comb(len(self.free), longer)
+
+    def every(self, longer: int) -> list[tuple[int, ...]]:
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+        """
+        return self._named(all_paths(len(self.free), longer))
+
+    def sample(self, longer: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """See :class:`Paths`.
+
+        Args:
+            longer: branches that a path takes beyond those of the shortest one.
+            count: how many to draw.
+            rng: source of the draws.
+        """
+        return self._named(sample_paths(len(self.free), longer, count, rng))
+
+    def _named(self, places: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        return [(*self.forced, *(self.free[place] for place in path)) for path in places]

@@ -181,6 +181,29 @@ FINDINGS = (
         "the growth of the squared gradient backwards through the block and c the factor of its sum.",
     ),
     Finding(
+        "Strict residual networks: where batch norms are, and what up- and downsampling leave",
+        [
+            ("strict_resnets", claim)
+            for claim in (
+                "norms shrink the first blocks, in variance",
+                "norms shrink the first blocks, in norm",
+                "the shrinking is geometric",
+                "a norm at the end alone leaves all blocks alike",
+                "Glorot leaves more to the stem",
+                "normal or uniform does not matter",
+                "training starts on a plateau",
+                "deep against wide",
+                "more blocks do better",
+                "sizes of sub-kernels",
+                "uneven sub-kernels show in outputs",
+                "uneven sub-kernels show in gradients",
+            )
+        ],
+        ["strict_resnets/shares.png", "strict_resnets/checkerboards.png"],
+        "Deeper rows of blocks, or other images, in which the first blocks keep their share; and trainings of the "
+        "post's size, since those here are short, that start or end otherwise.",
+    ),
+    Finding(
         "Language models",
         [
             ("language", claim)

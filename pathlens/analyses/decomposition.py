@@ -28,7 +28,7 @@ from pathlens.decomposition import (
 )
 from pathlens.errors import DataError, UsageError
 from pathlens.metrics import interval_of_sums
-from pathlens.metrics.tasks import Task
+from pathlens.metrics.tasks import Regression, Task
 from pathlens.plans import require_chain
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
@@ -108,7 +108,9 @@ def decompose(
         run.require_intact("to write a sum as summands")
         _, block = target_of(run.view.chain(), at)
         place = "output" if block is None else f"sum of block {block}"
-        asked = task_of(run.view, task) if block is None else None
+        asked = task_of(run.view, task or run.runner.source.task) if block is None else None
+        if isinstance(asked, Regression):
+            raise UsageError("an output of numbers has no logits to decompose; give the sum of a block (--at)")
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given")) if given or not schemes else None
         rows: list[MutableRow] = []

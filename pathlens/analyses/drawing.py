@@ -60,8 +60,8 @@ def contiguous_sets(existing: int, size: int, what: str) -> Samples[tuple[int, .
     return Samples(size, tuple(tuple(range(at, at + size)) for at in range(existing - size + 1)), True)
 
 
-def existing_orders(view: ResidualView, swaps: int) -> int:
-    """How many orders other than the trained one can be reached by exchanging ``swaps`` pairs of blocks.
+def existing_orders(view: ResidualView, swaps: int, units: Sequence[tuple[int, ...]] | None = None) -> int:
+    """How many orders other than the trained one can be reached by exchanging ``swaps`` pairs of blocks, or of units.
 
     An order that takes d exchanges at least can also be reached by d + 2, d + 4 and so on. As many orders of g blocks
     take d exchanges as the coefficient of z^d in (1 + z)(1 + 2z)...(1 + (g - 1)z), the unsigned Stirling numbers of the
@@ -70,9 +70,10 @@ def existing_orders(view: ResidualView, swaps: int) -> int:
     Args:
         view: the network's blocks.
         swaps: 0 or more.
+        units: neighbouring blocks that move together (default: each block by itself).
     """
     orders = [1]
-    for group in interchangeable(view):
+    for group in interchangeable(view, units):
         for before in range(1, len(group)):
             orders = [same + before * one for same, one in zip([*orders, 0], [0, *orders], strict=True)]
     return sum(count for fewest, count in enumerate(orders) if 0 < fewest <= swaps and (swaps - fewest) % 2 == 0)

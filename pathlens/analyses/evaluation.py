@@ -24,6 +24,7 @@ from pathlens.plans import Deletion, Plan, require_chain
 from pathlens.residual import ResidualView, engines, view_of
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
+from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
 from pathlens.results.measured import LEVEL
 from pathlens.runtime import processes
@@ -109,6 +110,7 @@ class Evaluation:
             data=self.runner.source.provenance,
             stated=self.stated,
             task=self.task.name,
+            loss=self.task.loss,
             seed=self.seed,
             dtype=self.dtype,
             device=processes.device_name(self.runner.device),
@@ -139,6 +141,7 @@ def evaluating(
     device: str | torch.device | None = None,
     dtype: str = "float32",
     task: str | None = None,
+    loss: str | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -161,6 +164,7 @@ def evaluating(
         dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
         task: what is measured of the outputs, by name (see :class:`pathlens.metrics.Task`; default: what fits their
             shape).
+        loss: that is measured, by name (see :meth:`pathlens.metrics.Task.with_loss`; default: the cross-entropy).
         seed: of the random draws that made the plans, for provenance.
         mean: per-channel mean for normalisation (default: the data set's).
         std: per-channel standard deviation (default: the data set's).
@@ -183,9 +187,10 @@ def evaluating(
     with running(view.model, data, batch_size, dtype, device, mean, std, journal, progress) as runner:
         with runner.group.agreed(), in_mode(view.model):
             given = None if asked == AUTO else engines.named(asked, runner.device, runner.dtype)
-            chosen = task_of(view, task)
+            chosen = task_of(view, task or runner.source.task, loss)
             spec = stated.get("model")
-            runner.identify(verb, view, plans=identity, task=chosen.name, dtype=dtype, engine=asked, spec=spec)
+            what = {"task": chosen.name, "loss": chosen.loss}
+            runner.identify(verb, view, plans=identity, **what, dtype=dtype, engine=asked, spec=spec)
         network, choice = _prepared(given, view, runner, networks)
         with network:
             yield Evaluation(verb, view, runner, network, chosen, choice, dtype, seed, stated)
@@ -216,20 +221,36 @@ def _prepared(
     return network, choice
 
 
-def task_of(view: ResidualView, name: str | None) -> Task:
-    """The task of a name, or the one that the outputs of a network fit.
+def task_of(view: ResidualView, name: str | None, loss: str | None = None) -> Task:
+    """The task of a name, or the one that the outputs of a network fit, with a loss.
 
     Raises:
-        UsageError: there is no task of that name.
+        UsageError: there is no task of that name, or it has no such loss.
         ModelError: the outputs do not fit the task, or none.
     """
     trace = view.chain().trace
     shape = trace.shape(trace.main)
-    if name is None:
-        return task_for(shape)
-    task = task_named(name)
+    task = (task_for(shape, loss) if name is None else task_named(name)).with_loss(loss)
     task.check_outputs(shape)
     return task
+
+
+def losses_of(view: ResidualView, given: Loss | str | None, task: str | None) -> tuple[Loss, str]:
+    """The loss of each example, and its name.
+
+    Args:
+        view: the network.
+        given: a function, the name of a loss of what the outputs fit, or None for the usual one.
+        task: that the data is for; None where that depends on the outputs.
+
+    Raises:
+        UsageError: there is no such loss.
+        ModelError: the outputs fit no task.
+    """
+    if callable(given):
+        return given, "given by the caller"
+    chosen = task_of(view, task, given)
+    return chosen.losses, chosen.loss
 
 
 def comparison(task: Task, tests: Sequence[tuple[float, float]]) -> dict[str, Json] | None:

@@ -70,7 +70,7 @@ def delete_blocks_influence(
         result = evaluation.sweep([plans.delete(sorted(blocks)).check(view) for blocks in deleted])
         record = evaluation.record([result])
     intact, *measured = rows.counted(result)
-    table_rows: list[MutableRow] = [vars(InfluenceRow(count=0, **intact))]
+    table_rows: list[MutableRow] = [rows.row_of(InfluenceRow, intact, count=0)]
     for step, (unit, row) in enumerate(zip(order[:count], measured, strict=True), start=1):
         first = view[units[unit][0]]
         about: MutableRow = {
@@ -81,7 +81,7 @@ def delete_blocks_influence(
             "influence": influence[unit],
             "blocks": ",".join(map(str, deleted[step])),
         }
-        table_rows.append(vars(InfluenceRow(count=step, **about, **row)))
+        table_rows.append(rows.row_of(InfluenceRow, row, count=step, **about))
     return INFLUENCE.table(table_rows, record.entries())
 
 

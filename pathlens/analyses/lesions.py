@@ -104,6 +104,7 @@ def reorder_blocks(
     *,
     swaps: int | Iterable[int] = range(1, 21),
     samples: int = 10,
+    group: str = GROUPS[0],
     **options: Unpack[SweepOptions],
 ) -> Table:
     """Error against how far the blocks are from their trained order (Veit et al. 2016, section 4.3).
@@ -114,6 +115,7 @@ def reorder_blocks(
         swaps: how many random pairs of interchangeable blocks to exchange.
         samples: orders for each number of swaps, all different and none the trained one; where no more exist, each
             one once.
+        group: ``block``, or ``layer`` to exchange whole layers (the attention and the MLP of a transformer together).
         **options: see :func:`.evaluating`.
 
     Returns:
@@ -126,12 +128,13 @@ def reorder_blocks(
     view = view_for(model, data, options)
     sizes = _sizes(swaps, "swaps")
     _check_samples(samples)
-    rng = _generator(options)
-    intact = plans.random_swaps(view, 0, rng)
+    rng, units = _generator(options), units_of(view, group)
+    intact = plans.random_swaps(view, 0, rng, units)
     sampled = []
     for size in sizes:
-        existing = drawing.existing_orders(view, size)
-        sampled.append(drawing.different(size, partial(plans.random_swaps, view, size, rng), samples, existing, intact))
+        existing = drawing.existing_orders(view, size, units)
+        draw = partial(plans.random_swaps, view, size, rng, units)
+        sampled.append(drawing.different(size, draw, samples, existing, intact))
     labels = [(0, None), *((item.size, sample) for item in sampled for sample in range(len(item.plans)))]
     lesions = [intact, *(plan for item in sampled for plan in item.plans)]
     result, record = run_plans("reorder-blocks", view, lesions, data, **options)
@@ -141,7 +144,7 @@ def reorder_blocks(
     table_rows += _means(table_rows, "swaps", sampled, samples, ("kendall_tau",))
     few = drawing.note_on_few(sampled, samples, "orders", "swaps")
     notes = (*record.notes, *filter(None, [few]))
-    record = dataclasses.replace(record, swaps=sizes, samples=samples, few=few, notes=notes)
+    record = dataclasses.replace(record, group=group, swaps=sizes, samples=samples, few=few, notes=notes)
     return REORDER_BLOCKS.table(table_rows, record.entries())
 
 

@@ -22,10 +22,11 @@ from pathlens.errors import UsageError
 from pathlens.intervene import active_plans
 from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
+from pathlens.residual.flow import concatenation_edges
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import in_mode
-from pathlens.residual.polynomials import GraphLinearisation, concatenation_edges
+from pathlens.residual.polynomials import GraphLinearisation
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
 from pathlens.tables import Json, Provenance
@@ -71,7 +72,9 @@ class Opened:
         options: dict[str, Any] = {"loss": loss, "at": at, "stacked": self.stacked, "route": self.route}
         if self.is_chain:
             return Linearisation(self.view, images, labels, **options)
-        return GraphLinearisation(self.view, images, labels, **options, concat=self.concat)
+        from pathlens.graph.choices import ways  # networkx takes its time, and a chain does not need it
+
+        return GraphLinearisation(self.view, images, labels, **options, concat=self.concat, ways=ways)
 
     def moved(self, images: Tensor) -> Tensor:
         """Inputs on the device, in the type that is computed with; integers stay what they are."""

@@ -28,6 +28,7 @@ class SweepOptions(Options, total=False):
 
     dtype: str
     task: str | None
+    loss: str | None
     seed: int
     engine: str
     fast: bool

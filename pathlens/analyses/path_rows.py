@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from pathlens.paths import path_counts
-from pathlens.residual.routes import Route, path_blocks
 from pathlens.results.lattice import LatticeRow
 from pathlens.results.path_profile import PathRow
 from pathlens.tables.declared import MutableRow, Row
@@ -23,23 +21,30 @@ def empty(numbers: Sequence[int], lengths: range) -> list[MutableRow]:
     return [asdict(PathRow(length=length, n_paths=count)) for length, count in zip(lengths, numbers, strict=False)]
 
 
-def lattice(sums: dict[tuple[int, int], float], examples: int, route: Route) -> list[Row]:
-    """Rows of the lattice, from the loss down."""
+def lattice(
+    sums: dict[tuple[int, int], float], examples: int, numbers: Callable[[int], Mapping[int, int]]
+) -> list[Row]:
+    """Rows of the lattice, from the loss down.
+
+    Args:
+        sums: of norms over examples, by boundary and length.
+        examples: their number.
+        numbers: boundary -> numbers of paths from the loss to there, by length.
+    """
     rows: list[Row] = []
     norms: dict[int, dict[int, float]] = {}
     for (boundary, length), total in sums.items():
         norms.setdefault(boundary, {})[length] = total / examples
     for boundary, here in sorted(norms.items(), reverse=True):
         everything = math.fsum(here.values())
-        free, forced = path_blocks(route, max(0, boundary))
-        counts = path_counts(len(free))
+        counts = numbers(boundary)
         for length in sorted(here):
             rows.append(
                 vars(
                     LatticeRow(
                         boundary=boundary,
                         length=length,
-                        n_paths=counts[length - len(forced)],
+                        n_paths=counts.get(length, 0),
                         norm=here[length],
                         share=here[length] / everything if everything else 0.0,
                     )

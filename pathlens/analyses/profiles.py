@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pathlens import paths
 from pathlens.analyses import path_rows
-from pathlens.analyses.evaluation import task_of
+from pathlens.analyses.evaluation import losses_of
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
@@ -18,11 +18,11 @@ from pathlens.analyses.sources import Data
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.estimators import ALIASES, estimators
 from pathlens.estimators.estimator import Problem, Request
-from pathlens.plans import Plan, require_chain
+from pathlens.plans import Plan
 from pathlens.residual import ResidualView
+from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss
-from pathlens.residual.polynomials import concatenation_edges, place_of
 from pathlens.residual.routes import path_blocks
 from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
@@ -46,7 +46,7 @@ def path_gradients(
     seed: int = 0,
     additions: str | None = None,
     concat: bool = False,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -75,11 +75,12 @@ def path_gradients(
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
         additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`. Where they are no chain,
-            sums over all paths are computed by ``pathlens.residual.polynomials``, ``all`` is ``exact`` alone, and
+            paths are those of ``pathlens.residual.polynomials``, signs are drawn for each way at which paths part, and
             ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
-        loss: (outputs, targets) -> loss of each example (default: the cross-entropy of what the outputs fit, in nats:
-            a class for each image, or a mean over tokens or pixels).
+        loss: (outputs, targets) -> loss of each example, or the name of one that goes with what the outputs fit, such
+            as ``soft-iou`` (default: the cross-entropy, in nats: of a class for each image, or a mean over tokens or
+            pixels).
         progress: called with (batches done, batches in all), summed over the methods.
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -97,15 +98,9 @@ def path_gradients(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
-        if not run.is_chain:
-            if method not in ("all", "exact"):
-                raise UsageError(
-                    f"method {method!r} takes random blocks of a chain, and the choices in "
-                    f"{type(run.view.model).__name__} (additions: {run.view.additions}) are none; give exact"
-                )
-            method, chosen = "exact", estimators("exact")
-        run.identify("path-gradients", request)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
+        run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
@@ -119,8 +114,9 @@ def path_gradients(
         record = run.record(
             verb="path-gradients",
             at=request.at,
+            loss=named,
             method=ALIASES.get(method, method),
-            blocks_in_paths=len(problem.free) + len(problem.forced) if run.is_chain else None,
+            blocks_in_paths=_blocks_in_paths(problem),
             seed=seed,
             share=share,
             measured=measured,
@@ -139,7 +135,9 @@ def lattice(
     max_length: int | None = None,
     lesion: Plan | Iterable[Plan] = (),
     tolerance: float = 0.0,
-    loss: Loss | None = None,
+    additions: str | None = None,
+    concat: bool = False,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[GradientOptions],
 ) -> Table:
@@ -149,14 +147,16 @@ def lattice(
 
     Returns:
         A row for each boundary (-1 is the input, i is x_i) and length, with the norm and the number of paths from the
-        loss to there.
+        loss to there. Where blocks are no chain, boundary i is the branch point of block i, and n the first tensor that
+        all paths pass behind all n blocks.
     """
-    request = _checked(Request(_place(at), max_length, tolerance))
-    with opened(model, data, lesion=lesion, progress=progress, **options) as run:
-        require_chain(run.view, "for a lattice")
+    request = _checked(Request(_place(at), max_length, tolerance, concat=concat))
+    more: dict[str, Any] = {"additions": additions, "concat": concat}
+    with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        problem = _problem(run, request, loss)
-        run.identify("lattice", request)
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        problem = _problem(run, request, losses)
+        run.identify("lattice", (request, named))
 
         def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
             linear = problem.linearise(images, labels)
@@ -174,8 +174,8 @@ def lattice(
                 for offset, norm in enumerate(norms):
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
-        rows = path_rows.lattice(sums, examples, run.route)
-        record = run.record(verb="lattice", at=request.at, examples=examples, seconds=run.runner.seconds)
+        rows = path_rows.lattice(sums, examples, _numbers(run))
+        record = run.record(verb="lattice", at=request.at, loss=named, examples=examples, seconds=run.runner.seconds)
     return LATTICE.table(rows, record.entries())
 
 
@@ -205,22 +205,20 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
-    loss = task_of(run.view, None).losses if given is None else given
-    free, forced, shortest, numbers = _paths(run, request.at)
+def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
+    chosen, shortest, numbers, signs = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:
         raise UsageError(
             f"max-length {request.max_length} is outside {least}..{most}: paths run through {most} blocks here"
-            + (f", {least} of which have no shortcut" if forced else "")
+            + (f", {least} of which have no shortcut" if run.is_chain and least else "")
         )
     return Problem(
         request,
-        free,
-        forced,
+        chosen,
         shortest,
         numbers,
-        len(run.view),
+        signs,
         run.runner.source.count or 0,
         run.runner.device,
         run.runner.dtype,
@@ -229,31 +227,58 @@ def _problem(run: Opened, request: Request, given: Loss | None) -> Problem:
     )
 
 
-def _paths(run: Opened, at: str) -> tuple[tuple[int, ...], tuple[int, ...], int, list[int]]:
-    """Blocks at which paths choose, blocks that all take, the shortest length, and numbers of paths from there on."""
+def _blocks_in_paths(problem: Problem) -> int | None:
+    chosen = problem.paths
+    return len(chosen.free) + len(chosen.forced) if isinstance(chosen, paths.ChainPaths) else None
+
+
+def _paths(run: Opened, at: str) -> tuple[paths.Paths, int, list[int], int]:
+    """The paths, the shortest length, numbers of paths from there on, and of random signs."""
     if run.is_chain:
         free, forced = path_blocks(run.route, max(0, boundary_of(at, len(run.view))))
-        return free, forced, len(forced), paths.path_counts(len(free))
+        return paths.ChainPaths(free, forced), len(forced), paths.path_counts(len(free)), len(run.view)
     name, chain = type(run.view.model).__name__, run.view.chain()
     if not chain.links and not concatenation_edges(chain):
         raise NoResidualBlocksError(
             f"{name} has no residual addition, and no concatenation of a tensor and something learned from it, at "
             "which paths could choose"
         )
-    from pathlens.graph.choices import count_choices  # networkx takes its time, and a chain does not need it
+    # networkx takes its time, and a chain does not need it
+    from pathlens.graph.choices import GraphPaths, count_choices, number_of_ways
 
-    numbers = count_choices(chain, run.route, place_of(chain, at), run.concat)
+    place = place_of(chain, at)
+    numbers = count_choices(chain, run.route, place, run.concat)
     if not any(numbers):
         raise UsageError(
             f"at {at}: no path leads from there to the output of {name} as it is lesioned; give another place"
         )
     shortest = next(length for length, number in enumerate(numbers) if number)
-    return (), (), shortest, numbers[shortest:]
+    chosen = GraphPaths(chain, run.route, place, run.concat, shortest)
+    return chosen, shortest, numbers[shortest:], number_of_ways(chain)
+
+
+def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
+    """Numbers of paths from the loss to a boundary, by length."""
+    if run.is_chain:
+
+        def numbers(boundary: int) -> Mapping[int, int]:
+            free, forced = path_blocks(run.route, max(0, boundary))
+            return dict(enumerate(paths.path_counts(len(free)), len(forced)))
+
+        return numbers
+    from pathlens.graph.choices import count_choices_from
+
+    chain = run.view.chain()
+    nodes = {boundary: node for node, boundaries in blocks_at(chain, run.concat).items() for boundary in boundaries}
+    nodes[-1] = chain.trace.source
+    counted = count_choices_from(chain, run.route, nodes.values(), run.concat)
+    return lambda boundary: dict(enumerate(counted[nodes[boundary]]))
 
 
 def _effective(contributions: list[Any], share: float, problem: Problem, is_chain: bool) -> dict[str, Json]:
     """The effective range; ``contributions`` begin at the shortest length, which blocks without a shortcut add to."""
     numbers = None if is_chain else problem.numbers
-    effective = paths.effective_paths(contributions, share, len(problem.numbers) - 1, numbers)
+    known = [value or 0.0 for value in contributions]  # a length that no path has contributes nothing
+    effective = paths.effective_paths(known, share, len(problem.numbers) - 1, numbers)
     shortest = problem.lengths[0]
     return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}

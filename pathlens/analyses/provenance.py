@@ -90,10 +90,12 @@ class LesionProvenance(AnalysisProvenance):
 
     The logits of the prepared network are compared with the model's own; ``comparison`` says how the lesioned networks
     were compared with the intact one; ``counts``, ``swaps`` and ``samples`` are of random lesions, and ``few`` says of
-    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch.
+    which sizes no more exist; ``replace`` says what stands in the place of a deleted branch, ``runs`` how runs of
+    neighbours were carried out, and ``times`` how often.
     """
 
     task: str = "classification"
+    loss: str = "cross-entropy"
     seed: int
     dtype: str
     device: str
@@ -108,6 +110,8 @@ class LesionProvenance(AnalysisProvenance):
     group: str = "block"
     contiguous: bool = False
     replace: str = "zero"
+    runs: str | None = None
+    times: int | None = None
     counts: tuple[int, ...] | None = None
     swaps: tuple[int, ...] | None = None
     samples: int | None = None
@@ -119,6 +123,7 @@ class GradientProvenance(AnalysisProvenance):
     """What the analyses of gradients say; ``measured`` is what the estimators do."""
 
     lesion: Mapping[str, Json] | None = None
+    loss: str = "cross-entropy"
     mode: str
     dtype: str
     device: str
@@ -145,6 +150,8 @@ class SurfaceProvenance(AnalysisProvenance):
     ``curvature`` holds that of the network itself, and ``curvature_of`` says on what it rests.
     """
 
+    task: str = "classification"
+    loss: str = "cross-entropy"
     lesion: Mapping[str, Json] | None = None
     directions: tuple[str, ...]
     one_dimensional: str

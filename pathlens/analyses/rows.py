@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 from pathlens.analyses.grouping import name_of
 from pathlens.analyses.sweep import SweepResult
@@ -34,7 +36,7 @@ def lesion(
         columns = {"block": numbers[0], "name": name_of(view, unit)}
         columns |= {"stage": view[unit[0]].stage, "kind": _joined(dict.fromkeys(view[block].kind for block in unit))}
     blocks = [block for unit in deleted for block in unit]
-    return vars(LesionRow(**columns, count=len(deleted), sample=sample, **_which(view, blocks), **measured))
+    return row_of(LesionRow, measured, **columns, count=len(deleted), sample=sample, **_which(view, blocks))
 
 
 def reordering(
@@ -47,17 +49,28 @@ def reordering(
 ) -> MutableRow:
     """The row of one network with its blocks in another order; ``measured`` is its own of :func:`counted`."""
     moved = [block for position, block in enumerate(plan.order) if position != block]
-    return vars(
-        ReorderingRow(
-            swaps=swaps,
-            sample=sample,
-            kendall_tau=tau,
-            moved=len(moved),
-            **_which(view, sorted(moved)),
-            order=_joined(plan.order),
-            **measured,
-        )
+    return row_of(
+        ReorderingRow,
+        measured,
+        swaps=swaps,
+        sample=sample,
+        kendall_tau=tau,
+        moved=len(moved),
+        **_which(view, sorted(moved)),
+        order=_joined(plan.order),
     )
+
+
+def row_of(kind: type, measured: Row, /, **columns: Any) -> MutableRow:
+    """A row of a table of lesions, with what its task measures beside the columns that are declared.
+
+    Args:
+        kind: dataclass of the row.
+        measured: the network's own row of :func:`counted`.
+        **columns: the others that are declared.
+    """
+    declared = {column.name for column in fields(kind)}
+    return {**vars(kind(**columns, **{name: measured[name] for name in measured if name in declared})), **measured}
 
 
 def mean_of(rows: Rows, is_sample: bool, also: Sequence[str] = (), keep: Sequence[str] | None = None) -> MutableRow:
@@ -70,19 +83,27 @@ def mean_of(rows: Rows, is_sample: bool, also: Sequence[str] = (), keep: Sequenc
         keep: columns that are the same for all samples (default: how many blocks are deleted or exchanged).
     """
     first = rows[0]
-    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    largest = math.inf if "rmse" in first else 1.0  # relative squared errors are no shares
     if keep is None:
         keep = ("count",) if "count" in first else ("swaps",)
     return {
         **dict.fromkeys(first),
         **{name: first[name] for name in keep},
         **{name: _mean([row[name] for row in rows]) for name in also},
-        **_over_samples("error", rows, is_sample, (0.0, 1.0)),
-        **_over_samples("difference", rows, is_sample, (-1.0, 1.0)),
-        "loss": _mean(losses) if len(losses) == len(rows) else None,
+        **_over_samples("error", rows, is_sample, (0.0, largest)),
+        **_over_samples("difference", rows, is_sample, (-largest, largest)),
+        "loss": _mean_of_known("loss", rows),
         "nonfinite": sum(row["nonfinite"] for row in rows),
         "n": first["n"],
+        **{name: _mean_of_known(name, rows) for name in first if name.startswith(("iou", "rmse"))},
+        **(_over_samples("iou", rows, is_sample, (0.0, 1.0)) if "iou" in first else {}),
     }
+
+
+def _mean_of_known(name: str, rows: Rows) -> float | None:
+    """The mean of a column, which is missing where one of its values is."""
+    values = [row[name] for row in rows]
+    return None if None in values else _mean(values)
 
 
 def _over_samples(name: str, rows: Rows, is_sample: bool, bounds: tuple[float, float]) -> dict[str, float | None]:

@@ -82,10 +82,10 @@ def delete_blocks_greedy(
             p_values += [row["p"] for row in measured]
             deleted.append(left[best])
             block = view[left[best]]
-            table_rows += [] if step else [vars(GreedyRow(count=0, **intact))]
+            table_rows += [] if step else [rows.row_of(GreedyRow, intact, count=0)]
             about: MutableRow = {"block": block.index, "name": block.name, "stage": block.stage, "kind": block.kind}
             blocks = ",".join(map(str, deleted))
-            table_rows.append(vars(GreedyRow(count=step + 1, **about, blocks=blocks, **measured[best])))
+            table_rows.append(rows.row_of(GreedyRow, measured[best], count=step + 1, **about, blocks=blocks))
         record = evaluation.record(results)
     corrected = holm(p_values)
     for row, index in zip(table_rows[1:], chosen, strict=True):
@@ -155,14 +155,13 @@ def delete_blocks_exhaustive(
     )
     measured = dict(zip(sets, rows.counted(result), strict=True))
     table_rows = [
-        vars(
-            SetRow(
-                count=len(blocks),
-                blocks=",".join(map(str, blocks)) or None,
-                interaction=_beyond(measured, blocks, "error"),
-                loss_interaction=_beyond(measured, blocks, "loss"),
-                **row,
-            )
+        rows.row_of(
+            SetRow,
+            row,
+            count=len(blocks),
+            blocks=",".join(map(str, blocks)) or None,
+            interaction=_beyond(measured, blocks, "error"),
+            loss_interaction=_beyond(measured, blocks, "loss"),
         )
         for blocks, row in measured.items()
     ]

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from pathlens.analyses.evaluation import task_of
+from pathlens.analyses.evaluation import losses_of
 from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
 from pathlens.analyses.linear import Opened, opened
 from pathlens.analyses.options import Options
@@ -57,7 +57,7 @@ def signal_propagation(
     seed: int = 0,
     build: Callable[[int], nn.Module] | None = None,
     dtype: str | None = None,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Table:
@@ -82,7 +82,7 @@ def signal_propagation(
         seed: of the first initialisation.
         build: seed -> the network anew, for ``as-built``.
         dtype: what to compute with (default: the model's type).
-        loss: (outputs, targets) -> loss of each example (default: as of :func:`.path_gradients`).
+        loss: (outputs, targets) -> loss of each example, or its name; as of :func:`.path_gradients`.
         progress: called with (batches done, batches in all).
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -107,7 +107,7 @@ def signal_propagation(
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to follow a signal")
         run.require_intact("to follow a signal")
-        losses = task_of(run.view, None).losses if loss is None else loss
+        losses, named = losses_of(run.view, loss, run.runner.source.task)
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given")) if given or not schemes else None
         curves: list[_Curve] = []
@@ -116,7 +116,7 @@ def signal_propagation(
             curves.append(curve)
             for number, start in networks:
                 view = _trained(start, run, steps, lr, losses) if steps else start
-                request = (curve.label, number, standardise, steps, lr, stated.get("model"))
+                request = (curve.label, number, standardise, steps, lr, stated.get("model"), named)
                 run.identify("signal-propagation", request)
                 measuring = _measuring(view, run, losses, curve.trained or steps)
                 batches = run.runner.run(f"{curve.label} {number}", measuring)
@@ -130,6 +130,7 @@ def signal_propagation(
         record = run.record(
             verb="signal-propagation",
             at="every block",
+            loss=named,
             seed=seed,
             measured={"seeds": seeds if schemes else 1, "steps": steps, "lr": lr if steps else None,
                       "standardised": standardise, "warnings": warnings},

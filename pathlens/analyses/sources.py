@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pathlens.analyses.provenance import DataProvenance
-from pathlens.data import DataSet, TextData
+from pathlens.data import ArrayData, DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
 from pathlens.runtime import processes
 
@@ -40,6 +40,11 @@ class BatchSource:
     count: int | None
     provenance: DataProvenance = field(repr=False)
     fingerprint: str
+
+    @property
+    def task(self) -> str | None:
+        """The task that the data is for, where that does not depend on the network."""
+        return "regression" if isinstance(self.data, ArrayData) else None
 
     def batches(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Number, images (N, ...) and labels (N,) of some batches (default: all), in order.
@@ -113,6 +118,8 @@ def batch_source(
                 stride=data.stride,
                 tokenizer=data.tokenizer.name,
             )
+        if isinstance(data, ArrayData):
+            provenance = replace(provenance, examples=data.rows_are)
         count = data.num_batches(batch_size)
         digest = hashlib.sha256(f"{data.fingerprint} {own_mean} {own_std} {batch_size}".encode()).hexdigest()
         return BatchSource(data, batch_size, own_mean, own_std, device, count, provenance, digest)

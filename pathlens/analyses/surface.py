@@ -26,12 +26,11 @@ from pathlens.analyses.sources import Data
 from pathlens.analyses.sweep import PHASE, evaluate
 from pathlens.errors import NumericsError, UsageError
 from pathlens.intervene import applied
-from pathlens.metrics import ClassificationCounts, count_values, require_labels
+from pathlens.metrics import Task
 from pathlens.models import load_into, load_state_dict_file, state_sha256
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.inference import Inference
-from pathlens.residual.losses import cross_entropy
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import Route, intact
 from pathlens.results.surface import LOSS_SURFACE, SurfaceRow, draws_of, has_basin
@@ -139,7 +138,7 @@ def loss_surface(
         **options: see :func:`.evaluating`; ``seed`` is that of the directions.
 
     Returns:
-        A row for each point; losses in nats, errors as fractions. The provenance says what was moved and what was kept,
+        A row for each point; cross-entropies in nats, errors as fractions. The provenance says what was moved and kept,
         and holds the curvature: with batch norm statistics kept, with respect to the weights that move. Its warnings
         say where there is no basin.
 
@@ -178,11 +177,6 @@ def loss_surface(
     networks = draws * len(asked.places)
     with evaluating(LOSS_SURFACE.name, view, data, identity, networks, **options) as evaluation, ExitStack() as stack:
         with evaluation.runner.group.agreed():
-            if evaluation.task.name != "classification":
-                raise UsageError(
-                    f"a loss surface is measured of classifiers, and the task of {type(view.model).__name__} is "
-                    f"{evaluation.task.name}; delete-blocks and path-gradients study it"
-                )
             with torch.inference_mode():
                 difference = check_agreement(evaluation.network, evaluation.runner.source.first())
             weights = stack.enter_context(moving(view.model))
@@ -221,7 +215,7 @@ class _Surface:
 
     def __init__(self, evaluation: Evaluation, weights: Weights, asked: Asked, lesions: Sequence[Plan]) -> None:
         self.evaluation, self.weights, self.asked, self.lesions = evaluation, weights, asked, lesions
-        self.view, self.runner = evaluation.view, evaluation.runner
+        self.view, self.runner, self.task = evaluation.view, evaluation.runner, evaluation.task
         self.route: Route = plans.route(lesions, len(self.view)) if lesions else intact(len(self.view))
         self.statistics = Statistics(self.view.model)
         if asked.batch_norm == "re-estimated":
@@ -249,7 +243,7 @@ class _Surface:
             spectra = self.runner.each("spectra", numbers, lambda number: self._spectrum(axes, places, number))
         for number, (_, values) in counts.items():
             place = places[number % len(places)]
-            count = ClassificationCounts.from_values(values)
+            count, _ = self.task.measured(values)
             largest, smallest = spectra.get(number, (None, None))
             row = SurfaceRow(
                 draw=number // len(places),
@@ -271,7 +265,7 @@ class _Surface:
         device, network = self.runner.device, self.evaluation.network
         for number, images, labels in self.runner.source.batches():
             check_images(network, images, number)
-            require_labels(labels, len(images))
+            self.task.check_targets(labels, len(images))
             if self.asked.batch_norm == "re-estimated" and len(images) < 2:
                 raise UsageError(
                     f"batch {number} has one image, of which batch norm has no statistics; give another number of "
@@ -284,8 +278,7 @@ class _Surface:
         left = images
         for batch, labels in self.batches:
             if left > 0:
-                part = batch[:left].to(like.device)
-                yield part.to(like.dtype) if part.is_floating_point() else part, labels[:left].to(like.device)
+                yield _as_taken(batch[:left], like), labels[:left].to(like.device)
             left -= len(batch)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -294,7 +287,7 @@ class _Surface:
         x = chain.stem(images)[0]
         for part, block in self.route:
             x = chain.step(part, block)(x)[0]
-        return cross_entropy(chain.head(x)[0], labels).sum()
+        return self.task.losses(chain.head(x)[0], labels).sum()
 
     def _axes(self, ends: Sequence[nn.Module], spectrum: Spectrum | None, seed: int) -> list[Tensor]:
         """The directions of the axes."""
@@ -316,13 +309,13 @@ class _Surface:
         self._moved(axes, places, number)
         if self.asked.batch_norm == "re-estimated":
             like = self.weights.parameters[0]
-            self.statistics.estimate(self._run, (images.to(like.device, like.dtype) for images, _ in self.batches))
+            self.statistics.estimate(self._run, (_as_taken(images, like) for images, _ in self.batches))
         engine = self.evaluation.network.engine
         # prepared anew, because norms are folded into the weights; that takes a small part of a pass
         with torch.inference_mode(), Inference(self.view, self.runner.device, self.runner.dtype, engine) as network:
             totals: list[Tensor] = []
             for images, labels in self.batches:
-                totals += network.each(_counter(network, self.route), network.parts(images, labels))
+                totals += network.each(_counter(network, self.task, self.route), network.parts(images, labels))
             return [engine.name, torch.stack(totals).sum(0).tolist()]
 
     def _run(self, images: Tensor) -> None:
@@ -400,6 +393,8 @@ class _Surface:
             output=self.view.output,
             data=self.runner.source.provenance,
             stated=stated,
+            task=self.task.name,
+            loss=self.task.loss,
             lesion=spoken_lesion(self.route) if self.lesions else None,
             directions=tuple(spoken),
             one_dimensional=asked.one_dimensional,
@@ -422,12 +417,19 @@ class _Surface:
         )
 
 
-def _counter(network: Inference, route: Route) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    """(images, labels) -> the five numbers of :func:`count_values`."""
+def _as_taken(images: Tensor, like: Tensor) -> Tensor:
+    """Inputs where and as the model takes them; integers stay what they are."""
+    images = images.to(like.device)
+    return images.to(like.dtype) if images.is_floating_point() else images
+
+
+def _counter(network: Inference, task: Task, route: Route) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    """(images, labels) -> the task's numbers of a network that is compared with itself."""
 
     def count(part: tuple[Tensor, ...]) -> Tensor:
-        ((_, logits),) = evaluate(network, [route], part[0])
-        return count_values(logits, part[1])
+        ((_, outputs),) = evaluate(network, [route], part[0])
+        values, answers = task.answers(outputs, part[1])
+        return torch.cat([values, task.compare(answers[None])[0]])
 
     return count
 

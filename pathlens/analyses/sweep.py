@@ -22,9 +22,9 @@ from pathlens.analyses.runner import Runner
 from pathlens.errors import UsageError
 from pathlens.metrics import Task, holm
 from pathlens.metrics.tasks import Counts, Pairs
-from pathlens.plans import Plan, route
+from pathlens.plans import Plan, schedule
 from pathlens.residual.inference import Call, Inference
-from pathlens.residual.routes import Part, Route
+from pathlens.residual.routes import Part, Route, Schedule
 from pathlens.runtime.memory import oom_as_error
 
 PHASE = "sweep"
@@ -44,13 +44,13 @@ class SweepResult:
     """
 
     task: Task
-    routes: list[Route]
+    routes: list[Route | Schedule]
     counts: list[Counts]
     pairs: list[Pairs]
     largest_logit_difference: float
 
     @cached_property
-    def tests(self) -> dict[Route, tuple[float, float]]:
+    def tests(self) -> dict[Route | Schedule, tuple[float, float]]:
         """The task's test of every other network against the first one: p, and p after Holm's correction.
 
         The family of the correction is all networks that are not the first one; one that was asked for twice is tested
@@ -60,8 +60,8 @@ class SweepResult:
         return dict(zip(single, zip(single.values(), holm(list(single.values())), strict=True), strict=True))
 
 
-def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
-    """What runs at each position of the chain under each plan.
+def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route | Schedule]:
+    """What runs under each plan: at each position of the chain, or side by side.
 
     Args:
         plans: each by itself.
@@ -72,11 +72,11 @@ def routes_of(plans: Sequence[Plan], blocks: int) -> list[Route]:
     """
     if not all(plan.changes_forward for plan in plans):
         raise UsageError("a restricted backward pass changes no forward pass, so there is no error to measure")
-    return [route([plan], blocks) for plan in plans]
+    return [schedule([plan], blocks) for plan in plans]
 
 
 def evaluate(
-    network: Inference, routes: Sequence[Route], images: Tensor, lesioned: Network | None = None
+    network: Inference, routes: Sequence[Route | Schedule], images: Tensor, lesioned: Network | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits of each lesioned network for one batch, as (index of the route, logits), in no particular order.
 
@@ -87,11 +87,17 @@ def evaluate(
         lesioned: how blocks run (default: as the network says, which replaces no branches).
     """
     lesioned = lesioned or network
+    numbered = [(route, index) for index, route in enumerate(routes) if not isinstance(route, Schedule)]
     if not network.chain.in_series:
         x = network.prepare(images)
-        yield from ((index, lesioned.whole(route)(x)) for index, route in enumerate(routes))
+        yield from ((index, lesioned.whole(route)(x)) for route, index in numbered)
         return
-    numbered = sorted((route, index) for index, route in enumerate(routes))
+    for index, steps in enumerate(routes):
+        if isinstance(steps, Schedule):
+            yield index, network.head(steps.run(lesioned.step, network.stem(network.prepare(images))))
+    if not numbered:
+        return
+    numbered.sort()
     # no name for the stem's output, so that it lives no longer than it is needed
     yield from _walk(network, lesioned.step, numbered, 0, network.stem(network.prepare(images)))
 
@@ -136,7 +142,8 @@ def sweep(
     with runner.group.agreed(), torch.inference_mode(), oom_as_error(source.batch_size):
         routes = routes_of(plans, len(network))
         difference = check_agreement(network, source.first())
-        replacing = Replacing(network, routes, source, seed)
+        alone = [route for route in routes if not isinstance(route, Schedule)]
+        replacing = Replacing(network, alone, source, seed)
 
     def count(batch: int, images: Tensor, labels: Tensor) -> list[Any]:
         return [network.engine.name, _count(network, task, routes, replacing, batch, images, labels)]
@@ -150,7 +157,7 @@ def sweep(
 def _count(
     network: Inference,
     task: Task,
-    routes: Sequence[Route],
+    routes: Sequence[Route | Schedule],
     replacing: Replacing,
     batch: int,
     images: Tensor,

@@ -34,6 +34,7 @@ class GradientOptions(o.Common):
 
     limit: Annotated[int, o.option("Only the first N images.", min=1, metavar="N")] = 128
     batch_size: Annotated[int, o.option("Images at a time; bounds the memory.", min=1)] = 32
+    loss: o.Loss = None
 
 
 @o.takes_objects
@@ -98,10 +99,9 @@ def path_gradients(
         from pathlens.runtime.memory import oom_as_error
 
         plan = [getattr(plans, what)(blocks) for what, blocks in lesion.items() if blocks is not None]
-        if lattice:
-            plans.require_chain(current.view, "for --lattice")
         choices = {"additions": current.view.additions, "concat": concat}
         options: dict[str, Any] = {**paths, **current.options, "dtype": common.dtype.value, "mode": mode.value}
+        options["loss"] = None if common.loss is None else common.loss.value
         more: dict[str, Table] = {}
         notes = (
             *current.notes,
@@ -124,6 +124,6 @@ def path_gradients(
             )
             if lattice and common.out is not None:
                 more["lattice"] = analyses.lattice(
-                    current.view, current.data, **options, lesion=plan, progress=progress
+                    current.view, current.data, **options, lesion=plan, concat=concat, progress=progress
                 )
         finish(current, table, {**paths, **lesion, **sampling, **choices, "lattice": lattice, "mode": mode.value}, more)

@@ -31,8 +31,9 @@ Count = Annotated[
 
 Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
+Runs = StrEnum("Runs", "reverse parallel middle repeat")
 Replace = StrEnum("Replace", "zero mean resample")
-Task = StrEnum("Task", "classification next-token segmentation")
+Task = StrEnum("Task", "classification next-token segmentation regression")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class LesionOptions(o.Common):
     task: Annotated[
         Task | None, o.option("What is measured of the outputs. Default: what their shape fits.", "--task")
     ] = None
+    loss: o.Loss = None
     plain_forward: Annotated[bool, o.option("Run the model's own operations: --engine plain.", "--plain-forward")] = (
         False
     )
@@ -60,6 +62,7 @@ class LesionOptions(o.Common):
         return {
             "dtype": self.dtype.value,
             "task": None if self.task is None else self.task.value,
+            "loss": None if self.loss is None else self.loss.value,
             "seed": self.seed,
             "engine": self.engine,
             "fast": not self.plain_forward,
@@ -144,14 +147,42 @@ def delete_skips(
 @o.takes_objects
 def reorder_blocks(
     swaps: Annotated[
-        str, o.option("How many random pairs of blocks to exchange, such as 1:20.", metavar="RANGE")
-    ] = "1:20",
+        str | None, o.option("How many random pairs of blocks to exchange. Default: 1:20.", metavar="RANGE")
+    ] = None,
     samples: o.Samples = 10,
+    group: Annotated[Group, o.option("layer: whole layers, of attention and MLP, in place of blocks.")] = Group.block,
+    runs: Annotated[
+        Runs | None,
+        o.option(
+            "In place of random exchanges, each run of neighbours: reversed, which exchanges two; side by side, their "
+            "outputs averaged (parallel); with its middle one in the place of each; or repeated.",
+            "--runs",
+        ),
+    ] = None,
+    count: Annotated[
+        str | None, o.option("With --runs: blocks or layers of a run. Default: 2.", metavar="RANGE")
+    ] = None,
+    times: Annotated[
+        int | None,
+        o.option("With --runs parallel (default 1) or repeat (default 2): how often.", min=1, metavar="N"),
+    ] = None,
     *,
     common: LesionOptions,
 ) -> None:
-    """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3)."""
-    run("reorder-blocks", common, {"swaps": parse_range(swaps, "swaps"), "samples": samples})
+    """Error against Kendall's tau of a random order of the blocks (Veit et al. 2016, section 4.3).
+
+    With --runs, error with every run of neighbours carried out in another way (Sun et al. 2024).
+    """
+    if runs is None:
+        if count is not None or times is not None:
+            raise UsageError("--count and --times are of runs; give --runs with them")
+        sizes = parse_range(swaps or "1:20", "swaps")
+        run("reorder-blocks", common, {"swaps": sizes, "samples": samples, "group": group.value})
+        return
+    if swaps is not None:
+        raise UsageError(f"--swaps {swaps}: --runs {runs} takes each run of neighbours; leave one of the two out")
+    arguments = {"runs": runs.value, "count": parse_range(count or "2", "count"), "group": group.value}
+    run("reorder-blocks-runs", common, {**arguments, "times": times})
 
 
 def run(

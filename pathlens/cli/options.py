@@ -62,7 +62,7 @@ Data = Annotated[
     str | None,
     option(
         "digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR; for segmentation digit-scenes or masks:DIR; for a "
-        "language model text:FILE. Default with the embedded network: digits.",
+        "language model text:FILE; for a regression arrays:FILE. Default with the embedded network: digits.",
         "--data",
         "-d",
         metavar="SPEC",
@@ -100,6 +100,15 @@ Additions = Annotated[
 ]
 Concat = Annotated[
     bool, option("Concatenations are blocks too, of which the branch is the new channels (DenseNets).", "--concat")
+]
+Losses = StrEnum("Losses", "cross-entropy soft-iou batch-iou dice lovasz-hinge squared-error")
+Loss = Annotated[
+    Losses | None,
+    option(
+        "The loss: cross-entropy; of masks soft-iou, dice, lovasz-hinge, and to train with batch-iou, over all pixels "
+        "of a batch; of a regression squared-error. Default: cross-entropy.",
+        "--loss",
+    ),
 ]
 Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
 

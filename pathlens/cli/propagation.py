@@ -42,6 +42,7 @@ def signal_propagation(
         int, o.option("Steps of gradient descent on the first batch before anything is measured.", metavar="N")
     ] = 0,
     lr: Annotated[float, o.option("Learning rate of these steps.", "--lr", metavar="X")] = 0.1,
+    loss: o.Loss = None,
     *,
     common: SignalOptions,
 ) -> None:
@@ -51,6 +52,7 @@ def signal_propagation(
     of the gradient of the loss; what theory expects; and the growth per block.
     """
     asked: dict[str, Any] = {"seeds": seeds, "mode": mode.value, "steps": steps, "lr": lr}
+    asked |= {} if loss is None else {"loss": loss.value}
     over_initialisations("signal-propagation", common, asked)
 
 

@@ -108,7 +108,7 @@ def setting(
     import torch
 
     from pathlens.analyses import view_of
-    from pathlens.data import TextData, check_labels, check_tokens
+    from pathlens.data import ImageData, TextData, check_labels, check_tokens
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
@@ -129,7 +129,7 @@ def setting(
             if isinstance(data, TextData):
                 known = data.num_classes if loaded.num_classes is None else loaded.num_classes
                 check_tokens(data, known, loaded.context)
-            else:
+            elif isinstance(data, ImageData):
                 check_channels(loaded, data)
                 if loaded.num_classes is not None:
                     check_labels(data, loaded.num_classes)
@@ -191,7 +191,7 @@ def open_both(common: Common) -> tuple[LoadedModel, DataSet]:
 
 
 def opened(given: Common | TrainingOptions, split: str, limit: int | None, image_size: int | None) -> DataSet:
-    """The images or the text that the options name.
+    """The images, the text or the arrays that the options name.
 
     Args:
         given: the options.
@@ -200,13 +200,20 @@ def opened(given: Common | TrainingOptions, split: str, limit: int | None, image
         image_size: of images, or None.
 
     Raises:
-        UsageError: options of texts for images, or of images for a text.
+        UsageError: options of texts for images, or of images for a text, or of either for arrays.
         DataError: data that cannot be read.
     """
-    from pathlens.data import open_data, open_text
+    from pathlens.data import open_arrays, open_data, open_text
 
     spec = data_spec(given.data, given.model)
     kind, _, path = spec.partition(":")
+    if kind == "arrays":
+        if image_size or given.tokenizer or given.sequence_length or given.stride:
+            raise UsageError(
+                "--image-size, --tokenizer, --sequence-length and --stride are of images and texts, and arrays are "
+                "taken as they are; leave them out"
+            )
+        return open_arrays(path, split=split, limit=limit)
     if kind != "text" and (given.tokenizer or given.sequence_length or given.stride):
         raise UsageError("--tokenizer, --sequence-length and --stride are of texts; give --data text:FILE with them")
     if kind != "text":
@@ -230,7 +237,8 @@ def data_spec(data: str | None, model: str | None) -> str:
     if model in (None, DEFAULT_MODEL):
         return "digits"
     raise UsageError(
-        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR or text:FILE"
+        f"no data given for {model}; give --data digits, cifar10, cifar100, parquet:PATH, imagefolder:DIR, text:FILE "
+        "or arrays:FILE"
     )
 
 

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from pathlens.errors import printable
 from pathlens.results import Shown, named
 from pathlens.results.result import Row, Rows
+from pathlens.results.tasks import SHOWN
 from pathlens.tables import Table
 
 _BAR = 28
@@ -58,7 +59,8 @@ def show(table: Table, name: str, as_json: bool = False) -> None:
         return
     result = named(name)
     rows = result.listed(table.rows)
-    _print_columns([_Printed.of(*column, rows) for column in result.printed(rows).items()], result.bars(rows))
+    printed = {**result.printed(rows), **{name: how for name, how in SHOWN.items() if name in table.types}}
+    _print_columns([_Printed.of(*column, rows) for column in printed.items()], result.bars(rows))
     if len(rows) < len(table.rows):
         _print_dim(f"{len(rows)} of {len(table.rows)} rows; --json and --out have all")
     for line in result.notes(table.provenance):

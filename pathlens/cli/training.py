@@ -94,6 +94,7 @@ class TrainingOptions:
     ] = None
     augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
+    loss: o.Loss = None
     model: o.Model = None
     weights: Annotated[
         str, o.option("Where to start: 'random', or a weights file.", "--weights", "-w", metavar="FILE")
@@ -229,6 +230,7 @@ def train(options: TrainingOptions) -> None:
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
                 without_skips=options.without_skips,
+                **({} if options.loss is None else {"loss": options.loss.value}),
                 progress=progress,
                 on_epoch=on_epoch,
                 provenance=provenance(**stated),
@@ -297,17 +299,16 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
 
 def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | None]:
     """Training, validation and test examples; the three never share one."""
-    from pathlens.data import ImageData, TextData
+    from pathlens.data import ImageData
     from pathlens.training import hold_out, kinds
 
     def split_of(split: str, limit: int | None = None) -> DataSet:
         return opened(options, split, limit, options.image_size)
 
     data, held_out = split_of("train", options.limit), options.validation
-    if isinstance(data, TextData):  # one file has no splits
-        end = max(1, data.n // 10) if held_out is None else held_out
-        return (*data.hold_out(end), None) if end else (data, None, None)
-    assert isinstance(data, ImageData)
+    if not isinstance(data, ImageData):  # one file has no splits
+        watched_part = max(1, data.n // 10) if held_out is None else held_out
+        return (*hold_out(data, watched_part), None) if watched_part else (data, None, None)
     labels = data.labels
 
     def other(split: str) -> ImageData:

@@ -292,6 +292,8 @@ def check_labels(data: ImageData, num_classes: int) -> None:
     Raises:
         DataError: a label is outside the model's classes; the message names the first such row.
     """
+    if data.labels.dim() > 1:
+        num_classes = max(2, num_classes)  # a single logit a pixel is that of the second of two classes
     outside = (data.labels >= num_classes).nonzero()
     if len(outside):
         row, label = int(outside[0][0]), int(data.labels[tuple(outside[0])])

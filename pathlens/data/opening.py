@@ -71,6 +71,8 @@ def open_data(
             raise DataError(f"{at} cannot be read ({error.strerror}); check its name and permissions") from error
     if kind == "text":
         raise DataError(f"data '{spec}' is a text, and images are wanted here; in Python pathlens.open_text opens it")
+    if kind == "arrays":
+        raise DataError(f"data '{spec}' is of numbers, and images are wanted here; pathlens.open_arrays opens it")
     if kind in ("digits", "digit-scenes", "cifar10", "cifar100") and colon:
         raise DataError(f"data '{spec}': {kind} takes no path; write {kind}")
     if kind == "digits":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pathlens.paths import Paths
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown
 
@@ -41,26 +42,25 @@ class Problem:
 
     Attributes:
         request: the options.
-        free: blocks at which a path chooses between branch and shortcut, where blocks are a chain.
-        forced: blocks whose branch every path takes, likewise.
+        paths: single ones, as the linearised network takes them.
         shortest: length of the shortest path.
         numbers: of paths of this length, and of each longer one.
-        blocks: number of blocks of the network.
+        signs: how many random signs a path may have as factors: one of each block, or where blocks are no chain of each
+            way at which paths part.
         batches: number of batches.
         device: where to compute.
         dtype: what to compute with.
         linearise: (images, labels) -> the network linearised at a batch; where blocks are no chain, a
-            :class:`pathlens.residual.polynomials.GraphLinearisation`, which is for sums over all paths alone.
+            :class:`pathlens.residual.polynomials.GraphLinearisation`.
         measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
             function of (number, images, labels) finds on each batch, by number; it gives what JSON can hold.
     """
 
     request: Request
-    free: tuple[int, ...]
-    forced: tuple[int, ...]
+    paths: Paths
     shortest: int
     numbers: Sequence[int]
-    blocks: int
+    signs: int
     batches: int
     device: torch.device
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-r"""The root mean square norm of single paths, by random signs of the blocks.
+r"""The root mean square norm of single paths, by random signs of the blocks, or of all ways where blocks are no chain.
 
 With independent signs :math:`\epsilon`, :math:`E\|\sum_p \epsilon_p g_p\|^2 = \sum_p \|g_p\|^2`.
 """
@@ -72,7 +72,7 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _S
     rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
     squares = []
     for _ in range(problem.request.num_samples):
-        bits = rng.integers(0, 2, size=(problem.blocks, len(images)))
+        bits = rng.integers(0, 2, size=(problem.signs, len(images)))
         signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
         squares.append(profile.norms().square().sum(1).tolist())
@@ -86,6 +86,8 @@ def _fill(rows: Sequence[MutableRow], results: Sequence[_Squares]) -> None:
     samples = np.sum([result["squares"] for result in results], axis=0) / examples
     for index, row in enumerate(rows):
         mean, count = float(samples[:, index].mean()), row["n_paths"]
+        if not count:
+            continue
         row["path_norm_rms"] = math.sqrt(mean / count)
         if len(samples) > 1 and mean > 0:
             error = float(samples[:, index].std(ddof=1)) / math.sqrt(len(samples))

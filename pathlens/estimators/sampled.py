@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
-from pathlens.paths import all_paths, sample_paths
+from pathlens.paths import Paths
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
 
@@ -31,7 +31,7 @@ class Round:
 
     number: int
     batches: int
-    blocks: int
+    paths: Paths
     seed: int
     lengths: tuple[int, ...]
 
@@ -40,30 +40,31 @@ class Round:
         """Numbers of this round's units, one for each batch; no other round has them."""
         return range(self.number * self.batches, (self.number + 1) * self.batches)
 
-    def paths_for(self, unit: int) -> dict[int, list[tuple[int, ...]]]:
+    def paths_for(self, unit: int) -> dict[int, Sequence[Collection[int]]]:
         """Paths of each length for a unit; all of them where they are few."""
-        paths = {}
+        paths: dict[int, Sequence[Collection[int]]] = {}
         for length in self.lengths:
-            if math.comb(self.blocks, length) <= _STEP:
-                paths[length] = all_paths(self.blocks, length)
+            if self.paths.count(length) <= _STEP:
+                paths[length] = self.paths.every(length)
             else:
                 rng = np.random.default_rng([self.seed, _PATHS, unit, length])
-                paths[length] = sample_paths(self.blocks, length, _STEP, rng)
+                paths[length] = self.paths.sample(length, _STEP, rng)
         return paths
 
 
 @dataclass
 class Sampler:
-    """Decides which lengths need more paths.
+    """Decides which lengths need more paths; a length is how much longer than the shortest path one is.
 
     Attributes:
+        paths: those there are.
         norms: length -> norms of single paths for single examples.
         means: length -> for each path and batch, the mean over its examples; the unit of the bootstrap.
         intervals: length -> 95 % bootstrap interval of the mean, or None where nothing varies.
         stopped: length -> ``interval``, ``budget`` or ``all paths``.
     """
 
-    blocks: int
+    paths: Paths
     longest: int
     rel_error: float
     max_samples: int
@@ -77,12 +78,12 @@ class Sampler:
     @property
     def open_lengths(self) -> tuple[int, ...]:
         """Lengths that need more paths."""
-        return tuple(length for length in range(self.longest + 1) if length not in self.stopped)
+        return tuple(n for n in range(self.longest + 1) if n not in self.stopped and self.paths.count(n))
 
     def next_round(self, batches: int) -> Round:
         """Fresh paths of every open length for every batch."""
         self._rounds += 1
-        return Round(self._rounds - 1, batches, self.blocks, self.seed, self.open_lengths)
+        return Round(self._rounds - 1, batches, self.paths, self.seed, self.open_lengths)
 
     def take(self, step: Round, results: dict[int, Any]) -> None:
         """Add a round's norms, and stop the lengths that need no more."""
@@ -94,7 +95,7 @@ class Sampler:
             self._judge(length, step)
 
     def _judge(self, length: int, step: Round) -> None:
-        every = math.comb(self.blocks, length) <= _STEP
+        every = self.paths.count(length) <= _STEP
         low, high = self.intervals[length] = self._interval(length)
         mean = self.mean(length)
         taken = len(self.means[length])
@@ -212,7 +213,7 @@ class Sampled(Estimator):
         """Round after round, until no length needs more paths."""
         request = problem.request
         longest = problem.lengths[-1] - problem.lengths[0]
-        sampler = Sampler(len(problem.free), longest, request.rel_error, request.max_samples, request.seed)
+        sampler = Sampler(problem.paths, longest, request.rel_error, request.max_samples, request.seed)
         while sampler.open_lengths:
             step = sampler.next_round(problem.batches)
             sampler.take(step, problem.measure(self.name, partial(_measure, problem, step), step.units))
@@ -221,8 +222,10 @@ class Sampled(Estimator):
         return {"decay": vars(line)} if line else {}
 
     def _fill(self, rows: Sequence[MutableRow], sampler: Sampler) -> None:
-        """Mean, interval and quantiles; the sampler counts the blocks that a path chose."""
+        """Mean, interval and quantiles; where there is no path of a length between others, nothing."""
         for chosen, row in enumerate(rows):
+            if chosen not in sampler.stopped:
+                continue
             norms = np.array(sampler.norms[chosen])
             row["path_norm_mean"] = sampler.mean(chosen)
             row["path_norm_low"], row["path_norm_high"] = sampler.intervals[chosen]
@@ -232,17 +235,18 @@ class Sampled(Estimator):
             row["samples"] = len(sampler.means[chosen])
             row["stopped"] = sampler.stopped[chosen]
         contributions: list[Any] = self.contributions(rows)
-        everything = math.fsum(contributions)
+        everything = math.fsum(contribution or 0.0 for contribution in contributions)
         for row, contribution in zip(rows, contributions, strict=True):
-            row["contribution"] = contribution
-            row["contribution_share"] = contribution / everything if everything else 0.0
+            if contribution is not None:
+                row["contribution"] = contribution
+                row["contribution_share"] = contribution / everything if everything else 0.0
 
 
 def _measure(problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor) -> dict[str, list[list[float]]]:
     """Norms of the paths of a round for the examples of one batch: blocks chosen -> a list for each path."""
     linear = problem.linearise(images, labels)
     chosen = step.paths_for(unit)
-    flat = [(*problem.forced, *(problem.free[place] for place in path)) for paths in chosen.values() for path in paths]
+    flat = [path for paths in chosen.values() for path in paths]
     norms: list[list[float]] = []
     for start in range(0, len(flat), _AT_ONCE):
         norms += linear.through(flat[start : start + _AT_ONCE]).norms().tolist()

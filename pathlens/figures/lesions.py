@@ -25,11 +25,11 @@ from pathlens.figures.style import (
     style,
     to_rows,
 )
+from pathlens.results import tasks
 from pathlens.results.charts import Series
 from pathlens.results.lesions import mean_rows, set_rows, single_rows
 from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Row, Rows
-from pathlens.results.tasks import WORDS
 from pathlens.tables import Provenance, Table
 
 NEEDED = ("block", "stage", "kind", "count", "sample", "error", "error_low", "error_high")
@@ -143,8 +143,7 @@ def of(table: Table | pd.DataFrame) -> Provenance:
 
 def error_label(table: Table | pd.DataFrame) -> str:
     """What the errors of a table are of: images, or tokens or pixels."""
-    _, units = WORDS.get(str(of(table).get("task")), ("", "tests"))
-    return f"{units.removesuffix('s')} error (%)"
+    return tasks.error_label(of(table), "test")
 
 
 def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what: str, error: str) -> Figure:
@@ -238,7 +237,8 @@ def intact_line(axes: Axes, intact: Row | None) -> None:
 def percent_axis(axes: Axes, fractions: Sequence[float | None], label: str = "test error (%)") -> None:
     """From zero to a little above the highest error or interval."""
     top = max((fraction for fraction in fractions if fraction is not None), default=1.0)
-    axes.set_ylim(0, min(104.0, max(1.0, 107 * top)))
+    # shares end at 1, relative squared errors do not
+    axes.set_ylim(0, 107 * top if top > 1 else min(104.0, max(1.0, 107 * top)))
     axes.set_ylabel(label)
 
 

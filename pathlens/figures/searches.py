@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import finish, mean_line
+from pathlens.figures.lesions import finish, mean_line, of
 from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
 from pathlens.results.measured import error_series, intact_row, lesioned
 from pathlens.results.result import Rows
+from pathlens.results.tasks import loss_label
 from pathlens.tables import Table
 
 _STEPS = ("count", "block", "error", "error_low", "error_high")
@@ -76,7 +77,7 @@ def interactions(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
             figure.subplots(1, 2),
             (
                 ("interaction", 100, "error beyond the sum (points)"),
-                ("loss_interaction", 1, "loss beyond the sum (nats)"),
+                ("loss_interaction", 1, loss_label(of(table), "loss beyond the sum (nats)")),
             ),
             strict=True,
         ):

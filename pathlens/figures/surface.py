@@ -13,10 +13,11 @@ from matplotlib.ticker import FuncFormatter
 from mpl_toolkits.mplot3d import Axes3D
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import percent_axis
+from pathlens.figures.lesions import of, percent_axis
 from pathlens.figures.style import COLOURS, DOUBLE, MUTED, legend_outside, new_figure, style, to_rows
 from pathlens.results.result import Row, Rows
-from pathlens.results.surface import HIGHEST, SMALLEST, draws_of, is_grid, lines_of, lowest
+from pathlens.results.surface import HIGHEST, SMALLEST, drawn_losses, draws_of, is_grid, lines_of, lowest
+from pathlens.results.tasks import loss_label
 from pathlens.results.text import number
 from pathlens.tables import Table
 
@@ -41,7 +42,7 @@ def loss_surface(table: Surface, width: float = DOUBLE) -> Figure:
         UsageError: columns are missing, or there is nothing to draw.
     """
     rows = to_rows(table, _NEEDED, "loss surface")
-    return surfaces({"": rows}, width) if is_grid(rows) else _lines(rows, width)
+    return surfaces({"": table}, width) if is_grid(rows) else _lines(rows, width, _label(table))
 
 
 def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
@@ -54,7 +55,8 @@ def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
     Raises:
         UsageError: columns are missing, one is no grid, or no loss is finite.
     """
-    grids = {words: _grid(to_rows(table, _NEEDED, "loss surface")) for words, table in tables.items()}
+    label = next(map(_label, tables.values()), "")
+    grids = {words: _grid(to_rows(table, _NEEDED, "loss surface"), label) for words, table in tables.items()}
     least = min((losses.min() for _, _, losses in grids.values()), default=SMALLEST)
     most = max((losses.max() for _, _, losses in grids.values()), default=HIGHEST)
     levels = np.geomspace(least, max(most, least * 1.01), _LEVELS)
@@ -68,20 +70,26 @@ def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
             _contours(flat, x, y, losses, levels)
             flat.set_title(words)
             solid = figure.add_subplot(*shape, 2 if single else len(grids) + index + 1, projection="3d")
-            _solid(solid, x, y, losses, levels)
+            _solid(solid, x, y, losses, levels, label)
     return figure
 
 
-def _grid(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _label(table: Surface) -> str:
+    """What the axis of losses is called."""
+    return loss_label(of(table) if isinstance(table, Table) else {}, "loss (nats)")
+
+
+def _grid(rows: Sequence[Row], label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coordinates of both axes, and the losses as they are drawn, shape (y, x); of several draws the first."""
     if not is_grid(rows) or lowest(rows) is None:
         raise UsageError("this table of loss-surface is no grid with finite losses; give one of two directions")
     part = next(iter(draws_of(rows).values()))
     x, y = (np.unique([row[axis] for row in part]) for axis in ("x", "y"))
-    losses = np.full((len(y), len(x)), HIGHEST)
+    low, high = drawn_losses(part, label)
+    losses = np.full((len(y), len(x)), high)
     for row in part:
-        value = HIGHEST if row["loss"] is None else row["loss"]
-        losses[np.searchsorted(y, row["y"]), np.searchsorted(x, row["x"])] = min(max(value, SMALLEST), HIGHEST)
+        value = high if row["loss"] is None else row["loss"]
+        losses[np.searchsorted(y, row["y"]), np.searchsorted(x, row["x"])] = min(max(value, low), high)
     return x, y, losses
 
 
@@ -96,7 +104,7 @@ def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, losses: np.ndarray, leve
     axes.set_ylabel("second direction")
 
 
-def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> None:
+def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray, label: str) -> None:
     assert isinstance(axes, Axes3D)
     heights = np.log10(losses)
     low, high = np.log10(levels[0]), np.log10(levels[-1])
@@ -107,12 +115,12 @@ def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: 
     axes.zaxis.set_major_formatter(FuncFormatter(lambda power, _: number(10**power)))
     axes.locator_params(nbins=5)
     axes.tick_params(labelsize=5, pad=-2)
-    axes.set_zlabel("loss (nats)", fontsize=6, labelpad=-6)
+    axes.set_zlabel(label, fontsize=6, labelpad=-6)
     axes.set_box_aspect(None, zoom=0.88)  # the labels of the axis are drawn outside of the box
     axes.view_init(elev=30, azim=-60)
 
 
-def _lines(rows: Rows, width: float) -> Figure:
+def _lines(rows: Rows, width: float, label: str) -> Figure:
     """Loss and error along a line."""
     losses, errors = lines_of(rows, "loss"), lines_of(rows, "error", 100)
     if lowest(rows) is None:
@@ -134,10 +142,11 @@ def _lines(rows: Rows, width: float) -> Figure:
             axes.axvline(0, color=MUTED, lw=0.5, ls=":")
             axes.set_xlabel("coordinate")
         finite = [value for one in losses for value in one["y"] if value is not None]
-        if max(finite) > HIGHEST:
-            left.set_ylim(0, HIGHEST)
+        high = drawn_losses(rows, label)[1]
+        if max(finite) > high:
+            left.set_ylim(0, high)
         percent_axis(right, [row["error"] for row in rows])
-        left.set_ylabel("loss (nats)")
+        left.set_ylabel(label)
         right.set_ylabel("error (%)")
         legend_outside(right, width)
     return figure

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pathlens.figures.lesions import of
 from pathlens.figures.style import COLOURS, DOUBLE, new_figure, style, to_rows
+from pathlens.results.tasks import loss_label
 from pathlens.results.training import curves
 from pathlens.tables import Table
 
@@ -37,7 +39,7 @@ def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
                 axes.plot(series["x"], series["y"], color=colour, label=series["name"], marker=marker)
             axes.set_xlabel("epoch")
             axes.set_ylim(bottom=0)
-        loss.set_ylabel("cross-entropy (nats)")
+        loss.set_ylabel(loss_label(of(table), "cross-entropy (nats)"))
         error.set_ylabel("error (%)")
         error.legend(loc="upper right")
         rate = loss.twinx()

@@ -23,10 +23,7 @@ def count_paths(graph: nx.DiGraph, source: Hashable, sink: Hashable) -> list[int
         The number of paths of length 0, 1, ...; all lengths up to the longest.
     """
     order = list(nx.topological_sort(graph))
-    before: dict[Hashable, list[int]] = {}
-    for node in order:
-        own = [1] if node == source else add_lengths([before[above] for above in graph.predecessors(node)])
-        before[node] = [0, *own] if graph.nodes[node].get("is_branch") and own else own
+    before = lengths_from(graph, source)
     after: dict[Hashable, int] = {}
     for node in reversed(order):
         after[node] = 1 if node == sink else sum(after[below] for below in graph.successors(node))
@@ -34,6 +31,20 @@ def count_paths(graph: nx.DiGraph, source: Hashable, sink: Hashable) -> list[int
         into = sum(before[node])
         graph.nodes[node].update(n_paths_in=into, n_paths_out=after[node], n_paths=into * after[node])
     return before[sink]
+
+
+def lengths_from(graph: nx.DiGraph, source: Hashable) -> dict[Hashable, list[int]]:
+    """Numbers of paths of length 0, 1, ... from a node to every node, exact integers of any size.
+
+    Args:
+        graph: without cycles; the length of a path is the number of its nodes with ``is_branch``.
+        source: where paths begin.
+    """
+    lengths: dict[Hashable, list[int]] = {}
+    for node in nx.topological_sort(graph):
+        own = [1] if node == source else add_lengths([lengths[above] for above in graph.predecessors(node)])
+        lengths[node] = [0, *own] if graph.nodes[node].get("is_branch") and own else own
+    return lengths
 
 
 def add_lengths(distributions: Sequence[Sequence[int]]) -> list[int]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from operator import add
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A dataclass of numbers that add up, field by field, with ``+``."""
+    """A dataclass of numbers, or tuples of them, that add up, field by field, with ``+``."""
 
     def __add__(self, other: Self) -> Self:
         """Counts of both sets of examples together."""
         if not isinstance(other, type(self)):
             return NotImplemented
-        return replace(self, **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+        pairs = {one.name: (getattr(self, one.name), getattr(other, one.name)) for one in fields(self)}
+        return replace(self, **{name: _sum(*pair) for name, pair in pairs.items()})
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, tuple):
+        return tuple(map(add, one, other)) if one and other else one or other
+    return one + other

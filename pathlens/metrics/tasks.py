@@ -4,33 +4,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, ModelError, UsageError
-from pathlens.metrics import classification, units
+from pathlens.metrics import classification, regression, units
 from pathlens.metrics.classification import ClassificationCounts, PairedCounts
+from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
+from pathlens.metrics.masks import MaskCounts, count_mask_answers
+from pathlens.metrics.regression import RegressionCounts, RegressionPairs
 from pathlens.metrics.units import UnitCounts, UnitPairs
 
 if TYPE_CHECKING:
     import torch
 
-Counts = ClassificationCounts | UnitCounts
-Pairs = PairedCounts | UnitPairs
+CROSS_ENTROPY = "cross-entropy"
+SQUARED_ERROR = "squared-error"
+
+Counts = ClassificationCounts | UnitCounts | RegressionCounts
+Pairs = PairedCounts | UnitPairs | RegressionPairs
 
 
 class Task(ABC):
-    """Outputs and targets in, mistakes and losses out: ``classification``, ``next-token`` or ``segmentation``.
+    """Outputs and targets in, mistakes and losses out.
+
+    There are ``classification``, ``next-token``, ``segmentation``, and ``regression``, which has relative squared
+    errors in the place of mistakes.
 
     Attributes:
         name: on the command line and in provenance.
         example: what is one example, in the singular.
         unit: what is right or wrong, in the singular.
         shape: of the outputs, in words.
-        dimensions: of the outputs.
-        axis: of the classes in the outputs.
+        dimensions: of the outputs; 0 where any will do.
+        axis: of the classes, or components, in the outputs.
         test: how a network is compared with the intact one.
         interval: of the difference to the intact one.
+        loss: name of the loss.
+        known_losses: names of those that an example has, the usual one first.
     """
 
     name: str
@@ -41,6 +52,32 @@ class Task(ABC):
     axis: int
     test: ClassVar[str]
     interval: ClassVar[str]
+    loss: str = CROSS_ENTROPY
+    known_losses: ClassVar[Sequence[str]] = (CROSS_ENTROPY,)
+
+    def with_loss(self, name: str | None) -> Task:
+        """The task with another loss.
+
+        Args:
+            name: of it; None for the usual one.
+
+        Raises:
+            UsageError: the task has no such loss, or it is one that examples do not have each for itself.
+        """
+        if name is None or name == self.loss:
+            return self
+        if name == BATCH_IOU and len(self.known_losses) > 1:
+            raise UsageError(
+                f"loss {name!r} is of all pixels of a batch, and is for training; here each {self.example} has one of "
+                "its own: give soft-iou"
+            )
+        if name not in self.known_losses:
+            raise UsageError(f"the task {self.name} has no loss {name!r}; give {' or '.join(self.known_losses)}")
+        return self._with(name)
+
+    def _with(self, loss: str) -> Task:
+        """A copy with one of the known losses."""
+        raise NotImplementedError
 
     def check_outputs(self, shape: Sequence[int]) -> None:
         """Raise unless outputs have as many dimensions as the task wants.
@@ -51,7 +88,7 @@ class Task(ABC):
         Raises:
             ModelError: what was found, and what is wanted.
         """
-        if len(shape) != self.dimensions:
+        if self.dimensions and len(shape) != self.dimensions:
             raise ModelError(
                 f"the network gives shape {tuple(shape)}, and the task {self.name} wants logits {self.shape}; give the "
                 "task that fits (--task), or another output (--output)"
@@ -103,7 +140,7 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each example in nats, shape ``[batch]``; differentiable.
+        """The loss of each example, shape ``[batch]``; differentiable. A cross-entropy is in nats.
 
         Args:
             outputs: of the network.
@@ -127,6 +164,11 @@ class Classification(Task):
 
     def check_targets(self, targets: torch.Tensor, examples: int) -> None:
         """See :meth:`Task.check_targets`."""
+        if targets.is_floating_point():
+            raise DataError(
+                f"labels are {targets.dtype} of shape {tuple(targets.shape)} for {examples} images; give one class "
+                "index per image, or for numbers as targets the task regression"
+            )
         classification.require_labels(targets, examples)
 
     def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,11 +255,131 @@ class ManyAnswers(Task):
         return outputs
 
 
+@dataclass(frozen=True)
+class Segmentation(ManyAnswers):
+    """A class for each pixel. A single logit is that of the second of two classes, against 0.
+
+    Attributes:
+        loss: name of the loss: the cross-entropy of each pixel, or one of :mod:`.mask_losses`.
+    """
+
+    loss: str = CROSS_ENTROPY
+    known_losses: ClassVar[Sequence[str]] = (CROSS_ENTROPY, *OF_IMAGES)
+
+    def check_outputs(self, shape: Sequence[int]) -> None:
+        """See :meth:`Task.check_outputs`.
+
+        Raises:
+            ModelError: also a number of classes that the loss is not made for.
+        """
+        super().check_outputs(shape)
+        if self.loss == "lovasz-hinge" and shape[1] > 2:
+            raise ModelError(
+                f"the loss lovasz-hinge is of two classes, and the network has {shape[1]}; give soft-iou or dice"
+            )
+
+    def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`.count_mask_answers`."""
+        return count_mask_answers(*self._flat(outputs, targets), OF_IMAGES.get(self.loss))
+
+    def measured(self, values: Sequence[float]) -> tuple[MaskCounts, UnitPairs]:
+        """See :meth:`Task.measured`."""
+        # of pixels first, in the end the comparison, between them the numbers of MaskCounts
+        pixels, masks, compared = values[:9], values[9:-4], values[-4:]
+        counts, pairs = super().measured([*pixels, *compared])
+        losses, judged, iou, squares, *overlaps = masks
+        classes = len(overlaps) // 2
+        of_classes = [tuple(map(int, part)) for part in (overlaps[:classes], overlaps[classes:])]
+        return MaskCounts(
+            **vars(counts),
+            losses=int(losses),
+            judged=int(judged),
+            iou_sum=iou,
+            iou_squares=squares,
+            intersections=of_classes[0],
+            unions=of_classes[1],
+        ), pairs
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See :func:`.unit_losses`, or the losses of :mod:`.mask_losses`."""
+        if self.loss == CROSS_ENTROPY:
+            return super().losses(outputs, targets)
+        logits, targets = self._flat(outputs, targets)
+        units.require_inside(targets, logits.shape[-1])
+        return OF_IMAGES[self.loss](logits, targets.long())
+
+    def _with(self, loss: str) -> Segmentation:
+        """See :meth:`Task.with_loss`."""
+        return replace(self, loss=loss)
+
+    def _flat(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[images, pixels, classes]`` and targets ``[images, pixels]``; errors as of ``_last``."""
+        logits = self._last(outputs, targets)
+        return logits.flatten(1, -2), targets.flatten(1)
+
+    def _last(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See :meth:`ManyAnswers._last`."""
+        return super()._last(of_two_classes(outputs), targets)
+
+
+class Regression(Task):
+    """Numbers as targets, of the shape of the outputs."""
+
+    name = "regression"
+    example = "example"
+    unit = "output"
+    shape = "[batch, ...]"
+    dimensions = 0
+    axis = 1
+    test = "paired t test of squared errors over examples, two-sided"
+    interval = "Student's t interval of the difference over examples, 95 %"
+    loss = SQUARED_ERROR
+    known_losses = (SQUARED_ERROR,)
+
+    def check_targets(self, targets: torch.Tensor, examples: int) -> None:
+        """See :meth:`Task.check_targets`."""
+        regression.require_numbers(targets)
+        if not targets.dim() or len(targets) != examples:
+            raise DataError(f"{examples} examples have targets of shape {tuple(targets.shape)}; give some for each")
+
+    def answers(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`.count_errors`."""
+        return regression.count_errors(outputs, targets)
+
+    def compare(self, answers: torch.Tensor) -> torch.Tensor:
+        """See :func:`.count_changes`."""
+        return regression.count_changes(answers)
+
+    def measured(self, values: Sequence[float]) -> tuple[RegressionCounts, RegressionPairs]:
+        """See :meth:`Task.measured`."""
+        n, loss, squares, nonfinite, elements, target_squares, *sums, change, changes = values
+        counts = RegressionCounts(int(n), loss, squares, int(nonfinite), int(elements), target_squares, tuple(sums))
+        return counts, RegressionPairs(counts, change, changes)
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean squared error of each example, in the square of the targets' unit."""
+        return regression.squared_errors(outputs, targets)
+
+
+def of_two_classes(outputs: torch.Tensor) -> torch.Tensor:
+    """Logits of two classes where there is one a pixel, that of the second against 0; others as they are.
+
+    Args:
+        outputs: of a network, shape ``[images, classes, height, width]``.
+    """
+    import torch
+
+    single = outputs.dim() == 4 and outputs.shape[1] == 1
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=1) if single else outputs
+
+
 CLASSIFICATION = Classification()
 NEXT_TOKEN = ManyAnswers("next-token", "sequence", "token", "[batch, tokens, vocabulary]", 3, -1)
-SEGMENTATION = ManyAnswers("segmentation", "image", "pixel", "[batch, classes, height, width]", 4, 1)
+SEGMENTATION = Segmentation("segmentation", "image", "pixel", "[batch, classes, height, width]", 4, 1)
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKEN, SEGMENTATION)}
+REGRESSION = Regression()
+
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, NEXT_TOKEN, SEGMENTATION, REGRESSION)}
 """By name."""
 
 
@@ -235,15 +397,18 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def task_for(shape: Sequence[int]) -> Task:
-    """The task of a network by its outputs.
+def task_for(shape: Sequence[int], loss: str | None = None) -> Task:
+    """The task of a network by its outputs, or the regression, which any outputs fit, by its loss.
 
     Args:
         shape: of the outputs for a batch.
+        loss: name of one that is asked for.
 
     Raises:
         ModelError: no task has outputs of that shape.
     """
+    if loss == SQUARED_ERROR:
+        return REGRESSION
     fitting = [task for task in TASKS.values() if task.dimensions == len(shape)]
     if not fitting:
         raise ModelError(

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 #: targets of this value are not counted, as torch's cross-entropy has it
 IGNORED = -100
 
-_CHUNK = 2**22  # numbers that are brought to float64 at a time
+CHUNK = 2**22
+"""Numbers that are brought to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -159,30 +160,87 @@ def count_unit_answers(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
         1 where it is right, 0 where it is wrong and -1 where it is not counted, int8, shape ``[batch, units]``.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     with torch.no_grad():
-        batch, classes = len(logits), logits.shape[-1]
-        rows, asked = logits.reshape(-1, classes), targets.to(logits.device).reshape(-1).long()
-        counted, outside = asked != IGNORED, _outside(asked, classes)
-        # clamped, because an index out of range is fatal on a GPU and would only be noticed later
-        inside = asked.clamp(0, classes - 1)
-        step = max(1, _CHUNK // classes)  # rows at a time, because a vocabulary in float64 is large
-        parts = [
-            (cross_entropy(part.double(), right, reduction="none"), part.argmax(-1), part.isfinite().all(-1))
-            for part, right in zip(rows.split(step), inside.split(step), strict=True)
-        ]
-        losses, best, finite = (torch.cat(items) for items in zip(*parts, strict=True))
-        whole = finite.reshape(batch, -1).all(1)
-        good = whole.repeat_interleave(len(asked) // batch)
-        correct = (best == inside) & good & ~outside
-        answers = correct.to(torch.int8).where(counted, -1).reshape(batch, -1)
-        units = counted.reshape(batch, -1).sum(1).double()
-        wrong = (answers == 0).sum(1).double()
-        loss = losses.where(counted & good, losses.new_zeros(())).sum()
-        sums = [units.sum(), (answers == 1).sum(), loss, (~whole).sum()]
-        sums += [wrong.square().sum(), (wrong * units).sum(), units.square().sum(), outside.sum()]
-        return torch.stack([units.new_full((), batch), *(value.double() for value in sums)]), answers
+        judged = judge(logits, targets)
+        return judged.sums(judged.losses.where(judged.counted & judged.finite, 0).sum()), judged.answers
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One network's answers for a batch, unit by unit; all of shape ``[batch, units]``, but for ``whole``.
+
+    Attributes:
+        losses: cross-entropies in nats, float64, also of units that are not counted.
+        best: class of the highest logit.
+        target: class that is right, clamped to the classes.
+        counted: whether the unit is counted.
+        outside: whether it is, and its target is no class.
+        finite: whether all logits of the example are finite.
+        whole: likewise, of each example.
+    """
+
+    losses: torch.Tensor
+    best: torch.Tensor
+    target: torch.Tensor
+    counted: torch.Tensor
+    outside: torch.Tensor
+    finite: torch.Tensor
+    whole: torch.Tensor
+
+    @property
+    def correct(self) -> torch.Tensor:
+        """Whether a unit counts and its target has the highest logit."""
+        return (self.best == self.target) & self.counted & self.finite & ~self.outside
+
+    @property
+    def answers(self) -> torch.Tensor:
+        """1 where right, 0 where wrong, -1 where not counted; int8."""
+        import torch
+
+        return self.correct.to(torch.int8).where(self.counted, -1)
+
+    def sums(self, loss: torch.Tensor) -> torch.Tensor:
+        """The numbers of :class:`UnitCounts`, and how many targets are outside the classes.
+
+        Args:
+            loss: sum of the losses.
+        """
+        import torch
+
+        units = self.counted.sum(1).double()
+        wrong = (self.answers == 0).sum(1).double()
+        sums = [units.new_full((), len(units)), units.sum(), self.correct.sum(), loss, (~self.whole).sum()]
+        sums += [wrong.square().sum(), (wrong * units).sum(), units.square().sum(), self.outside.sum()]
+        return torch.stack([value.double() for value in sums])
+
+
+def judge(logits: torch.Tensor, targets: torch.Tensor) -> Judged:
+    """Compare a network's answers with the targets, without waiting for the device; arguments as above."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    batch, classes = len(logits), logits.shape[-1]
+    rows, asked = logits.reshape(-1, classes), targets.to(logits.device).reshape(-1).long()
+    # clamped, because an index out of range is fatal on a GPU and would only be noticed later
+    inside = asked.clamp(0, classes - 1)
+    step = max(1, CHUNK // classes)  # rows at a time, because a vocabulary in float64 is large
+    parts = [
+        (cross_entropy(part.double(), right, reduction="none"), part.argmax(-1), part.isfinite().all(-1))
+        for part, right in zip(rows.split(step), inside.split(step), strict=True)
+    ]
+    losses, best, finite = (torch.cat(items).reshape(batch, -1) for items in zip(*parts, strict=True))
+    whole = finite.all(1)
+    asked = asked.reshape(batch, -1)
+    return Judged(
+        losses,
+        best,
+        inside.reshape(batch, -1),
+        asked != IGNORED,
+        _outside(asked, classes),
+        whole[:, None].expand_as(finite),
+        whole,
+    )
 
 
 def count_unit_pairs(answers: torch.Tensor) -> torch.Tensor:
@@ -217,13 +275,8 @@ def unit_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import cross_entropy
 
     classes = logits.shape[-1]
+    require_inside(targets, classes)
     asked = targets.long().reshape(-1)
-    outside = int(_outside(asked, classes).sum())  # checked, because it would be fatal on a GPU
-    if outside:
-        raise DataError(
-            f"{outside} of {asked.numel()} targets are outside the {classes} classes of the network; take the data, or "
-            "the tokenizer, that the network was trained with"
-        )
     losses = cross_entropy(logits.reshape(-1, classes), asked, reduction="none", ignore_index=IGNORED)
     units = (asked != IGNORED).reshape(len(logits), -1).sum(1)
     return losses.reshape(len(logits), -1).sum(1) / units.clamp_min(1)
@@ -244,6 +297,24 @@ def require_targets(targets: torch.Tensor, shape: tuple[int, ...], what: str) ->
         raise DataError(
             f"{what} are {targets.dtype} of shape {tuple(targets.shape)}; give one class index for each of "
             f"{tuple(shape)}"
+        )
+
+
+def require_inside(targets: torch.Tensor, classes: int) -> None:
+    """Raise where a target that counts is no class, which would be fatal on a GPU.
+
+    Args:
+        targets: class indices of a batch.
+        classes: of the network.
+
+    Raises:
+        DataError: how many there are.
+    """
+    outside = int(_outside(targets, classes).sum())
+    if outside:
+        raise DataError(
+            f"{outside} of {targets.numel()} targets are outside the {classes} classes of the network; take the data, "
+            "or the tokenizer, that the network was trained with"
         )
 
 

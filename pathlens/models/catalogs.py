@@ -75,17 +75,21 @@ def reference_entry(name: str) -> Entry:
 
 
 def torchvision_entry(name: str) -> Entry:
-    """An image classifier of torchvision.
+    """An image classifier of torchvision, or one of its networks for segmentation.
 
     Raises:
-        ModelError: torchvision has no classifier of that name.
+        ModelError: torchvision has no such network of that name.
     """
     from torchvision import models
 
-    names = models.list_models(module=models)
+    of_pixels = models.list_models(module=models.segmentation)
+    names = [*models.list_models(module=models), *of_pixels]
     if name not in names:
         if name in models.list_models():
-            raise ModelError(f"torchvision:{name} is not an image classifier: give one, such as torchvision:resnet18")
+            raise ModelError(
+                f"torchvision:{name} is not an image classifier, nor for segmentation: give one, such as "
+                "torchvision:resnet18"
+            )
         _unknown("torchvision", name, names)
     spec = f"torchvision:{name}"
 
@@ -93,6 +97,8 @@ def torchvision_entry(name: str) -> Entry:
         options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = True  # the future default; torchvision warns where it is not set
+        if name in of_pixels:
+            options["weights_backbone"] = None  # which would be downloaded
         return models.get_model(name, weights=None, **options)
 
     def pretrained() -> tuple[nn.Module, str]:
@@ -103,7 +109,7 @@ def torchvision_entry(name: str) -> Entry:
         published = models.get_model_weights(name).DEFAULT
         if weights == f"torchvision {published}":
             preset = published.transforms()
-            side = preset.crop_size[0]
+            side = (preset.resize_size if name in of_pixels else preset.crop_size)[0]
             return InputSpec((3, side, side), tuple(preset.mean), tuple(preset.std), f"torchvision weights {published}")
         side = getattr(model, "image_size", 224)
         return InputSpec((3, side, side) if isinstance(side, int) else None)

@@ -113,6 +113,10 @@ REFERENCES: Mapping[str, Reference] = {
         for norms in ("each", "end", "block")
     },
     **{
+        f"unet{channels}": Reference("unet", "UNet", {"channels": channels}, size=256, num_classes=2)
+        for channels in (16, 32, 64)
+    },
+    **{
         f"llama{layers}_{width}": Reference(
             "llama", "llama", {"layers": layers, "width": width}, in_channels=0, num_classes=256
         )

@@ -27,7 +27,9 @@ what halves the resolution before B2 to B6, and in the head:
   conv." there). The map of logits is brought to the size of the image by bilinear interpolation.
 
 With 1000 classes models A and A1 have 109,167,912 parameters and take 49.5 G multiply-adds for an image of 224x224, the
-dilated network with 21 classes 124,043,093 and 114.6 G.
+dilated network with 21 classes 124,043,093 and 114.6 G. Units, widths, kernels, strides, dilations and projections are
+those of the published code (``rna_feat_a``, ``rna_feat_a1`` and ``fcrna_model_a1`` of github.com/itijyou/ademxapp), so
+that these totals are what that code amounts to; neither it nor its page states any.
 """
 
 from __future__ import annotations

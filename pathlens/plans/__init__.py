@@ -1,4 +1,4 @@
-"""Frozen, checked descriptions of what to do to a network: delete blocks, delete skips, reorder blocks."""
+"""Frozen, checked descriptions of what to do to a network: delete blocks, delete skips, reorder or rewire blocks."""
 
 from pathlens.plans.drawn import random_deletion, random_set, random_skip_deletion, random_swaps
 from pathlens.plans.plan import (
@@ -15,12 +15,14 @@ from pathlens.plans.plan import (
     route,
 )
 from pathlens.plans.plan import require_chain as require_chain
+from pathlens.plans.rewired import Rewiring, rewire, schedule
 
 __all__ = [
     "Deletion",
     "Plan",
     "Reordering",
     "Restriction",
+    "Rewiring",
     "SkipDeletion",
     "delete",
     "delete_skips",
@@ -31,5 +33,7 @@ __all__ = [
     "random_swaps",
     "reorder",
     "restrict",
+    "rewire",
     "route",
+    "schedule",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pathlens.errors import UsageError
@@ -9,30 +11,34 @@ from pathlens.plans.plan import Deletion, Reordering, SkipDeletion, interchangea
 from pathlens.residual import ResidualView
 
 
-def random_swaps(view: ResidualView, swaps: int, rng: np.random.Generator) -> Reordering:
+def random_swaps(
+    view: ResidualView, swaps: int, rng: np.random.Generator, units: Sequence[tuple[int, ...]] | None = None
+) -> Reordering:
     """The order after exchanging ``swaps`` random pairs of interchangeable blocks, one after the other.
 
     Args:
         view: the network's blocks.
         swaps: how many pairs, 0 or more.
         rng: source of randomness.
+        units: neighbouring blocks that move together, such as those of a layer (default: each block by itself).
 
     Raises:
         UsageError: no two blocks can be exchanged, or ``swaps`` is negative.
 
     Source: Veit et al. 2016, section 4.3.
     """
-    groups = interchangeable(view)
+    units = [(i,) for i in range(len(view))] if units is None else units
+    groups = interchangeable(view, units)
     if swaps < 0:
         raise UsageError(f"the number of swaps must not be negative; found {swaps}")
     if not groups:
         raise UsageError("no two blocks of this network have equal shapes inside a stage, so nothing can be reordered")
     pairs = [(a, b) for group in groups for a in group for b in group if a < b]
-    order = list(range(len(view)))
+    order = list(range(len(units)))
     for pick in rng.integers(len(pairs), size=swaps):
         a, b = pairs[pick]
         order[a], order[b] = order[b], order[a]
-    return Reordering(tuple(order))
+    return Reordering(tuple(block for number in order for block in units[number]))
 
 
 def random_deletion(view: ResidualView, count: int, rng: np.random.Generator) -> Deletion:

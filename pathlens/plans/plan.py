@@ -313,7 +313,7 @@ def reorder(order: Sequence[int]) -> Reordering:
     Raises:
         UsageError: ``order`` is not a permutation of 0..n-1.
     """
-    order = _integers(order, "an order")
+    order = integers(order, "an order")
     if sorted(order) != list(range(len(order))):
         raise UsageError(f"an order must name each block from 0 to {len(order) - 1} once; found {_shortened(order)}")
     return Reordering(order)
@@ -343,13 +343,22 @@ def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | N
 
 
 def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:
-    numbers = _integers([blocks] if isinstance(blocks, (int, np.integer)) else blocks, "block indices")
+    numbers = integers([blocks] if isinstance(blocks, (int, np.integer)) else blocks, "block indices")
     if len(set(numbers)) != len(numbers):
         raise UsageError(f"a block is named twice in {_shortened(numbers)}")
     return tuple(sorted(numbers))
 
 
-def _integers(items: object, what: str) -> tuple[int, ...]:
+def integers(items: object, what: str) -> tuple[int, ...]:
+    """Whole numbers, of numpy's as well.
+
+    Args:
+        items: that a user gave.
+        what: they are called.
+
+    Raises:
+        UsageError: something else.
+    """
     if isinstance(items, str) or not isinstance(items, Iterable):
         raise UsageError(f"{what} must be integers; found {items!r}")
     numbers = tuple(items)
@@ -414,21 +423,30 @@ def require_chain(view: ResidualView, purpose: str) -> None:
         )
 
 
-def interchangeable(view: ResidualView) -> tuple[tuple[int, ...], ...]:
+def interchangeable(
+    view: ResidualView, units: Sequence[tuple[int, ...]] | None = None, alone: bool = False
+) -> tuple[tuple[int, ...], ...]:
     """Groups of blocks that can run in each other's place: one stage, output shaped like input, no layers between.
 
     Args:
         view: the network's blocks.
+        units: neighbouring blocks that move together, such as those of a layer (default: each block by itself). Groups
+            are then of units, of as many blocks each.
+        alone: whether what can run in no other place is a group too.
     """
     require_chain(view, "to reorder them")
-    groups: list[tuple[int, ...]] = []
-    for stage in view.stages:
-        group = tuple(
-            i for i in stage if not view[i].changes_shape and view[i].kind != "layer-resized" and _direct(view, i)
-        )
-        if len(group) > 1:
-            groups.append(group)
-    return tuple(groups)
+    movable = {
+        i: stage
+        for stage, blocks in enumerate(view.stages)
+        for i in blocks
+        if not view[i].changes_shape and view[i].kind != "layer-resized" and _direct(view, i)
+    }
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, unit in enumerate([(i,) for i in range(len(view))] if units is None else units):
+        stages = {movable.get(block, -1) for block in unit}
+        if len(stages) == 1 and -1 not in stages:
+            groups.setdefault((*stages, len(unit)), []).append(number)
+    return tuple(tuple(group) for group in groups.values() if alone or len(group) > 1)
 
 
 def _direct(view: ResidualView, index: int) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pathlens.errors import UsageError
 from pathlens.propagation.moments import Moments, moments
 from pathlens.residual.chain import Chain
 from pathlens.residual.losses import Loss
@@ -62,14 +61,8 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
         loss: (logits, labels) -> loss of each example.
 
     Raises:
-        UsageError: the images are integers, which no gradient reaches.
         ModelError, DataError: as of the loss.
     """
-    if not images.is_floating_point():
-        raise UsageError(
-            "signal propagation needs images of floating point numbers; found integers, such as tokens: path-gradients "
-            "studies those"
-        )
     nodes = places(chain)
     readings = {place: Reading() for place in nodes}
     at: dict[str, list[Place]] = {}
@@ -77,7 +70,11 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
         at.setdefault(node.name, []).append(place)
     axes = {place: chain.links[max(0, place[0])].channel_axis for place in nodes}
 
+    root: list[Tensor] = []  # of the gradients: the input, or where that is of integers, the stem's output
+
     def tap(name: str, value: Tensor) -> None:
+        if not root and any(place[1] == "stem" for place in at[name]):
+            root.append(value.requires_grad_())
         for place in at[name]:
             readings[place].forward = moments(value.detach(), axes[place])
         hooked = [place for place in at[name] if place[1] in ("stem", "sum", "output")]
@@ -94,11 +91,13 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
     # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
     with torch.enable_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(0)
-        source = images.detach().clone().requires_grad_()
+        source = images.detach().clone()
+        if source.is_floating_point():
+            root.append(source.requires_grad_())
         outputs = reader.run(source, *chain.trace.fetch(segment.tensor_names))
         total = loss(outputs[-1], labels).sum()
         if total.isfinite() and total.requires_grad:
-            torch.autograd.grad(total, source, allow_unused=True)
+            torch.autograd.grad(total, root, allow_unused=True)
     for index, link in enumerate(chain.links):
         if not link.addition.is_layer:
             for end in ("branch", "shortcut"):

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, UsageError
 from pathlens.residual.chain import Chain
-from pathlens.residual.polynomials import MOST_DEGREES, Edge, Flow, Polynomial, Unit, called, is_sum, summed
+from pathlens.residual.flow import Edge, Flow, Unit, called, ends_of_blocks, is_sum
+from pathlens.residual.polynomials import MOST_DEGREES, Polynomial, summed
 from pathlens.residual.restricted import FEW, Choice, RestrictedNetwork, ThroughPaths, restricted_chain
 from pathlens.residual.routes import Route, intact
 from pathlens.residual.scaled import Scaled
@@ -55,7 +56,7 @@ class RestrictedGraph:
 
     def __init__(self, chain: Chain, route: Route | None = None) -> None:
         trace = self.trace = chain.trace
-        start, end = _ends_of_stem_and_body(chain)
+        start, end = ends_of_blocks(chain)
         flow = self.flow = Flow(chain, route or intact(len(chain.links)), start, False, end)
         outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
         dependent = chain.discovery.input_dependent
@@ -107,7 +108,7 @@ class RestrictedGraph:
 
     def _parameters_of(self, unit: Unit) -> tuple[fx.Node, ...]:
         """Parameters that a unit computes with."""
-        before = {source for source, _ in unit.sources}
+        before = {source for source, *_ in unit.sources}
         needed = self._needed(unit.nodes, before | (self.owners.keys() - set(unit.nodes)))
         return tuple(node for node in needed if self.is_parameter(node))
 
@@ -176,24 +177,6 @@ def _spoken(lengths: Sequence[int]) -> str:
     """``2 to 5``, or numbers one by one."""
     first, last = lengths[0], lengths[-1]
     return f"{first} to {last}" if len(lengths) == last - first + 1 > 1 else ", ".join(map(str, lengths))
-
-
-def _ends_of_stem_and_body(chain: Chain) -> tuple[fx.Node, fx.Node]:
-    """The last tensor of the trunk before all blocks, and the first one after all of them."""
-    order, trace = chain.discovery.order, chain.trace
-    trunk = [node for node in chain.discovery.dominators if isinstance(trace.value(node), Tensor)]
-    needed: set[fx.Node] = set()
-    waiting = [trace.main]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    links = [link for link in chain.links if link.total in needed]
-    first = min((order[link.start] for link in links), default=order[trace.main])
-    last = max((order[link.end] for link in links), default=order[trace.source])
-    start = max((node for node in trunk if order[node] <= first), key=order.__getitem__, default=trace.source)
-    return start, min((node for node in trunk if order[node] >= last), key=order.__getitem__, default=trace.main)
 
 
 class _Tape:
@@ -267,7 +250,7 @@ class _Tape:
                 rows = scaled.rows[: most + 1 - first]
                 self._collect(unit, self._sum(first, rows), grads)
                 wanted = [edge for edge in unit.sources if edge[0] is not flow.start or self._carries_to_start]
-                for (source, longer), carried in self._carried(unit, wanted, rows).items():
+                for (source, longer, _), carried in self._carried(unit, wanted, rows).items():
                     back = first + longer, _unscaled(carried)
                     arrived[source] = summed(arrived[source], back) if source in arrived else back
         if flow.start not in arrived:

@@ -5,7 +5,10 @@ A branch that is not there may be replaced by what it is on average, or for anot
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Part(StrEnum):
@@ -28,6 +31,34 @@ Step = tuple[Part, int]
 
 Route = tuple[Step, ...]
 """A step for each position."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Routes one after the other, some of them side by side, through blocks that may run several times.
+
+    Attributes:
+        stages: each some routes that start from the same tensor; what leaves is the mean of what they give.
+    """
+
+    stages: tuple[tuple[Route, ...], ...]
+
+    def run(self, step: Callable[[Part, int], Callable[[Any], Any]], x: Any) -> Any:
+        """x_n from x_0.
+
+        Args:
+            step: what runs, and of which block, to a function of a tensor.
+            x: x_0.
+        """
+        for stage in self.stages:
+            total: Any = None
+            for route in stage:
+                side = x
+                for part, block in route:
+                    side = step(part, block)(side)
+                total = side if total is None else total + side
+            x = total if len(stage) == 1 else total / len(stage)
+        return x
 
 
 def intact(blocks: int) -> Route:

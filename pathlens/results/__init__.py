@@ -11,6 +11,7 @@ from pathlens.results.lesions import DELETE_BLOCKS, DELETE_SKIPS
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.results.result import Headline, Result, Shown, column
+from pathlens.results.runs import RUNS
 from pathlens.results.searches import EXHAUSTIVE, GREEDY, INFLUENCE
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.results.structure import BLOCKS
@@ -27,6 +28,7 @@ RESULTS: dict[str, Result] = {
         INFLUENCE,
         EXHAUSTIVE,
         REORDER_BLOCKS,
+        RUNS,
         PATH_GRADIENTS,
         LATTICE,
         HISTORY,

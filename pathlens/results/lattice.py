@@ -13,7 +13,9 @@ from pathlens.tables import Table
 class LatticeRow:
     """All paths of one length from the loss to one place."""
 
-    boundary: int = column("", "i for the gradient at x_i; -1 is the input")
+    boundary: int = column(
+        "", "i for the gradient at x_i, where blocks are no chain at block i's branch point; -1: input"
+    )
     length: int = column("blocks", "branches between the loss and there")
     n_paths: int = column("", "paths of that length from the loss to there, exact")
     norm: float = column(NORM, "norm of the summed gradient, mean over examples")

@@ -14,7 +14,7 @@ from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Sho
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    swaps: int = column("", "random exchanges of two blocks; 0 is the trained order")
+    swaps: int = column("", "random exchanges of two blocks, or layers; 0 is the trained order")
     sample: int | None = column("", "number of the random order; missing in the trained order and in summary rows")
     kendall_tau: float | None = column("", "rank correlation of the order with the trained one")
     moved: int | None = column("blocks", "blocks that are not at their trained position")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from pathlens.results.charts import Chart
-from pathlens.results.tasks import worded
+from pathlens.results.tasks import further, worded
 from pathlens.results.text import summary
 from pathlens.tables import Column, Provenance, Table
 from pathlens.tables.declared import Row, Rows, Shown, column, formatted
@@ -68,7 +68,7 @@ class Result:
         return tuple(Column(f.name, f.metadata["unit"], f.metadata["meaning"]) for f in fields(self.row))
 
     def table(self, rows: Rows, provenance: Provenance) -> Table:
-        """The rows as a table, with where they came from.
+        """The rows as a table, with where they came from. A task may have columns beside those that are declared.
 
         Args:
             rows: with the names of the columns as keys.
@@ -77,7 +77,9 @@ class Result:
         Raises:
             NumericsError, UsageError: as of :class:`pathlens.tables.Table`.
         """
-        return Table(worded(self.columns, provenance), tuple(dict(row) for row in rows), dict(provenance))
+        declared = worded(self.columns, provenance)
+        beside = further(name for name in (rows[0] if rows else ()) if name not in {one.name for one in declared})
+        return Table((*declared, *beside), tuple(dict(row) for row in rows), dict(provenance))
 
     def fits(self, table: Table) -> bool:
         """Whether a table that was read back has what is read of it here.

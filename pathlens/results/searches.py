@@ -10,6 +10,7 @@ from pathlens.results import measured
 from pathlens.results.charts import Chart
 from pathlens.results.measured import cell, error_series, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
+from pathlens.results.tasks import loss_unit
 from pathlens.results.text import number
 
 _POINT = 0.01
@@ -167,9 +168,8 @@ class Exhaustive(Result):
         for pick, words in ((max, "Farthest above the sum of single losses"), (min, "Farthest below")):
             if sets:
                 row = pick(sets, key=lambda row: row["loss_interaction"])
-                headlines.append(
-                    Headline(words, f"{number(row['loss_interaction'])} nats", f"blocks {row['blocks']} deleted")
-                )
+                value = f"{number(row['loss_interaction'])} {loss_unit(provenance)}".rstrip()
+                headlines.append(Headline(words, value, f"blocks {row['blocks']} deleted"))
         return headlines + measured.differing(rows, "Sets", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from pathlens.results import measured
 from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, contour_map, scaled
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
+from pathlens.results.tasks import loss_label, loss_unit
 from pathlens.results.text import number, percent, summary
 
 BASIN = 0.1
-"""In nats: points whose loss is at most so much above the smallest one are the basin."""
+"""In nats, or of another loss without a unit: points at most so much above the smallest loss are the basin."""
 
 CONVEX = 0.1
 """A point counts as convex where the smallest eigenvalue is no more negative than this share of the largest one."""
@@ -111,6 +112,7 @@ def convexity_share(rows: Rows) -> float | None:
 
 def of_curvature(provenance: Provenance) -> list[Headline]:
     """What was measured of the curvature at the network itself."""
+    unit = loss_unit(provenance, _CURVATURE)
     curvature = provenance.get("curvature")
     if not isinstance(curvature, Mapping):
         return []
@@ -119,11 +121,11 @@ def of_curvature(provenance: Provenance) -> list[Headline]:
     detail = str(provenance.get("curvature_of", ""))
     for name, label in (("largest", "Largest curvature"), ("smallest", "Smallest curvature")):
         if name in known:
-            headlines.append(Headline(label, f"{number(known[name])} {_CURVATURE}", detail))
+            headlines.append(Headline(label, f"{number(known[name])} {unit}", detail))
     if "trace" in known:
         error = known.get("trace_standard_error")
         value = number(known["trace"]) + ("" if error is None else f" ± {number(error)}")
-        headlines.append(Headline("Trace of the Hessian", f"{value} {_CURVATURE}", "with its standard error"))
+        headlines.append(Headline("Trace of the Hessian", f"{value} {unit}", "with its standard error"))
     return headlines
 
 
@@ -174,11 +176,15 @@ class LossSurface(Result):
         parts = list(draws_of(rows).values())
         shares = [share for part in parts if (share := basin_share(part)) is not None]
         headlines = []
+        unit = loss_unit(provenance)
         centre = next((row for row in rows if row["x"] == 0 and not row.get("y")), None)
         if centre is not None and centre["loss"] is not None:
-            headlines.append(Headline("Loss of the network itself", f"{centre['loss']:.4f} nats", "at coordinate 0"))
-        if shares:
-            detail = "share of the points within 0.1 nat of the smallest loss"
+            value = f"{centre['loss']:.4f} {unit}".rstrip()
+            headlines.append(Headline("Loss of the network itself", value, "at coordinate 0"))
+        if shares and (not unit or unit == "nats"):  # what is near depends on the unit of squared errors
+            detail = f"share of the points within {BASIN} {unit.removesuffix('s')} of the smallest loss".replace(
+                "  ", " "
+            )
             if not all(map(has_basin, parts)):
                 detail += "; which lies on the edge, so that this is no basin"
             headlines.append(Headline("Basin", percent(sum(shares) / len(shares)), detail))
@@ -190,12 +196,15 @@ class LossSurface(Result):
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Loss and error along the line; of a grid as a map, and along its two axes."""
-        axes: tuple[tuple[str, float, Axis], ...] = (("loss", 1, {"label": "loss (nats)"}), ("error", 100, PERCENT))
+        label = loss_label(provenance, "loss (nats)")
+        axes: tuple[tuple[str, float, Axis], ...] = (("loss", 1, {"label": label}), ("error", 100, PERCENT))
         charts = []
         surfaces = surfaces_of(rows)
         if surfaces:
             title = "Loss and error on the plane around the weights"
-            charts.append(contour_map("surface map", title, "first direction", "second direction", surfaces, _LAYERS))
+            charts.append(
+                contour_map("surface map", title, "first direction", "second direction", surfaces, _layers(rows, label))
+            )
         for what, factor, y in axes:
             series = [one for one in lines_of(rows, what, factor) if any(value is not None for value in one["y"])]
             if series:
@@ -204,10 +213,25 @@ class LossSurface(Result):
         return charts
 
 
-_LAYERS: list[dict[str, Any]] = [
-    {"key": "loss", "name": "loss", "label": "loss (nats)", "log": True, "low": SMALLEST, "high": HIGHEST},
-    {"key": "error", "name": "error", "label": "error (%)", "percent": True},
-]
+def _layers(rows: Rows, label: str) -> list[dict[str, Any]]:
+    low, high = drawn_losses(rows, label)
+    return [
+        {"key": "loss", "name": "loss", "label": label, "log": True, "low": low, "high": high},
+        {"key": "error", "name": "error", "label": "error (%)", "percent": True},
+    ]
+
+
+def drawn_losses(rows: Rows, label: str) -> tuple[float, float]:
+    """The smallest and the largest loss that are drawn: of squared errors, whose unit may be any, those that there are.
+
+    Args:
+        rows: of the table.
+        label: of the loss.
+    """
+    losses = [row["loss"] for row in rows if row["loss"]]
+    if label.startswith("squared error") and losses:
+        return min(losses), max(losses)
+    return SMALLEST, HIGHEST
 
 
 def surfaces_of(rows: Rows) -> list[dict[str, Any]]:

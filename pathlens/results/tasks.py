@@ -1,12 +1,13 @@
-"""What the columns of a table of lesions hold where an example has many answers: tokens, or pixels."""
+"""What the columns of a table hold where an example has many answers, tokens or pixels, or the loss is another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pathlens.metrics.tasks import TASKS
+from pathlens.metrics.tasks import CROSS_ENTROPY, REGRESSION, TASKS
 from pathlens.tables import Column, Provenance
+from pathlens.tables.declared import Shown, formatted
 
 #: task -> what an example is, and what of it is right or wrong, in the plural; of tasks with many answers an example
 WORDS = {name: (f"{task.example}s", f"{task.unit}s") for name, task in TASKS.items() if task.unit != task.example}
@@ -31,24 +32,127 @@ _CHANGED = {
     "nonfinite": ("{examples}", "those with NaN or infinity in what the lesioned network gives (counted as errors)"),
     "n": ("{examples}", "{examples} evaluated"),
 }
+_NO_MISTAKES = "missing: numbers are not right or wrong"
+_OF_NUMBERS = {
+    **_CHANGED,
+    "error": (
+        "fraction",
+        "relative squared error: of squared errors over the variance of the targets, 1 for always giving their mean; "
+        "of a summary row the mean over samples",
+    ),
+    "lost": ("", _NO_MISTAKES),
+    "gained": ("", _NO_MISTAKES),
+    "loss": ("targets^2", "mean squared error; missing where the lesioned network gives NaN or infinity"),
+    "nonfinite": ("{examples}", "those with NaN or infinity in what the lesioned network gives (counted as if all 0)"),
+}
+
+
+_BESIDE = {
+    "rmse": ("targets", "root of the mean squared error; missing where the lesioned network gives NaN or infinity"),
+    "iou": ("fraction", "mean over images of the mean IoU of the classes in an image's mask or prediction"),
+    "iou_low": (
+        "fraction",
+        "lower end of its 95 % interval: Student's over images, of a summary row over samples",
+    ),
+    "iou_high": ("fraction", "upper end of that interval"),
+    "iou_over_classes": (
+        "fraction",
+        "mean over the classes in any mask or prediction of the IoU of all pixels of the data",
+    ),
+}
+_IOU_CLASS = "iou_class_"
+
+SHOWN = {
+    "rmse": Shown("RMSE", formatted(".4g"), gives_way=1),
+    "iou": Shown("IoU %", lambda row, name: "" if row[name] is None else f"{100 * row[name]:.2f}", gives_way=1),
+}
+"""How a terminal prints columns that a task has beside those that are declared."""
 
 
 def worded(columns: Iterable[Column], provenance: Provenance) -> tuple[Column, ...]:
-    """The columns in the words of the task that the provenance names.
+    """The columns in the words of the task and the loss that the provenance names.
 
     Args:
         columns: as they are for a class an image.
         provenance: of the table.
     """
-    task = str(provenance.get("task"))
-    if task not in WORDS:
-        return tuple(columns)
-    examples, units = WORDS[task]
+    task, loss = str(provenance.get("task")), loss_of(provenance)
+    examples, units = WORDS.get(task, ("images", ""))
+    changed = _OF_NUMBERS if task == REGRESSION.name else _CHANGED
 
     def of_task(column: Column) -> Column:
-        if column.name not in _CHANGED:
+        if column.name in changed and task in WORDS:
+            unit, meaning = (text.format(examples=examples, units=units) for text in changed[column.name])
+            column = replace(column, unit=unit, description=meaning)
+        if loss == CROSS_ENTROPY or "nats" not in column.unit:
             return column
-        unit, meaning = (text.format(examples=examples, units=units) for text in _CHANGED[column.name])
-        return replace(column, unit=unit, description=meaning)
+        meaning = column.description.replace(f"cross-entropy of the {units}", f"{loss} loss of the {examples}")
+        meaning = meaning.replace(CROSS_ENTROPY, f"{loss} loss")
+        return replace(column, unit=loss_unit(provenance, column.unit), description=meaning)
 
     return tuple(map(of_task, columns))
+
+
+def further(names: Iterable[str]) -> tuple[Column, ...]:
+    """Columns that a task has beside those that are declared.
+
+    Args:
+        names: of the columns; others are left out.
+    """
+    columns = []
+    for name in names:
+        number = name.removeprefix(_IOU_CLASS)
+        if name in _BESIDE:
+            columns.append(Column(name, *_BESIDE[name]))
+        elif name != number and number.isdecimal():
+            meaning = f"IoU of class {number} over all pixels of the data; missing where no mask or prediction has it"
+            columns.append(Column(name, "fraction", meaning))
+    return tuple(columns)
+
+
+def loss_of(provenance: Provenance) -> str:
+    """The name of the loss that a table states."""
+    return str(provenance.get("loss", CROSS_ENTROPY))
+
+
+def loss_unit(provenance: Provenance, usual: str = "nats") -> str:
+    """The unit of the loss, or one with the loss in it.
+
+    Args:
+        provenance: of the table.
+        usual: of a cross-entropy; other losses are mere numbers.
+    """
+    if loss_of(provenance) == CROSS_ENTROPY:
+        return usual
+    if loss_of(provenance) == REGRESSION.loss:
+        return usual.replace("nats", "targets^2")
+    return "" if usual == "nats" else usual.replace("nats", "1")
+
+
+def error_label(provenance: Provenance, example: str = "") -> str:
+    """What an axis of errors is called: those of tokens or pixels, or relative squared errors.
+
+    Args:
+        provenance: of the table.
+        example: what has a class, where examples have one each.
+    """
+    task = str(provenance.get("task"))
+    if task == REGRESSION.name:
+        return "relative squared error (%)"
+    units = WORDS[task][1].removesuffix("s") if task in WORDS else example
+    return f"{units} error (%)".lstrip()
+
+
+def loss_label(provenance: Provenance, usual: str) -> str:
+    """What an axis of losses is called.
+
+    Args:
+        provenance: of the table.
+        usual: of cross-entropies.
+    """
+    loss = loss_of(provenance)
+    if loss == CROSS_ENTROPY:
+        return usual
+    if loss == REGRESSION.loss:
+        return usual.replace("cross-entropy", "loss").replace("loss", "squared error").replace("nats", "targets²")
+    return usual.removesuffix(" (nats)").replace(CROSS_ENTROPY, "loss").replace("loss", f"{loss} loss", 1)

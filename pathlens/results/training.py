@@ -9,6 +9,7 @@ from typing import ClassVar
 from pathlens.results import measured
 from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column
+from pathlens.results.tasks import loss_label
 from pathlens.results.text import said
 
 _MANY = 20  # epochs beyond which intervals become a band
@@ -85,7 +86,7 @@ class History(Result):
         charts = []
         axes: tuple[tuple[str, float, Axis], ...] = (
             ("error", 100, PERCENT),
-            ("loss", 1, {"label": "cross-entropy (nats)"}),
+            ("loss", 1, {"label": loss_label(provenance, "cross-entropy (nats)")}),
         )
         for what, factor, y in axes:
             series = list(curves(rows, what, factor))

@@ -104,6 +104,7 @@ class Batches:
         data: the training examples.
         batch_size: examples in a batch, over all processes.
         device: where batches are put.
+        dtype: of examples and targets that are no whole numbers.
         seed: of their order.
         rank: of this process.
         world: number of processes; each takes every ``world``-th example of a batch.
@@ -113,7 +114,14 @@ class Batches:
     """
 
     def __init__(
-        self, data: DataSet, batch_size: int, device: torch.device, seed: int, rank: int = 0, world: int = 1
+        self,
+        data: DataSet,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         least = 2 * world  # batch norm needs two examples in every process
         batch_size = min(batch_size, data.n)
@@ -123,7 +131,8 @@ class Batches:
                 f"two; give a larger batch or more {data.rows_are}"
             )
         self._data, self._batch_size = data, batch_size
-        self._device, self._seed, self._rank, self._world = device, seed, rank, world
+        self._device, self._dtype = device, dtype
+        self._seed, self._rank, self._world = seed, rank, world
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         whole, rest = divmod(data.n, batch_size)
         #: batches in an epoch; a last one of too few examples for all processes is left out
@@ -133,7 +142,10 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, int]:
         """This process's part of a batch: examples, targets, and examples of the whole batch."""
-        return *self._fetched(step), len(self._indices(step))
+        examples, targets = (
+            tensor.to(self._dtype) if tensor.is_floating_point() else tensor for tensor in self._fetched(step)
+        )
+        return examples, targets, len(self._indices(step))
 
     def _fetched(self, step: int) -> tuple[Tensor, Tensor]:
         if self._threads is None:
@@ -188,7 +200,7 @@ class TrainingBatches(Batches):
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         augmentation.check(data)
-        super().__init__(data, batch_size, device, seed, rank, world)
+        super().__init__(data, batch_size, device, dtype, seed, rank, world)
         self._augmentation, self._scale = augmentation, data.scale
         working = torch.float64 if dtype == torch.float64 else torch.float32
         self._mean = torch.tensor(mean, dtype=working, device=device).view(-1, 1, 1)

@@ -8,11 +8,16 @@ from typing import Any, TypedDict
 
 import torch
 
-from pathlens.data import DataSet, TextData
+from pathlens.data import ArrayData, DataSet, ImageData, TextData
 from pathlens.errors import UsageError
+from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
+from pathlens.metrics.tasks import CROSS_ENTROPY, SQUARED_ERROR
 from pathlens.tables import Provenance
 from pathlens.training.recipe import Recipe, recipe_for
 from pathlens.training.rules import RESCALES, Full, Rule
+
+LOSSES = (CROSS_ENTROPY, *OF_IMAGES, BATCH_IOU, SQUARED_ERROR)
+"""Names of the losses that a network can be trained with."""
 
 _AUTOCAST = {"bfloat16": torch.bfloat16}
 
@@ -32,15 +37,18 @@ class Options(TypedDict, total=False):
     compiled: bool
     synced: bool
     without_skips: bool
+    loss: str
 
 
 def recipe_name(data: DataSet) -> str:
-    """What :func:`recipe_for` calls a data set: its name, or ``text:`` for texts.
+    """What :func:`recipe_for` calls a data set: its name, ``text:`` for texts, or ``arrays:`` for arrays.
 
     Args:
         data: to train on.
     """
-    return "text:" if isinstance(data, TextData) else data.name
+    if isinstance(data, ImageData):
+        return data.name
+    return "text:" if isinstance(data, TextData) else "arrays:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,9 @@ class Configuration:
         dtype: ``float32``, ``tf32``, ``float64``, or ``bfloat16`` (autocast: products in bfloat16, weights in float32).
         compiled: run blocks through ``torch.compile``; blocks of equal structure share one compilation.
         synced: batch-norm statistics over all processes.
+        loss: the cross-entropy, or of images with masks ``soft-iou``, ``dice``, ``lovasz-hinge`` or ``batch-iou``. Each
+            step has the mean over its images, or with ``batch-iou`` that of all pixels of the batch; validation and
+            test images then have ``soft-iou``, which is the same loss of a single image.
         without_skips: train the network whose shortcuts are all deleted, by a plan. The weights are those of the
             network itself, and mean something without its shortcuts alone.
 
@@ -81,6 +92,7 @@ class Configuration:
     compiled: bool = False
     synced: bool = True
     without_skips: bool = False
+    loss: str = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         if self.rescale not in RESCALES:
@@ -91,6 +103,10 @@ class Configuration:
             raise UsageError(
                 "--without-skips trains the whole plain network, not compiled; leave --compile and rules out"
             )
+        if self.loss not in LOSSES:
+            raise UsageError(f"loss {self.loss!r} is unknown; give one of {', '.join(LOSSES)}")
+        if self.loss != CROSS_ENTROPY and self.recipe.label_smoothing:
+            raise UsageError(f"--label-smoothing is of the cross-entropy; leave it or --loss {self.loss} out")
         outside = [epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.recipe.epochs]
         if outside:
             raise UsageError(f"--keep-epochs {outside[0]}: this run has epochs 0 to {self.recipe.epochs}")
@@ -108,12 +124,15 @@ class Configuration:
         """
         given = {name: value for name, value in options.items() if value is not None}
         defaults: dict[str, Any] = {"mean": data.mean, "std": data.std}
+        if isinstance(data, ArrayData):
+            defaults["loss"] = SQUARED_ERROR
         if "recipe" not in given:
             defaults["recipe"] = recipe_for(recipe_name(data))
         made = cls(**{**defaults, **given})
         moved = (made.recipe.crop, made.recipe.flip, made.recipe.augment) != (0, False, "none")
-        if isinstance(data, TextData) and moved:
-            raise UsageError(f"{data.name} is a text, and crop, flip and augment are of images; leave them out")
+        if not isinstance(data, ImageData) and moved:
+            what = "is a text" if isinstance(data, TextData) else "has arrays"
+            raise UsageError(f"{data.name} {what}, and crop, flip and augment are of images; leave them out")
         return made
 
     @property
@@ -151,4 +170,5 @@ class Configuration:
             "start_sha256": start_sha256,
         }
         arguments |= {} if self.synced else {"synced": False}
+        arguments |= {} if self.loss == CROSS_ENTROPY else {"loss": self.loss}
         return arguments | ({"without_skips": True} if self.without_skips else {})

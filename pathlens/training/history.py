@@ -10,6 +10,8 @@ from pathlens.results.result import Row
 from pathlens.results.training import EVALUATION, EpochRow
 from pathlens.tables import Provenance, Table
 
+_WATCHED = ("loss", "error", "error_low", "error_high")
+
 
 def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: int, validation: Counts | None) -> Row:
     """A row of the history; numbers that are not finite are missing in it.
@@ -24,6 +26,7 @@ def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: in
     """
     images, loss, correct, blocks, seconds = sums
     columns = {} if validation is None else validation.columns()
+    watched = {f"validation_{name}": columns[name] for name in columns if name in _WATCHED}
     row = vars(
         EpochRow(
             epoch=epoch,
@@ -32,7 +35,7 @@ def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: in
             blocks=blocks / steps,
             train_loss=loss / images,
             train_error=1 - correct / images,
-            **{f"validation_{name}": value for name, value in columns.items() if name != "n"},
+            **watched,
             seconds=round(seconds, 3),
             images_per_second=round(images / max(seconds, 1e-9), 1),
         )

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import NumericsError
+from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES, batch_iou
+from pathlens.metrics.tasks import CROSS_ENTROPY, of_two_classes
 from pathlens.results.result import Row
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, generator
@@ -32,8 +34,14 @@ _SubNetwork = tuple[Tensor | None, Tensor | None, Tensor | None, Scalings | None
 _LOOK = 50
 
 
-def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum over the examples of the cross-entropy, of one with many targets the mean over those that are counted."""
+def _loss(logits: Tensor, labels: Tensor, smoothing: float, name: str) -> Tensor:
+    """Sum of the losses of the examples; the cross-entropy of one with many targets is the mean over those that count.
+
+    That of a whole batch counts for each of its examples.
+    """
+    if name != CROSS_ENTROPY:
+        pixels = logits.flatten(2).transpose(1, 2), labels.flatten(1)
+        return batch_iou(*pixels) * len(labels) if name == BATCH_IOU else OF_IMAGES[name](*pixels).sum()
     if labels.dim() == 1:
         return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
     each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
@@ -178,23 +186,30 @@ class Loop:
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
         with self._together(), self._session.lower_precision():
-            logits = network(images, *sub_network).movedim(self._session.task.axis, 1)
-            losses = _loss(
-                logits.float() if self._session.dtype != torch.float64 else logits,
-                labels,
-                self._config.recipe.label_smoothing,
-            )
+            losses, correct = self._judged(network(images, *sub_network), labels)
         optimizer.zero_grad(set_to_none=not self._rule.is_random)
         # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
         (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
-            correct = _per_example((logits.argmax(1) == labels).double(), labels).sum()
             counts = torch.stack([losses.detach().double(), correct.double()])
             if self._group.world > 1:
                 dist.all_reduce(counts)
             first = counts.new_tensor([everybody])
             return torch.cat([first, counts, counts.new_tensor([blocks])])
+
+    def _judged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of the examples, and of their shares that are correct.
+
+        Of a regression, whose errors are relative to the variance of the targets, 1 minus that error.
+        """
+        outputs = outputs if self._session.dtype == torch.float64 else outputs.float()
+        if self._session.variance is not None:
+            losses = self._session.task.losses(outputs, targets).sum()
+            return losses, len(targets) - losses.detach() / self._session.variance
+        logits = of_two_classes(outputs).movedim(self._session.task.axis, 1)
+        losses = _loss(logits, targets, self._config.recipe.label_smoothing, self._config.loss)
+        return losses, _per_example((logits.detach().argmax(1) == targets).double(), targets).sum()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

@@ -122,18 +122,23 @@ TEXT = Recipe(
     epochs=10, batch_size=32, optimizer="adamw", lr=2e-3, weight_decay=0.1, schedule="cosine", crop=0, flip=False
 )
 
+#: for a regression, about which nothing is known
+ARRAYS = Recipe(
+    epochs=50, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=1e-2, schedule="cosine", crop=0, flip=False
+)
+
 
 def recipe_for(data: str, **changes: Any) -> Recipe:
     """The default recipe for a data set, with changes.
 
     Args:
-        data: name of the data set, such as ``digits``; ``text:`` for texts.
+        data: name of the data set, such as ``digits``; ``text:`` for texts, ``arrays:`` for arrays.
         **changes: attributes of :class:`Recipe`; None leaves the default.
 
     Raises:
         UsageError: see :class:`Recipe`.
     """
-    base = {"digits": DIGITS, "text:": TEXT}.get(data, Recipe())
+    base = {"digits": DIGITS, "text:": TEXT, "arrays:": ARRAYS}.get(data, Recipe())
     given = {name: value for name, value in changes.items() if value is not None}
     if "epochs" in given and "warmup" not in given:  # a short trial run of a long recipe should still warm up
         given["warmup"] = min(base.warmup, given["epochs"] / 4)

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathlens.data import DataSet, ImageData, TextData, check_labels, check_tokens
+from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
+from pathlens.metrics.mask_losses import BATCH_IOU
+from pathlens.metrics.regression import RegressionCounts
 from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
@@ -72,6 +74,7 @@ class Session:
         device: where to compute.
         dtype: of weights and images.
         group: the processes.
+        variance: of the training targets of a regression, which its errors are relative to; None for other tasks.
         task: what is measured of the outputs, such as ``classification``.
         ends: parameters to fold the rule's expectation into, or None.
         folder: where the run is kept, or None.
@@ -90,6 +93,7 @@ class Session:
     device: torch.device
     dtype: torch.dtype
     group: processes.Processes
+    variance: float | None
     task: Task
     ends: list[tuple[str, ...]] | None
     folder: Path | None
@@ -209,7 +213,9 @@ def opened(
             model.to(memory_format=order)
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
-            task = _task(model, first.images, (data, validation, test))
+            task = _task(model, first.images, (data, validation, test), config.loss)
+            if config.loss == BATCH_IOU and group.world > 1:
+                raise UsageError(f"--loss {BATCH_IOU}: processes do not share the pixels of a batch; give one process")
             view = _view(model, first.images, config.rule, config.compiled)
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
             if config.without_skips:
@@ -236,6 +242,7 @@ def opened(
             device=where,
             dtype=dtype,
             group=group,
+            variance=_variance(data, task),
             task=task,
             ends=ends,
             folder=folder,
@@ -246,19 +253,24 @@ def opened(
         )
 
 
-def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...]) -> Task:
-    """What is learned: a class for each image, pixel or token, as the data and the outputs have it."""
+def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, ...], loss: str) -> Task:
+    """What is learned: a class for each image, pixel or token, as the data and the outputs have it.
+
+    Its loss is the one that single examples are evaluated with.
+    """
     texts = [part for part in parts if isinstance(part, TextData)]
     with in_mode(model), torch.no_grad():
         # any network knows the token 0, and how many it knows is seen by its outputs
         logits = model(torch.zeros_like(example) if texts else example)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
     if texts:
-        task = task_named("next-token")
+        task = task_named("next-token").with_loss(loss)
         task.check_outputs(shape)
         for text in texts:
             check_tokens(text, shape[task.axis])
         return task
+    if any(isinstance(part, ArrayData) for part in parts):
+        return task_named("regression").with_loss(loss)
     given = [part for part in parts if isinstance(part, ImageData)]
     masks = given[0].labels.dim() > 1
     size = tuple(given[0].labels.shape[1:])
@@ -275,7 +287,24 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, 
         )
     for part in given:
         check_labels(part, shape[1])
-    return task_named("segmentation" if masks else "classification")
+    task = task_named("segmentation" if masks else "classification")
+    task = task.with_loss("soft-iou" if loss == BATCH_IOU and masks else loss)
+    task.check_outputs(shape)
+    return task
+
+
+def _variance(data: DataSet, task: Task) -> float | None:
+    """That of the targets around the mean of their component.
+
+    Raises:
+        NumericsError: all of them are equal.
+    """
+    if not isinstance(data, ArrayData):
+        return None
+    values, errors = task.answers(data.targets, data.targets)
+    counts = task.measured([*values.tolist(), *task.compare(errors[None])[0].tolist()])[0]
+    assert isinstance(counts, RegressionCounts)
+    return counts.variance
 
 
 def _batches(
@@ -287,8 +316,8 @@ def _batches(
     order: torch.memory_format,
 ) -> Batches:
     recipe = config.recipe
-    if isinstance(data, TextData):
-        return Batches(data, recipe.batch_size, device, config.seed, group.rank, group.world)
+    if not isinstance(data, ImageData):
+        return Batches(data, recipe.batch_size, device, dtype, config.seed, group.rank, group.world)
     return TrainingBatches(
         data,
         recipe.batch_size,

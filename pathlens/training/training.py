@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from pathlens.data import DataSet, TextData
+from pathlens.data import DataSet, ImageData
 from pathlens.errors import UsageError, one_line
 from pathlens.results.result import Row
 from pathlens.tables import Provenance
@@ -24,24 +24,24 @@ def kinds(data: DataSet) -> int:
     Args:
         data: the training split.
     """
-    return 1 if isinstance(data, TextData) or data.labels.dim() > 1 else len(set(data.labels.tolist()))
+    return 1 if not isinstance(data, ImageData) or data.labels.dim() > 1 else len(set(data.labels.tolist()))
 
 
 def hold_out(data: DataSet, images: int) -> tuple[DataSet, DataSet]:
     """Divide training examples into those to train on and those to watch, always in the same way.
 
-    The classes are in both parts in the same shares; images with masks are divided at random; of a text, the end is
-    watched.
+    The classes are in both parts in the same shares; images with masks, and arrays, are divided at random; of a text,
+    the end is watched.
 
     Args:
         data: the training split.
-        images: how many images, or sequences of a text, to hold out.
+        images: how many images, sequences of a text, or examples to hold out.
 
     Raises:
         UsageError: one of the two parts would have fewer images than there are classes.
-        DataError: one of the two parts of a text would be empty.
+        DataError: one of the two parts of a text or of arrays would be empty.
     """
-    if isinstance(data, TextData):
+    if not isinstance(data, ImageData):
         return data.hold_out(images)
     from sklearn.model_selection import train_test_split
 
@@ -83,8 +83,8 @@ def train(
     same sub-networks, and batch norms see the whole batch, so that the number of processes changes rounding alone.
 
     Args:
-        model: any classifier of images, pixels or tokens, trained in place.
-        data: training images, or a text.
+        model: any classifier of images, pixels or tokens, or a network for a regression, trained in place.
+        data: training images, a text, or arrays.
         validation: examples to watch after every epoch; nothing is chosen by them.
         test: examples that are read once, after the last epoch.
         out: run folder: checkpoint, weights, history. None keeps nothing.
@@ -95,7 +95,7 @@ def train(
         on_epoch: called with each row of the history.
         provenance: what that of tables and weights should also say.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
-            ``mean``, ``std``, ``compiled``, ``synced`` and ``without_skips``; see
+            ``mean``, ``std``, ``compiled``, ``synced``, ``without_skips`` and ``loss``; see
             :class:`pathlens.training.Configuration`.
 
     Returns:

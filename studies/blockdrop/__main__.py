@@ -149,19 +149,24 @@ def state(study: StudySetting) -> Page:
     page = Page(study, "BlockDrop: blocks chosen for each image", QUESTION)
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: an untrained network and few images. Its numbers mean nothing.**")
-    rows, data = [], {}
+    rows, data, looked = [], {}, []
     for part in _parts(study):
         tables = {f"seed {seed}": page.tables[part.stems(seed)[0]] for seed in _seeds(study)}
         _state(page, part, tables)
         about = tables["seed 0"].provenance
         data[part.network] = f"{about['data']} {about['images']} images"
         rows += verdicts(tables, part.network)
+        policies = (next(row for row in table.rows if row["network"] == "policy") for table in tables.values())
+        choices = ", ".join(str(row["choices"]) for row in policies)
+        looked.append(f"{choices} on {part.network}")
     page.claims(rows, data.__getitem__)
     page.section(
         "What the numbers can and cannot say",
         "The networks are frozen, so that no set of blocks was trained for; jointly trained networks are not here. "
         "Policies see far more training images than single and greedy deletions are chosen by. A policy that runs all "
-        "blocks is compared with nothing.",
+        "blocks is compared with nothing. Over all test images the policies of the seeds make so many different "
+        f"choices: {'; '.join(looked)}. Where it is one, the policy does not look at the image, and is a fixed set of "
+        "blocks that policy gradient has found.",
     )
     return page
 

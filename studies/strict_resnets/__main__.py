@@ -29,11 +29,13 @@ PROTOCOL = (
     "rate of 0.05, without warm-up, crops or flips; the rate was chosen on one run of the network with norms between "
     "levels, whose loss hardly reached that of a constant answer with AdamW at 0.001; all blocks lie at the lowest of "
     "three levels, 12x12 pixels, in place of the post's 13x13. Shortcuts between levels pass these blocks by, so that "
-    "the plateau is also looked for in rows of blocks of one level; these were added after the first runs of the "
-    "others had been seen. At `--scale cpu` they are short: a row of 24 blocks in place of 100, 4 blocks a level in "
-    "place of 18, and 20, 40 and 60 blocks in place of 100, 200 and 300, with 16 channels; the networks of which the "
-    "plateau is measured see 128 training images for 20 epochs of 8 steps, all others 960 images once, in 60 steps. "
-    "The power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
+    "the plateau is also looked for in rows of blocks of one level (12x12, between images that are pooled by four and "
+    "logits that are resized); these were added after the first runs of the others had been seen. At `--scale cpu` "
+    "they are short: a row of 24 blocks in place of 100, 4 blocks a level in place of 18, and 20, 40 and 60 blocks in "
+    "place of 100, 200 and 300, with 16 channels; the networks of which the plateau is measured see 128 training "
+    "images for 20 epochs of 8 steps, those of different depth and width 960 images once, in 60 steps, and those that "
+    "differ in their sampling 640 images once, in 40. Of the former three seeds are trained, of the latter one. The "
+    "power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
     "layer at its input, is averaged over test images and channels of a U-Net of two levels, initial (batch norms "
     "with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. "
     "Differences from the post: other images, short trainings, the recipe, and widths that double with each level. Of "
@@ -115,7 +117,9 @@ def state(study: StudySetting) -> Page:
     page.section(
         "What the numbers can and cannot say",
         "The trainings of the cpu scale are short, few and of narrow networks: they show how training starts, and not "
-        "where it ends. How long an epoch takes is not measured here. A plateau is defined by a loss above that of a "
+        "where it ends; after 60 steps most errors are those of a constant answer. They start from the weights that "
+        "torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is one on "
+        "these. How long an epoch takes is not measured here. A plateau is defined by a loss above that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "
         "blurs has less power there on both sides of the comparison.",
     )

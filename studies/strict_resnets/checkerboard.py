@@ -17,7 +17,7 @@ from studies.common import StudySetting, say
 from studies.record import images as about
 from studies.record import make_table
 from studies.strict_resnets.nets import NETWORKS, sampled_name
-from studies.strict_resnets.trained import DATA, NETS, SAMPLING, ways_of
+from studies.strict_resnets.trained import DATA, NETS, SAMPLING, seeds_of, ways_of
 
 #: pixels at each side of a map that are left out, since padding is no checkerboard
 BORDER = 4
@@ -136,14 +136,14 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> dict[str, Table]:
         done: run folders by name.
     """
     say("checkerboards")
-    data = pathlens.open_data(DATA, limit=study.pick(4, 64, 500))
+    data = pathlens.open_data(DATA, limit=study.pick(4, 32, 500))
     batch = data.batch(0, data.n)
-    seeds = study.pick(1, 3, 3)
+    seeds = seeds_of(SAMPLING, study)
     rows = []
     for measured, ways in ways_of(study).items():
         for way in ways:
             name = sampled_name(measured, way)
-            for seed in range(study.pick(1, 8, 10)):
+            for seed in range(study.pick(1, 6, 10)):
                 torch.manual_seed(seed)
                 nets: dict[str, nn.Module] = {"initial": NETWORKS[name]()}
                 if seed < seeds:

@@ -141,7 +141,8 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
     found: dict[Claim, list[dict[str, Any]]] = {
         claim: [] for claim in (VARIANCE, DEVIATION, GEOMETRIC, END, GLOROT, UNIFORM)
     }
-    for init in shares.SCHEMES:
+    inits = list(dict.fromkeys(row["init"] for row in rows))
+    for init in inits:
         chain = {"network": shares.CHAIN, "init": init}
         factors = _column(rows, "factor", norms="block", **chain)
         for claim, what, values in (
@@ -163,6 +164,8 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
             (UNIFORM, "glorot-uniform", "glorot-normal"),
             (UNIFORM, "he-uniform", "he-normal"),
         ):
+            if one not in inits:
+                continue
             stems = [_column(rows, "stem_share", network=network, norms=norms, init=init) for init in (one, other)]
             gaps = paired([a - b for a, b in zip(*stems, strict=True)])
             ends = gaps.low, gaps.high

@@ -1,8 +1,8 @@
 """The networks of the study, by name: ``pathlens train --model studies/strict_resnets/nets.py:bottom20x4_each``.
 
 ``bottomNxC_NORMS`` has all its N blocks at the lowest of three levels, 12x12 for images of 48x48 as the 13x13 of the
-post is for 101x101, and C channels at the first; ``rowNxC_NORMS`` has them all at its only level. ``up_WAY`` and
-``down_WAY`` have two levels, between which one way of up- or downsampling was exchanged for another.
+post is for 101x101, and C channels at the first; ``rowNxC_NORMS`` has them all at its only level, of 12x12.
+``up_WAY`` and ``down_WAY`` have two levels, between which one way of up- or downsampling was exchanged for another.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def bottom(blocks: int, channels: int, norms: str) -> StrictUNet:
     return strictunet((0, 0, blocks), channels, CLASSES, norms=norms)
 
 
-def row(blocks: int, channels: int, norms: str) -> StrictUNet:
-    """One level, so that nothing passes the blocks by but their own shortcuts."""
-    return strictunet((blocks,), channels, CLASSES, norms=norms)
+def row(blocks: int, channels: int, norms: str) -> nn.Module:
+    """One level of 12x12, so that nothing passes the blocks by but their own shortcuts."""
+    resize = nn.Upsample(scale_factor=4, mode="bilinear")
+    return nn.Sequential(nn.AvgPool2d(4), strictunet((blocks,), channels, CLASSES, norms=norms), resize)
 
 
 class Layers(nn.Sequential):
@@ -88,13 +89,13 @@ def sampled_name(measured: str, way: str) -> str:
     return f"up_{TRANSPOSED}" if (measured, way) == ("down", STRIDED) else f"{measured}_{way}"
 
 
-_ROWS = ((5, 2), (20, 4), (100, 16))
+_ROWS = ((5, 8), (20, 16), (100, 64))
 _BOTTOMS = (
     *((blocks, 2) for blocks in (5, 10, 20)), (1, 4),
     *((blocks, 4) for blocks in (20, 40, 60)), (6, 8),
     *((blocks, 16) for blocks in (100, 200, 300)), (21, 32),
 )  # fmt: skip
-NETWORKS: Mapping[str, Callable[[], StrictUNet]] = {
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     **{
         f"bottom{blocks}x{channels}_{norms}": partial(bottom, blocks, channels, norms)
         for blocks, channels in _BOTTOMS

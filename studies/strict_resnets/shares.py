@@ -176,7 +176,7 @@ def _measure(study: StudySetting) -> dict[str, Table]:
     single: list[dict[str, Any]] = []
     for network, (break_up, blocks, shown) in networks.items():
         for norms in NORMS[network]:
-            for init in SCHEMES:
+            for init in SCHEMES[:: study.pick(2, 1, 1)]:
                 say(f"shares: {network}, norms {norms}, {init}")
                 which = {"network": network, "norms": norms, "init": init}
                 seeds = [break_up(norms, init, seed, blocks, shown) for seed in range(study.pick(1, 5, 10))]

@@ -158,16 +158,10 @@ def test_what_does_not_fit_is_said_in_a_line(
 
 
 def test_verbs_of_images_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["signal-propagation", *options(folder)]) == 2
-    assert "found integers, such as tokens: path-gradients studies those" in capsys.readouterr().err
-    assert main(["loss-surface", *options(folder), "--points", "3"]) == 2
-    assert "a loss surface is measured of classifiers, and the task of Llama is next-token" in capsys.readouterr().err
+    assert main(["blockdrop", *options(folder)]) == 2
+    assert "blockdrop chooses blocks for images, and text.txt is a text" in capsys.readouterr().err
     assert main(["loss-surface", *options(folder), "--points", "3", "--task", "classification"]) == 3
     assert "and the task classification wants logits [batch, classes]" in capsys.readouterr().err
-    assert (
-        main(["train", "--model", "llama2", "--data", f"text:{folder / 'text.txt'}", "--out", str(folder / "run")]) == 5
-    )
-    assert "is a text, and images are wanted here" in capsys.readouterr().err
 
 
 def test_the_command_line_names_what_there_is() -> None:

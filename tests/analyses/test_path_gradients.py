@@ -15,6 +15,7 @@ import pathlens
 from pathlens.cli import main
 from pathlens.errors import NumericsError, UsageError
 from pathlens.estimators.sampled import Sampler
+from pathlens.paths import ChainPaths
 from pathlens.tables import read_table
 
 torch.manual_seed(0)
@@ -183,7 +184,7 @@ def test_bad_requests(small, batches):
 
 
 def test_sampling_stops_for_a_reason():
-    sampler = Sampler(blocks=10, longest=10, rel_error=0.05, max_samples=40, seed=0)
+    sampler = Sampler(paths=ChainPaths(tuple(range(10))), longest=10, rel_error=0.05, max_samples=40, seed=0)
     rng = np.random.default_rng(0)
     while sampler.open_lengths:
         step = sampler.next_round(2)

@@ -23,7 +23,7 @@ from pathlens.cli import main, progress, show
 from pathlens.cli.options import parse_range
 from pathlens.errors import ResourceError, UsageError
 from pathlens.models.registry import packaged_file
-from pathlens.tables import Column, Table
+from pathlens.tables import Column, Table, read_table
 from tests.helpers import ROOT
 from tests.helpers.cli_files import make_files
 from tests.helpers.lesion_oracle import small_net
@@ -206,12 +206,14 @@ def test_additions_off_the_trunk(
         main(["blocks", *unet[:2], "--picture", picture, "--input-shape", "3,8,8", "--additions", "all", "--json"]) == 0
     )
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["table"]] == ["add", "add1", "add2", "add3"]
-    paths = as_json(capsys, "path-gradients", *unet, "--additions", "all", "--concat", "--limit", "4")
+    cheap = ["--additions", "all", "--concat", "--limit", "4", "--draws", "1", "--max-samples", "4"]
+    paths = as_json(capsys, "path-gradients", *unet, *cheap, "--lattice", "--out", str(tmp_path / "l"))
     assert [row["n_paths"] for row in paths["table"]] == [1, 3, 5, 6, 4, 1]
+    assert all(row["path_norm_mean"] > 0 and row["path_norm_rms"] > 0 for row in paths["table"])
     assert paths["provenance"]["relative_difference_to_autograd"] < 1e-5
-    lattice = ["path-gradients", *unet, "--additions", "all", "--lattice", "--out", str(tmp_path / "l")]
-    assert main(lattice) == 2
-    assert "no chain, which is needed for --lattice" in capsys.readouterr().err
+    places = read_table(tmp_path / "l" / "lattice.parquet").values("boundary")
+    assert set(places) == set(range(-1, 5))
+    assert (tmp_path / "l" / "lattice.png").exists()
     assert main(["delete-blocks", *unet, "--additions", "nested"]) == 3
     assert "has no nested additions, but 2 trunk, 2 off-trunk" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from scipy import stats
 
 from pathlens.errors import UsageError
 from pathlens.estimators import ALIASES, METHODS, estimators, sampled
+from pathlens.paths import ChainPaths
 
 
 def test_methods_are_the_estimators_and_all_of_them() -> None:
@@ -24,7 +25,7 @@ def test_methods_are_the_estimators_and_all_of_them() -> None:
 def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
     rng = np.random.default_rng(paths)
     means, counts = rng.lognormal(size=paths), rng.integers(1, 17, paths).astype(float)
-    sampler = sampled.Sampler(blocks=9, longest=9, rel_error=0.1, max_samples=400, seed=7)
+    sampler = sampled.Sampler(paths=ChainPaths(tuple(range(9))), longest=9, rel_error=0.1, max_samples=400, seed=7)
     sampler.norms[3] = means.tolist()
     sampler.means[3] = [(float(mean), int(count)) for mean, count in zip(means, counts, strict=True)]
     expected = stats.bootstrap(

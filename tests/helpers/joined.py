@@ -9,7 +9,7 @@ sum over lengths k of z^k times the gradient along all paths that pass k of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -199,6 +199,28 @@ def by_paths(
     """
     sums: dict[int, Tensor] = {}
     numbers: dict[int, int] = {}
+    for path, gradient in _walked(net, x, labels):
+        length = sum(operand in taken.get(place, ()) for place, operand in path.items())
+        sums[length] = sums.get(length, 0) + gradient
+        other_side = any(operand for place, operand in path.items() if net.places[place][0] == "product")
+        numbers[length] = numbers.get(length, 0) + (not other_side)
+    return sums, numbers
+
+
+def each_path(net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]]) -> dict[int, list[Tensor]]:
+    """The gradients of the single paths of each length; see :func:`by_paths`."""
+    gradients: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    for path, gradient in _walked(net, x, labels):
+        key = tuple(sorted(step for step in path.items() if net.places[step[0]][0] != "product"))
+        gradients[key] = gradients.get(key, 0) + gradient
+    lengths: dict[int, list[Tensor]] = {}
+    for key, gradient in gradients.items():
+        lengths.setdefault(sum(operand in taken.get(place, ()) for place, operand in key), []).append(gradient)
+    return lengths
+
+
+def _walked(net: Joined, x: Tensor, labels: Tensor) -> Iterator[tuple[dict[int, int], Tensor]]:
+    """All paths, as the operand of each place that one passes, with their gradients."""
     waiting: list[dict[int, int]] = [{}]
     while waiting:
         chosen = net.chosen = waiting.pop()
@@ -209,38 +231,45 @@ def by_paths(
         finally:
             net.chosen = None
         path = {place: chosen.get(place, 0) for place in sorted(net.passed, reverse=True)}
-        length = sum(operand in taken.get(place, ()) for place, operand in path.items())
-        sums[length] = sums.get(length, 0) + gradient
-        other_side = any(operand for place, operand in path.items() if net.places[place][0] == "product")
-        numbers[length] = numbers.get(length, 0) + (not other_side)
+        yield path, gradient
         # paths that part from this one at a place where nothing was chosen yet, from the output back
         for index, place in enumerate(path):
             if place not in chosen:
                 before = dict(list(path.items())[:index])
                 waiting += [before | {place: operand} for operand in range(1, net.places[place][1])]
-    return sums, numbers
 
 
 def by_lengths(
-    net: Joined, x: Tensor, labels: Tensor, taken: dict[int, set[int]], longest: int
+    net: Joined,
+    x: Tensor,
+    labels: Tensor,
+    taken: dict[int, set[int]],
+    longest: int,
+    at: Sequence[nn.Module] = (),
 ) -> dict[str, dict[int, Tensor]]:
     """Gradients of the summed losses along the paths of each length, of the parameters by name and the input (empty).
 
-    Those are the coefficients of a polynomial in z (``counted``), which is known at as many places as it has.
+    Of the tensor that enters a module of ``at`` too, by the number of the module. They are the coefficients of a
+    polynomial in z (``counted``), which is known at as many places as it has.
     """
     places = torch.linspace(-1, 1, longest + 1, dtype=torch.float64)
     powers = places[:, None] ** torch.arange(longest + 1)
-    names = ["", *(name for name, parameter in net.named_parameters() if parameter.requires_grad)]
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    names = ["", *map(str, range(len(at))), *trained]
     known: list[tuple[Tensor, ...]] = []
     net.counted = taken
+    entered: dict[nn.Module, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(lambda m, given: entered.update({m: given[0]})) for module in at]
     try:
         for net.z in places.tolist():
             start = x.clone().requires_grad_()
             loss = F.cross_entropy(net(start), labels, reduction="sum")
-            tensors = [start, *(parameter for parameter in net.parameters() if parameter.requires_grad)]
+            tensors = [start, *map(entered.__getitem__, at), *trained.values()]
             known.append(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
     finally:
         net.counted = {}
+        for hook in hooks:
+            hook.remove()
     result = {}
     for name, values in zip(names, zip(*known, strict=True), strict=True):
         flat = torch.linalg.solve(powers, torch.stack(values).flatten(1))

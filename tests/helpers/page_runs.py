@@ -8,7 +8,6 @@ from typing import Any
 
 from pathlens.analyses.path_rows import lattice as lattice_rows
 from pathlens.report import write_run
-from pathlens.residual.routes import intact
 from pathlens.results.lattice import LATTICE
 from pathlens.results.lesions import DELETE_BLOCKS, LesionRow
 from pathlens.results.path_profile import PATH_GRADIENTS, PathRow
@@ -35,13 +34,17 @@ def norm(boundary: int, length: int) -> float:
     return 0.1 ** (1 + length / 2) / (2 + boundary)
 
 
+def counts(free: int) -> dict[int, int]:
+    return {length: math.comb(free, length) for length in range(free + 1)}
+
+
 def lattice(blocks: int) -> Table:
     sums = {
         (boundary, length): norm(boundary, length)
         for boundary in range(-1, blocks + 1)
         for length in range(blocks - max(0, boundary) + 1)
     }
-    return LATTICE.table(lattice_rows(sums, 1, intact(blocks)), {})
+    return LATTICE.table(lattice_rows(sums, 1, lambda boundary: counts(blocks - max(0, boundary))), {})
 
 
 def profile(blocks: int) -> Table:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from pathlens.residual import polynomials
+from pathlens.residual.flow import concatenation_edges
 from tests.helpers.graph_nets import layer
 from tests.helpers.joined import Joined
 
@@ -41,7 +41,7 @@ def told(view, net, x, concat):
     net(x)
     chain = view.chain()
     edges = {edge for link in chain.links for edge in link.addition.branch_edges}
-    edges |= polynomials.concatenation_edges(chain) if concat else set()
+    edges |= concatenation_edges(chain) if concat else set()
     meets = [n for n in chain.discovery.order if n.name.startswith(("add", "cat")) and len(n.all_input_nodes) > 1]
     assert [kind == "concat" for kind, _ in net.places] == [node.name.startswith("cat") for node in meets]
     return {

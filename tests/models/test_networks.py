@@ -103,7 +103,7 @@ def test_no_branch_starts_at_zero(build: Callable[[], nn.Module]) -> None:
 
 
 # these have their own tests
-OTHERS = ("nfresnet", "llama", "wrn2", "wrn4", "wrn16_8", "wrn16_10", "wideresnet", "strictunet")
+OTHERS = ("nfresnet", "llama", "wrn2", "wrn4", "wrn16_8", "wrn16_10", "wideresnet", "strictunet", "unet")
 SMALL = [n for n in reference_names() if not n.endswith(("1202", "110")) and not n.startswith(OTHERS)]
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
-from pathlens.errors import UsageError
 from pathlens.propagation import Moments, measure, moments
 from pathlens.residual.losses import cross_entropy
 from pathlens.residual.modes import in_mode
@@ -146,8 +145,22 @@ def test_what_overflows_has_no_moments_and_no_gradients() -> None:
     assert all(reading.backward is None for reading in readings.values())
 
 
-def test_integers_have_no_gradient() -> None:
-    net = Rough(False)
-    view = pathlens.find_blocks(net, torch.zeros(2, 2, 5, 5))
-    with pytest.raises(UsageError, match="floating point"):
-        measure(view.chain(), torch.zeros(2, 2, 5, 5).long(), torch.zeros(2).long(), cross_entropy)
+class Embedded(nn.Module):
+    """Tokens in, of which one is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.stem(tokens)
+        return self.head((x + self.branch(x))[:, -1])
+
+
+def test_integers_have_no_gradient_and_are_followed_from_the_stem() -> None:
+    net, tokens, labels = Embedded().double(), torch.tensor([[1, 4, 6], [0, 2, 5]]), torch.tensor([3, 1])
+    readings = measure(pathlens.find_blocks(net, tokens).chain(), tokens, labels, cross_entropy)
+    x = net.stem(tokens).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net.head((x + net.branch(x))[:, -1]), labels, reduction="sum"), x)
+    assert_same(readings[-1, "stem"].forward, moments(x.detach(), -1))
+    assert_same(readings[-1, "stem"].backward, moments(gradient, -1))

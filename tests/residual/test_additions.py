@@ -154,7 +154,7 @@ def test_a_table_counts_what_is_counted_by_hand():
 REFUSED = {
     "reorder": lambda view, x: plans.reorder([1, 0, 2, 3]).check(view),
     "reorder_blocks": lambda view, x: pathlens.reorder_blocks(view, [(x, LABELS)]),
-    "restrict": lambda view, x: plans.restrict(lengths=[1]).check(view),
+    "restrict": lambda view, x: plans.restrict(path=[1]).check(view),
     "run": lambda view, x: view.run(x),
     "signal": lambda view, x: pathlens.signal_propagation(view, [(x, LABELS)]),
     "tree": lambda view, x: pathlens.unravel(view, kind="tree"),

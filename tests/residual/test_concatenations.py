@@ -169,7 +169,7 @@ REFUSED = {
     "reorder_blocks": lambda view, x: pathlens.reorder_blocks(view, [(x, LABELS)]),
     "skip": lambda view, x: plans.delete_skips([1]).check(view),
     "delete_skips": lambda view, x: pathlens.delete_skips(view, [(x, LABELS)]),
-    "restrict": lambda view, x: plans.restrict(lengths=[1]).check(view),
+    "restrict": lambda view, x: plans.restrict(path=[1]).check(view),
     "run": lambda view, x: view.run(x),
     "signal": lambda view, x: pathlens.signal_propagation(view, [(x, LABELS)]),
     "lattice": lambda view, x: pathlens.lattice(view, [(x, LABELS)]),

@@ -17,7 +17,10 @@ from studies.rules import claims
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
-STUDIES = ("depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018")
+STUDIES = (
+    "depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop",
+    "strict_resnets",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -54,7 +57,8 @@ def test_every_table_says_where_it_comes_from(name: str) -> None:
     for path in RESULTS.joinpath(name).glob("*.meta.json"):
         facts = json.loads(path.read_text())["provenance"]
         assert all(facts.get(part) for part in record.STEP), path.name
-        timed = path.name.startswith("blockdrop-seed")  # intact network and policy in turns, batch by batch
+        # intact network and policy in turns, batch by batch
+        timed = path.name.startswith(("blockdrop-seed", "blockdrop-digits54-seed"))
         names = read_table(path.with_name(path.name.replace(".meta.json", ".csv"))).names
         assert timed or "seconds" not in names, path.name
 

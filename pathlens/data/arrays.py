@@ -1,0 +1,213 @@
+"""Numbers with numbers for targets, from a file of numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, ClassVar
+
+import numpy as np
+import torch
+
+from pathlens.data.batched import Batch, Batched
+from pathlens.errors import DataError, one_line
+
+LARGEST_ARRAY = 2**30
+"""Bytes that an array may have."""
+
+_INPUTS, _TARGETS = "inputs", "targets"
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayData(Batched):
+    """Inputs and targets in the order of the file, as they are.
+
+    Attributes:
+        name: for tables.
+        split: what the file is called.
+        n: examples in use, after the limit.
+        total: examples of the file.
+        inputs: float32 of shape (n, ...).
+        targets: float32 of shape (n, ...).
+    """
+
+    name: str
+    split: str
+    n: int
+    total: int
+    inputs: torch.Tensor = field(repr=False)
+    targets: torch.Tensor = field(repr=False)
+    rows_are: ClassVar[str] = "examples"
+    in_memory: ClassVar[bool] = True
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of inputs that are images, (n, C, H, W)."""
+        return self.inputs.shape[1] if self.inputs.dim() == 4 else None
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs that a network needs: components of the targets."""
+        return self.targets.shape[1] if self.targets.dim() > 1 else 1
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Inputs are not normalised."""
+        return ()
+
+    std = mean
+
+    @property
+    def normalisation_source(self) -> str:
+        """What is said of it."""
+        return "none, inputs are taken as the file has them"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over inputs and targets in use."""
+        digest = hashlib.sha256(f"arrays {self.inputs.shape} {self.targets.shape}\n".encode())
+        for array in (self.inputs, self.targets):
+            digest.update(array.numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def batch(
+        self,
+        index: int,
+        batch_size: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Batch:
+        """Examples ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
+
+        Args:
+            index: number of the batch, from 0.
+            batch_size: examples in a batch.
+            mean: for images with pixels in [0, 1]; arrays are not normalised.
+            std: likewise.
+            device: where the batch is put.
+            dtype: of inputs and targets.
+
+        Returns:
+            The batch: inputs in place of images, and targets in place of labels.
+
+        Raises:
+            DataError: no such batch, or a normalisation.
+        """
+        if mean or std:
+            raise DataError(f"{self.name}: arrays are taken as they are; leave mean and std out")
+        inputs, targets = self.rows(torch.arange(*self._places(index, batch_size)), device)
+        return Batch(index, inputs.to(dtype), targets.to(dtype))
+
+    def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Some examples in the order asked for.
+
+        Args:
+            indices: numbers of examples, int64 of shape (N,), on the CPU.
+            device: where they are put.
+
+        Returns:
+            Inputs (N, ...) and targets (N, ...), float32.
+        """
+        return self.inputs[indices].to(device), self.targets[indices].to(device)
+
+    def hold_out(self, examples: int) -> tuple[ArrayData, ArrayData]:
+        """Divide the examples in use at random, always in the same way, into those to train on and those to watch.
+
+        Args:
+            examples: how many to hold out.
+
+        Raises:
+            DataError: one of the two parts would have none.
+        """
+        if not 0 < examples < self.n:
+            raise DataError(
+                f"{self.name}: {examples} of {self.n} examples cannot be held out; give a number that leaves some"
+            )
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(0))
+
+        def part(split: str, rows: torch.Tensor) -> ArrayData:
+            inputs, targets = self.rows(rows.sort().values)
+            return replace(self, split=split, n=len(rows), total=len(rows), inputs=inputs, targets=targets)
+
+        return part("train", order[examples:]), part("validation", order[:examples])
+
+
+def open_arrays(path: str | os.PathLike[str], *, split: str = "test", limit: int | None = None) -> ArrayData:
+    """A file of ``numpy.savez`` with the arrays ``inputs`` and ``targets``, for a regression.
+
+    Args:
+        path: the file. Nothing in it is run: arrays of Python objects are refused.
+        split: what to call it.
+        limit: use the first ``limit`` examples only; more than there are means all.
+
+    Returns:
+        The examples.
+
+    Raises:
+        DataError: the file cannot be read, is no such file, or holds arrays that are not floating, not finite, too
+            large, or of different lengths.
+    """
+    path = Path(os.path.expanduser(path))
+    if limit is not None and limit < 1:
+        raise DataError(f"limit {limit}: give 1 or more")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name: _read(archive, name, path) for name in (_INPUTS, _TARGETS)}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); check its name and permissions") from error
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is no file of numpy.savez ({one_line(error, 120)}); write one with inputs= and targets="
+        ) from error
+    inputs, targets = arrays[_INPUTS], arrays[_TARGETS]
+    if len(inputs) != len(targets) or not len(inputs):
+        raise DataError(f"{path} has {len(inputs)} inputs and {len(targets)} targets; give one or more of both alike")
+    n = len(inputs) if limit is None else min(limit, len(inputs))
+    return ArrayData(path.name, split, n, len(inputs), inputs[:n], targets[:n])
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path) -> torch.Tensor:
+    """An array as float32."""
+    if f"{name}.npy" not in archive.namelist():
+        there = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist()[:5]) or "nothing"
+        raise DataError(
+            f"{path} has no array '{name}' (it has {there}); write it with numpy.savez, inputs= and targets="
+        )
+    with archive.open(f"{name}.npy") as stream:
+        shape, dtype = _header(stream)
+    # looked at first, because numpy would take the memory for whatever the header says
+    if math.prod(shape) * dtype.itemsize > LARGEST_ARRAY:
+        raise DataError(
+            f"{path}: {name} has {shape}, more than the limit of {LARGEST_ARRAY:,} bytes; give a part of it"
+        )
+    if dtype.kind != "f" or not shape:
+        raise DataError(f"{path}: {name} is {dtype} of shape {shape}; give floating numbers, one or more an example")
+    with archive.open(f"{name}.npy") as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: {name} holds NaN or infinity, or numbers too large for float32; leave them out")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that an array's header states.
+
+    Raises:
+        ValueError: it is no header.
+    """
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read:
+        raise ValueError(f"array of version {version}")
+    shape, _, dtype = read[version](stream)
+    return shape, dtype
