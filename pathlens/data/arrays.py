@@ -7,7 +7,6 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO, ClassVar
 import numpy as np
 import torch
 
-from pathlens.data.batched import Batch, Batched
+from pathlens.data.batched import Unnormalised
 from pathlens.errors import DataError, one_line
 
 LARGEST_ARRAY = 2**30
@@ -26,7 +25,7 @@ _INPUTS, _TARGETS = "inputs", "targets"
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayData(Batched):
+class ArrayData(Unnormalised):
     """Inputs and targets in the order of the file, as they are.
 
     Attributes:
@@ -45,7 +44,7 @@ class ArrayData(Batched):
     inputs: torch.Tensor = field(repr=False)
     targets: torch.Tensor = field(repr=False)
     rows_are: ClassVar[str] = "examples"
-    in_memory: ClassVar[bool] = True
+    as_they_are: ClassVar[str] = "arrays are taken as they are"
 
     @property
     def channels(self) -> int | None:
@@ -56,13 +55,6 @@ class ArrayData(Batched):
     def num_classes(self) -> int:
         """Outputs that a network needs: components of the targets."""
         return self.targets.shape[1] if self.targets.dim() > 1 else 1
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Inputs are not normalised."""
-        return ()
-
-    std = mean
 
     @property
     def normalisation_source(self) -> str:
@@ -76,37 +68,6 @@ class ArrayData(Batched):
         for array in (self.inputs, self.targets):
             digest.update(array.numpy().astype("<f4").tobytes())
         return digest.hexdigest()
-
-    def batch(
-        self,
-        index: int,
-        batch_size: int,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Batch:
-        """Examples ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
-
-        Args:
-            index: number of the batch, from 0.
-            batch_size: examples in a batch.
-            mean: for images with pixels in [0, 1]; arrays are not normalised.
-            std: likewise.
-            device: where the batch is put.
-            dtype: of inputs and targets.
-
-        Returns:
-            The batch: inputs in place of images, and targets in place of labels.
-
-        Raises:
-            DataError: no such batch, or a normalisation.
-        """
-        if mean or std:
-            raise DataError(f"{self.name}: arrays are taken as they are; leave mean and std out")
-        inputs, targets = self.rows(torch.arange(*self._places(index, batch_size)), device)
-        return Batch(index, inputs.to(dtype), targets.to(dtype))
 
     def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """Some examples in the order asked for.

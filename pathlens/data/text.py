@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from pathlens.data.batched import Batch, Batched
+from pathlens.data.batched import Unnormalised
 from pathlens.data.images import NOT_COUNTED
 from pathlens.data.published import read_published, tokenizer_in, tokenizer_of
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
@@ -29,7 +28,7 @@ LARGEST_TEXT = 2**30
 
 
 @dataclass(frozen=True, eq=False)
-class TextData(Batched):
+class TextData(Unnormalised):
     """Sequences of tokens in a fixed order; sequence ``i`` is the same in every run.
 
     Sequence i begins ``stride`` tokens after sequence i - 1. Where they overlap, only tokens that no earlier sequence
@@ -55,7 +54,7 @@ class TextData(Batched):
     tokenizer: Tokenizer
     tokens: torch.Tensor = field(repr=False)
     rows_are: ClassVar[str] = "sequences"
-    in_memory: ClassVar[bool] = True
+    as_they_are: ClassVar[str] = "tokens are not normalised"
 
     @property
     def channels(self) -> None:
@@ -73,13 +72,6 @@ class TextData(Batched):
         return int(self.tokens[: (self.n - 1) * self.stride + self.length + 1].max())
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Tokens are not normalised."""
-        return ()
-
-    std = mean
-
-    @property
     def normalisation_source(self) -> str:
         """What is said of it."""
         return "none, since tokens have none"
@@ -90,36 +82,6 @@ class TextData(Batched):
         digest = hashlib.sha256(f"tokens {self.n} {self.length} {self.stride} {self.tokenizer.identity}\n".encode())
         digest.update(self.tokens.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def batch(
-        self,
-        index: int,
-        batch_size: int,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Batch:
-        """Sequences ``index * batch_size`` up to ``(index + 1) * batch_size`` or the end.
-
-        Args:
-            index: number of the batch, from 0.
-            batch_size: sequences in a batch.
-            mean: for images; tokens have none.
-            std: likewise.
-            device: where the batch is put.
-            dtype: of images; tokens are whole numbers.
-
-        Returns:
-            The batch: tokens in place of images, and next tokens in place of labels, both int64 of shape (N, length).
-
-        Raises:
-            DataError: no such batch, or a normalisation.
-        """
-        if mean or std:
-            raise DataError(f"{self.name}: tokens are not normalised; leave mean and std out")
-        return Batch(index, *self.rows(torch.arange(*self._places(index, batch_size)), device))
 
     def rows(self, indices: torch.Tensor, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """Some sequences in the order asked for, with the tokens that come next.
