@@ -177,6 +177,21 @@ def interval_of_sums(n: int, total: float, squares: float) -> tuple[float | None
     return mean - half, mean + half
 
 
+def t_test(mean: float, deviation: float | None, n: int) -> float:
+    """Two-sided p value of Student's t test that a mean is 0; 1 where nothing tells its spread.
+
+    Args:
+        mean: over independent samples.
+        deviation: its standard error, or None where there is none.
+        n: samples.
+    """
+    from scipy.special import stdtr
+
+    if deviation is None or not mean:
+        return 1.0
+    return min(1.0, 2 * float(stdtr(n - 1, -abs(mean) / deviation))) if deviation else 0.0
+
+
 def kendall_tau(order: Sequence[int]) -> float:
     """Kendall's rank correlation between an order of blocks and the trained order.
 

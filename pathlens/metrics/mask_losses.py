@@ -84,7 +84,8 @@ def _overlaps(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
     probabilities = logits.softmax(-1).masked_fill(~counted, 0)
     truth = one_hot(targets.masked_fill(targets == IGNORED, 0), classes) * counted
     scored = slice(1, None) if classes == 2 else slice(None)
-    return tuple(part[..., scored].sum(1) for part in (probabilities * truth, probabilities, truth))  # type: ignore[return-value]
+    overlap, predicted, true = (part[..., scored].sum(1) for part in (probabilities * truth, probabilities, truth))
+    return overlap, predicted, true
 
 
 #: name -> the loss of each image

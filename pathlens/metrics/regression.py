@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, NumericsError
-from pathlens.metrics.intervals import interval_of_sums
-from pathlens.metrics.sums import Sums
+from pathlens.metrics.intervals import interval_of_sums, t_test
+from pathlens.metrics.sums import OfExamples, Sums
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class RegressionCounts(Sums):
+class RegressionCounts(OfExamples):
     """How far a network's outputs are from the targets of some examples.
 
     Attributes:
@@ -85,21 +85,6 @@ class RegressionCounts(Sums):
             "rmse": None if self.nonfinite else math.sqrt(self.loss),
         }
 
-    def require_finite(self, what: str) -> None:
-        """Raise if the network gave an output that is NaN or infinite.
-
-        Args:
-            what: which network this was, for the message.
-
-        Raises:
-            NumericsError: naming ``what`` and the number of examples.
-        """
-        if self.nonfinite:
-            raise NumericsError(
-                f"{what} gives NaN or infinity for {self.nonfinite} of {self.n} examples; "
-                "check the weights and the data, or use --dtype float32"
-            )
-
 
 @dataclass(frozen=True)
 class RegressionPairs(Sums):
@@ -136,15 +121,11 @@ class RegressionPairs(Sums):
     @property
     def p(self) -> float:
         """Two-sided paired t test of no difference over examples; 1 for a single one, which tells no spread."""
-        from scipy.special import stdtr
-
         n = self.counts.n
-        if n < 2 or not self.squares:
+        if n < 2:
             return 1.0
-        spread = max(0.0, self.squares / n - (self.total / n) ** 2) / (n - 1)
-        if not spread:
-            return 0.0
-        return min(1.0, 2 * float(stdtr(n - 1, -abs(self.total / n) / math.sqrt(spread))))
+        mean = self.total / n
+        return t_test(mean, math.sqrt(max(0.0, self.squares / n - mean**2) / (n - 1)), n)
 
 
 def squared_errors(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from operator import add
 from typing import Any, Self
 
+from pathlens.errors import NumericsError
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -17,6 +19,28 @@ class Sums:
             return NotImplemented
         pairs = {one.name: (getattr(self, one.name), getattr(other, one.name)) for one in fields(self)}
         return replace(self, **{name: _sum(*pair) for name, pair in pairs.items()})
+
+
+class OfExamples(Sums):
+    """Sums over examples, some of which may have outputs that are not finite."""
+
+    n: int
+    nonfinite: int
+
+    def require_finite(self, what: str) -> None:
+        """Raise if the network gave an output that is NaN or infinite.
+
+        Args:
+            what: which network this was, for the message.
+
+        Raises:
+            NumericsError: naming ``what`` and the number of examples.
+        """
+        if self.nonfinite:
+            raise NumericsError(
+                f"{what} gives NaN or infinity for {self.nonfinite} of {self.n} examples; "
+                "check the weights and the data, or use --dtype float32"
+            )
 
 
 def _sum(one: Any, other: Any) -> Any:

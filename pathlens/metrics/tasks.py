@@ -71,13 +71,7 @@ class Task(ABC):
                 f"loss {name!r} is of all pixels of a batch, and is for training; here each {self.example} has one of "
                 "its own: give soft-iou"
             )
-        if name not in self.known_losses:
-            raise UsageError(f"the task {self.name} has no loss {name!r}; give {' or '.join(self.known_losses)}")
-        return self._with(name)
-
-    def _with(self, loss: str) -> Task:
-        """A copy with one of the known losses."""
-        raise NotImplementedError
+        raise UsageError(f"the task {self.name} has no loss {name!r}; give {' or '.join(self.known_losses)}")
 
     def check_outputs(self, shape: Sequence[int]) -> None:
         """Raise unless outputs have as many dimensions as the task wants.
@@ -308,9 +302,11 @@ class Segmentation(ManyAnswers):
         units.require_inside(targets, logits.shape[-1])
         return OF_IMAGES[self.loss](logits, targets.long())
 
-    def _with(self, loss: str) -> Segmentation:
+    def with_loss(self, name: str | None) -> Task:
         """See :meth:`Task.with_loss`."""
-        return replace(self, loss=loss)
+        if name is None or name not in self.known_losses:
+            return super().with_loss(name)
+        return replace(self, loss=name)
 
     def _flat(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[images, pixels, classes]`` and targets ``[images, pixels]``; errors as of ``_last``."""

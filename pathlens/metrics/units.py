@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pathlens.errors import DataError, NumericsError
 from pathlens.metrics.classification import holds_indices
-from pathlens.metrics.sums import Sums
+from pathlens.metrics.intervals import t_test
+from pathlens.metrics.sums import OfExamples, Sums
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ CHUNK = 2**22
 
 
 @dataclass(frozen=True)
-class UnitCounts(Sums):
+class UnitCounts(OfExamples):
     """What a network got right on some examples of many units.
 
     Attributes:
@@ -80,21 +81,6 @@ class UnitCounts(Sums):
         loss = None if self.nonfinite else self.loss
         return {"n": self.n, "error": self.error, "error_low": low, "error_high": high, "loss": loss}
 
-    def require_finite(self, what: str) -> None:
-        """Raise if the network gave a logit that is NaN or infinite.
-
-        Args:
-            what: which network this was, for the message.
-
-        Raises:
-            NumericsError: naming ``what`` and the number of examples.
-        """
-        if self.nonfinite:
-            raise NumericsError(
-                f"{what} gives NaN or infinity for {self.nonfinite} of {self.n} examples; "
-                "check the weights and the data, or use --dtype float32"
-            )
-
     def _require_units(self) -> None:
         if not self.units:
             raise NumericsError("no targets were counted, so there is no error; give some that are not left out")
@@ -135,13 +121,7 @@ class UnitPairs(Sums):
     @property
     def p(self) -> float:
         """Two-sided t test of no difference, over examples; 1 for a single one, which tells no spread."""
-        from scipy.special import stdtr
-
-        if self._deviation is None or not self.lost - self.gained:
-            return 1.0
-        if not self._deviation:
-            return 0.0
-        return min(1.0, 2 * float(stdtr(self.n - 1, -abs(self.difference) / self._deviation)))
+        return t_test(self.difference, self._deviation, self.n)
 
     @property
     def _deviation(self) -> float | None:
