@@ -81,7 +81,7 @@ class _PartDeletion(Plan):
 
     def check(self, view: ResidualView) -> Self:
         """See :meth:`Plan.check`."""
-        blocks = _resolved(self.blocks, len(view))
+        blocks = resolved(self.blocks, len(view))
         if len(blocks) != len(self.blocks):
             raise UsageError(f"a block is named twice in {_shortened(self.blocks)}")
         return replace(self, blocks=blocks)
@@ -89,7 +89,7 @@ class _PartDeletion(Plan):
     def apply(self, route: Route) -> Route:
         """See :meth:`Plan.apply`."""
         parts = {block: part for part, block in route}
-        blocks = _resolved(self.blocks, len(route))
+        blocks = resolved(self.blocks, len(route))
         for block in blocks:
             if parts[block] not in (Part.BLOCK, self.remaining):
                 raise UsageError(
@@ -100,7 +100,7 @@ class _PartDeletion(Plan):
 
     def lift(self, places: Sequence[int], count: int, name: str) -> Self:
         """See :meth:`Plan.lift`."""
-        return replace(self, blocks=_lifted(self.blocks, places, name))
+        return replace(self, blocks=lifted(self.blocks, places, name))
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Restriction(Plan):
             raise UsageError(
                 f"path length {self.lengths[-1]} is outside 0..{len(view)}: the network has {len(view)} blocks"
             )
-        return type(self)(self.lengths, None if self.path is None else _resolved(self.path, len(view)))
+        return type(self)(self.lengths, None if self.path is None else resolved(self.path, len(view)))
 
     def check_paths(self, route: Route) -> None:
         """Refuse a restriction that leaves a lesioned chain no path.
@@ -276,7 +276,7 @@ class Restriction(Plan):
                 f"restrict_backward is active on {name}, which has {len(places)} of the {count} blocks of the network "
                 "that another intervention is on; restrict the backward pass of the whole network"
             )
-        return type(self)(self.lengths, None if self.path is None else _lifted(self.path, places, name))
+        return type(self)(self.lengths, None if self.path is None else lifted(self.path, places, name))
 
 
 def delete(blocks: int | Iterable[int], replace: str = "zero") -> Deletion:
@@ -373,16 +373,33 @@ def _shortened(items: Sequence[int], most: int = 12) -> str:
     return f"({text}, ...)" if len(items) > most else f"({text})"
 
 
-def _resolved(blocks: Iterable[int], count: int) -> tuple[int, ...]:
-    """Sorted indices from 0 of blocks of a network."""
+def resolved(blocks: Iterable[int], count: int) -> tuple[int, ...]:
+    """Sorted indices from 0 of blocks of a network.
+
+    Args:
+        blocks: indices, negative ones from the end.
+        count: blocks of the network.
+
+    Raises:
+        UsageError: the network has no such block.
+    """
     for block in blocks:
         if not -count <= block < count:
             raise UsageError(f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}")
     return tuple(sorted({block % count for block in blocks}))
 
 
-def _lifted(blocks: Iterable[int], places: Sequence[int], name: str) -> tuple[int, ...]:
-    """Sorted indices in the network of blocks of a part."""
+def lifted(blocks: Iterable[int], places: Sequence[int], name: str) -> tuple[int, ...]:
+    """Sorted indices in the network of blocks of a part.
+
+    Args:
+        blocks: indices in the part, negative ones from the end.
+        places: which blocks of the network the part's blocks are.
+        name: of the part.
+
+    Raises:
+        UsageError: the part has no such block.
+    """
     for block in blocks:
         if not -len(places) <= block < len(places):
             raise UsageError(

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from pathlens.errors import UsageError
-from pathlens.plans.plan import Plan, integers, interchangeable, require_chain, route
+from pathlens.plans.plan import Plan, integers, interchangeable, lifted, require_chain, resolved, route
 from pathlens.residual import ResidualView
 from pathlens.residual.routes import Route, Schedule
 
@@ -41,11 +41,7 @@ class Rewiring(Plan):
         require_chain(view, f"to run them in another way ({self.how})")
         count = len(view)
         named = [block for layer in self.layers for block in layer]
-        for block in named:
-            if not -count <= block < count:
-                raise UsageError(
-                    f"block {block} does not exist: the network has {count} blocks, numbered 0 to {count - 1}"
-                )
+        resolved(named, count)
         layers = tuple(tuple(block % count for block in layer) for layer in self.layers)
         run = [block for layer in layers for block in layer]
         if run != list(range(run[0], run[0] + len(run))):
@@ -84,11 +80,7 @@ class Rewiring(Plan):
 
     def lift(self, places: Sequence[int], count: int, name: str) -> Self:
         """See :meth:`Plan.lift`."""
-        lost = [block for layer in self.layers for block in layer if not -len(places) <= block < len(places)]
-        if lost:
-            raise UsageError(
-                f"block {lost[0]} does not exist: {name} has {len(places)} blocks, numbered 0 to {len(places) - 1}"
-            )
+        lifted([block for layer in self.layers for block in layer], places, name)
         layers = tuple(tuple(places[block] for block in layer) for layer in self.layers)
         return type(self)(layers, self.how, self.times)
 

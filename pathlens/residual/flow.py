@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,7 +76,7 @@ class Flow:
         self._told = blocks_at(chain, concat)
         self.start = start
         self.main, self.forced = self.resolved(end or self.trace.main)
-        self.nodes = self._needed()
+        self.nodes = self.needed([self.main])
         self._flowing = self._reached()
         self.units = self._units()
 
@@ -93,12 +93,18 @@ class Flow:
         before, longer = self.resolved(operand)
         return before, longer + ((node, operand) in self._raising), self._ways.get((node, operand))
 
-    def _needed(self) -> list[fx.Node]:
+    def needed(self, ends: Iterable[fx.Node], given: Collection[fx.Node] = ()) -> list[fx.Node]:
+        """What has to be computed for some tensors, in execution order.
+
+        Args:
+            ends: the tensors.
+            given: what is there already.
+        """
         needed: set[fx.Node] = set()
-        waiting = [self.main]
+        waiting = [self.resolved(end)[0] for end in ends]
         while waiting:
             node = waiting.pop()
-            if node not in needed:
+            if node not in needed and node not in given:
                 needed.add(node)
                 waiting += [self.resolved(operand)[0] for operand in node.all_input_nodes]
         return sorted(needed)

@@ -12,6 +12,7 @@ network a block without its branch is A_i alone, and one without its shortcut B_
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,11 +233,7 @@ class Linearisation:
 
     def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
         """The last of :meth:`profiles`: the gradients at the place asked for."""
-        profile = None
-        for profile in self.profiles(max_length, tolerance, signs):  # noqa: B007
-            pass
-        assert profile is not None
-        return profile
+        return deque(self.profiles(max_length, tolerance, signs), maxlen=1).pop()
 
     def along(self, paths: Sequence[Sequence[int]]) -> Tensor:
         """Gradients through single paths, shape (P, N, ...). Arguments and errors as :meth:`through`."""

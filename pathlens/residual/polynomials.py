@@ -10,6 +10,7 @@ of cotangents); where a tensor is used several times, polynomials add up. At the
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -119,11 +120,7 @@ class GraphLinearisation:
 
     def exact(self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None) -> Profile:
         """The last of :meth:`profiles`: the gradients at the place asked for."""
-        profile = None
-        for profile in self.profiles(max_length, tolerance, signs):  # noqa: B007
-            pass
-        assert profile is not None
-        return profile
+        return deque(self.profiles(max_length, tolerance, signs), maxlen=1).pop()
 
     def profiles(
         self, max_length: int | None = None, tolerance: float = 0.0, signs: Tensor | None = None

@@ -10,6 +10,7 @@ branch alone, which makes every path longer by one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,15 +237,27 @@ class _Tape:
     def _collect(
         self, result: Tensor, part: UpdatingSegment, cotangent: Tensor | None, grads: dict[str, Tensor]
     ) -> None:
-        names = [name for name in part.segment.tensor_names if name in self.trained]
-        if cotangent is None or not names or not result.requires_grad:
-            return
-        gradients = torch.autograd.grad(
-            result, [self._local[name] for name in names], cotangent, retain_graph=True, allow_unused=True
-        )
-        for name, grad in zip(names, gradients, strict=True):
-            if grad is not None:
-                grads[name] = grads[name] + grad if name in grads else grad
+        trained = {name: self._local[name] for name in part.segment.tensor_names if name in self.trained}
+        collect(result, trained, cotangent, grads)
+
+
+def collect(
+    result: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor | None, grads: dict[str, Tensor]
+) -> None:
+    """Add what a cotangent gives the parameters of a recorded piece to their gradients.
+
+    Args:
+        result: of the piece.
+        parameters: by name; the piece need not have computed with all of them.
+        cotangent: of the result, or None for none.
+        grads: gradients so far, by name.
+    """
+    if cotangent is None or not parameters or not result.requires_grad:
+        return
+    gradients = torch.autograd.grad(result, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True)
+    for name, grad in zip(parameters, gradients, strict=True):
+        if grad is not None:
+            grads[name] = grads[name] + grad if name in grads else grad
 
 
 def _carry(result: Tensor, start: Tensor, stack: Tensor) -> Tensor:

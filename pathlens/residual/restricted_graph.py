@@ -20,7 +20,7 @@ from pathlens.errors import ModelError, UsageError
 from pathlens.residual.chain import Chain
 from pathlens.residual.flow import Edge, Flow, Unit, called, ends_of_blocks, is_sum
 from pathlens.residual.polynomials import MOST_DEGREES, Polynomial, summed
-from pathlens.residual.restricted import FEW, Choice, RestrictedNetwork, ThroughPaths, restricted_chain
+from pathlens.residual.restricted import FEW, Choice, RestrictedNetwork, ThroughPaths, collect, restricted_chain
 from pathlens.residual.routes import Route, intact
 from pathlens.residual.scaled import Scaled
 from pathlens.residual.segments import Piece, Segment, cut, with_updates
@@ -63,12 +63,12 @@ class RestrictedGraph:
         (whole,), (self.buffers,) = with_updates(trace, dependent, [Piece(trace.source, outputs, flow.swap)])
         flow.swap.update(whole.swap)  # where a batch norm runs twice: the statistics of the run that is left
         self.outputs, self.statistics = whole.ends[: len(outputs)], whole.ends[len(outputs) :]
-        self.stem = self._needed([flow.start], set())
-        self.body = self._needed([flow.main], dependent.intersection(self.stem))
+        self.stem = flow.needed([flow.start])
+        self.body = flow.needed([flow.main], dependent.intersection(self.stem))
         given = dependent.intersection((*self.stem, *self.body)) | {flow.main}
-        self.head = self._needed(self.outputs, given)
+        self.head = flow.needed(self.outputs, given)
         self._check_head(given - {flow.main}, dependent)
-        self.updates = self._needed(self.statistics, {*given, *self.head})
+        self.updates = flow.needed(self.statistics, {*given, *self.head})
         everything = (*self.stem, *self.body, *self.head, *self.updates)
         self.held = tuple({node for node in everything if node.op == "placeholder"} - {trace.source})
         self.owners: dict[fx.Node, list[Unit]] = {}
@@ -77,17 +77,6 @@ class RestrictedGraph:
                 self.owners.setdefault(node, []).append(unit)
         self.parameters = {unit: self._parameters_of(unit) for unit in flow.units}
         self._segments: dict[Unit, Segment | None] = {}
-
-    def _needed(self, ends: Iterable[fx.Node], given: set[fx.Node]) -> list[fx.Node]:
-        """What has to be computed for some tensors where others are given, in execution order."""
-        needed: set[fx.Node] = set()
-        waiting = [self.flow.resolved(end)[0] for end in ends]
-        while waiting:
-            node = waiting.pop()
-            if node not in needed and node not in given:
-                needed.add(node)
-                waiting += [self.flow.resolved(operand)[0] for operand in node.all_input_nodes]
-        return sorted(needed)
 
     def _check_head(self, before: set[fx.Node], dependent: set[fx.Node]) -> None:
         """Refuse a head that reads numbers of the stem or of the blocks other than through their end."""
@@ -109,7 +98,7 @@ class RestrictedGraph:
     def _parameters_of(self, unit: Unit) -> tuple[fx.Node, ...]:
         """Parameters that a unit computes with."""
         before = {source for source, *_ in unit.sources}
-        needed = self._needed(unit.nodes, before | (self.owners.keys() - set(unit.nodes)))
+        needed = self.flow.needed(unit.nodes, before | (self.owners.keys() - set(unit.nodes)))
         return tuple(node for node in needed if self.is_parameter(node))
 
     def is_parameter(self, node: fx.Node) -> bool:
@@ -264,16 +253,8 @@ class _Tape:
         return rows[chosen].sum(0) if chosen else None
 
     def _collect(self, unit: Unit, cotangent: Tensor | None, grads: dict[str, Tensor]) -> None:
-        parameters = [node for node in self._network.parameters[unit] if node in self._parameters]
-        result = self._results[unit]
-        if cotangent is None or not parameters or not result.requires_grad:
-            return
-        gradients = torch.autograd.grad(
-            result, [self._parameters[node] for node in parameters], cotangent, retain_graph=True, allow_unused=True
-        )
-        for node, grad in zip(parameters, gradients, strict=True):
-            if grad is not None:
-                grads[node.name] = grads[node.name] + grad if node.name in grads else grad
+        nodes = [node for node in self._network.parameters[unit] if node in self._parameters]
+        collect(self._results[unit], {node.name: self._parameters[node] for node in nodes}, cotangent, grads)
 
     def _carried(self, unit: Unit, wanted: Sequence[Edge], rows: Tensor) -> dict[Edge, Tensor]:
         """Cotangents of what a unit gives -> those of each of its sources that is wanted."""
