@@ -93,6 +93,15 @@ def shared_models() -> Path:
     return _folder_named_by("PATHLENS_MODELS")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Computations of a file that are so small that threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _usual_dpi() -> Iterator[int]:
     """Figures are coarse in tests, since fine ones take longer than most results; the resolution that users get."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,8 @@ from tests.helpers.progress import Progress
 EXACT: dict[str, Any] = {"dtype": "float64", "batch_size": 8, "curvature": "none"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Products with Hessians of small networks are many small operations, in which threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# products with Hessians of small networks are many small operations, in which threads wait for each other
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(seed: int) -> nn.Module:

@@ -26,6 +26,9 @@ from pathlens.residual import ResidualView
 from pathlens.results.blockdrop import bits, usage
 from pathlens.tables import Column, Table, read_table
 
+# networks are so small here that threads only wait for each other
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT: dict[str, Any] = {"dtype": "float64", "engine": "plain", "batch_size": 16}
 
 

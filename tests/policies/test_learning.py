@@ -27,6 +27,9 @@ from pathlens.residual.inference import Inference
 from pathlens.training.batches import BLOCKS, generator
 from tests.helpers.progress import Progress
 
+# networks are so small here that threads only wait for each other
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 

@@ -35,13 +35,8 @@ RESULTS = ROOT / "results"
 PAGES = sorted([ROOT / "README.md", RESULTS / "README.md", *DOCS.glob("*.md")])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Most of the time here is tracing, which more threads only disturb."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# most of the time here is tracing, which more threads only disturb
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fenced(page: Path, language: str) -> list[tuple[int, str]]:

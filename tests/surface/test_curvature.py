@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,8 @@ from pathlens.errors import ModelError, NumericsError, UsageError
 from pathlens.models import load_model
 from pathlens.surface import Hessian, Weights, moving
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Products with Hessians of small networks are many small operations, in which threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# products with Hessians of small networks are many small operations, in which threads wait for each other
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tiny(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,8 @@ import pathlens
 from pathlens.tables import read_table
 from studies.benchmarks import sweep
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks are small, and threads that wait for each other on a busy machine are slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# the networks are small, and threads that wait for each other on a busy machine are slower than one
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
