@@ -108,7 +108,6 @@ def setting(
     import torch
 
     from pathlens.analyses import view_of
-    from pathlens.data import ImageData, TextData, check_labels, check_tokens
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
@@ -126,13 +125,7 @@ def setting(
                 check_run_folder(common.out, verb)
             loaded, data = open_both(common)
             mean, std, source = _normalisation(mean, std, loaded, data)
-            if isinstance(data, TextData):
-                known = data.num_classes if loaded.num_classes is None else loaded.num_classes
-                check_tokens(data, known, loaded.context)
-            elif isinstance(data, ImageData):
-                check_channels(loaded, data)
-                if loaded.num_classes is not None:
-                    check_labels(data, loaded.num_classes)
+            check_fits(loaded, data)
             example = data.batch(0, min(2, data.n), mean=mean or None, std=std or None).images
             loaded.model.to(device)
             with foreign_output():
@@ -261,8 +254,28 @@ def _normalisation(
     return tuple(data.mean), tuple(data.std), f"of the data: {data.normalisation_source}"
 
 
-def check_channels(loaded: LoadedModel, data: ImageData) -> None:
-    """Raise if the images have another number of channels than the network takes."""
+def check_fits(loaded: LoadedModel, data: DataSet) -> None:
+    """Raise if the network is not made for such data, as far as is known without running it.
+
+    Args:
+        loaded: the network.
+        data: to be read by it.
+
+    Raises:
+        DataError: images of other channels or classes, or tokens or lengths that it does not know.
+    """
+    from pathlens.data import ImageData, TextData, check_labels, check_tokens
+
+    if isinstance(data, TextData):
+        known = data.num_classes if loaded.num_classes is None else loaded.num_classes
+        check_tokens(data, known, loaded.context)
+    elif isinstance(data, ImageData):
+        _check_channels(loaded, data)
+        if loaded.num_classes is not None:
+            check_labels(data, loaded.num_classes)
+
+
+def _check_channels(loaded: LoadedModel, data: ImageData) -> None:
     if loaded.input_shape is not None and loaded.input_shape[0] != data.channels:
         raise DataError(
             f"{data.name} has images of {data.channels} channel(s) and {loaded.spec} takes {loaded.input_shape[0]}; "

@@ -18,7 +18,7 @@ from pathlens.cli.options import Init, Standardise, parse_channels, parse_range
 from pathlens.cli.progress import progress_bar, say, waiting
 from pathlens.cli.setting import (
     DEFAULT_MODEL,
-    check_channels,
+    check_fits,
     data_spec,
     foreign_output,
     opened,
@@ -68,30 +68,34 @@ class TrainingOptions:
         o.option("Survival probabilities of random blocks: folded into the weights, divided by, or neither."),
     ] = Rescale.test
     epochs: Annotated[
-        int | None, o.option("Passes over the data. Default: 60 for digits, 10 for texts, else 200.", min=1)
+        int | None,
+        o.option("Passes over the data. Default: 60 for digits, 10 for texts, 50 for arrays, else 200.", min=1),
     ] = None
     batch_size: Annotated[
-        int | None, o.option("Examples in a step, over all processes. Default: 64, 32, 128.", min=1)
+        int | None,
+        o.option(
+            "Examples in a step, over all processes. Default: 64 for digits and arrays, 32 for texts, else 128.", min=1
+        ),
     ] = None
-    optimizer: Annotated[Optimizer | None, o.option("Default: adamw for texts, else sgd.")] = None
-    lr: Annotated[float | None, o.option("Learning rate. Default: 2e-3 for texts, else 0.1.")] = None
+    optimizer: Annotated[Optimizer | None, o.option("Default: adamw for texts and arrays, else sgd.")] = None
+    lr: Annotated[float | None, o.option("Learning rate. Default: 2e-3 for texts, 1e-3 for arrays, else 0.1.")] = None
     momentum: Annotated[float | None, o.option("Default: 0.9.")] = None
     nesterov: Annotated[bool | None, o.option("Nesterov's momentum. Default: yes.", "--nesterov/--no-nesterov")] = None
     weight_decay: Annotated[
-        float | None, o.option("Weight decay. Default: 1e-3 for digits, 0.1 for texts, else 1e-4.")
+        float | None, o.option("Weight decay. Default: 1e-3 for digits, 0.1 for texts, 1e-2 for arrays, else 1e-4.")
     ] = None
     schedule: Annotated[
-        Schedule | None, o.option("Learning rate schedule. Default: cosine for digits and texts, else step.")
+        Schedule | None, o.option("Learning rate schedule. Default: cosine for digits, texts and arrays, else step.")
     ] = None
     milestones: Annotated[str | None, o.option("Shares of the training. Default: 0.5,0.75.", metavar="A,B")] = None
     gamma: Annotated[float | None, o.option("Factor at a milestone. Default: 0.1.")] = None
     warmup: Annotated[float | None, o.option("Epochs of linear warm-up. Default: 5 for digits, else 1.")] = None
     crop: Annotated[
-        int | None, o.option("Zeros around an image before a random crop. Default: 1, 4; 0 for texts.", min=0)
+        int | None, o.option("Zeros around an image before a random crop. Default: 1 for digits, else 4.", min=0)
     ] = None
-    flip: Annotated[
-        bool | None, o.option("Mirror images at random. Default: not for digits and texts.", "--flip/--no-flip")
-    ] = None
+    flip: Annotated[bool | None, o.option("Mirror images at random. Default: not for digits.", "--flip/--no-flip")] = (
+        None
+    )
     augment: Annotated[Augment | None, o.option("After that, torchvision's RandAugment. Default: none.")] = None
     label_smoothing: Annotated[float | None, o.option("Label smoothing. Default: 0.")] = None
     loss: o.Loss = None
@@ -158,7 +162,6 @@ def train(options: TrainingOptions) -> None:
     import torch
 
     from pathlens.cli.show import show
-    from pathlens.data import ImageData
     from pathlens.models import load_model
     from pathlens.report import provenance, write_run
     from pathlens.runtime import processes
@@ -184,8 +187,7 @@ def train(options: TrainingOptions) -> None:
                 in_channels=parts[0].channels,
                 seed=seed,
             )
-            if isinstance(parts[0], ImageData):
-                check_channels(loaded, parts[0])
+            check_fits(loaded, parts[0])
             with foreign_output():
                 loaded, initialisation = initialised(loaded, options, parts[0].batch(0, 2).images, seed)
             if group.is_main:
@@ -230,7 +232,7 @@ def train(options: TrainingOptions) -> None:
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
                 without_skips=options.without_skips,
-                **({} if options.loss is None else {"loss": options.loss.value}),
+                loss=None if options.loss is None else options.loss.value,
                 progress=progress,
                 on_epoch=on_epoch,
                 provenance=provenance(**stated),

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     compiled: bool
     synced: bool
     without_skips: bool
-    loss: str
+    loss: str | None
 
 
 def recipe_name(data: DataSet) -> str:
