@@ -129,3 +129,14 @@ def test_what_is_no_text_or_vocabulary(tmp_path: Path, monkeypatch: pytest.Monke
         open_text(text)
     with pytest.raises(DataError, match=r"is a text, and images are wanted here"):
         open_data(f"text:{text}")
+
+
+def test_a_subset_has_the_sequences_that_were_picked(tmp_path):
+    (tmp_path / "text").write_bytes(bytes(range(60)))
+    data = open_text(tmp_path / "text", length=8, stride=5)
+    picked = torch.tensor([4, 1, 9])
+    part = data.subset(picked, "train")
+    assert (part.n, part.split) == (3, "train")
+    tokens, targets = part.rows(torch.arange(3))
+    assert tokens.equal(data.rows(picked)[0])
+    assert targets.equal(tokens + 1)  # also where an earlier sequence of the whole text asks for the same
