@@ -402,3 +402,20 @@ def start_fresh(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+
+
+def check_rest(study: StudySetting, part: str) -> None:
+    """Raise unless there are tables that a part, measured alone, belongs to.
+
+    Args:
+        study: what was asked for.
+        part: that is to be measured.
+
+    Raises:
+        SystemExit: ``--out`` has no tables of this scale.
+    """
+    if record.read(study.out).get("scale") != study.scale:
+        raise SystemExit(
+            f"--only {part}: {study.out} has no tables of --scale {study.scale} to add to; measure the rest first, "
+            "without --only"
+        )

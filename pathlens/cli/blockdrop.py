@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from pathlens.cli import options as o
 from pathlens.cli.lesions import LesionOptions
 from pathlens.cli.progress import progress_bar, say
-from pathlens.cli.setting import Setting, data_spec, finish, foreign_output, setting
+from pathlens.cli.setting import Setting, data_spec, finish, foreign_output, opened, setting
 from pathlens.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlens.data import ImageData
+    from pathlens.data import DataSet
+    from pathlens.tables import Table
     from pathlens.tables.declared import Row
 
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 class PolicyOptions:
     """How the policy is trained; the fields are those of :class:`pathlens.policies.Settings`."""
 
-    epochs: Annotated[int, o.option("Passes over the training images, the network frozen.", metavar="N")] = 30
+    epochs: Annotated[int, o.option("Passes over the training examples, the network frozen.", metavar="N")] = 30
     joint_epochs: Annotated[
         int, o.option("Passes after that in which a copy of the network is trained too.", metavar="N")
     ] = 0
-    train_batch_size: Annotated[int, o.option("Images in a step of the training.", metavar="N")] = 128
+    train_batch_size: Annotated[int, o.option("Examples in a step of the training.", metavar="N")] = 128
     lr: Annotated[float, o.option("Learning rate of the policy.")] = 1e-3
     joint_lr: Annotated[float, o.option("Learning rate of both in the joint epochs.")] = 1e-4
-    penalty: Annotated[float, o.option("A wrong prediction is worth minus this.")] = 5.0
+    penalty: Annotated[float, o.option("A wrong prediction is worth minus this, or the share of it that is wrong.")] = (
+        5.0
+    )
     alpha: Annotated[float, o.option("Bound of the probabilities that blocks are drawn with, in (0.5, 1].")] = 0.95
     curriculum: Annotated[
         float | None,
@@ -46,21 +49,29 @@ def blockdrop(
     policy: Annotated[
         Path | None, o.option("A policy of an earlier run, which is tested and not trained.", metavar="FILE")
     ] = None,
-    train_limit: Annotated[int | None, o.option("Train on the first N images.", min=1, metavar="N")] = None,
+    train_data: Annotated[
+        str | None,
+        o.option(
+            "Train on this. Default: the split 'train' of --data, which a text and arrays do not have.", metavar="SPEC"
+        ),
+    ] = None,
+    train_limit: Annotated[
+        int | None, o.option("Train on the first N images, or sequences or examples.", min=1, metavar="N")
+    ] = None,
     samples: Annotated[int, o.option("Random sets of as many blocks.", min=1)] = 10,
     selection: Annotated[
-        int, o.option("Training images by which single and greedy deletions are chosen.", min=1, metavar="N")
+        int, o.option("Training examples by which single and greedy deletions are chosen.", min=1, metavar="N")
     ] = 500,
     *,
     common: LesionOptions,
 ) -> None:
     """Train a small network that chooses for each image which blocks run (BlockDrop, Wu et al. 2018), and test it.
 
-    Trained on the split 'train', tested on --split. It is compared with the intact network, and with networks that run
-    as many blocks for all images. A training that was killed goes on when the same command is given again with the same
+    For each sequence of a language model, image with a mask, or example of a regression likewise. Trained on the split
+    'train' or --train-data, tested on --split. It is compared with the intact network, and with networks that run as
+    many blocks for all examples. A training that was killed goes on when the same command is given again with the same
     --out.
     """
-    from pathlens.data import ImageData
     from pathlens.policies import Settings
     from pathlens.policies import blockdrop as run
 
@@ -71,9 +82,7 @@ def blockdrop(
         seed=common.seed,
     )
     with setting("blockdrop", common) as current:
-        if not isinstance(current.data, ImageData):
-            raise UsageError(f"blockdrop chooses blocks for images, and {current.data.name} is a text; give images")
-        images = _training_images(current, current.data, train_limit)
+        train = _to_train_on(current, train_data, train_limit)
         total = settings.epochs + settings.joint_epochs
 
         def on_epoch(row: Row) -> None:
@@ -84,7 +93,7 @@ def blockdrop(
             result = run(
                 current.view,
                 current.data,
-                images,
+                train,
                 policy=policy,
                 settings=settings,
                 samples=samples,
@@ -95,21 +104,26 @@ def blockdrop(
                 **common.sweep,
                 progress=progress,
             )
-        more = {"blockdrop-choices": result.choices, "blockdrop-classes": result.classes}
-        if result.history is not None:
-            more["blockdrop-training"] = result.history
-        arguments = {**given, "policy": policy and str(policy), "train_limit": train_limit}
+        tables: dict[str, Table | None] = {
+            "blockdrop-choices": result.choices,
+            "blockdrop-classes": result.classes,
+            "blockdrop-training": result.history,
+        }
+        more = {stem: table for stem, table in tables.items() if table is not None}
+        arguments = {**given, "policy": policy and str(policy), "train_data": train_data, "train_limit": train_limit}
         finish(current, result.table, {**arguments, "samples": samples, "selection": selection}, more)
 
 
-def _training_images(current: Setting, tested: ImageData, limit: int | None) -> ImageData:
-    """The split 'train' of the data that is tested on, with images of the same size."""
-    from pathlens.data import open_data
+def _to_train_on(current: Setting, spec: str | None, limit: int | None) -> DataSet:
+    """The data that is named, or the split 'train' of what is tested on, with images of the same size."""
+    from pathlens.data import ImageData
 
-    common = current.common
-    spec = data_spec(common.data, common.model)
-    size = tested.width if spec.startswith("imagefolder:") else common.image_size
-    return open_data(spec, split="train", limit=limit, image_size=size, download=common.download)
+    common, tested = current.common, current.data
+    own = data_spec(common.data, common.model)
+    if spec is None and not isinstance(tested, ImageData):
+        raise UsageError(f"{own} is one file without a split to train on; give another with --train-data")
+    size = tested.width if isinstance(tested, ImageData) and own.startswith("imagefolder:") else common.image_size
+    return opened(dataclasses.replace(common, data=spec or own), "train", limit, size)
 
 
 def _line(row: Row, epochs: int, blocks: int) -> str:

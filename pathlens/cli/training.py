@@ -369,6 +369,7 @@ def _words(recipe: Recipe) -> str:
 def _line(row: Row, recipe: Recipe, rows: str) -> str:
     loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
     watched = "" if row["validation_error"] is None else f", validation error {100 * row['validation_error']:.2f} %"
+    watched += f", IoU {100 * row['validation_iou']:.2f} %" if row.get("validation_iou") is not None else ""
     return (
         f"epoch {row['epoch']} of {recipe.epochs}: loss {loss}, error as trained {100 * row['train_error']:.2f} %"
         f"{watched}, {row['images_per_second']:.0f} {rows}/s"

@@ -95,12 +95,18 @@ class ArrayData(Unnormalised):
                 f"{self.name}: {examples} of {self.n} examples cannot be held out; give a number that leaves some"
             )
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(0))
+        train, watched = (rows.sort().values for rows in (order[examples:], order[:examples]))
+        return self.subset(train, "train"), self.subset(watched, "validation")
 
-        def part(split: str, rows: torch.Tensor) -> ArrayData:
-            inputs, targets = self.rows(rows.sort().values)
-            return replace(self, split=split, n=len(rows), total=len(rows), inputs=inputs, targets=targets)
+    def subset(self, indices: torch.Tensor, split: str) -> ArrayData:
+        """Some examples as a set of their own.
 
-        return part("train", order[examples:]), part("validation", order[:examples])
+        Args:
+            indices: numbers of examples, int64 of shape (N,), in the order wanted.
+            split: what to call them.
+        """
+        inputs, targets = self.rows(indices)
+        return replace(self, split=split, n=len(indices), total=len(indices), inputs=inputs, targets=targets)
 
 
 def open_arrays(path: str | os.PathLike[str], *, split: str = "test", limit: int | None = None) -> ArrayData:

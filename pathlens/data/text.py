@@ -123,6 +123,17 @@ class TextData(Unnormalised):
 
         return part("train", left, tokens[:first]), part("validation", sequences, tokens[first:])
 
+    def subset(self, indices: torch.Tensor, split: str) -> TextData:
+        """Some sequences as a text of their own, of which all targets count, also those that others have asked for.
+
+        Args:
+            indices: numbers of sequences, int64 of shape (N,), in the order wanted.
+            split: what to call them.
+        """
+        span = self.length + 1
+        tokens = self.tokens[indices[:, None] * self.stride + torch.arange(span)].flatten()
+        return replace(self, split=split, n=len(indices), total=len(indices), stride=span, tokens=tokens)
+
 
 def open_text(
     path: str | os.PathLike[str],

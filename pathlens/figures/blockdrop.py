@@ -1,4 +1,4 @@
-"""Blocks that are chosen for each image: what they cost in error, and which they are."""
+"""Blocks that are chosen for each example: what they cost in error, and which they are."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import finish, whiskers
+from pathlens.figures.lesions import error_label, finish, of, whiskers
 from pathlens.figures.style import COLOURS, DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
-from pathlens.results.blockdrop import WORDS, rows_of, usage
+from pathlens.results.blockdrop import WORDS, blocks_label, example_of, rows_of, usage
 from pathlens.results.measured import error_series
 from pathlens.tables import Table
 
@@ -18,7 +18,7 @@ _MARKERS = {"policy": "D", "random": "o", "single": "s", "greedy": "^", "tuned":
 
 
 def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
-    """Error against the blocks that run: the policy, and networks that run as many for all images.
+    """Error against the blocks that run: the policy, and networks that run as many for all examples.
 
     Args:
         table: of ``blockdrop``; errors are fractions and drawn in percent.
@@ -44,15 +44,15 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
         whole = next(iter(rows_of(rows, "intact")), None)
         axes.margins(x=0.35)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        finish(axes, whole, rows, "blocks that run for an image, mean", width)
+        finish(axes, whole, rows, f"{blocks_label(of(table))}, mean", width, error=error_label(table))
     return figure
 
 
 def choices(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
-    """How many blocks run for an image, and for how many images each block runs.
+    """How many blocks run for an example, and for how many examples each block runs.
 
     Args:
-        table: of the choices of ``blockdrop``, a row for each image.
+        table: of the choices of ``blockdrop``, a row for each example.
         width: in inches.
 
     Raises:
@@ -68,11 +68,12 @@ def choices(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
         counts = pd.Series([row["blocks"] for row in rows]).value_counts().sort_index()
         left.bar(counts.index, counts, color=COLOURS[0], width=0.9)
         left.xaxis.set_major_locator(block_ticks())
-        left.set_xlabel("blocks that run for an image")
-        left.set_ylabel("images")
+        examples = f"{example_of(of(table))}s"
+        left.set_xlabel(blocks_label(of(table)))
+        left.set_ylabel(examples)
         right.bar(range(len(shares)), [100 * share for share in shares], color=COLOURS[0], width=0.9)
         right.xaxis.set_major_locator(block_ticks())
         right.set_ylim(0, 100)
         right.set_xlabel("block")
-        right.set_ylabel("images for which it runs (%)")
+        right.set_ylabel(f"{examples} for which it runs (%)")
     return figure

@@ -133,6 +133,15 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def share_right(self, answers: torch.Tensor, variance: float | None = None) -> torch.Tensor:
+        """What share of each example is right, in [0, 1]: float64, shape ``[batch]``.
+
+        Args:
+            answers: of one network, as :meth:`answers` gives them.
+            variance: of the targets of a regression.
+        """
+
+    @abstractmethod
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each example, shape ``[batch]``; differentiable. A cross-entropy is in nats.
 
@@ -177,6 +186,10 @@ class Classification(Task):
         """See :meth:`Task.measured`."""
         *counts, lost, gained = values
         return ClassificationCounts.from_values(counts), PairedCounts(int(values[0]), int(lost), int(gained))
+
+    def share_right(self, answers: torch.Tensor, variance: float | None = None) -> torch.Tensor:
+        """1 where the class is right, else 0."""
+        return answers.double()
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, also of probabilities of the classes; see :func:`.cross_entropy`."""
@@ -232,6 +245,11 @@ class ManyAnswers(Task):
         counts = UnitCounts(int(n), int(total), int(correct), loss_sum, int(nonfinite), *map(int, squares))
         pairs = UnitPairs(counts.n, counts.units, int(lost), int(gained), int(changes), int(products), int(squares[-1]))
         return counts, pairs
+
+    def share_right(self, answers: torch.Tensor, variance: float | None = None) -> torch.Tensor:
+        """Share of the units that count; 1 where none does, of which nothing can be wrong."""
+        units = (answers >= 0).sum(1).clamp_min(1)
+        return 1 - (answers == 0).sum(1).double() / units
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """See :func:`.unit_losses`."""
@@ -351,6 +369,11 @@ class Regression(Task):
         n, loss, squares, nonfinite, elements, target_squares, *sums, change, changes = values
         counts = RegressionCounts(int(n), loss, squares, int(nonfinite), int(elements), target_squares, tuple(sums))
         return counts, RegressionPairs(counts, change, changes)
+
+    def share_right(self, answers: torch.Tensor, variance: float | None = None) -> torch.Tensor:
+        """1 minus the squared error over the variance of the targets, and 0 where that is negative."""
+        assert variance is not None
+        return (1 - answers / variance).clamp_min(0)
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean squared error of each example, in the square of the targets' unit."""

@@ -1,4 +1,4 @@
-"""Small networks that choose, image by image, which blocks of another network run."""
+"""Small networks that choose, example by example, which blocks of another network run."""
 
 from pathlens.policies.dropping import BlockDrop, blockdrop
 from pathlens.policies.learning import Settings

@@ -1,4 +1,4 @@
-"""Sets of blocks that are the same for all images: random, by single lesions, and by greedy deletion."""
+"""Sets of blocks that are the same for all examples: random, by single lesions, and by greedy deletion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlens import plans
 from pathlens.analyses import delete_blocks, delete_blocks_greedy
 from pathlens.analyses.drawing import different
 from pathlens.analyses.searches import cost
-from pathlens.data import ImageData
+from pathlens.data import DataSet
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
 from pathlens.tables import Table
@@ -23,7 +23,7 @@ from pathlens.tables.declared import Row
 
 @dataclass(frozen=True)
 class Fixed:
-    """Blocks that run for all images.
+    """Blocks that run for all examples.
 
     Attributes:
         network: ``random``, ``single`` or ``greedy``.
@@ -85,17 +85,17 @@ def fixed_sets(
 
 
 def chosen_on(
-    view: ResidualView, data: ImageData, images: int, options: dict[str, Any]
+    view: ResidualView, data: DataSet, examples: int, options: dict[str, Any]
 ) -> tuple[Callable[[], Table], Callable[[int], Table]]:
-    """What the baselines are chosen by, measured on training images, as the policy is trained on them.
+    """What the baselines are chosen by, measured on training examples, as the policy is trained on them.
 
     Args:
         view: of the network.
-        data: training images.
-        images: how many of them, drawn once for all seeds.
+        data: training examples.
+        examples: how many of them, drawn once for all seeds.
         options: of the sweeps.
     """
-    picked = np.sort(np.random.default_rng(0).permutation(data.n)[:images])
+    picked = np.sort(np.random.default_rng(0).permutation(data.n)[:examples])
     part = data.subset(torch.from_numpy(picked), data.split)
     return (
         lambda: delete_blocks(view, part, **options),

@@ -1,4 +1,4 @@
-"""The public entry: a network, images to train a policy on and images to test it on; tables of what it chooses."""
+"""The public entry: a network, examples to train a policy on and to test it on; tables of what it chooses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -15,18 +15,18 @@ from torch import nn
 from pathlens.analyses.evaluation import BATCH_SIZE, Evaluation, comparison, evaluating, task_of, view_for
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.sweep import SweepResult
-from pathlens.data import ImageData
-from pathlens.errors import ModelError, NumericsError, UsageError
+from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
+from pathlens.errors import NumericsError, UsageError
 from pathlens.intervene import active_plans
-from pathlens.metrics import PairedCounts
+from pathlens.metrics import Task
 from pathlens.models import save_weights, state_sha256
 from pathlens.policies import network as policies
 from pathlens.policies.baselines import chosen_on, fixed_sets
 from pathlens.policies.evaluation import Measured, choose, measure, route_of
 from pathlens.policies.learning import Learned, Learner, Settings
-from pathlens.policies.network import PolicyNetwork
 from pathlens.policies.rows import Costs, class_rows, image_rows, network_rows
 from pathlens.residual import ResidualView
+from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import intact as intact_route
 from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
@@ -34,7 +34,7 @@ from pathlens.runtime import processes
 from pathlens.storage import lock_run
 from pathlens.tables import Json, Table
 from pathlens.tables.declared import Row, Rows
-from pathlens.training.session import WEIGHTS
+from pathlens.training.session import WEIGHTS, variance_of
 
 POLICY = "policy.safetensors"
 
@@ -44,9 +44,10 @@ class BlockDrop:
     """What a policy chooses, and what that is worth.
 
     Attributes:
-        table: a row for each network on the test images (:class:`pathlens.results.blockdrop.ChoiceRow`).
-        choices: a row for each image (:class:`pathlens.results.blockdrop.ImageRow`).
-        classes: a row for each class (:class:`pathlens.results.blockdrop.ClassRow`).
+        table: a row for each network on the test examples (:class:`pathlens.results.blockdrop.ChoiceRow`).
+        choices: a row for each example (:class:`pathlens.results.blockdrop.ImageRow`).
+        classes: a row for each class (:class:`pathlens.results.blockdrop.ClassRow`), or None where an example has no
+            class.
         history: a row for each epoch of the policy's training (:class:`pathlens.results.blockdrop.LearningRow`), or
             None where the policy was given.
         policy: the policy, in eval mode.
@@ -55,7 +56,7 @@ class BlockDrop:
 
     table: Table
     choices: Table
-    classes: Table
+    classes: Table | None
     history: Table | None
     policy: nn.Module
     model: nn.Module
@@ -63,10 +64,10 @@ class BlockDrop:
 
 def blockdrop(
     model: nn.Module | ResidualView,
-    data: ImageData,
-    train: ImageData | None = None,
+    data: DataSet,
+    train: DataSet | None = None,
     *,
-    policy: str | Path | PolicyNetwork | None = None,
+    policy: str | Path | nn.Module | None = None,
     settings: Settings | None = None,
     samples: int = 10,
     selection: int = 500,
@@ -76,42 +77,47 @@ def blockdrop(
     on_epoch: Callable[[Row], None] | None = None,
     **options: Unpack[SweepOptions],
 ) -> BlockDrop:
-    """Train a small network that chooses for each image which blocks of a frozen network run, and test its choices.
+    """Train a small network that chooses for each example which blocks of a frozen network run, and test its choices.
 
-    The reward of a choice is 1 minus the squared share of the blocks that it runs, and minus a penalty where the
-    prediction is wrong; the baseline of the policy gradient is the reward of the most probable choice; drawn blocks
-    have bounded probabilities; and at first only the last blocks are chosen. After that network and policy may be
-    trained together, the network by cross-entropy through the blocks that run. The statistics of batch norms stay as
-    they are.
+    Of an example, an image or a sequence most often, the share c is right: 1 or 0 for a class, else the share of its
+    pixels or tokens that count, or for a regression 1 - squared error / variance of the training targets, and 0 where
+    that is negative. The reward of a choice is c (1 - the squared share of the blocks that it runs) - (1 - c) times a
+    penalty, which for a class is the published one, and else ours. The baseline of the policy gradient is the reward of
+    the most probable choice; drawn blocks have bounded probabilities; and at first only the last blocks are chosen.
+    After that network and policy may be trained together, the network by the loss of its task through the blocks that
+    run. The statistics of batch norms stay as they are.
+
+    A policy looks at what the network looks at. One of tokens sees the whole sequence, so that its choice may tell the
+    network of tokens that come later: at most a bit for each block and sequence.
 
     A block that does not run is one whose branch is deleted, as everywhere in pathlens: x_i = s_i(S_i(x)). In the
     published network a dropped block returns its shortcut without the ReLU after the sum, which makes no difference
     where that ReLU's input is an earlier ReLU's output. The branch of a block with a projection or padding as shortcut
     is dropped like any other, and its shortcut always runs.
 
-    The networks that it is compared with run the same number of blocks for all images, the policy's mean rounded to a
+    The networks that it is compared with run the same number of blocks for all examples, the policy's mean rounded to a
     whole number.
 
     Args:
-        model: the network or its view, a classifier of images whose blocks are a chain. It is not changed.
-        data: images to test on.
-        train: images to train the policy on, and to choose the blocks of the networks without choice by.
+        model: the network or its view, whose blocks are a chain. It is not changed.
+        data: examples to test on.
+        train: examples to train the policy on, and to choose the blocks of the networks without choice by.
         policy: a policy that was trained before, or its file, in place of a training.
         settings: of the training.
         samples: random sets of blocks.
-        selection: training images by which single and greedy deletions are chosen.
-        single: table of :func:`.delete_blocks`, in the place of measuring it on these images.
+        selection: training examples by which single and greedy deletions are chosen.
+        single: table of :func:`.delete_blocks`, in the place of measuring it on these examples.
         greedy: table of :func:`.delete_blocks_greedy`, likewise; of as many deletions as are needed or more.
         out: folder for the policy, and for the checkpoint from which a killed training goes on. None keeps nothing.
         on_epoch: called with each row of the history.
         **options: see :func:`.evaluating`; ``progress`` is called from 0 on in the training, each search and the test.
 
     Raises:
-        UsageError: fewer than two blocks, no training images, the same images to train and to test on, or several
+        UsageError: fewer than two blocks, nothing to train on, the same examples to train and to test on, or several
             processes.
-        ModelError: outputs that are not one class an image.
+        ModelError: outputs that do not fit the task.
         CheckpointError: a file that holds no policy, or that of another network.
-        NumericsError: a policy that keeps no block of any image, or one that gives NaN.
+        NumericsError: a policy that keeps no block of any example, or one that gives NaN.
         DataError, ResourceError, RunError: see :func:`.evaluating` and :func:`pathlens.train`.
 
     Source: Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris 2018, "BlockDrop: Dynamic Inference Paths in Residual
@@ -119,12 +125,12 @@ def blockdrop(
     """
     settings = settings or Settings(seed=options.get("seed", 0))
     view = view_for(model, data, options)
-    _check(view, data, train, samples, selection, options)
+    task = _checked(view, data, train, samples, selection, options)
     assert train is not None
-    learned, history = _learned(view, data, train, policy, settings, out, on_epoch, options)
+    variance = variance_of(train, task)
+    learned, history = _learned(view, data, train, task, variance, policy, settings, out, on_epoch, options)
     kept = _mean_blocks(learned.policy, data, options)
-    swept: dict[str, Any] = {key: value for key, value in options.items() if key != "task"}
-    choose_single, choose_greedy = chosen_on(learned.view, train, selection, swept)
+    choose_single, choose_greedy = chosen_on(learned.view, train, selection, dict(options))
     sets = fixed_sets(
         learned.view,
         round(kept),
@@ -133,14 +139,16 @@ def blockdrop(
         choose_single if single is None else lambda: single,
         choose_greedy if greedy is None else lambda _: greedy,
     )
-    intact = None
-    identity: Json = [state_sha256(learned.policy), [fixed.kept for fixed in sets]]
-    if learned.view is not view:
-        with _evaluating(view, data, identity, options) as evaluation:
-            intact = measure(evaluation, learned.policy, []).whole
-    with _evaluating(learned.view, data, identity, options) as evaluation:
-        measured = measure(evaluation, learned.policy, [route_of(fixed.kept, len(view)) for fixed in sets])
-        rows = network_rows(measured, sets, Costs(learned.view, learned.policy), intact)
+    routes = [route_of(fixed.kept, len(view)) for fixed in sets]
+    identity: Json = [state_sha256(learned.policy), state_sha256(view.model), variance, *map(repr, routes)]
+    with contextlib.ExitStack() as stack:
+        evaluation = stack.enter_context(evaluating(BLOCKDROP.name, learned.view, data, identity, 4, **options))
+        before = None
+        if learned.view is not view:
+            runner = evaluation.runner
+            before = stack.enter_context(Inference(view, runner.device, runner.dtype, evaluation.network.engine))
+        measured = measure(evaluation, learned.policy, routes, before, variance)
+        rows = network_rows(measured, sets, Costs(learned.view, learned.policy))
         record = _record(evaluation, measured, rows)
     stated = {
         **record,
@@ -153,42 +161,38 @@ def blockdrop(
         "samples": samples,
         "saved": _saved(rows, len(view)),
     }
-    before = intact or measured.whole
+    classes = None
+    if measured.labels is not None:
+        assert isinstance(data, ImageData)
+        classes = CLASSES.table(class_rows(measured, data), stated)
     return BlockDrop(
         BLOCKDROP.table(rows, stated),
-        CHOICES.table(image_rows(measured, before), stated),
-        CLASSES.table(class_rows(measured, before, data), stated),
+        CHOICES.table(image_rows(measured), stated),
+        classes,
         history,
         learned.policy,
         learned.view.model,
     )
 
 
-def _check(
+def _checked(
     view: ResidualView,
-    data: ImageData,
-    train: ImageData | None,
+    data: DataSet,
+    train: DataSet | None,
     samples: int,
     selection: int,
     options: SweepOptions,
-) -> None:
+) -> Task:
+    """What is measured, where the network, the data and the options allow it."""
     name = type(view.model).__name__
     if len(view) < 2:
         raise UsageError(f"blockdrop chooses among blocks, and {name} has {len(view)}; give a network of 2 or more")
-    if options.get("task") not in (None, "classification"):
-        raise UsageError(f"task {options['task']!r}: blockdrop rewards the right class of an image; leave the task out")
-    for images in (data, train):
-        if images is not None and not isinstance(images, ImageData):
+    for given in (data, train):
+        if given is not None and not isinstance(given, DataSet):
             raise UsageError(
-                f"blockdrop wants images of pathlens.open_data and found {type(images).__name__}; open them with it"
+                "blockdrop wants data of pathlens.open_data, open_text or open_arrays and found "
+                f"{type(given).__name__}; open them with one of these"
             )
-    trace = view.chain().trace
-    shape = trace.shape(trace.main)
-    if task_of(view, None).name != "classification":
-        raise ModelError(
-            f"blockdrop rewards the right class of an image, and {name} gives outputs of shape {tuple(shape)}; give a "
-            "network that classifies images"
-        )
     if processes.current().world > 1:
         raise UsageError("blockdrop trains its policy in one process; start it without torchrun")
     if active_plans(view.model, view):
@@ -196,20 +200,56 @@ def _check(
     if samples < 1 or selection < 1:
         raise UsageError(f"samples {samples}, selection {selection}: give 1 or more of each")
     if train is None:
-        raise UsageError("blockdrop has no training images, which the policy and the baselines need; give some")
-    shared = min(train.n, data.n)
-    same = train.total == data.total and bool((train.labels[:shared] == data.labels[:shared]).all())
-    if train.fingerprint == data.fingerprint or (same and (train.name, train.split) == (data.name, data.split)):
         raise UsageError(
-            f"{data.name}: the images to train on are those to test on; give another split, or images of another file"
+            f"blockdrop has no training {data.rows_are}, which the policy and the baselines need; give some"
         )
+    if type(train) is not type(data):
+        raise UsageError(
+            f"blockdrop trains on {train.rows_are} ({train.name}) and tests on {data.rows_are} ({data.name}); give "
+            "data of one kind"
+        )
+    usual = "regression" if isinstance(data, ArrayData) else None
+    task = task_of(view, options.get("task") or usual, options.get("loss"))
+    outputs = policies.output_shape(view)
+    for part in (train, data):
+        few = min(2, part.n)
+        task.check_targets(part.rows(torch.arange(few))[1], few)
+        if isinstance(part, TextData):
+            check_tokens(part, outputs[task.axis])
+        elif isinstance(part, ImageData):
+            check_labels(part, outputs[task.axis])
+    variance_of(data, task)  # which refuses targets that are all equal
+    if _are_same(train, data):
+        raise UsageError(
+            f"{data.name}: the {data.rows_are} to train on are those to test on; give another split, or "
+            f"{data.rows_are} of another file"
+        )
+    return task
+
+
+def _are_same(train: DataSet, data: DataSet) -> bool:
+    """Whether the examples of one are those of the other, or the first of them."""
+    if train.fingerprint == data.fingerprint:
+        return True
+    shared = min(train.n, data.n)
+    if train.total != data.total:
+        return False
+    if isinstance(train, TextData) and isinstance(data, TextData):
+        return torch.equal(train.tokens, data.tokens)
+    if isinstance(train, ImageData) and isinstance(data, ImageData):
+        same = bool((train.labels[:shared] == data.labels[:shared]).all())
+        return same and (train.name, train.split) == (data.name, data.split)
+    first = torch.arange(shared)
+    return all(map(torch.equal, train.rows(first), data.rows(first)))
 
 
 def _learned(
     view: ResidualView,
-    data: ImageData,
-    train: ImageData,
-    policy: str | Path | PolicyNetwork | None,
+    data: DataSet,
+    train: DataSet,
+    task: Task,
+    variance: float | None,
+    policy: str | Path | nn.Module | None,
     settings: Settings,
     out: str | Path | None,
     on_epoch: Callable[[Row], None] | None,
@@ -217,12 +257,12 @@ def _learned(
 ) -> tuple[Learned, Table | None]:
     """The policy that was given, or a trained one with the history of its training."""
     if policy is not None:
-        own = policy if isinstance(policy, PolicyNetwork) else policies.read(Path(policy), view)
+        own = policy if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
         return Learned(own.eval(), view, []), None
     device = processes.device_of(view.model, options.get("device"))
     view.model.to(device)
     mean, std = tuple(options.get("mean") or data.mean), tuple(options.get("std") or data.std)
-    learner = Learner(view, train, settings, mean, std, device)
+    learner = Learner(view, train, task, variance, settings, mean, std, device)
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(lock_run(out))
         learned = learner.run(folder, on_epoch, options.get("progress"))
@@ -239,40 +279,35 @@ def _learned(
     return learned, LEARNING.table(learned.history, {"verb": BLOCKDROP.name, **learner.arguments})
 
 
-def _mean_blocks(policy: PolicyNetwork, data: ImageData, options: SweepOptions) -> float:
-    """Blocks that a policy keeps for an image, mean.
+def _mean_blocks(policy: nn.Module, data: DataSet, options: SweepOptions) -> float:
+    """Blocks that a policy keeps for an example, mean.
 
     Raises:
-        NumericsError: none for any image.
+        NumericsError: none for any example.
     """
     kept = 0
     with in_mode(policy), torch.inference_mode():
         size, normalised = options.get("batch_size", BATCH_SIZE), (options.get("mean"), options.get("std"))
-        for batch in data.batches(size, mean=normalised[0], std=normalised[1]):
+        for index in range(data.num_batches(size)):
+            batch = data.batch(index, size, mean=normalised[0], std=normalised[1])
             kept += int(choose(policy, batch.images).sum())
     if not kept:
         raise NumericsError(
-            f"the policy keeps no block of any of the {data.n} images, so that nothing is left to compare; give a "
-            "larger penalty (--penalty), or more epochs"
+            f"the policy keeps no block of any of the {data.n} {data.rows_are}, so that nothing is left to compare; "
+            "give a larger penalty (--penalty), or more epochs"
         )
     return kept / data.n
 
 
-def _evaluating(
-    view: ResidualView, data: ImageData, identity: Json, options: SweepOptions
-) -> contextlib.AbstractContextManager[Evaluation]:
-    given: SweepOptions = {**options, "task": "classification"}
-    return evaluating(BLOCKDROP.name, view, data, identity, 4, **given)
-
-
 def _record(evaluation: Evaluation, measured: Measured, rows: Rows) -> dict[str, Json]:
     """The provenance of the evaluation."""
-    whole, blocks = measured.whole.counts, len(evaluation.view)
-    swept = SweepResult(evaluation.task, [intact_route(blocks)], [whole], [PairedCounts(whole.n)], measured.difference)
+    intact, task = measured.intact, evaluation.task
+    route = intact_route(len(evaluation.view))
+    swept = SweepResult(task, [route], [intact.counts], [intact.against_intact], measured.difference)
     tests = [(row["p"], row["p_holm"]) for row in rows if row["p"] is not None]
     compared = {
-        **(comparison(evaluation.task, tests) or {}),
-        "policy": "McNemar's exact test, two-sided, not corrected",
+        **(comparison(task, tests) or {}),
+        "policy": f"{task.test}, not corrected",
     }
     return replace(
         evaluation.record([swept]), comparison=compared, networks_evaluated=2 + len(measured.others)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.analyses.agreement import check_agreement
-from pathlens.data import ImageData, check_labels
+from pathlens.data import DataSet, ImageData
 from pathlens.errors import NumericsError, UsageError
+from pathlens.metrics import Task
+from pathlens.metrics.tasks import CLASSIFICATION
 from pathlens.models import state_sha256
 from pathlens.policies import network as policies
-from pathlens.policies.network import PolicyNetwork
 from pathlens.policies.rewards import bounded, most_probable, reward, surrogate
 from pathlens.policies.routing import chosen_logits
 from pathlens.residual import ResidualView, view_of
@@ -28,11 +29,11 @@ from pathlens.results.blockdrop import LearningRow
 from pathlens.tables import Provenance
 from pathlens.tables.declared import Row
 from pathlens.training import recipe_for, state
-from pathlens.training.batches import BLOCKS, Augmentation, TrainingBatches, generator
+from pathlens.training.batches import BLOCKS, Augmentation, Batches, TrainingBatches, generator
 from pathlens.training.network import Partial, memory_format
 
 _SECONDS = 120.0  # between two checkpoints inside an epoch
-_SUMS = ("images", "reward", "correct", "blocks", "likely_correct", "likely_blocks", "loss")
+_SUMS = ("examples", "reward", "right", "blocks", "likely_right", "likely_blocks", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,16 @@ class Settings:
     """How a policy is trained.
 
     Attributes:
-        epochs: passes over the training images with the network frozen.
+        epochs: passes over the training examples with the network frozen.
         joint_epochs: passes after that in which network and policy are trained together.
-        batch_size: images in a step.
+        batch_size: examples in a step.
         lr: learning rate of Adam, for the policy.
         joint_lr: that of both in the joint epochs.
-        penalty: gamma, minus the reward of a wrong prediction.
+        penalty: gamma, minus the reward of what is predicted wrongly.
         alpha: bound of the probabilities while blocks are drawn, in (0.5, 1].
         curriculum: epochs until the policy chooses all blocks, or None for one epoch a block, and at most half of the
             epochs. 0 is no curriculum.
-        seed: of the policy's weights, the order of the images, their augmentation, and the draws.
+        seed: of the policy's weights, the order of the examples, the augmentation of images, and the draws.
 
     Raises:
         UsageError: a setting that no training can have; the message names it.
@@ -105,7 +106,7 @@ class Learned:
         history: a row for each epoch.
     """
 
-    policy: PolicyNetwork
+    policy: nn.Module
     view: ResidualView
     history: list[Row]
 
@@ -115,11 +116,16 @@ class Learner:
 
     Args:
         view: of the network, which is never changed.
-        data: training images.
+        data: training examples.
+        task: what of an example is right.
+        variance: of the training targets of a regression.
         settings: of the training.
-        mean: of each channel, of pixels in [0, 1].
+        mean: of each channel, of pixels in [0, 1]; empty for what are no images.
         std: likewise.
         device: where to compute, where the network is too.
+
+    Raises:
+        DataError, ModelError: targets that do not fit the network.
 
     Attributes:
         arguments: what must be the same when a training goes on.
@@ -128,13 +134,16 @@ class Learner:
     def __init__(
         self,
         view: ResidualView,
-        data: ImageData,
+        data: DataSet,
+        task: Task,
+        variance: float | None,
         settings: Settings,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
     ) -> None:
         self.settings, self.view = settings, view
+        self._task, self._variance = task, variance
         self.policy = policies.fresh(view, settings.seed)
         if settings.joint_epochs:
             model = copy.deepcopy(view.model)
@@ -144,32 +153,38 @@ class Learner:
             self.view = view_of(model, example, view.output)
         self._device, self._dtype = device, next(view.model.parameters()).dtype
         recipe = recipe_for(data.name)
-        self._batches = TrainingBatches(
-            data,
-            settings.batch_size,
-            Augmentation(recipe.crop, recipe.flip),
-            mean,
-            std,
-            device,
-            self._dtype,
-            settings.seed,
-            memory_format=memory_format(self.view.model),
+        augmentation = Augmentation(recipe.crop, recipe.flip) if isinstance(data, ImageData) else Augmentation(0, False)
+        where = device, self._dtype, settings.seed
+        self._batches = (
+            TrainingBatches(
+                data,
+                settings.batch_size,
+                augmentation,
+                mean,
+                std,
+                *where,
+                memory_format=memory_format(self.view.model),
+            )
+            if isinstance(data, ImageData)
+            else Batches(data, settings.batch_size, *where)
         )
         self._frozen = Inference(view, device, self._dtype)
-        first = self._batches(0)[0]
+        first, targets, _ = self._batches(0)
         with torch.no_grad():
             check_agreement(self._frozen, first)
-            check_labels(data, self._frozen.whole(intact(len(view)))(self._frozen.prepare(first[:2])).shape[1])
+            outputs = self._frozen.whole(intact(len(view)))(self._frozen.prepare(first[:2]))
+            task.answers(outputs, targets[:2])  # which refuses targets of another shape
         self._partial = Partial(self.view)
         self.arguments: Provenance = {
             **dataclasses.asdict(settings),
-            "crop": recipe.crop,
-            "flip": recipe.flip,
+            "crop": augmentation.crop,
+            "flip": augmentation.flip,
             "mean": list(mean),
             "std": list(std),
             "train_images": data.n,
             "train_sha256": data.fingerprint,
             "network_sha256": state_sha256(view.model),
+            **({} if task is CLASSIFICATION else {"task": task.name, "loss": task.loss}),
         }
         # one module, so that one checkpoint holds what is trained
         self._trained = nn.ModuleDict({"policy": self.policy})
@@ -230,7 +245,7 @@ class Learner:
         return Learned(self.policy.eval(), self.view, history)
 
     def _step(self, step: int) -> Tensor:
-        """One step; sums over its images, in the order of ``_SUMS``."""
+        """One step; sums over its examples, in the order of ``_SUMS``."""
         settings, blocks = self.settings, len(self.view)
         images, labels, _ = self._batches(step)
         epoch = step / self._batches.per_epoch
@@ -255,10 +270,10 @@ class Learner:
                 answers, others = chosen_logits(self._frozen, images, (kept, likely))
         if joint:
             answers = self._partial(images, kept.T.contiguous())
-            loss = nn.functional.cross_entropy(answers, labels)
-        correct, likely_correct = (((given.argmax(1) == labels).cpu()) for given in (answers, others))
-        rewards = reward(kept, correct, settings.penalty)
-        advantage = (rewards - reward(likely, likely_correct, settings.penalty)).to(self._device)
+            loss = self._loss(answers, labels)
+        right, likely_right = (self._right(given, labels) for given in (answers, others))
+        rewards = reward(kept, right, settings.penalty)
+        advantage = (rewards - reward(likely, likely_right, settings.penalty)).to(self._device)
         chosen = kept[:, first:].to(self._device)
         gradient = surrogate(logits[:, first:], chosen, advantage, settings.alpha).mean()
         self._optimizer.zero_grad()
@@ -268,8 +283,25 @@ class Learner:
                 f"the loss is NaN or infinite in step {step}; give a smaller --joint-lr; the checkpoint is from before"
             )
         self._optimizer.step()
-        counts = [len(images), rewards.sum(), correct.sum(), kept.sum(), likely_correct.sum(), likely.sum()]
+        counts: list[Tensor | float] = [
+            len(images),
+            rewards.sum(),
+            right.sum(),
+            kept.sum(),
+            likely_right.sum(),
+            likely.sum(),
+        ]
         return torch.tensor([*map(float, counts), loss.item() * len(images)], dtype=torch.float64)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of the examples."""
+        if self._task is CLASSIFICATION:  # the same but for rounding, with which earlier trainings were made
+            return nn.functional.cross_entropy(outputs, targets)
+        return self._task.losses(outputs, targets).mean()
+
+    def _right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Share of each example that is right, float64, shape (N,), on the CPU."""
+        return self._task.share_right(self._task.answers(outputs.detach(), targets)[1], self._variance).cpu()
 
     def _row(self, done: int, sums: Tensor, seconds: float) -> Row:
         epoch = done // self._batches.per_epoch
@@ -279,12 +311,12 @@ class Learner:
             epoch=epoch,
             phase="joint" if joint else "frozen",
             choosing=self.settings.choosing((done - 1) / self._batches.per_epoch, len(self.view)),
-            reward=of["reward"] / of["images"],
-            error=1 - of["correct"] / of["images"],
-            blocks=of["blocks"] / of["images"],
-            likely_error=1 - of["likely_correct"] / of["images"],
-            likely_blocks=of["likely_blocks"] / of["images"],
-            loss=of["loss"] / of["images"] if joint else None,
+            reward=of["reward"] / of["examples"],
+            error=1 - of["right"] / of["examples"],
+            blocks=of["blocks"] / of["examples"],
+            likely_error=1 - of["likely_right"] / of["examples"],
+            likely_blocks=of["likely_blocks"] / of["examples"],
+            loss=of["loss"] / of["examples"] if joint else None,
             seconds=round(seconds, 3),
         )
         return vars(row)

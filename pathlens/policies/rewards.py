@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 
-def reward(kept: Tensor, correct: Tensor, penalty: float) -> Tensor:
-    """R(u) = 1 - (|u|_0 / K)^2 where the prediction is right, and minus the penalty where it is wrong, shape (N,).
+def reward(kept: Tensor, right: Tensor, penalty: float) -> Tensor:
+    """R(u) = c (1 - (|u|_0 / K)^2) - (1 - c) gamma with c the share of the example that is right, shape (N,).
+
+    Where c is 1 or 0, as for the class of an image, that is the reward of the source; in between it is ours.
 
     Args:
         kept: which of the K blocks run, bool, shape (N, K).
-        correct: whether the prediction is right, bool, shape (N,).
-        penalty: gamma, for a wrong prediction.
+        right: c, in [0, 1], or whether the class is right, shape (N,).
+        penalty: gamma, for what is wrong.
 
     Source: Wu et al. 2018, section 3.
     """
-    share = kept.double().mean(1)
-    return torch.where(correct, 1 - share**2, share.new_tensor(-penalty))
+    share, right = kept.double().mean(1), right.double()
+    return right * (1 - share**2) - (1 - right) * penalty
 
 
 def bounded(logits: Tensor, alpha: float) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pathlens.analyses.rows import mean_of
+from pathlens.analyses.rows import mean_of, row_of
 from pathlens.data import ImageData
-from pathlens.metrics import PairedCounts, holm, wilson_interval
+from pathlens.metrics import holm, wilson_interval
 from pathlens.policies.baselines import Fixed
 from pathlens.policies.evaluation import Answers, Measured
 from pathlens.residual import ResidualView
@@ -26,7 +26,7 @@ _SAME = ("network", "blocks", "blocks_sd", "choices")
 
 
 class Costs:
-    """Multiply-adds for one image.
+    """Multiply-adds for one example.
 
     Args:
         view: of the network.
@@ -35,31 +35,31 @@ class Costs:
 
     def __init__(self, view: ResidualView, policy: torch.nn.Module) -> None:
         own = next(policy.parameters())
+        dtype = own.dtype if view.input_dtype.is_floating_point else view.input_dtype
         with in_mode(policy):
-            traced = trace(policy, torch.zeros(2, *view.input_shape, device=own.device, dtype=own.dtype), None)
+            traced = trace(policy, torch.zeros(2, *view.input_shape, device=own.device, dtype=dtype), None)
         self.policy = sum(multiply_adds(traced).values())
         self.branches = torch.tensor([block.multiply_adds for block in view], dtype=torch.float64)
         self.whole = view.totals.multiply_adds
 
     def mean(self, kept: Tensor) -> float:
-        """Over images, of the blocks that run, shape (images, K), with stem, shortcuts and head."""
+        """Over examples, of the blocks that run, shape (examples, K), with stem, shortcuts and head."""
         return self.whole - float((~kept).double().mean(0) @ self.branches)
 
 
-def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs, intact: Answers | None) -> list[MutableRow]:
+def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs) -> list[MutableRow]:
     """A row for each network, and one for the mean over random sets.
 
     Args:
         measured: the whole network, the policy's, and those of the sets.
-        sets: that run the same blocks for all images.
+        sets: that run the same blocks for all examples.
         costs: of the network and the policy.
-        intact: what the network answered before it was trained with the policy, or None where it was not.
     """
-    named: list[tuple[str, Answers, Fixed | None]] = [("intact", measured.whole if intact is None else intact, None)]
-    named += [] if intact is None else [("tuned", measured.whole, None)]
+    named: list[tuple[str, Answers, Fixed | None]] = [("intact", measured.intact, None)]
+    named += [] if measured.tuned is None else [("tuned", measured.tuned, None)]
     named += [("policy", measured.policy, None)]
     named += [(fixed.network, answers, fixed) for fixed, answers in zip(sets, measured.others, strict=True)]
-    rows = [_row(network, answers, named[0][1], measured.policy, fixed, costs) for network, answers, fixed in named]
+    rows = [_row(network, answers, fixed, costs) for network, answers, fixed in named]
     # two ways may lead to one set of blocks, which is then one network and one test
     names = [row["network"] if row["kept"] is None else row["kept"] for row in rows[1:]]
     family = {name: row["p"] for name, row in zip(names, rows[1:], strict=True)}
@@ -71,47 +71,50 @@ def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs, intact
     return [*rows[:at], *([mean_of(drawn, True, _MEANS, _SAME)] if len(drawn) > 1 else []), *rows[at:]]
 
 
-def _row(
-    network: str, answers: Answers, intact: Answers, policy: Answers, fixed: Fixed | None, costs: Costs
-) -> MutableRow:
+def _row(network: str, answers: Answers, fixed: Fixed | None, costs: Costs) -> MutableRow:
     run = answers.kept.sum(1).double()
-    row = ChoiceRow(
+    columns: MutableRow = {
+        **vars(MeasuredColumns()),
+        **answers.counts.columns(),
+        "nonfinite": answers.counts.nonfinite,
+    }
+    if network != "intact":
+        pair = answers.against_intact
+        low, high = pair.interval
+        columns |= {"difference": pair.difference, "difference_low": low, "difference_high": high}
+        columns |= {"lost": pair.lost, "gained": pair.gained, "p": pair.p}
+    if network != "policy":
+        pair = answers.against_policy
+        columns |= {"policy_difference": pair.difference, "policy_lost": pair.lost}
+        columns |= {"policy_gained": pair.gained, "policy_p": pair.p}
+    return row_of(
+        ChoiceRow,
+        columns,
         network=network,
         sample=None if fixed is None else fixed.sample,
         blocks=float(run.mean()),
         blocks_sd=float(run.std(correction=0)),
         choices=len(answers.kept.unique(dim=0)),
         kept=None if fixed is None else ",".join(map(str, fixed.kept)),
-        multiply_adds=costs.mean(answers.kept) + (costs.policy if answers is policy else 0),
+        multiply_adds=costs.mean(answers.kept) + (costs.policy if network == "policy" else 0),
         seconds=answers.seconds,
-        **{**vars(MeasuredColumns()), **answers.counts.columns(), "nonfinite": answers.counts.nonfinite},
     )
-    columns = vars(row)
-    if answers is not intact:
-        pair = _pair(intact.correct, answers.correct)
-        low, high = pair.interval
-        columns |= {"difference": pair.difference, "difference_low": low, "difference_high": high}
-        columns |= {"lost": pair.lost, "gained": pair.gained, "p": pair.p}
-    if answers is not policy:
-        pair = _pair(policy.correct, answers.correct)
-        columns |= {"policy_difference": pair.difference, "policy_lost": pair.lost}
-        columns |= {"policy_gained": pair.gained, "policy_p": pair.p}
-    return columns
 
 
-def _pair(first: Tensor, other: Tensor) -> PairedCounts:
-    return PairedCounts(len(first), int((first & ~other).sum()), int((~first & other).sum()))
-
-
-def image_rows(measured: Measured, intact: Answers) -> list[Row]:
-    """A row for each image.
+def image_rows(measured: Measured) -> list[Row]:
+    """A row for each example.
 
     Args:
         measured: with the policy's choices.
-        intact: what the intact network answered.
     """
-    policy = measured.policy
-    columns = (measured.labels, policy.kept, policy.correct, intact.correct)
+    policy, labels = measured.policy, measured.labels
+    assert policy.right is not None
+    assert measured.intact.right is not None
+    share: Callable[[float], float] = (
+        float if labels is None else int
+    )  # of the one class of an example all or nothing is right
+    classes = [None] * len(policy.kept) if labels is None else labels.tolist()
+    columns = (classes, policy.kept.tolist(), policy.right.tolist(), measured.intact.right.tolist())
     return [
         vars(
             ImageRow(
@@ -119,26 +122,28 @@ def image_rows(measured: Measured, intact: Answers) -> list[Row]:
                 label=label,
                 blocks=sum(kept),
                 choice="b" + "".join(map(str, map(int, kept))),
-                correct=int(correct),
-                intact_correct=int(before),
+                correct=share(right),
+                intact_correct=share(before),
             )
         )
-        for image, (label, kept, correct, before) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+        for image, (label, kept, right, before) in enumerate(zip(*columns, strict=True))
     ]
 
 
-def class_rows(measured: Measured, intact: Answers, data: ImageData) -> list[Row]:
+def class_rows(measured: Measured, data: ImageData) -> list[Row]:
     """A row for each class that has images.
 
     Args:
-        measured: with the policy's choices.
-        intact: what the intact network answered.
+        measured: with the policy's choices, of images that have a class each.
         data: which may name the classes.
     """
     rows: list[Row] = []
+    assert measured.labels is not None
+    assert measured.policy.right is not None
+    assert measured.intact.right is not None
     for label in sorted(set(measured.labels.tolist())):
         here = measured.labels == label
-        kept, wrong = measured.policy.kept[here], int((~measured.policy.correct[here]).sum())
+        kept, wrong = measured.policy.kept[here], int((1 - measured.policy.right[here]).sum())
         run, images = kept.sum(1).double(), int(here.sum())
         low, high = wilson_interval(wrong, images)
         rows.append(
@@ -153,7 +158,7 @@ def class_rows(measured: Measured, intact: Answers, data: ImageData) -> list[Row
                     error=wrong / images,
                     error_low=low,
                     error_high=high,
-                    intact_error=float((~intact.correct[here]).double().mean()),
+                    intact_error=float((1 - measured.intact.right[here]).mean()),
                 )
             )
         )

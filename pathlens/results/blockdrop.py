@@ -1,16 +1,18 @@
-"""The tables of ``blockdrop``: networks at the same number of blocks, choices by image and class, and the training."""
+"""The tables of ``blockdrop``: networks with as many blocks, choices by example and by class, and the training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
+from pathlens.metrics.tasks import REGRESSION, TASKS
+from pathlens.results import measured, tasks
+from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
 from pathlens.results.measured import error_rules, error_series, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import said
+from pathlens.tables import Column, Table
 
 WORDS = {
     "intact": "intact network",
@@ -21,6 +23,62 @@ WORDS = {
     "greedy": "greedy deletion",
 }
 """What the networks of the table are called."""
+
+_NOT_COUNTED = "missing: numbers are not right or wrong"
+_SHARE = "1 - squared error of {whose} network / variance of the training targets, and 0 where that is negative"
+_SHARE_OF_UNITS = "share of its {units} that {whose} network predicts correctly; 1 where none of them counts"
+_EPOCH = "squared error / variance of the training targets, at most 1, under the {which} choices; mean over {examples}"
+_EPOCH_OF_UNITS = "share of an example's {units} predicted wrongly under the {which} choices, mean over {examples}"
+
+
+_Words = Mapping[str, tuple[str, str]]
+
+
+def _of_task(table: Table, of_units: _Words, of_numbers: _Words) -> Table:
+    """A table in the words of its task.
+
+    Args:
+        table: in those of classes and images.
+        of_units: unit and meaning of columns that a task with many answers an example words otherwise.
+        of_numbers: likewise of a regression.
+    """
+    stated, task = table.provenance, str(table.provenance.get("task"))
+    if task not in tasks.WORDS:
+        return table
+    examples, units = tasks.WORDS[task]
+    words = {"examples": examples, "units": units, "test": TASKS[task].test}
+    words |= {"loss": tasks.loss_of(stated), "loss_unit": tasks.loss_unit(stated)}
+    changed = of_numbers if task == REGRESSION.name else of_units
+
+    def reworded(column: Column) -> Column:
+        if column.name in changed:
+            unit, meaning = (text.format(**words) for text in changed[column.name])
+        else:
+            unit, meaning = (_of_example(text, stated) for text in (column.unit, column.description))
+        return replace(column, unit=unit, description=meaning)
+
+    return replace(table, columns=tuple(map(reworded, table.columns)))
+
+
+def example_of(provenance: Provenance) -> str:
+    """What an example of a table is called, in the singular; an image where nothing is said.
+
+    Args:
+        provenance: of the table.
+    """
+    task = TASKS.get(str(provenance.get("task")))
+    return "image" if task is None else task.example
+
+
+def blocks_label(provenance: Provenance) -> str:
+    """What an axis of blocks that run is called. Argument as :func:`example_of`."""
+    return _of_example("blocks that run for an image", provenance)
+
+
+def _of_example(text: str, provenance: Provenance) -> str:
+    """A text on images in the words of the task."""
+    example = example_of(provenance)
+    return text.replace("an image", f"{'an' if example[0] in 'aeiou' else 'a'} {example}").replace("image", example)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +130,18 @@ def _name(row: Row, name: str) -> str:
     return "random set" if row.get("sample") is not None else f"{words}, mean"
 
 
+_NETWORKS_OF_UNITS: _Words = {
+    "policy_lost": ("{units}", "those that the policy alone predicts correctly"),
+    "policy_gained": ("{units}", "those that this network alone predicts correctly, not the policy"),
+    "policy_p": ("", "{test}, against the policy; not corrected"),
+}
+_NETWORKS_OF_NUMBERS: _Words = {
+    "policy_lost": ("", _NOT_COUNTED),
+    "policy_gained": ("", _NOT_COUNTED),
+    "policy_p": ("", "{test}, against the policy; not corrected"),
+}
+
+
 class BlockDropped(Result):
     """The main table of ``blockdrop``."""
 
@@ -92,13 +162,22 @@ class BlockDropped(Result):
     figure = "blockdrop.trade_off"
     what = "blocks chosen for each image"
 
+    def table(self, rows: Rows, provenance: Provenance) -> Table:
+        """See :meth:`.Result.table`."""
+        return _of_task(super().table(rows, provenance), _NETWORKS_OF_UNITS, _NETWORKS_OF_NUMBERS)
+
+    def title(self, rows: Rows, provenance: Provenance) -> str:
+        """What was done."""
+        return _of_example(self.what, provenance)
+
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The errors, and the blocks that the policy runs."""
         lines = [with_interval(f"Error, {WORDS[kind]}", row) for kind in WORDS for row in rows_of(rows, kind)]
         for row in rows_of(rows, "policy"):
             spread = "" if row.get("blocks_sd") is None else f"standard deviation {row['blocks_sd']:.2f}"
             of = f" of {said(provenance['blocks'])}" if "blocks" in provenance else ""
-            lines.insert(0, Headline("Blocks run for an image", f"{row['blocks']:.2f}{of}", spread))
+            label = _of_example("Blocks run for an image", provenance)
+            lines.insert(0, Headline(label, f"{row['blocks']:.2f}{of}", spread))
         return lines
 
     def notes(self, provenance: Provenance) -> list[str]:
@@ -115,22 +194,23 @@ class BlockDropped(Result):
                 series.append({**line, "line": "none"})
         whole = next(iter(rows_of(rows, "intact")), None)
         rules = error_rules(whole, WORDS["intact"])
-        label = "blocks that run for an image"
-        return [chart("error by blocks", f"Error by {label}", label, PERCENT, series, whole=False, rules=rules)]
+        label = blocks_label(provenance)
+        y: Axis = {**PERCENT, "label": tasks.error_label(provenance)}
+        return [chart("error by blocks", f"Error by {label}", label, y, series, whole=False, rules=rules)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """What was chosen for one image."""
+    """What was chosen for one image, or another example."""
 
     image: int = column("", "its row in the data, from 0")
-    label: int = column("", "its class")
+    label: int | None = column("", "its class")
     blocks: int = column("blocks", "blocks that run for it")
     choice: str = column(
         "", "a digit for each block, 1 where it runs; begins with b, so that no reader takes it for a number"
     )
-    correct: int = column("", "1 where the policy's network classifies it correctly")
-    intact_correct: int = column("", "1 where the intact network does")
+    correct: float = column("", "1 where the policy's network classifies it correctly")
+    intact_correct: float = column("", "1 where the intact network does")
 
 
 def bits(choice: str | None) -> list[int]:
@@ -155,24 +235,48 @@ def usage(rows: Rows) -> list[float]:
     return [sum(block) / len(choices) for block in zip(*choices, strict=True)]
 
 
+_NO_CLASS = "missing: there is no one class for each of the {examples}"
+
+
+_CHOICES_OF_UNITS: _Words = {
+    "label": ("", _NO_CLASS),
+    "correct": ("fraction", _SHARE_OF_UNITS.replace("{whose}", "the policy's")),
+    "intact_correct": ("fraction", _SHARE_OF_UNITS.replace("{whose}", "the intact")),
+}
+_CHOICES_OF_NUMBERS: _Words = {
+    "label": ("", _NO_CLASS),
+    "correct": ("fraction", _SHARE.replace("{whose}", "the policy's")),
+    "intact_correct": ("fraction", _SHARE.replace("{whose}", "the intact")),
+}
+
+
 class Choices(Result):
-    """The choices of ``blockdrop``, image by image."""
+    """The choices of ``blockdrop``, example by example."""
 
     name = "blockdrop-choices"
     row = ImageRow
-    needed = ("image", "label", "blocks", "choice", "correct")
+    needed = ("image", "blocks", "choice", "correct")
     figure = "blockdrop.choices"
     what = "the choice of blocks for each image"
+
+    def table(self, rows: Rows, provenance: Provenance) -> Table:
+        """See :meth:`.Result.table`."""
+        return _of_task(super().table(rows, provenance), _CHOICES_OF_UNITS, _CHOICES_OF_NUMBERS)
+
+    def title(self, rows: Rows, provenance: Provenance) -> str:
+        """What was done."""
+        return _of_example(self.what, provenance)
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """How often each block runs."""
         shares = usage(rows)
         if not shares:
             return []
-        series: Series = {"key": "usage", "name": "images", "colour": 0, "x": list(range(len(shares)))}
+        examples = f"{example_of(provenance)}s"
+        series: Series = {"key": "usage", "name": examples, "colour": 0, "x": list(range(len(shares)))}
         series["y"] = scaled(shares, 100)
-        y: dict[str, str] = {"label": "images for which it runs (%)"}
-        return [chart("block usage", "Images for which each block runs", "block", y, [series])]  # type: ignore[arg-type]
+        y: Axis = {"label": f"{examples} for which it runs (%)"}
+        return [chart("block usage", f"{examples.capitalize()} for which each block runs", "block", y, [series])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +322,21 @@ class LearningRow:
     seconds: float = column("s", "wall time of the epoch's steps")
 
 
+_EPOCHS_OF_UNITS: _Words = {
+    "error": ("fraction", _EPOCH_OF_UNITS.replace("{which}", "drawn")),
+    "likely_error": ("fraction", _EPOCH_OF_UNITS.replace("{which}", "most probable")),
+    "loss": (
+        "{loss_unit}",
+        "mean {loss} of the {examples} under the drawn choices; missing while the network is frozen",
+    ),
+}
+_EPOCHS_OF_NUMBERS: _Words = {
+    "error": ("fraction", _EPOCH.replace("{which}", "drawn")),
+    "likely_error": ("fraction", _EPOCH.replace("{which}", "most probable")),
+    "loss": ("targets^2", "mean squared error under the drawn choices; missing while the network is frozen"),
+}
+
+
 class Learning(Result):
     """How a policy was trained."""
 
@@ -225,6 +344,10 @@ class Learning(Result):
     row = LearningRow
     needed = ("epoch", "choosing", "reward", "likely_error", "likely_blocks")
     what = "a policy trained"
+
+    def table(self, rows: Rows, provenance: Provenance) -> Table:
+        """See :meth:`.Result.table`."""
+        return _of_task(super().table(rows, provenance), _EPOCHS_OF_UNITS, _EPOCHS_OF_NUMBERS)
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Reward and blocks by epoch."""

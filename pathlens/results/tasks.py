@@ -61,6 +61,8 @@ _BESIDE = {
     ),
 }
 _IOU_CLASS = "iou_class_"
+VALIDATION = "validation_"
+"""Before the name of what was measured on the validation examples after an epoch."""
 
 SHOWN = {
     "rmse": Shown("RMSE", formatted(".4g"), gives_way=1),
@@ -101,9 +103,10 @@ def further(names: Iterable[str]) -> tuple[Column, ...]:
     """
     columns = []
     for name in names:
-        number = name.removeprefix(_IOU_CLASS)
-        if name in _BESIDE:
-            columns.append(Column(name, *_BESIDE[name]))
+        number, watched = name.removeprefix(_IOU_CLASS), name.removeprefix(VALIDATION)
+        if watched in _BESIDE:
+            unit, meaning = _BESIDE[watched]
+            columns.append(Column(name, unit, meaning if watched == name else f"of the validation examples: {meaning}"))
         elif name != number and number.isdecimal():
             meaning = f"IoU of class {number} over all pixels of the data; missing where no mask or prediction has it"
             columns.append(Column(name, "fraction", meaning))

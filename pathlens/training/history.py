@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from pathlens.metrics.tasks import Counts
 from pathlens.results.result import Row
+from pathlens.results.tasks import VALIDATION
 from pathlens.results.training import EVALUATION, EpochRow
 from pathlens.tables import Provenance, Table
 
 _WATCHED = ("loss", "error", "error_low", "error_high")
+#: columns that a task has beside those that are declared
+_BESIDE = ("rmse", "iou", "iou_low", "iou_high")
 
 
 def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: int, validation: Counts | None) -> Row:
@@ -26,7 +29,7 @@ def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: in
     """
     images, loss, correct, blocks, seconds = sums
     columns = {} if validation is None else validation.columns()
-    watched = {f"validation_{name}": columns[name] for name in columns if name in _WATCHED}
+    watched = {f"{VALIDATION}{name}": columns[name] for name in columns if name in _WATCHED}
     row = vars(
         EpochRow(
             epoch=epoch,
@@ -39,7 +42,7 @@ def epoch_row(epoch: int, step: int, lr: float, sums: Sequence[float], steps: in
             seconds=round(seconds, 3),
             images_per_second=round(images / max(seconds, 1e-9), 1),
         )
-    )
+    ) | {f"{VALIDATION}{name}": columns[name] for name in _BESIDE if name in columns}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }

@@ -242,7 +242,7 @@ def opened(
             device=where,
             dtype=dtype,
             group=group,
-            variance=_variance(data, task),
+            variance=variance_of(data, task),
             task=task,
             ends=ends,
             folder=folder,
@@ -293,8 +293,12 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, 
     return task
 
 
-def _variance(data: DataSet, task: Task) -> float | None:
-    """That of the targets around the mean of their component.
+def variance_of(data: DataSet, task: Task) -> float | None:
+    """That of the targets of a regression around the mean of their component; None for other data.
+
+    Args:
+        data: of which the targets are.
+        task: of the data.
 
     Raises:
         NumericsError: all of them are equal.

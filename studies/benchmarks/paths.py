@@ -10,6 +10,8 @@ Same network, same batch, same process, the methods in turn in every repeat:
 * ``sampling``: what sampling single paths would cost to know the summed gradient of the most important length with the
   relative standard error asked for. The number of paths follows from the measured root mean square path norm (random
   signs) and the measured norm of the sum: the standard error of C times a mean of m paths is C rms / sqrt(m).
+* ``engines``: the recurrence that is used where blocks are a chain, beside the polynomials that carry out any graph, on
+  the same chain.
 * ``deep``: a 600-block network on a batch of 4, once.
 * ``profile on a GPU``: 54 blocks, all lengths, 10,000 images, where there is a GPU.
 
@@ -24,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,9 @@ from torch import Tensor, nn
 
 from pathlens import find_blocks, load_model, path_gradients
 from pathlens.report import provenance
+from pathlens.residual import ResidualView
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.polynomials import GraphLinearisation
 from pathlens.tables import Column, Table
 from studies.benchmarks.side_by_side import (
     cpu_abilities,
@@ -136,7 +142,37 @@ def profile(args: argparse.Namespace, rows: list[Any]) -> dict[str, Any]:
     extrapolated["ratio"] = cost / statistics.median(whole)
     extrapolated["note"] += "; ratio is to the exact profile"
     rows.append(extrapolated)
+    engines(args, rows, view, batches[0], about)
     return {"weights": loaded.weights, "model_sha256": loaded.sha256, "data": data}
+
+
+def engines(
+    args: argparse.Namespace, rows: list[Any], view: ResidualView, batch: tuple[Tensor, Tensor], about: dict[str, Any]
+) -> None:
+    """What a chain would cost if it were carried out as any other graph."""
+    kinds = {"recurrence of a chain": Linearisation, "polynomials of any graph": GraphLinearisation}
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    norms: dict[str, Tensor] = {}
+    for repeat in range(-1, args.repeats):  # the first round warms up
+        for name, kind in kinds.items():
+            seconds, profile = timed(partial(_exact, kind, view, batch))
+            norms[name] = profile.norms()
+            if repeat >= 0:
+                taken[name].append(seconds)
+                say(f"engines, repeat {repeat}: {name} {seconds:.3f} s")
+    chain, graph = norms.values()
+    difference = float(((chain - graph).abs() / chain.abs().clamp_min(torch.finfo(chain.dtype).tiny)).max())
+    for name, seconds_of in taken.items():
+        note = (
+            ""
+            if name == next(iter(kinds))
+            else f"ratio is to the chain's; largest relative difference {difference:.1e}"
+        )
+        rows.append(row("engines", name, about, seconds_of, next(iter(taken.values())), note))
+
+
+def _exact(kind: Callable[..., Any], view: ResidualView, batch: tuple[Tensor, Tensor]) -> Any:
+    return kind(view, *batch).exact()
 
 
 def calibrate(model: nn.Module, images: Tensor) -> None:

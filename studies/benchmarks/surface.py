@@ -4,26 +4,30 @@ Run from the repository root, on a machine that does nothing else::
 
     python -m studies.benchmarks.surface --out results/benchmarks
 
-Same network, same images, same directions, same process, the methods in turn in every repeat, on a few points:
+Same network, same images, same directions, same process, in turn:
 
-* ``published``: for each point new weights are made parameter by parameter and put into the network, and the images go
-  through a fresh pass of a ``DataLoader`` that normalises each of them, batch after batch through the network, as
-  ``plot_surface.py`` of github.com/tomgoldstein/loss-landscape does. Pixels are in memory already and no JPEG is
-  decoded, which is to its advantage.
-* ``pathlens``: ``pathlens.loss_surface``, with tracing, the choice of an engine and the check against the model.
-* ``further point``: what each further point takes, from two lines of different numbers of points.
+* ``pathlens``: ``pathlens.loss_surface`` of the whole grid, with tracing, the choice of an engine and the check against
+  the model.
+* ``published``: at every Nth point of the same grid, while the former waits: new weights are made parameter by
+  parameter and put into a copy of the network, and the images go through a fresh pass of a ``DataLoader`` that
+  normalises each of them, batch after batch through the network, as ``plot_surface.py`` of
+  github.com/tomgoldstein/loss-landscape does at every point. Pixels are in memory already and no JPEG is decoded, which
+  is to its advantage.
 
-Of a grid of 51 x 51 points it should take at most 0.6 times the published work; the page says what the few points make
-of it. All losses are compared. With ``PATHLENS_DATA`` and ``PATHLENS_MODELS`` set, images and weights are real, else
-random (the weights of a network that nobody trained).
+A grid of 51 x 51 points should take at most 0.6 times the published work. Losses are compared wherever both measure.
+With ``PATHLENS_DATA`` and ``PATHLENS_MODELS`` set, images and weights are real, else random (the weights of a network
+that nobody trained).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +55,18 @@ from studies.benchmarks.side_by_side import (
     threads,
 )
 
-GRID = 51 * 51
-_SHORT = 3  # points of the shorter line
-
 COLUMNS = (
     Column("method"),
     Column("network"),
     Column("images"),
     Column("batch_size"),
     Column("dtype"),
-    Column("points", "", "of the line that was timed"),
-    Column("repeats"),
-    Column("seconds", "s", "wall time a point, median over the repeats"),
-    Column("seconds_min", "s"),
+    Column("points", "", "of the grid that it measured"),
+    Column("seconds", "s", "wall time a point: median of the published work, mean of the whole surface"),
+    Column("seconds_min", "s", "of a point, or of the mean between two points of the published work"),
     Column("seconds_max", "s"),
-    Column("ratio", "", "seconds over those of the published work in the same repeat, median"),
-    Column("ratio_min"),
+    Column("ratio", "", "seconds over those of the published work"),
+    Column("ratio_min", "", "of the points between two of the published work, over the second of these"),
     Column("ratio_max"),
     Column("largest_difference", "nats", "of a loss from that of the published work; missing for that work itself"),
 )
@@ -87,38 +87,76 @@ class Pixels(Dataset[tuple[Tensor, int]]):
         return (self._pixels[index] - self._mean) / self._std, self._labels[index]
 
 
-def published(
-    network: nn.Module,
-    loader: DataLoader[tuple[Tensor, int]],
-    direction: Sequence[Tensor],
-    coordinates: Sequence[float],
-) -> list[float]:
-    """Losses at the points of a line, by ``set_weights`` and ``eval_loss`` of the script."""
-    weights = [parameter.detach().clone() for parameter in network.parameters()]
-    losses = []
-    for coordinate in coordinates:
-        changes = [step * coordinate for step in direction]
-        for parameter, weight, change in zip(network.parameters(), weights, changes, strict=True):
+class Published:
+    """The script's work at one point, by its ``set_weights`` and ``eval_loss``.
+
+    Args:
+        network: is given other weights.
+        loader: of the images.
+        axes: the directions, parameter by parameter.
+    """
+
+    def __init__(
+        self, network: nn.Module, loader: DataLoader[tuple[Tensor, int]], axes: Sequence[Sequence[Tensor]]
+    ) -> None:
+        self._network, self._loader, self._axes = network.eval(), loader, axes
+        self._weights = [parameter.detach().clone() for parameter in network.parameters()]
+
+    def loss(self, place: Sequence[float]) -> float:
+        """Mean loss at coordinates along the axes."""
+        changes = [
+            sum(x * part for x, part in zip(place, parts, strict=True)) for parts in zip(*self._axes, strict=True)
+        ]
+        for parameter, weight, change in zip(self._network.parameters(), self._weights, changes, strict=True):
             parameter.data = weight + change
-        network.eval()
         total, correct, images = 0.0, 0, 0
         with torch.no_grad():
-            for inputs, targets in loader:
-                outputs = network(inputs)
+            for inputs, targets in self._loader:
+                outputs = self._network(inputs)
                 total += F.cross_entropy(outputs, targets).item() * len(inputs)
                 correct += int(outputs.max(1)[1].eq(targets).sum())
                 images += len(inputs)
-        losses.append(total / images)
-    for parameter, weight in zip(network.parameters(), weights, strict=True):
-        parameter.data = weight
-    return losses
+        return total / images
 
 
-def seconds_of(method: Callable[[], list[float]]) -> tuple[float, list[float]]:
-    """Seconds of one call, and the losses."""
-    began = time.perf_counter()
-    losses = method()
-    return time.perf_counter() - began, losses
+class Turns:
+    """Progress of a surface that lets the published work measure every Nth point, and takes the time of both.
+
+    Args:
+        published: the work.
+        places: coordinates of the points, in the order of the surface.
+        every: N.
+
+    Attributes:
+        losses: number of a point -> loss by the published work.
+        theirs: seconds of the published work at each of its points.
+        ours: seconds of the surface between two of these.
+    """
+
+    def __init__(self, published: Published, places: Sequence[tuple[float, ...]], every: int) -> None:
+        self._published, self._places, self._every = published, places, every
+        self.losses: dict[int, float] = {}
+        self.theirs: list[float] = []
+        self.ours: list[float] = []
+        self._began = time.perf_counter()
+
+    @property
+    def rest(self) -> float:
+        """Seconds of the surface since the last point of the published work."""
+        return time.perf_counter() - self._began
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called before each point, with the number of those done, and at the end."""
+        if not done or done % self._every:
+            return
+        self.ours.append(self.rest)
+        number = done - 1
+        began = time.perf_counter()
+        self.losses[number] = self._published.loss(self._places[number])
+        self._began = time.perf_counter()
+        self.theirs.append(self._began - began)
+        mean = self.ours[-1] / self._every
+        say(f"{done} of {total} points: published {self.theirs[-1]:.2f} s, pathlens {mean:.2f} s a point")
 
 
 def markdown(table: Table) -> str:
@@ -129,7 +167,7 @@ def markdown(table: Table) -> str:
             "Benchmark of loss surfaces",
             facts,
             f"Weights: {facts['weights']}; data: {facts['data']}; seed {facts['seed']}",
-            f"A grid of 51 x 51 points is estimated to take {facts['grid_ratio']:.2f} times the published work.",
+            f"Grid: {facts['points']} x {facts['points']} points; the published work at 1 in {facts['every']} of them",
         ),
         "| method | network | images | type | points | seconds a point | times published | largest difference |",
         "|---|---|---:|---|---:|---:|---:|---:|",
@@ -147,9 +185,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--points", type=int, default=9, help="of a line, odd and above 3; default: %(default)s")
+    parser.add_argument("--points", type=int, default=51, help="a side of the grid, odd; default: %(default)s")
+    parser.add_argument(
+        "--every", type=int, default=17, help="points of ours for each of the published work; default: %(default)s"
+    )
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="default: %(default)s")
@@ -165,47 +205,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = DataLoader(Pixels(batches), args.batch_size, num_workers=args.workers)
     with moving(network) as weights:
         generator = torch.Generator().manual_seed(args.seed)
-        direction = [part.clone() for part in weights.parts(random(weights, generator))]
-
-    def ours(points: int) -> list[float]:
-        table = pathlens.loss_surface(
-            network, batches, dimensions=1, points=points, curvature="none", dtype=args.dtype, seed=args.seed
-        )
-        return [row["loss"] for row in table.rows]
-
+        axes = [[part.clone() for part in weights.parts(random(weights, generator))] for _ in range(2)]
     half = args.points // 2
-    coordinates = [step / half for step in range(-half, half + 1)]
-    seconds: dict[str, list[float]] = {"published": [], "pathlens": [], "further point": []}
-    openings: list[float] = []
-    difference = 0.0
+    side = [step / half for step in range(-half, half + 1)]
+    places = [(x, y) for y, x in itertools.product(side, repeat=2)]
     with threads(args.threads):
-        for repeat in range(-1, args.repeats):  # the first round warms up
-            theirs, expected = seconds_of(lambda: published(network, loader, direction, coordinates))
-            long, losses = seconds_of(lambda: ours(args.points))
-            short, _ = seconds_of(lambda: ours(_SHORT))
-            further = (long - short) / (args.points - _SHORT)
-            say(f"repeat {repeat}: published {theirs:.2f} s, pathlens {long:.2f} s for {args.points} points")
-            difference = max(difference, *(abs(a - b) for a, b in zip(losses, expected, strict=True)))
-            if repeat >= 0:
-                for name, value in zip(seconds, (theirs / args.points, long / args.points, further), strict=True):
-                    seconds[name].append(value)
-                openings.append(short - _SHORT * further)
-    rows: list[dict[str, Any]] = []
-    for name, taken in seconds.items():
-        ratios = [one / other for one, other in zip(taken, seconds["published"], strict=True)]
-        about = {"method": name, "network": args.network, "images": args.images, "batch_size": args.batch_size}
-        about |= {"dtype": "float32" if name == "published" else args.dtype}
-        about |= {"points": args.points, "repeats": args.repeats}
-        about |= {"largest_difference": None if name == "published" else difference}
-        rows.append({**about, **spread("seconds", taken), **spread("ratio", ratios)})
-    whole = [
-        (opening + GRID * point) / (GRID * other)
-        for opening, point, other in zip(openings, seconds["further point"], seconds["published"], strict=True)
+        work = Published(copy.deepcopy(network), loader, axes)
+        work.loss((0, 0))  # warms up; the surface is not warmed up
+        turns = Turns(work, places, args.every)
+        surface = pathlens.loss_surface(
+            network, batches, points=args.points, curvature="none", dtype=args.dtype, seed=args.seed, progress=turns
+        )
+        seconds = sum(turns.ours) + turns.rest
+    assert [(row["x"], row["y"]) for row in surface.rows] == places
+    own: dict[int, Any] = {number: surface.rows[number]["loss"] for number in turns.losses}
+    difference = max((abs(own[number] - loss) for number, loss in turns.losses.items() if own[number]), default=None)
+    between = [taken / args.every for taken in turns.ours]
+    ratios = [one / other for one, other in zip(between, turns.theirs, strict=True)]
+    about = {"network": args.network, "images": args.images, "batch_size": args.batch_size}
+    plain = statistics.median(turns.theirs)
+    mean = seconds / len(places)
+    rows: list[dict[str, Any]] = [
+        {
+            "method": "published",
+            **about,
+            "dtype": "float32",
+            "points": len(turns.theirs),
+            **spread("seconds", turns.theirs),
+            **spread("ratio", [1.0]),
+            "largest_difference": None,
+        },
+        {
+            "method": "pathlens",
+            **about,
+            "dtype": args.dtype,
+            "points": len(places),
+            **spread("seconds", between),
+            "seconds": mean,
+            **spread("ratio", ratios),
+            "ratio": mean / plain,
+            "largest_difference": difference,
+        },
     ]
     options = {name: value for name, value in vars(args).items() if name != "out"}
     facts = {"weights": loaded.weights, "data": words, "cpu_capability": cpu_abilities()}
-    ratio = sorted(whole)[len(whole) // 2]
-    table = Table(COLUMNS, tuple(rows), provenance(**options, **facts, grid_ratio=ratio))
+    table = Table(COLUMNS, tuple(rows), provenance(**options, **facts))
     publish(args.out, "surface", markdown(table), {"surface": table})
     return 0
 

@@ -27,6 +27,8 @@ DATA = "digit-scenes"
 SAME = 0.05
 #: share of the loss of the best constant answer that the training loss has to fall below to have left the plateau
 LEFT = 0.9
+#: of the recipe, for all parts
+RATES: Mapping[str, Any] = {"lr": 0.05, "crop": 0, "flip": False, "warmup": 0, "schedule": "constant"}
 PLATEAU, DEPTH, SAMPLING = "plateau", "depth", "sampling"
 
 RUNS = (
@@ -80,11 +82,18 @@ class Networks:
     wide: str
 
     @classmethod
-    def of(cls, study: StudySetting) -> Networks:
-        """Those of the scale."""
-        counts, channels, deep, wide = study.pick(
-            ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
-        )
+    def of(cls, study: StudySetting, scale: str | None = None) -> Networks:
+        """Those of a scale.
+
+        Args:
+            study: what was asked for.
+            scale: another one than the study's.
+        """
+        counts, channels, deep, wide = {
+            "smoke": ((5, 10, 20), 2, 20, "1x4"),
+            "cpu": ((20, 40, 60), 4, 40, "6x8"),
+            "paper": ((100, 200, 300), 16, 100, "21x32"),
+        }[scale or study.scale]
         return cls(
             (
                 *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),
@@ -152,7 +161,8 @@ def trainings(study: StudySetting) -> list[Training]:
         *((SAMPLING, name) for name in dict.fromkeys(sampled_name(up, way) for up, of in ways.items() for way in of)),
     ]
     place = os.path.relpath(NETS, study.runs.resolve())
-    common = f"--data {DATA} --crop 0 --no-flip --lr 0.05 --warmup 0 --schedule constant"
+    rates = " ".join(f"--{name} {value}" for name, value in RATES.items() if name != "flip")
+    common = f"--data {DATA} --no-flip {rates}"
     return [
         Training(
             part,

@@ -14,17 +14,28 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import pathlens
 from pathlens.tables import Table
+from pathlens.training import Recipe
 from studies import record
-from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh, train_all
+from studies.common import Page, StudySetting, carry_out, check_rest, say, setting, start_fresh, train_all
 from studies.record import make_table
+from studies.timed import TIMED, TIMES, TIMES_SHOWN, time_rows
 from studies.wider_or_deeper.compared import DISCUSSION, summary_rows, verdicts
 from studies.wider_or_deeper.drawing import costs_figure, depths_figure, epochs_figure
-from studies.wider_or_deeper.timed import TIMES, time_rows
-from studies.wider_or_deeper.trained import CIFAR, Part, cifar_part, costs, history_rows, main_part, run_rows, trainings
+from studies.wider_or_deeper.trained import (
+    CIFAR,
+    NETS,
+    Part,
+    cifar_part,
+    costs,
+    history_rows,
+    main_part,
+    run_rows,
+    trainings,
+)
 
 NAME = "wider_or_deeper"
-TIMED = "times"
 
 PROTOCOL = (
     "A deep pre-activation network is trained with the whole gradient, and with the gradient restricted to paths of at "
@@ -129,11 +140,6 @@ LENGTHS_SHOWN = {
     "network": "", "effective_depth": "", "seeds": "d", "train_loss": ".3f", "first": ".1f", "last": ".1f",
     "mean_length": ".2f",
 }  # fmt: skip
-TIMES_SHOWN = {
-    "network": "", "threads": "d", "batch_size": "d", "epoch_images": ",d", "epoch_seconds": ".1f",
-    "epoch_seconds_min": ".1f", "epoch_seconds_max": ".1f", "time_ratio": ".2f", "time_ratio_min": ".2f",
-    "time_ratio_max": ".2f",
-}  # fmt: skip
 
 
 def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]]:
@@ -152,11 +158,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
             raise SystemExit(
                 f"--only {only} needs CIFAR-10 at --scale cpu: set PATHLENS_DATA to the folder that holds cifar10-jpeg/"
             )
-        if record.read(study.out).get("scale") != study.scale:
-            raise SystemExit(
-                f"--only {only}: {study.out} has no tables of --scale {study.scale} to add to; measure the "
-                "rest first, without --only"
-            )
+        check_rest(study, only)
     parts = [] if only is not None else [main_part(study)]
     if cifar is None and study.scale != "paper":
         say("the networks on CIFAR-10 are left out: PATHLENS_DATA has no folder cifar10-jpeg")
@@ -169,7 +171,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
         for stem, table in tables.items():
             study.tables.put(stem, table)
     if cifar is not None and only != CIFAR:
-        study.tables.put(f"{CIFAR}-times", make_table(TIMES, time_rows(cifar, study), **_facts(cifar, study, "train")))
+        study.tables.put(f"{CIFAR}-times", _times(cifar, study))
     return [one for _, done in measured for one in done]
 
 
@@ -185,6 +187,15 @@ def _measure_part(part: Part, study: StudySetting) -> tuple[dict[str, Table], li
         f"{part.prefix}epochs": make_table(EPOCHS, history_rows(part, done, study), **facts),
     }
     return tables, [record.training(name, folder) for name, folder in done.items()]
+
+
+def _times(part: Part, study: StudySetting) -> Table:
+    """How long an epoch of each network of a part takes."""
+    recipe = Recipe(epochs=2, crop=2)
+    data = part.images(min(study.pick(1, 10, 10) * recipe.batch_size, part.epoch_images), "train")
+    networks = {name: pathlens.load_model(f"{NETS}:{name}").model for name in part.networks}
+    rows = time_rows(networks, data, recipe, part.epoch_images, study)
+    return make_table(TIMES, rows, **_facts(part, study, "train"))
 
 
 def _facts(part: Part, study: StudySetting, split: str = "test") -> dict[str, Any]:

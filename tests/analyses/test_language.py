@@ -157,9 +157,7 @@ def test_what_does_not_fit_is_said_in_a_line(
     assert said in lines[0]
 
 
-def test_verbs_of_images_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["blockdrop", *options(folder)]) == 2
-    assert "blockdrop chooses blocks for images, and text.txt is a text" in capsys.readouterr().err
+def test_a_task_of_images_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loss-surface", *options(folder), "--points", "3", "--task", "classification"]) == 3
     assert "and the task classification wants logits [batch, classes]" in capsys.readouterr().err
 

@@ -235,7 +235,7 @@ class Segments(nn.Module):
 def test_what_it_refuses(view, test, train):
     with pytest.raises(UsageError, match="OneBlock has 1; give a network of 2 or more"):
         pathlens.blockdrop(OneBlock().eval(), test, train)
-    with pytest.raises(ModelError, match="Segments gives outputs of shape"):
+    with pytest.raises(ModelError, match="there is one label for each image, and the network gives"):
         pathlens.blockdrop(Segments().eval(), test, train)
     with pytest.raises(UsageError, match="no training images"):
         pathlens.blockdrop(view, test)
@@ -243,7 +243,7 @@ def test_what_it_refuses(view, test, train):
         pathlens.blockdrop(view, test, open_data("digits", limit=8))
     with pytest.raises(UsageError, match="found list"):
         pathlens.blockdrop(view, test, [(torch.zeros(1), torch.zeros(1))])
-    with pytest.raises(UsageError, match="leave the task out"):
+    with pytest.raises(ModelError, match="and the task segmentation wants logits"):
         pathlens.blockdrop(view, test, train, task="segmentation")
     with pytest.raises(UsageError, match="samples 0"):
         pathlens.blockdrop(view, test, train, samples=0)

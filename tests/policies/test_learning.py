@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import pathlens
 from pathlens.data import ImageData, open_data
 from pathlens.errors import CheckpointError, NumericsError, RunError, UsageError
+from pathlens.metrics import task_named
 from pathlens.models import preresnet, resnet, save_weights, state_sha256
 from pathlens.policies import Settings, learning
 from pathlens.policies import network as policies
@@ -67,7 +68,7 @@ def by_choice(view: ResidualView, images: Tensor, kept: Tensor) -> Tensor:
 
 def learner(view: ResidualView, data: ImageData, **settings: Any) -> Learner:
     given = {"epochs": 2, "batch_size": 8, **settings}
-    return Learner(view, data, Settings(**given), data.mean, data.std, CPU)
+    return Learner(view, data, task_named("classification"), None, Settings(**given), data.mean, data.std, CPU)
 
 
 def test_rewards_by_hand():

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import pathlens
 from pathlens import analyses, errors
-from pathlens.cli import entry, main
+from pathlens.cli import app, entry, main
 from pathlens.cli.options import parse_range
 from pathlens.models import LoadedModel, load_model, save_weights, state_sha256
 from pathlens.results.lesions import DELETE_BLOCKS
@@ -232,6 +233,23 @@ def test_commands_of_the_readme(line, workplace, files, capsys):
         assert {"manifest.json", f"{stem}.csv", f"{stem}.png"} <= set(os.listdir(named["--out"]))
     if "--picture" in named:
         assert named["--picture"].stat().st_size > 1000
+
+
+def test_commands_of_the_other_pages_have_options_that_there_are():
+    verbs = typer.main.get_command(app).commands
+    parsed = 0
+    for page in DOCS.glob("*.md"):
+        shown = [
+            line.removeprefix("$ ")
+            for _, code in fenced(page, "text")
+            for line in code.splitlines()
+            if line[:2] == "$ "
+        ]
+        for line in (*shell_lines(page), *shown):
+            if arguments := pathlens_arguments(line):
+                verbs[arguments[0]].make_context(arguments[0], arguments[1:])
+                parsed += 1
+    assert parsed > 30
 
 
 def test_other_lines_of_the_readme_name_what_there_is():

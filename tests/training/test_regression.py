@@ -85,6 +85,7 @@ def test_losses_and_errors_of_an_epoch_against_a_plain_loop(data: ArrayData) -> 
     with torch.no_grad():
         errors = (twin(watched.inputs.double()) - watched.targets.double()).square().mean()
     assert row["validation_loss"] == pytest.approx(float(errors), rel=1e-9)
+    assert row["validation_rmse"] == trained.result.rows[0]["rmse"]
     assert trained.result.rows[0]["rmse"] == pytest.approx(float(errors) ** 0.5, rel=1e-9)
     assert trained.result.provenance["task"] == "regression"
 

@@ -117,6 +117,9 @@ def test_a_loss_by_name_is_minimised_and_stated(loss: str) -> None:
     assert result["loss"] == pytest.approx(each.sum().item() / 5, rel=1e-9)  # one of the six is not counted
     units = {column.name: column.unit for column in trained.result.columns}
     assert (units["loss"], units["iou"], units["iou_class_10"]) == ("", "fraction", "fraction")
+    names = ("iou", "iou_low", "iou_high")
+    assert [trained.history.rows[-1][f"validation_{name}"] for name in names] == [result[name] for name in names]
+    assert [c.unit for c in trained.history.columns if c.name == "validation_iou"] == ["fraction"]
 
 
 def test_a_single_logit_is_trained_as_two_classes(scenes: ImageData) -> None:

@@ -21,5 +21,8 @@ def test_it_measures_and_writes(tmp_path, monkeypatch, capsys):
     assert exact["blocks"] == 9
     assert exact["ratio"] == exact["seconds"] / plain["seconds"]
     assert by_method["sampling", "single paths to equal standard error"]["seconds"] > 0
+    chain, graph = (row for row in table.rows if row["benchmark"] == "engines")
+    assert chain["ratio"] == 1
+    assert graph["ratio"] == graph["seconds"] / chain["seconds"]
     assert by_method["deep", "exact, all lengths"]["images"] == 4
     assert (tmp_path / "paths.md").read_text() in capsys.readouterr().out
