@@ -120,7 +120,8 @@ def measure_imagenet(study: StudySetting) -> None:
     pick = study.pick
     name = f"torchvision:{pick('resnet18', 'resnet50', 'resnet50')}"
     say(f"single lesions of {name} on ImageNet")
-    data = pathlens.open_data(f"imagefolder:{folder}", split="validation", limit=pick(4, 1000, 50_000))
+    limit, size = pick(4, 1000, 50_000), pick(64, None, None)
+    data = pathlens.open_data(f"imagefolder:{folder}", split="validation", limit=limit, image_size=size)
     weights = os.environ.get("PATHLENS_IMAGENET_WEIGHTS") or "pretrained"
     loaded = pathlens.load_model(name, weights, num_classes=data.num_classes)
     options: dict[str, Any] = {"mean": loaded.mean, "std": loaded.std, "provenance": {"model": name}}

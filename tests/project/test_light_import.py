@@ -57,10 +57,10 @@ def test_help_answers_before_anything_heavy_is_loaded(arguments):
     assert modules.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["delete-blocks", "delete-skips", "reorder-blocks", "blocks"])
-def test_help_names_the_commands(command):
+def test_help_names_the_commands():
     done = subprocess.run(
         [sys.executable, "-m", "pathlens", "--help"], capture_output=True, text=True, check=True, timeout=120
     )
-    assert command in done.stdout
+    for command in ("delete-blocks", "delete-skips", "reorder-blocks", "blocks"):
+        assert command in done.stdout
     assert done.stderr == ""
