@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,7 +132,7 @@ def test_what_is_no_text_or_vocabulary(tmp_path: Path, monkeypatch: pytest.Monke
         open_data(f"text:{text}")
 
 
-def test_a_subset_has_the_sequences_that_were_picked(tmp_path):
+def test_a_subset_has_the_sequences_that_were_picked(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(bytes(range(60)))
     data = open_text(tmp_path / "text", length=8, stride=5)
     picked = torch.tensor([4, 1, 9])
