@@ -101,7 +101,8 @@ class Sampler:
         taken = len(self.means[length])
         if every:
             self.stopped[length] = "all paths"
-        elif taken >= _FEWEST and (high - low) / 2 <= self.rel_error * mean:
+        elif taken >= _FEWEST and mean and (high - low) / 2 <= self.rel_error * mean:
+            # zeros alone do not stop it: the paths that have a gradient may be rare
             self.stopped[length] = "interval"
         elif (self._rounds * _STEP) >= self.max_samples:
             self.stopped[length] = "budget"

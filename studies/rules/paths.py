@@ -93,8 +93,10 @@ def few(row: dict[str, Any]) -> Verdict:
 
 
 def decay(table: Table) -> Verdict:
-    """Does the mean norm of a path fall exponentially with its length?"""
-    pairs = [(row["length"], math.log10(row["path_norm_mean"])) for row in table.rows if row["length"] > 0]
+    """Does the mean norm of a path fall exponentially with its length? Lengths whose mean is 0 have no logarithm."""
+    means = {row["length"]: row["path_norm_mean"] for row in table.rows if row["length"] > 0}
+    pairs = [(length, math.log10(mean)) for length, mean in means.items() if mean > 0]
+    left_out = len(means) - len(pairs)
     line = stats.linregress(*zip(*pairs, strict=True))
     half = float(stats.t.ppf(0.975, len(pairs) - 2)) * float(line.stderr)
     low, high, straight = line.slope - half, line.slope + half, line.rvalue**2
@@ -102,7 +104,8 @@ def decay(table: Table) -> Verdict:
     return Verdict(
         CANNOT_TELL if falls == AGREES and straight < STRAIGHT else falls,
         f"the mean norm changes by {line.slope:+.2f} decades a block ({low:+.2f} to {high:+.2f}); a straight line "
-        f"explains {straight:.1%} of the variance of its logarithm",
+        f"explains {straight:.1%} of the variance of its logarithm"
+        + (f"; {left_out} lengths of which no sampled path has a gradient are left out" if left_out else ""),
         float(line.slope),
         float(low),
         float(high),

@@ -38,3 +38,13 @@ def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
         rng=np.random.default_rng([7, 3, 3, paths]),
     )
     assert sampler._interval(3) == pytest.approx(tuple(expected.confidence_interval))
+
+
+def test_zeros_alone_do_not_say_that_a_mean_is_known() -> None:
+    sampler = sampled.Sampler(paths=ChainPaths(tuple(range(9))), longest=9, rel_error=0.1, max_samples=80, seed=7)
+    while 3 in sampler.open_lengths:
+        step = sampler.next_round(20)
+        norms = {length: [[float(length != 3)]] * 4 for length in step.lengths}
+        sampler.take(step, {unit: {str(length): paths for length, paths in norms.items()} for unit in step.units})
+    assert (sampler.stopped[3], len(sampler.norms[3])) == ("budget", 20 * 80)
+    assert (sampler.stopped[4], sampler.intervals[4]) == ("interval", (1.0, 1.0))

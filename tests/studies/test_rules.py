@@ -184,6 +184,10 @@ def test_norms_of_paths_decay_exponentially():
     assert paths.decay(gradients(20, 0.0, noise=0.3)).outcome == "cannot tell"
     ragged = paths.decay(gradients(20, -0.1, noise=0.5))
     assert (ragged.high < 0, ragged.outcome) == (True, "cannot tell")  # it falls, but on no straight line
+    dead = gradients(20, -0.5)
+    ends = [{**row, "path_norm_mean": row["path_norm_mean"] * (row["length"] < 18)} for row in dead.rows]
+    assert paths.decay(table(ends, share=0.95)).value == pytest.approx(-0.5)
+    assert "3 lengths of which no sampled path has a gradient are left out" in paths.decay(table(ends, share=0.95)).here
 
 
 def test_effective_lengths_with_their_intervals():
