@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -136,7 +136,7 @@ def measure(
         targets = labels.to(network.device)
         answers, seconds = [], []
         for whole in wholes:
-            logits, taken = _timed(lambda whole=whole: run_whole(whole), network.device)  # type: ignore[misc]
+            logits, taken = _timed(partial(run_whole, whole), network.device)
             answers.append(task.answers(logits, targets))
             seconds.append(taken)
         (logits, kept), taken = _timed(choose_and_run, network.device)
