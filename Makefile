@@ -78,8 +78,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m studies.benchmarks.training --out results/benchmarks
 	$(BIN)/python -m studies.benchmarks.surface --out results/benchmarks
 
-# Smoke runs go into a folder of their own, because their numbers mean nothing.
-STUDIES := veit2016 critics depth_in_training wider_or_deeper pretrained_resnets udl11 civitelli2021 language li2018 blockdrop strict_resnets
+# Smoke runs go into a folder of their own, because their numbers mean nothing. Critics takes tables of pretrained_resnets.
+STUDIES := veit2016 pretrained_resnets critics depth_in_training wider_or_deeper udl11 civitelli2021 language li2018 blockdrop strict_resnets
 studies: $(VENV)/.installed-test
 	@for study in $(STUDIES); do \
 	    $(BIN)/python -m studies.$$study --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \

@@ -368,21 +368,27 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, bounds: tuple[float
     return {name: statistics.fmean(values), f"{name}_low": low, f"{name}_high": high}
 
 
-def once(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
+def once(study: StudySetting, stem: str, measure: Callable[[], Table], same: tuple[str, str] | None = None) -> Table:
     """A table that takes long to measure, kept beside the trained networks and taken up again.
 
     Args:
         study: where.
         stem: of its files.
         measure: makes it.
+        same: study and stem of the same measurement of the same network at the same scale, which is taken where it was
+            made before in the default folder of that study's runs beside this one's.
     """
     kept = Tables(study.runs / "measured")
+    if stem not in kept and same is not None:
+        other = Tables(study.runs.with_name(f"{same[0]}-{study.scale}") / "measured")
+        if same[1] in other:
+            kept.put(stem, other[same[1]])
     if stem not in kept:
         kept.put(stem, measure())
     return kept[stem]
 
 
-def keep(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
+def keep(study: StudySetting, stem: str, measure: Callable[[], Table], same: tuple[str, str] | None = None) -> Table:
     """Put a table that takes long to measure among the tables of the study; it is measured :func:`once`.
 
     The journal of a sweep takes one up again that was ended in its middle, and goes when it is complete.
@@ -391,8 +397,9 @@ def keep(study: StudySetting, stem: str, measure: Callable[[], Table]) -> Table:
         study: which.
         stem: of its files.
         measure: makes it.
+        same: see :func:`once`.
     """
-    table = once(study, stem, measure)
+    table = once(study, stem, measure, same)
     study.tables.put(stem, table)
     return table
 

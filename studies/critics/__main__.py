@@ -21,19 +21,20 @@ from studies.subjects import Subject, packaged, published, untrained
 NAME = "critics"
 
 PROTOCOL = (
-    "(a) Every block twice: without its branch, and without its shortcut; also distinct random sets. (b) Standard "
-    "deviation of each branch's output over the test images, against the loss without that branch: Spearman's rank "
-    "correlation. The loss comes first, because errors tie: a block that costs nothing has the error of the intact "
-    "network. (c) For each path length the paper's product of number and mean norm of sampled paths, the exact norm of "
-    "the sum, and the root mean square norm by random signs; distributions of distinct single paths of some lengths. "
-    "Norms are of the gradient at the input of training images, batch norms with running statistics. (d) The same "
-    "lesions and exact gradients on a vision transformer and a ConvNeXt, several seeds. Networks of (a) to (c): the "
-    "54-block network that comes with the package, on digits, and the published ResNet-56 on CIFAR-10 as JPEG files "
-    "(`cifar10-jpeg`), whose errors are higher than on the original images. Differences from the papers: Veit et al. "
-    "2016 do not delete shortcuts; He et al. 2016a (figure 7) measure the response of every 3x3 layer after batch norm "
-    "and set it beside no lesion, and here it is that of the whole branch where it enters the addition (in "
-    "pre-activation networks no batch norm comes after it); Veit et al. sample paths in a CIFAR-10 network of 54 "
-    "blocks. Blocks are the unit of the intervals over blocks, although blocks of one network are not independent."
+    "(a) Every block twice: without its branch, and without its shortcut, on all test images; also distinct random "
+    "sets, on the first 2,000. (b) Standard deviation of each branch's output over all test images, against the loss "
+    "without that branch: Spearman's rank correlation. The loss comes first, because errors tie: a block that costs "
+    "nothing has the error of the intact network. (c) For each path length the paper's product of number and mean "
+    "norm of sampled paths, the exact norm of the sum, and the root mean square norm by random signs; distributions "
+    "of distinct single paths of some lengths. Norms are of the gradient at the input of training images, batch norms "
+    "with running statistics. (d) The same lesions and exact gradients on a vision transformer and a ConvNeXt, "
+    "several seeds. Networks of (a) to (c): the 54-block network that comes with the package, on digits, and the "
+    "published ResNet-56 on CIFAR-10 as JPEG files (`cifar10-jpeg`), whose errors are higher than on the original "
+    "images. Differences from the papers: Veit et al. 2016 do not delete shortcuts; He et al. 2016a (figure 7) "
+    "measure the response of every 3x3 layer after batch norm and set it beside no lesion, and here it is that of the "
+    "whole branch where it enters the addition (in pre-activation networks no batch norm comes after it); Veit et al. "
+    "sample paths in a CIFAR-10 network of 54 blocks. Blocks are the unit of the intervals over blocks, although "
+    "blocks of one network are not independent."
 )
 
 

@@ -75,7 +75,8 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
             batch_size=16,
             **subject.options,
         )
-        table = keep(study, f"path-gradients-{subject.name}", measured)
+        same = ("pretrained_resnets", f"gradients-{subject.name}")
+        table = keep(study, f"path-gradients-{subject.name}", measured, same)
         peaks = {row["peak"] for row in range_rows(subject.name, table)}
         tails += measure_tails(study, subject, sorted(peaks | {len(subject.view) // 2}))
     study.tables.put("tails", make_table(TAILS, tails))

@@ -104,7 +104,7 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
     """The responses of all blocks."""
     for subject in subjects:
         say(f"responses of {subject.name}")
-        images = study.pick(24, 1000, 10_000)
+        images = study.pick(24, 10_000, 10_000)
         found = measure_responses(subject, images)
         rows = [{"block": block, "branch_std": one, "shortcut_std": other} for block, (one, other) in enumerate(found)]
         facts = record.images(subject.images(images))

@@ -148,19 +148,20 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
     """Lesions of single blocks and of random sets, of branches and of shortcuts."""
     for subject in subjects:
         say(f"branches and shortcuts of {subject.name}")
-        data = subject.images(study.pick(24, 1000, 10_000))
+        every, some = subject.images(study.pick(24, 10_000, 10_000)), subject.images(study.pick(24, 2000, 10_000))
         options = {**subject.options, "journal": study.runs / "journal"}
         sets = {
             "count": study.pick((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 12, 16, 20)),
             "samples": study.pick(2, 10, 10),
         }
-        for stem, measured in (
-            ("lesions", partial(pathlens.delete_blocks, subject.view, data, **options)),
-            ("skips", partial(pathlens.delete_skips, subject.view, data, **options)),
-            ("sets", partial(pathlens.delete_blocks, subject.view, data, **sets, **options)),
-            ("skip-sets", partial(pathlens.delete_skips, subject.view, data, **sets, **options)),
+        for key, measured in (
+            ("lesions", partial(pathlens.delete_blocks, subject.view, every, **options)),
+            ("skips", partial(pathlens.delete_skips, subject.view, every, **options)),
+            ("sets", partial(pathlens.delete_blocks, subject.view, some, **sets, **options)),
+            ("skip-sets", partial(pathlens.delete_skips, subject.view, some, **sets, **options)),
         ):
-            keep(study, f"{stem}-{subject.name}", measured)
+            stem = f"{key}-{subject.name}"
+            keep(study, stem, measured, ("pretrained_resnets", stem) if key in ("lesions", "skips") else None)
 
 
 def state(page: Page, networks: Sequence[str]) -> None:

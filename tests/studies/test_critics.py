@@ -232,3 +232,16 @@ def test_verdicts_follow_the_numbers():
     assert heavy() == "agrees"
     assert heavy(tail_error=3.0) == "cannot tell"
     assert heavy(tail=1.1, tail_error=0.1) == "disagrees"
+
+
+def test_a_measurement_that_another_study_made_is_taken(tmp_path):
+    def setting(name):
+        return common.StudySetting(name, "cpu", tmp_path / "out" / name, tmp_path / "runs" / f"{name}-cpu", "cpu", 1)
+
+    def table(value):
+        return Table((Column("value", "", "a number"),), ({"value": value},))
+
+    common.once(setting("pretrained_resnets"), "lesions-net", lambda: table(1))
+    for stem, same, value in (("branches", "lesions-net", 1), ("others", "none", 2)):
+        taken = common.once(setting("critics"), stem, lambda: table(2), ("pretrained_resnets", same))
+        assert taken.rows == ({"value": value},)
