@@ -109,6 +109,8 @@ def train_all(
 ) -> dict[str, Path]:
     """Train networks with ``pathlens train``, some side by side; those that are there already are left as they are.
 
+    Each takes its part of the cores, or ``OMP_NUM_THREADS`` threads where the environment sets it.
+
     Args:
         wanted: name -> arguments of ``pathlens train``, without ``--out``.
         study: where and with what.
@@ -123,7 +125,7 @@ def train_all(
     threads = max(1, (os.cpu_count() or 1) // study.jobs)
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
 
