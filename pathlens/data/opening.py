@@ -17,6 +17,7 @@ from pathlens.data.splits import split_name
 from pathlens.errors import DataError
 
 SPECS = ("digits", "digit-scenes", "cifar10", "cifar100", "parquet:PATH", "imagefolder:DIR", "masks:DIR")
+_THERE_ARE = f"{', '.join(SPECS)} for images, text:FILE for a language model, arrays:FILE for a regression"
 
 _IN_FILES = {"parquet": open_parquet, "imagefolder": open_folder, "masks": open_masks}
 
@@ -91,11 +92,11 @@ def open_data(
 def _unknown(spec: str, kind: str) -> str:
     close = difflib.get_close_matches(kind, [name.partition(":")[0] for name in SPECS], n=2)
     if close:
-        return f"data '{spec}' is unknown; did you mean {' or '.join(close)}? There are {', '.join(SPECS)}"
+        return f"data '{spec}' is unknown; did you mean {' or '.join(close)}? There are {_THERE_ARE}"
     place = Path(os.path.expanduser(spec))
     if spec and os.path.exists(place):
         # two levels only, because the path may be that of a whole disk
         parquet = place.is_file() or any(next(place.glob(f"{level}*.parquet"), None) for level in ("", "*/"))
         likely = "parquet" if parquet else "masks" if (place / "masks").is_dir() else "imagefolder"
         return f"data '{spec}' is a path; write {likely}:{spec}"
-    return f"data '{spec}' is unknown; there are {', '.join(SPECS)}"
+    return f"data '{spec}' is unknown; there are {_THERE_ARE}"
