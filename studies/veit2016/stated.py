@@ -17,7 +17,7 @@ from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
 from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
 from studies.rules.networks import judge
-from studies.veit2016 import retraining
+from studies.veit2016 import left, retraining
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
 WORDS = {
@@ -92,7 +92,7 @@ def state(study: StudySetting, missing: Sequence[str]) -> Page:
 
 def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None:
     tables = study.tables
-    singles, many, ranges = [], [], []
+    singles, many, ranges, paths = [], [], [], []
     for run in runs:
         names = {name: run[name] for name in ("run", "network", "trained", "seed")}
         if f"lesions-{run['run']}" in tables:
@@ -102,10 +102,12 @@ def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None
             many += [{**names, **one} for one in lesion_rules.split_rows(drawn, tables[f"lesions-{run['run']}"])]
         if f"gradients-{run['run']}" in tables:
             ranges += path_rules.range_rows(run["run"], tables[f"gradients-{run['run']}"])
+            paths += left.left_rows(run["run"], tables[f"gradients-{run['run']}"])
     tables.put("retraining", record.make_table(retraining.SUMMARY, retraining.summary_rows(runs)))
     tables.put("singles", record.make_table(SINGLES, singles))
     tables.put("many", record.make_table(MANY, many))
     tables.put("effective", record.make_table(path_rules.RANGES, ranges))
+    tables.put("paths-left", record.make_table(left.LEFT, paths))
 
 
 def _single_row(lesions: Table) -> dict[str, Any]:
@@ -216,6 +218,27 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         if name not in ("first_low", "first_high", "share_low", "share_high")
     }
     page.table("effective", shown | {"network": "", "contribution": "", "share_of_paths": ".2g"})
+    _left(page)
+
+
+def _left(page: Page) -> None:
+    rows = page.tables["paths-left"].rows
+    page.section(
+        "Paths that are left (figure 7)",
+        "Deleting a block halves the paths, whichever block it is: a fact of combinatorics. What those that are left "
+        "carried in the intact network is measured: contributions sampled as above, of which a path of length l keeps "
+        "its part with probability C(n-k, l)/C(n, l) over the sets of k blocks. That it carries the same in the "
+        "lesioned network is assumed; how much the network still knows is in the sets above.",
+    )
+    for run in dict.fromkeys(one["run"] for one in rows if one["run"].endswith("seed0")):
+        own = [one for one in rows if one["run"] == run]
+        caption = f"Number of paths by length after deletions, and what is left of paths and contributions: {run}."
+        page.figure(f"paths-left-{run}", partial(left.left_figure, own), caption)
+    shown = {
+        "run": "", "deleted": "d", "paths": ".2g", "first": "d", "last": "d", "contribution": ".1%",
+        "effective_first": "d", "effective_last": "d",
+    }  # fmt: skip
+    page.table("paths-left", shown, rows=lambda one: one["deleted"] in left.CURVES)
 
 
 def _imagenet(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from scipy import stats
 
 import pathlens
 from pathlens.cli import main
-from pathlens.tables import read_table
+from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
-from studies.veit2016 import cifar, retraining, trainings
+from studies.veit2016 import cifar, left, retraining, trainings
 from tests.helpers.data_files import image_folder
 from tests.helpers.study_modules import run_study
 
@@ -44,7 +45,11 @@ def test_every_section_has_its_table_and_figure(page: Path) -> None:
         assert f"({stem}.png)" in text
         assert (page / "out" / f"{stem}.csv").is_file()
         assert (page / "out" / f"{stem}.pdf").is_file()
-    for stem in ("lesions", "sets-preresnet20"):  # several networks, or several rules, in one panel
+    for stem in (
+        "lesions",
+        "sets-preresnet20",
+        f"paths-left-{runs[0]}",
+    ):  # several networks, or several rules, in one panel
         assert f"({stem}.png)" in text
     for part in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What was claimed", "(figure 4)"):
         assert part in text
@@ -179,3 +184,22 @@ def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(tmp_p
     assert cifar.kept(tmp_path / "kept") == []
     with pytest.raises(SystemExit, match=r"no result\.csv"):
         cifar.keep(tmp_path, tmp_path / "kept")
+
+
+def test_paths_left_are_those_of_all_sets_of_deleted_blocks() -> None:
+    norms = {length: 1.5**-length for length in range(6)}
+    paths = list(itertools.product((0, 1), repeat=5))
+    carried = {path: norms[sum(path)] for path in paths}
+    columns = tuple(Column(name, "", "") for name in ("length", "n_paths", "path_norm_mean", "contribution"))
+    rows = []
+    for length, norm in norms.items():
+        count = sum(sum(path) == length for path in paths)
+        rows.append({"length": length, "n_paths": count, "path_norm_mean": norm, "contribution": count * norm})
+    found = left.left_rows("net", Table(columns, tuple(rows), {"share": 0.95}), most=3)
+    assert [row["deleted"] for row in found] == [0, 1, 2, 3]
+    for row in found:
+        sets = list(itertools.combinations(range(5), row["deleted"]))
+        kept = [[path for path in paths if not any(path[block] for block in deleted)] for deleted in sets]
+        assert row["paths"] == len(kept[0]) / len(paths)
+        mean = sum(carried[path] for own in kept for path in own) / len(sets)
+        assert row["contribution"] == pytest.approx(mean / sum(carried.values()))
