@@ -1,13 +1,16 @@
 """The networks on CIFAR-10 that are trained beside this study, for days: kept as they come, and used where they are.
 
-``python -m studies.veit2016.cifar RUN [RUN ...]`` keeps finished trainings: their weights in half precision, their
-histories, and what their manifests say, in ``results/cifar10/``. The study measures those that lie there, and names
-those that do not.
+``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks; several
+names, one after the other) trains a network, or goes on with it, and keeps it: its weights in half precision, its
+history, and what its manifests say, in ``results/cifar10/``. The study measures those that lie there, and names those
+that do not. ``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +22,8 @@ import torch
 from pathlens.storage import atomic_write_bytes
 from pathlens.tables import read_table
 from studies import record
-from studies.common import ROOT, keep_checkpoint, say
+from studies.common import ROOT, StudySetting, keep_checkpoint, say, train_all
+from studies.veit2016.trainings import cifar
 
 FOLDER = ROOT / "results" / "cifar10"
 #: weights of a run, in bytes: what a repository can carry
@@ -29,6 +33,8 @@ PROTOCOL = (
     "Pre-activation ResNet-110 (54 blocks) on cifar10-jpeg in two phases: 10 epochs with images of 16x16 at a constant "
     "learning rate, then 4 epochs at 32x32 with a cosine to 0. The same steps for every rule, and one test."
 )
+HALF = ("--image-size", "16", "--epochs", "10", "--schedule", "constant", "--no-test")
+WHOLE = ("--epochs", "4", "--schedule", "cosine", "--warmup", "0")
 #: rules and seeds that are wanted; own is the number of blocks that the network's own effective lengths ask for
 WANTED = tuple(f"{NETWORK}-{tag}-seed{seed}" for seed in range(3) for tag in ("full", "m23", "own"))
 
@@ -126,11 +132,49 @@ def keep(run: Path, folder: Path = FOLDER) -> Path:
     return path
 
 
+def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:
+    """The two trainings of a run, in their order: name -> arguments of ``pathlens train``.
+
+    Args:
+        name: network, rule and seed, such as ``preresnet110-m23-seed0``.
+        data: in the words of ``--data``.
+
+    Raises:
+        SystemExit: it is no such name.
+    """
+    found = re.fullmatch(rf"{NETWORK}-(full|m(\d+))-seed(\d+)", name)
+    if found is None:
+        raise SystemExit(
+            f"{name} names no run; write {NETWORK}-full-seedS or {NETWORK}-mN-seedS, with N random blocks a batch"
+        )
+    rule = ("--blocks-per-batch", found[2]) if found[2] else ()
+    common = ("--model", NETWORK, "--data", data, "--seed", found[3], *rule)
+    # branches are multiplied by their probabilities once, after the second phase
+    half = (*common, *HALF, *(("--rescale", "none") if rule else ()))
+    return {
+        f"{name}-half": half,
+        name: (*common, *WHOLE, "--weights", str(Path(f"{name}-half", "weights.safetensors"))),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Keep the trainings that are named."""
-    for run in argv if argv is not None else sys.argv[1:]:
-        say(f"kept {keep(Path(run))}")
-    say(f"missing: {', '.join(missing()) or 'none'}")
+    """Train the networks that are named, and keep them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"such as {WANTED[0]}")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="default: results/cifar10")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10", help="default: runs/cifar10")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    data = cifar()
+    if data is None:
+        raise SystemExit("set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
+    wanted = {name: phases(name, data) for name in args.names}
+    study = StudySetting("veit2016", "cpu", args.out, args.runs, args.device, jobs=1)
+    for name, trainings in wanted.items():
+        for run, arguments in trainings.items():
+            train_all({run: arguments}, study, here=True)
+        say(f"kept {keep(args.runs / name, args.out)}")
+    say(f"missing: {', '.join(missing(args.out)) or 'none'}")
     return 0
 
 

@@ -73,8 +73,9 @@ def state(study: StudySetting, missing: Sequence[str]) -> Page:
         page.text("**A smoke run for the tests. Its numbers mean nothing.**")
     if missing:
         page.text(
-            f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}). Nothing is said of them, "
-            "and what needs three of their seeds cannot tell."
+            f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by "
+            "`python -m studies.veit2016.cifar NAME`. Nothing is said of them, and what needs three of their seeds "
+            "cannot tell."
         )
     tables = page.tables
     runs = [dict(one) for one in tables["runs"].rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
 from studies.veit2016 import cifar, left, retraining, trainings
-from tests.helpers.data_files import image_folder
+from tests.helpers.data_files import image_folder, noise, png, write
 from tests.helpers.study_modules import run_study
 
 
@@ -184,6 +185,35 @@ def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(tmp_p
     assert cifar.kept(tmp_path / "kept") == []
     with pytest.raises(SystemExit, match=r"no result\.csv"):
         cifar.keep(tmp_path, tmp_path / "kept")
+
+
+def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch: Any) -> None:
+    for seed, split in enumerate(("train", "test")):
+        images = [png(pixels) for pixels in noise(12, 32, 32, 3, seed=seed)]
+        write(tmp_path / "cifar10-jpeg" / f"{split}.parquet", images, [0, 1] * 6)
+    monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
+    monkeypatch.setattr(cifar, "NETWORK", "preresnet20")
+    for phase in ("HALF", "WHOLE"):
+        place = getattr(cifar, phase).index("--epochs") + 1
+        short = (*getattr(cifar, phase)[:place], "1", *getattr(cifar, phase)[place + 1 :], "--validation", "2")
+        monkeypatch.setattr(cifar, phase, short)
+    name, runs, out = "preresnet20-m4-seed0", tmp_path / "runs", tmp_path / "out"
+    where = ("--runs", str(runs), "--out", str(out), "--device", "cpu")
+    assert cifar.main([name, *where]) == 0
+    (one,) = cifar.kept(out)
+    half, whole = one.facts["phases"]
+    assert (half["run"], whole["run"]) == (f"{name}-half", name)
+    assert str(tmp_path) not in (out / f"{name}.json").read_text()
+    # of the 4 of 9 blocks the branches are multiplied by 4/9 once, at the end
+    rules = [read_table(runs / run / "result.csv").provenance["rule"] for run in (half["run"], whole["run"])]
+    assert rules == ["blocks-per-batch 4"] * 2
+    kept = [json.loads((runs / run / "manifest.json").read_text())["rescale"] for run in (half["run"], whole["run"])]
+    assert kept == ["none", "test"]
+    with pytest.raises(SystemExit, match="names no run; write preresnet20-full-seedS"):
+        cifar.main(["resnet20", *where])
+    monkeypatch.delenv("PATHLENS_DATA")
+    with pytest.raises(SystemExit, match="set PATHLENS_DATA"):
+        cifar.main([name, *where])
 
 
 def test_paths_left_are_those_of_all_sets_of_deleted_blocks() -> None:
