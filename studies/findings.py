@@ -51,9 +51,12 @@ FINDINGS = (
     Finding(
         "Single deletions, and the blocks that are not spared",
         [
-            (study, claim)
-            for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
-            for study in ("pretrained_resnets", "veit2016", "critics")
+            *((study, "single deletions") for study in ("pretrained_resnets", "veit2016", "critics")),
+            *(
+                (study, claim)
+                for claim in ("no block but those that downsample", "downsampling blocks")
+                for study in ("pretrained_resnets", "veit2016")
+            ),
         ],
         ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",

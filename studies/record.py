@@ -87,8 +87,10 @@ def step(**facts: Any) -> dict[str, Any]:
 def training(run: str, folder: Path) -> dict[str, Any]:
     """What the run folder of a training says of it."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    kept = ("recipe", "rule", "seed", "dtype", "device", "data", "data_sha256", "images", "model")
-    return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}}
+    kept = ("recipe", "rule", "seed", "dtype", "device", "data", "data_sha256", "images")
+    model = manifest.get("model")  # of a study's own file only its place in the repository
+    named = model if model is None else model.removeprefix(f"{Path(__file__).resolve().parent.parent}/")
+    return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}, "model": named}
 
 
 def images(data: ImageData) -> dict[str, Any]:
