@@ -23,7 +23,7 @@ from torch import Tensor
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
-from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, shifted, trimmed
+from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, joined, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
@@ -257,6 +257,17 @@ class Linearisation:
                 raise UsageError(f"path {tuple(path)} is no subset of the blocks {_named((*free, *forced))}")
             if not set(forced).issubset(path):
                 raise UsageError(f"path {tuple(path)} must take the blocks without a shortcut, {_named(forced)}")
+        size = self._at_once
+        return joined([self._through(paths[start : start + size]) for start in range(0, len(paths), size)])
+
+    @cached_property
+    def _at_once(self) -> int:
+        """How many paths go through the network together."""
+        outputs = (parts.post.output for parts in self._blocks.values())
+        return paths_at_once(max(value.numel() for value in (self._start, *outputs)), self.seed.device)
+
+    def _through(self, paths: Sequence[Sequence[int]]) -> Scaled:
+        """Of so few paths that their cotangents are better kept than the blocks' weights."""
         stack = Scaled(self.seed.unsqueeze(0).repeat(len(paths), *[1] * self.seed.dim()), (0,) * len(paths))
         for index in reversed(self.blocks):
             parts = self._blocks[index]

@@ -24,7 +24,7 @@ from pathlens.residual.flow import Flow, Unit, Ways, blocks_at, is_sum, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact
-from pathlens.residual.scaled import Profile, Scaled, chunked, shifted, trimmed
+from pathlens.residual.scaled import Profile, Scaled, chunked, joined, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import cut
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import BatchedVJP, is_stackable
@@ -80,6 +80,8 @@ class GraphLinearisation:
         self._start: Tensor = values[flow.start]
         if not self._start.is_floating_point():
             raise UsageError(f"at {at!r}: there are integers and no gradient; give a later place, block:I")
+        largest = max(value.numel() for value in values.values() if isinstance(value, Tensor))
+        self._at_once = paths_at_once(largest, self._start.device)
         self._adjoints = [self._adjoint(unit, values, stacked) for unit in flow.units]
         self._seed = self._seeded(values[flow.main])
 
@@ -186,6 +188,10 @@ class GraphLinearisation:
         Raises:
             NumericsError: a gradient that is not finite.
         """
+        size = self._at_once
+        return joined([self._through(paths[start : start + size]) for start in range(0, max(1, len(paths)), size)])
+
+    def _through(self, paths: Sequence[Collection[int]]) -> Scaled:
         flow, count = self._flow, len(paths)
         seeds = self._seed.unsqueeze(0).repeat(count, *[1] * self._seed.dim())
         arrived: dict[fx.Node, Keyed] = {flow.main: (range(count), Scaled(seeds, (0,) * count))}

@@ -15,6 +15,9 @@ from pathlens.residual.vjp import VJP, Identity, SequentialVJP
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
 _CHUNK = 2**23
 
+#: numbers in the cotangents of those paths that are carried through the whole network together
+_DEEP = 2**21
+
 #: rows whose largest number is below this are scaled up
 _SMALL = 2.0**-30
 
@@ -50,7 +53,7 @@ class Scaled:
         Raises:
             FloatingPointError: a row is not finite.
         """
-        largest = torch.linalg.vector_norm(self.rows.flatten(1), math.inf, dim=1).tolist()
+        largest = _largest(self.rows).tolist()
         if not all(math.isfinite(value) for value in largest):
             raise FloatingPointError
         shifts = [-math.frexp(value)[1] if 0 < value < _SMALL else 0 for value in largest]
@@ -95,6 +98,36 @@ class Profile:
     def total(self) -> Tensor:
         """The sum over lengths, shape (N, ...): the ordinary gradient."""
         return self.gradients.sum(0)
+
+
+def joined(parts: Sequence[Scaled]) -> Scaled:
+    """The rows of several, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Scaled(torch.cat([part.rows for part in parts]), tuple(one for part in parts for one in part.exponents))
+
+
+def paths_at_once(largest: int, device: torch.device) -> int:
+    """How many single paths are carried through a whole network at a time.
+
+    On a CPU so few that their cotangents stay in the cache from block to block; a GPU takes all.
+
+    Args:
+        largest: numbers in the largest cotangent of a path, of all examples.
+        device: where they are.
+    """
+    return max(1, _DEEP // max(1, largest)) if device.type == "cpu" else 2**31
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Largest absolute value of each row; NaN where there is one.
+
+    Read in the order of memory, without a copy, and by kernels that use vector units, as that of the norm does not.
+    """
+    if rows.dim() == 5 and not rows.is_contiguous():
+        rows = rows.movedim(2, -1)
+    flat = rows.flatten(1)
+    return torch.maximum(flat.amax(1), -flat.amin(1))
 
 
 def chunk_of(stack: Tensor) -> int:

@@ -105,10 +105,24 @@ def test_chunks_change_nothing(monkeypatch, name, chunk):
     whole, paths = linearised(name).exact(), every_path(range(3))
     signs = torch.tensor([[-1.0, 1.0]] * 6)
     alone, flipped = linearised(name).along(paths), linearised(name).exact(signs=signs)
-    monkeypatch.setattr(scaled, "_CHUNK", chunk)
+    for limit in ("_CHUNK", "_DEEP"):
+        monkeypatch.setattr(scaled, limit, chunk)
+    assert linearised(name)._at_once < len(paths)
     assert_lengths_equal(linearised(name).exact().gradients, whole.gradients, 1e-12)
     assert_lengths_equal(linearised(name).along(paths), alone, 1e-12)
     assert_lengths_equal(linearised(name).exact(signs=signs).gradients, flipped.gradients, 1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_largest_value_of_a_row_is_that_of_its_infinity_norm(layout):
+    rows = torch.randn(3 * 4, 5, 6, 7, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    rows = rows.unflatten(0, (3, 4))
+    rows[1, 2, 3, 4, 5] = -9.0
+    expected = torch.linalg.vector_norm(rows.flatten(1), torch.inf, dim=1)
+    assert torch.equal(scaled._largest(rows), expected)
+    assert torch.equal(scaled._largest(rows[:, 0, 0, 0]), rows[:, 0, 0, 0].abs().amax(1))
+    rows[2, 0, 0, 0, 0] = torch.nan
+    assert scaled._largest(rows).isnan().tolist() == [False, False, True]
 
 
 STRANGERS = (
