@@ -281,8 +281,13 @@ class Page:
         self._parts.append(f"Table: [{stem}.csv]({stem}.csv), with columns and provenance in `{stem}.meta.json`.")
 
     def measured(self, stem: str) -> None:
-        """Say with which images, batches, paths and mode a table was measured."""
-        self._parts.append(f"`{stem}`: {record.protocol_of(self.tables[stem])}")
+        """Say with which images, batches, paths and mode a table was measured, and what it was taken over from."""
+        facts = self.tables[stem].provenance
+        text = f"`{stem}`: {record.protocol_of(self.tables[stem])}"
+        if "taken_from" in facts:
+            measured = f"measured {facts['date'][:10]} with commit {facts['commit'][:12]}"
+            text += f" Taken over from `{facts['taken_from']}`, {measured}."
+        self._parts.append(text)
 
     def figure(self, stem: str, draw: Callable[[], Any] | None, caption: str) -> None:
         """Write a figure's files and show it.
@@ -384,7 +389,8 @@ def once(study: StudySetting, stem: str, measure: Callable[[], Table], same: tup
     if stem not in kept and same is not None:
         other = Tables(study.runs.with_name(f"{same[0]}-{study.scale}") / "measured")
         if same[1] in other:
-            kept.put(stem, other[same[1]])
+            table = other[same[1]]
+            kept.put(stem, Table(table.columns, table.rows, {**table.provenance, "taken_from": "/".join(same)}))
     if stem not in kept:
         kept.put(stem, measure())
     return kept[stem]

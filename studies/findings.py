@@ -51,12 +51,9 @@ FINDINGS = (
     Finding(
         "Single deletions, and the blocks that are not spared",
         [
-            *((study, "single deletions") for study in ("pretrained_resnets", "veit2016", "critics")),
-            *(
-                (study, claim)
-                for claim in ("no block but those that downsample", "downsampling blocks")
-                for study in ("pretrained_resnets", "veit2016")
-            ),
+            (study, claim)
+            for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
+            for study in ("pretrained_resnets", "veit2016", "critics")
         ],
         ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",
@@ -97,7 +94,7 @@ FINDINGS = (
         "Heavy tails",
         [("critics", "heavy tails")],
         ["critics/tails-digits54.png", "critics/tails-resnet56.png"],
-        "Means of few sampled paths that agree with the root mean square over all of them.",
+        "Networks in which the norms of one example's paths spread by more, or by less, than here.",
     ),
     Finding(
         "Shortcut against branch",
@@ -108,7 +105,7 @@ FINDINGS = (
     ),
     Finding(
         "Harm and the size of the response",
-        [("critics", "harmless blocks respond weakly")],
+        [("critics", "harm rises with the response")],
         ["critics/responses-digits54.png", "critics/responses-resnet56.png"],
         "Blocks with large responses that can be deleted at no cost, as often as those with small ones.",
     ),
@@ -291,7 +288,8 @@ def text(results: Path) -> str:
     parts = [
         "# Findings",
         "What the studies found, each with its evidence and with what would refute it. Written by `python -m "
-        "studies.findings` from the tables of claims (`claims.csv` of each study); rules were set before looking. "
+        "studies.findings` from the tables of claims (`claims.csv` of each study); rules were set before these tables "
+        "were measured, when first versions of some of them, of 21 November 2026, were known. "
         "*agrees* and *disagrees* are about the claim as it stands above, on the network and the data named; "
         f"*{claims.CANNOT_TELL}* is also what fewer than three seeds give.",
     ]

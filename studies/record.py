@@ -108,7 +108,19 @@ def write(folder: Path, **parts: Any) -> Path:
     """
     record = {**read(folder), **parts}
     tables = Tables(folder)
-    named = ("data", "split", "images", "data_sha256", "batch_size", "dtype", "mode", "samples", "max_samples", "draws")
+    named = (
+        "data",
+        "split",
+        "images",
+        "data_sha256",
+        "batch_size",
+        "dtype",
+        "mode",
+        "samples",
+        "max_samples",
+        "draws",
+        "taken_from",
+    )
     record["tables"] = {
         stem: {name: tables[stem].provenance[name] for name in ("date", "commit", *named) if name in facts}
         for stem in tables

@@ -10,7 +10,7 @@ from typing import Any
 
 import pathlens
 from pathlens.metrics import sample_interval
-from pathlens.tables import Table
+from pathlens.tables import Column, Table
 from studies import record
 from studies.common import Page, StudySetting, say, train_all
 from studies.critics.drawing import lengths_figure, pairs_figure
@@ -110,7 +110,10 @@ def train(study: StudySetting) -> dict[str, Path]:
 def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
     """Lesions, responses and exact gradients of every trained network."""
     images, shown = study.pick(24, 360, 360), study.pick(2, 64, 360)
-    blocks, lengths, facts = [], [], {}
+    blocks: list[dict[str, Any]] = []
+    lengths: list[dict[str, Any]] = []
+    blocks_facts: dict[str, Any] = {}
+    lengths_facts: dict[str, Any] = {}
     for run, folder in done.items():
         name, _, seed = run.rpartition("-seed")
         loaded = pathlens.load_model(f"{NETS}:{networks(study)[name][0]}", folder / "weights.safetensors")
@@ -129,10 +132,11 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
             one.view, one.images(shown, "train"), method="exact", batch_size=16, **options
         )
         lengths += [{**key, **row, "blocks": len(one.view)} for row in gradients.rows]
-        facts = {"share": gradients.provenance["share"], **record.images(data)}
-    study.tables.put("beyond-blocks", make_table(BLOCKS, blocks, **facts))
-    facts |= {"images": shown, "split": "train", "batch_size": 16, "mode": "eval"}
-    study.tables.put("beyond-lengths", make_table(LENGTHS, lengths, **facts))
+        share = gradients.provenance["share"]
+        blocks_facts = record.images(data)
+        lengths_facts = {"share": share, "batch_size": 16, "mode": "eval", **record.images(one.images(shown, "train"))}
+    study.tables.put("beyond-blocks", make_table(BLOCKS, blocks, **blocks_facts))
+    study.tables.put("beyond-lengths", make_table(LENGTHS, lengths, **lengths_facts))
 
 
 def by_run(table: Table) -> dict[tuple[str, int], Table]:
@@ -141,6 +145,30 @@ def by_run(table: Table) -> dict[tuple[str, int], Table]:
     for row in table.rows:
         found.setdefault((row["network"], row["seed"]), []).append(row)
     return {run: Table(table.columns, tuple(rows), table.provenance) for run, rows in found.items()}
+
+
+def lesions_of(blocks: Table) -> tuple[Table, Table]:
+    """Both lesions of one network's blocks, as tables of ``delete-blocks`` and ``delete-skips`` name their columns."""
+    names = ("block", "name", "kind")
+    branches = [
+        {
+            **{name: row[name] for name in names},
+            **{f"error{end}": row[f"error_branch{end}"] for end in ("_low", "_high")},
+            "difference": row["harm_branch"],
+            **{f"difference{end}": row[f"harm{end}"] for end in ("_low", "_high")},
+            "p_holm": row["harm_p"],
+        }
+        for row in blocks.rows
+    ]
+    skips = [
+        {"block": row["block"], **{f"error{end}": row[f"error_skip{end}"] for end in ("_low", "_high")}}
+        for row in blocks.rows
+    ]
+    return _table(branches), _table(skips)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(tuple(map(Column, rows[0])), tuple(rows))
 
 
 def run_row(run: tuple[str, int], blocks: Table, lengths: Table) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def responses_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, (name, label) in zip(panels, labels.items(), strict=True):
             for kind in dict.fromkeys(frame["kind"]):
                 mark, own = kind_mark(kind), frame[frame["kind"] == kind]
-                ends = [own["error"] - own["error_low"], own["error_high"] - own["error"]]
+                ends = [own["increase"] - own["increase_low"], own["increase_high"] - own["increase"]]
                 axes.errorbar(
                     own[name].astype(float), 100 * own["increase"], [100 * end.clip(0) for end in ends],
                     fmt=mark.marker, color=mark.colour, ms=3.5, mew=0, elinewidth=0.6, label=mark.words, zorder=3,

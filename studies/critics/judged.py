@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathlens.tables import Table
-from studies.critics.beyond import by_run
+from studies.critics.beyond import by_run, lesions_of
+from studies.rules import lesions as lesion_rules
 from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
 from studies.rules.claims import (
@@ -16,7 +16,6 @@ from studies.rules.claims import (
     Claim,
     Verdict,
     decide,
-    majority,
     over_networks,
     row,
 )
@@ -28,29 +27,29 @@ TALK = (
     "channels or positions away; the rows `identity` leave such blocks out. The ConvNeXt's branches begin scaled by "
     "0.1, which may be all it takes for single ones not to matter. A deleted shortcut also changes the scale "
     "of everything after it, for which the later layers were not trained, so that harm by it is no proof that the "
-    "paths through it were members of an ensemble. Networks of (a) to (c) are one training each: what is said is of "
-    "these networks."
+    "paths through it were members of an ensemble. Networks of (a) to (c) are one training each: the conclusions hold "
+    "for these networks only."
 )
 
 RESPONSE = Claim(
-    "harmless blocks respond weakly",
-    "the blocks that can be deleted without harm are those whose branches add little",
-    f"{OURS}",
-    "Rank correlation of the response relative to the shortcut and the loss without the branch. Agrees above zero, "
-    "disagrees below. How much of the ranking by harm it is, the square tells.",
+    "harm rises with the response",
+    "blocks whose branches add more are those that cost more to delete",
+    OURS,
+    "Rank correlation of the response relative to the shortcut and the loss without the branch, over the blocks with "
+    "identity shortcuts where there are others. Agrees above zero, disagrees below.",
     "95 % bootstrap interval over blocks; Spearman's rank correlation with average ranks where blocks tie.",
 )
 TAILS = Claim(
     "heavy tails",
-    "norms of single paths of a length are heavy-tailed, so that the mean of few sampled paths understates what the "
-    "root mean square over all paths says",
+    "for one example, norms of the paths of a length are heavy-tailed: their root mean square is more than twice their "
+    "mean",
     OURS,
-    "Root mean square over all paths (random signs) over the mean of the sampled ones, at the length where the exact "
-    "sum is largest. Agrees above 2, disagrees below.",
-    "95 % interval from the standard errors of both.",
+    "Root mean square over mean of an example's sampled paths, which a sample rather understates, at the length where "
+    "the exact sum is largest. Agrees where its mean over examples is above 2, disagrees below. A first version of the "
+    "rule took both over paths and examples together, which is above 2 for a single path already.",
+    "Student's 95 % interval of the mean over examples.",
 )
 _HEAVY = 2.0
-_Z = 1.959964
 
 
 def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -62,30 +61,42 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str
     """
     found = []
     for name in names:
-        gradients = tables[f"path-gradients-{name}"]
+        gradients, lesions = tables[f"path-gradients-{name}"], tables[f"lesions-{name}"]
         ranges = {one["contribution"]: one for one in tables["effective"].rows if one["network"] == name}
         judged = {
-            veit_claims.DECAY: path_rules.decay(gradients),
-            veit_claims.SHORT: path_rules.short(ranges["sampled"]),
-            veit_claims.FEW: path_rules.few(ranges["sampled"]),
-            veit_claims.EXACT: path_rules.short(ranges["exact"]),
-            veit_claims.CANCELLATION: path_rules.cancellation(gradients),
-            veit_claims.SHORTCUTS: shortcuts(tables[f"lesions-{name}"], tables[f"skips-{name}"]),
             RESPONSE: response(tables["responses"], name),
             TAILS: tail(tables["tails"], name, ranges["exact"]["peak"]),
         }
+        if not taken_over(gradients):
+            judged |= {
+                veit_claims.SINGLE: lesion_rules.single(lesions),
+                veit_claims.OTHERS: lesion_rules.others(lesions),
+                veit_claims.DOWNSAMPLING: lesion_rules.downsampling(lesions),
+                veit_claims.DECAY: path_rules.decay(gradients),
+                veit_claims.SHORT: path_rules.short(ranges["sampled"]),
+                veit_claims.FEW: path_rules.few(ranges["sampled"]),
+                veit_claims.EXACT: path_rules.short(ranges["exact"]),
+                veit_claims.CANCELLATION: path_rules.cancellation(gradients),
+                veit_claims.SHORTCUTS: shortcuts(lesions, tables[f"skips-{name}"]),
+            }
         found += [row(claim, name, verdict) for claim, verdict in judged.items()]
     found += _beyond(tables)
     return sorted(found, key=lambda one: one["source"] == OURS)
 
 
+def taken_over(table: Table) -> bool:
+    """Whether another study measured a table, and judges what rests on it alone."""
+    return "taken_from" in table.provenance
+
+
 def response(correlations: Table, name: str) -> Verdict:
     """Does the loss without a branch go with its response?"""
-    (one,) = [
-        one
+    own = {
+        one["which"]: one
         for one in correlations.rows
-        if (one["network"], one["which"], one["response"], one["harm"]) == (name, "all", "relative_std", "loss")
-    ]
+        if (one["network"], one["response"], one["harm"]) == (name, "relative_std", "loss")
+    }
+    one = own.get("identity", own["all"])
     if one["rho"] is None:
         return Verdict(CANNOT_TELL, "harm or response does not vary")
     return Verdict(
@@ -101,15 +112,15 @@ def response(correlations: Table, name: str) -> Verdict:
 def tail(tails: Table, name: str, length: int) -> Verdict:
     """Are the norms of single paths heavy-tailed?"""
     (one,) = [one for one in tails.rows if (one["network"], one["length"]) == (name, length)]
-    half = _Z * one["tail_error"]
-    told = (
-        f"at length {length} {one['tail']:.2g} times the mean of {one['paths']} paths (standard error "
-        f"{one['tail_error']:.1g}); among the sampled paths of one example {one['tail_within']:.2g} times"
+    low, high = one["tail_example_low"], one["tail_example_high"]
+    return Verdict(
+        decide(low, high, above=_HEAVY),
+        f"at length {length} {one['tail_example']:.2f} times the mean of an example's {one['paths']} sampled paths "
+        f"({'no interval' if low is None else f'{low:.2f} to {high:.2f}'}, mean over {one['images']} examples)",
+        one["tail_example"],
+        low,
+        high,
     )
-    if not math.isfinite(half) or not half:
-        return Verdict(CANNOT_TELL, told, one["tail"])
-    low, high = one["tail"] - half, one["tail"] + half
-    return Verdict(decide(low, high, above=_HEAVY), told, one["tail"], low, high)
 
 
 def _beyond(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -118,32 +129,8 @@ def _beyond(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     lengths = by_run(tables["beyond-lengths"])
     for run, blocks in by_run(tables["beyond-blocks"]).items():
         (exact,) = path_rules.range_rows(run[0], lengths[run])
-        judged.setdefault((veit_claims.SINGLE, run[0]), []).append(single(blocks))
+        branches, skips = lesions_of(blocks)
+        judged.setdefault((veit_claims.SINGLE, run[0]), []).append(lesion_rules.single(branches))
         judged.setdefault((veit_claims.EXACT, run[0]), []).append(path_rules.short(exact))
-        judged.setdefault((veit_claims.SHORTCUTS, run[0]), []).append(_shortcuts(blocks))
+        judged.setdefault((veit_claims.SHORTCUTS, run[0]), []).append(shortcuts(branches, skips))
     return [row(claim, network, over_networks(own)) for (claim, network), own in judged.items()]
-
-
-def single(blocks: Table) -> Verdict:
-    """Does deleting one branch cost little, in most blocks?"""
-    margin = veit_claims.NOTICEABLE
-    small = sum(one["harm_high"] < margin for one in blocks.rows)
-    large = sum(one["harm_low"] > margin for one in blocks.rows)
-    costs = sorted(one["harm_branch"] for one in blocks.rows)
-    middle = costs[len(costs) // 2]
-    return Verdict(
-        majority(len(costs), small, large),
-        f"{small} of {len(costs)} deletions are shown to cost less than 5 points and {large} to cost more; median "
-        f"{100 * middle:+.2f} points",
-        middle,
-    )
-
-
-def _shortcuts(blocks: Table) -> Verdict:
-    told = [one["worse"] for one in blocks.rows]
-    worse, better = told.count("shortcut"), told.count("branch")
-    return Verdict(
-        majority(len(told), worse, better),
-        f"the shortcut hurts more in {worse} of {len(told)} blocks and the branch in {better}",
-        worse / len(told),
-    )

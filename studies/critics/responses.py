@@ -28,7 +28,9 @@ RESPONSES = (
     ("error", "fraction", "error with the branch deleted"),
     ("error_low", "fraction", "lower end of its 95 % interval (Wilson)"),
     ("error_high", "fraction", "upper end of it"),
-    ("increase", "fraction", "error minus that of the intact network"),
+    ("increase", "fraction", "error minus that of the intact network, on the same images"),
+    ("increase_low", "fraction", "lower end of its 95 % interval (Tango)"),
+    ("increase_high", "fraction", "upper end of it"),
     ("loss", "nats", "loss with the branch deleted; missing where it is not finite"),
 )
 
@@ -44,7 +46,7 @@ CORRELATIONS = (
     ("response", "", "column of the response"),
     ("harm", "", "column of the harm"),
     ("n_blocks", "blocks", "how many"),
-    ("ties", "blocks", "whose harm is that of another one"),
+    ("ties", "blocks", "number of blocks minus that of distinct values of their harm"),
     ("rho", "", "Spearman's rank correlation; missing where one of the two does not vary"),
     ("rho_low", "", "lower end of its 95 % bootstrap interval over blocks (percentile)"),
     ("rho_high", "", "upper end of it"),
@@ -74,7 +76,6 @@ def measure_responses(subject: Subject, images: int, batch_size: int = 128) -> l
 
 def response_rows(deviations: Sequence[tuple[float, float]], lesions: Table) -> list[dict[str, Any]]:
     """Responses beside the harm of each block's deletion."""
-    intact = next(float(row["error"]) for row in lesions.rows if row["count"] == 0)
     rows = []
     for row in (row for row in lesions.rows if row["block"] is not None):
         branch, shortcut = deviations[row["block"]]
@@ -85,7 +86,7 @@ def response_rows(deviations: Sequence[tuple[float, float]], lesions: Table) -> 
                 "shortcut_std": shortcut,
                 "relative_std": branch / shortcut if shortcut else None,
                 **{name: row[name] for name in ("error", "error_low", "error_high", "loss")},
-                "increase": float(row["error"]) - intact,
+                **{f"increase{end}": row[f"difference{end}"] for end in ("", "_low", "_high")},
             }
         )
     return rows
@@ -134,7 +135,7 @@ def state(page: Page, networks: Sequence[str]) -> None:
                     found.append(names | correlation(blocks, response, harm))
         stem = f"responses-{network}"
         tables.put(stem, make_table(RESPONSES, rows))
-        caption = f"Harm of deleting a block against its response: {network}."
+        caption = f"Rise of the error without a block's branch (95 % intervals) against its response: {network}."
         page.figure(stem, partial(responses_figure, rows), caption)
         page.table(stem)
         page.measured(f"deviations-{network}")

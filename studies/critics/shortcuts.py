@@ -34,7 +34,11 @@ PAIRS = (
     ("difference", "fraction", "error_skip minus error_branch"),
     ("difference_low", "fraction", "lower end of its 95 % interval (Newcombe's from Wilson's, as if of other images)"),
     ("difference_high", "fraction", "upper end of it"),
-    ("worse", "", "what hurts more to delete, where the interval tells: shortcut or branch"),
+    (
+        "worse",
+        "",
+        "what hurts more to delete, where the 95 % intervals of both errors do not overlap: shortcut or branch",
+    ),
     ("harm_branch", "fraction", "error_branch minus error_intact, on the same images"),
     ("harm_p", "", "McNemar's exact test of it, corrected by Holm's method over the blocks"),
     ("loss_branch", "nats", "loss with the branch deleted; missing where it is not finite"),
@@ -63,7 +67,12 @@ COUNTS = (
     ("count", "blocks", "how many random blocks lost theirs"),
     ("sets", "", "distinct random sets"),
     ("error", "fraction", "mean error over the sets"),
-    ("error_low", "fraction", "lower end of the 95 % interval of the mean over sets (bootstrap; missing for one set)"),
+    (
+        "error_low",
+        "fraction",
+        "lower end of the 95 % interval: of the mean over sets (bootstrap; missing where they do not differ), of the "
+        "intact network over images (Wilson)",
+    ),
     ("error_high", "fraction", "upper end of it"),
 )
 
@@ -85,7 +94,7 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
                 "difference": difference,
                 "difference_low": low,
                 "difference_high": high,
-                "worse": "shortcut" if low > 0 else "branch" if high < 0 else None,
+                "worse": _worse(branch, skip),
                 "harm_branch": branch["difference"],
                 "harm_p": branch["p_holm"],
                 "loss_branch": branch["loss"],
@@ -93,6 +102,13 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _worse(branch: Mapping[str, Any], skip: Mapping[str, Any]) -> str | None:
+    """What hurts more, by intervals that do not overlap, as in ``studies.rules.networks``."""
+    if skip["error_low"] > branch["error_high"]:
+        return "shortcut"
+    return "branch" if branch["error_low"] > skip["error_high"] else None
 
 
 def newcombe(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import pathlens
 from pathlens import figures
+from pathlens.metrics import sample_interval
 from pathlens.paths import sample_paths
 from studies.common import StudySetting, say
 from studies.critics.drawing import tails_figure
@@ -41,7 +42,9 @@ TAILS = (
     ("tail", "", "rms_signed over mean"),
     ("tail_error", "", "its standard error, from those of both"),
     ("missed", "", "rms_signed over rms: above 1 where the sample missed heavy paths"),
-    ("tail_within", "", "root mean square over mean of the sampled paths of one example, median over examples"),
+    ("tail_example", "", "root mean square over mean of the sampled paths of one example, mean over examples"),
+    ("tail_example_low", "", "lower end of its 95 % interval over examples (Student)"),
+    ("tail_example_high", "", "upper end of it"),
     ("four_below", "fraction", "how often the mean of four of the paths lies below the mean of all that were sampled"),
     ("four_median", "", "median of the mean of four paths, over that mean"),
 )
@@ -81,6 +84,8 @@ def tail_row(network: str, tail: Tail, signed: Mapping[str, Any], resamples: int
     error = float(paths.std(ddof=1) / math.sqrt(len(paths))) if len(paths) > 1 else 0.0
     four = few_means(tail, 4, resamples)
     top = flat[-max(1, round(len(flat) / 100)) :]
+    within = np.sqrt(np.square(tail.norms).mean(axis=0)) / tail.norms.mean(axis=0)
+    within_low, within_high = sample_interval(within.tolist())
     q50, q95, q99 = (float(value) for value in np.quantile(flat, (0.5, 0.95, 0.99)))
     rms = float(signed["path_norm_rms"])
     return {
@@ -103,7 +108,9 @@ def tail_row(network: str, tail: Tail, signed: Mapping[str, Any], resamples: int
         "tail": rms / mean,
         "tail_error": rms / mean * math.hypot((signed["path_norm_rms_error"] or 0.0) / rms, error / mean),
         "missed": rms / float(np.sqrt(np.square(flat).mean())),
-        "tail_within": float(np.median(np.sqrt(np.square(tail.norms).mean(axis=0)) / tail.norms.mean(axis=0))),
+        "tail_example": float(within.mean()),
+        "tail_example_low": None if within_low is None else float(within_low),
+        "tail_example_high": None if within_high is None else float(within_high),
         "four_below": float((four < mean).mean()),
         "four_median": float(np.median(four)) / mean,
     }
@@ -125,7 +132,7 @@ def _rms_error(tail: Tail, resamples: int) -> float:
 def measure_tails(study: StudySetting, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Distributions of the path norms of some lengths, with their figure."""
     say(f"single paths of {subject.name}, lengths {', '.join(map(str, lengths))}")
-    images = study.pick(2, 16, 64)
+    images = study.pick(2, 64, 64)
     signed = pathlens.path_gradients(
         subject.view,
         subject.images(images, "train"),

@@ -130,13 +130,13 @@ def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
     """One verdict over networks that differ in the seed of their training: what all of at least three show alike."""
     outcomes = [verdict.outcome for verdict in verdicts]
     alike = len(verdicts) >= SEEDS and len(set(outcomes)) == 1
-    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in OUTCOMES if one in outcomes)
+    counts = ", ".join(f"{one} in {outcomes.count(one)}" for one in OUTCOMES if one in outcomes)
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     middle = sorted(verdicts, key=lambda verdict: math.inf if verdict.value is None else verdict.value)
     told = middle[(len(values) - 1) // 2 if values else 0]
     return Verdict(
         outcome=outcomes[0] if alike else CANNOT_TELL,
-        here=f"{counts} of {len(verdicts)} trained; the one in the middle: {told.here}",
+        here=f"{counts} of {len(verdicts)} trained networks; the one in the middle: {told.here}",
         value=statistics.median(values) if values else None,
         low=min(values, default=None),
         high=max(values, default=None),

@@ -180,9 +180,14 @@ def test_tails_by_hand():
     signed = {"path_norm_rms": 8.0, "path_norm_rms_error": 0.1}
     row = tails.tail_row("n", tails.Tail(3, norms), signed, 4000)
     assert (row["mean"], row["median"], row["largest"], row["tail"]) == (4.0, 1.0, 13.0, 2.0)
-    assert row["rms"] == row["mean"] * row["tail_within"] == pytest.approx(np.sqrt(43))
+    assert row["rms"] == row["mean"] * row["tail_example"] == pytest.approx(np.sqrt(43))
     assert row["missed"] == pytest.approx(8 / np.sqrt(43))
     assert row["top_share"] == pytest.approx(13 / 32)
+    assert (row["tail_example_low"], row["tail_example_high"]) == (row["tail_example"],) * 2  # both examples are alike
+    uneven = tails.tail_row("n", tails.Tail(3, norms * [[1.0, 2.0]] + [[0.0, 9.0]]), signed, 9)
+    each = [np.sqrt((one**2).mean()) / one.mean() for one in (norms * [[1.0, 2.0]] + [[0.0, 9.0]]).T]
+    assert uneven["tail_example"] == pytest.approx(np.mean(each))
+    assert uneven["tail_example_low"] < uneven["tail_example"] < uneven["tail_example_high"]
     # the mean of four paths has a standard error of 6 / 2, and a root mean square of 8 one of 0.1
     assert row["tail_error"] == pytest.approx(2 * np.hypot(0.1 / 8, 3 / 4))
     squares = np.array([1.0, 1.0, 1.0, 169.0])
@@ -223,15 +228,18 @@ def test_verdicts_follow_the_numbers():
     assert response(rows[0]) == "agrees"
     assert response({**rows[0], "rho_low": -0.1}) == "cannot tell"
     assert response({**rows[0], "rho": None}) == "cannot tell"
-    tail = {"network": "n", "length": 5, "paths": 100, "tail": 6.0, "tail_error": 0.5, "tail_within": 2.0}
+    identity = Table(tuple(map(Column, rows[0])), (rows[0], {**rows[0], "which": "identity", "rho_low": -0.1}))
+    assert judged.response(identity, "n").outcome == "cannot tell"  # of blocks that change no shapes
+    tail = {"network": "n", "length": 5, "paths": 100, "images": 9, "tail_example": 3.0, "tail_example_low": 2.5}
+    tail |= {"tail_example_high": 3.5}
 
     def heavy(**more):
         row = {**tail, **more}
         return judged.tail(Table(tuple(Column(name) for name in row), (row,)), "n", 5).outcome
 
     assert heavy() == "agrees"
-    assert heavy(tail_error=3.0) == "cannot tell"
-    assert heavy(tail=1.1, tail_error=0.1) == "disagrees"
+    assert heavy(tail_example_low=1.5) == heavy(tail_example_low=None) == "cannot tell"
+    assert heavy(tail_example_low=1.1, tail_example_high=1.9) == "disagrees"
 
 
 def test_a_measurement_that_another_study_made_is_taken(tmp_path):
@@ -245,3 +253,5 @@ def test_a_measurement_that_another_study_made_is_taken(tmp_path):
     for stem, same, value in (("branches", "lesions-net", 1), ("others", "none", 2)):
         taken = common.once(setting("critics"), stem, lambda: table(2), ("pretrained_resnets", same))
         assert taken.rows == ({"value": value},)
+        assert taken.provenance.get("taken_from") == ("pretrained_resnets/lesions-net" if value == 1 else None)
+        assert judged.taken_over(taken) == (value == 1)

@@ -54,7 +54,7 @@ def test_trained_networks_need_three_seeds_that_show_the_same():
     mixed = over("agrees", "agrees", "cannot tell")
     assert mixed.outcome == "cannot tell"
     assert (mixed.value, mixed.low, mixed.high, mixed.seeds) == (1, 0, 2, 3)
-    assert "2 agrees, 1 cannot tell of 3 trained; the one in the middle: n1" in mixed.here
+    assert "agrees in 2, cannot tell in 1 of 3 trained networks; the one in the middle: n1" in mixed.here
     assert claims.of_seeds(claims.Verdict("agrees", ""), 2).outcome == "cannot tell"
 
 
