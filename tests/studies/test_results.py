@@ -19,7 +19,7 @@ RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
 STUDIES = (
     "depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop",
-    "strict_resnets", "pretrained_resnets", "critics",
+    "strict_resnets", "pretrained_resnets", "critics", "veit2016",
 )  # fmt: skip
 
 
