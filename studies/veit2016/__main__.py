@@ -13,9 +13,8 @@ from typing import Any
 
 from studies import record
 from studies.common import Page, StudySetting, carry_out, keep_checkpoint, setting, start_fresh, train_all
-from studies.veit2016 import cifar, retraining
+from studies.veit2016 import cifar, retraining, stated
 from studies.veit2016.measured import measure_imagenet, measure_kept, measure_trained
-from studies.veit2016.stated import state
 from studies.veit2016.trainings import trainings
 
 NAME = "veit2016"
@@ -54,14 +53,14 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     return [*(record.training(name, folder) for name, folder in done.items()), *phases]
 
 
-def stated(study: StudySetting) -> Page:
+def state(study: StudySetting) -> Page:
     """The page, from the tables."""
-    return state(study, cifar.missing() if study.scale == "cpu" else [])
+    return stated.state(study, cifar.missing() if study.scale == "cpu" else [])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
-    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, stated)
+    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, state)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_the_page_is_made_from_the_tables_alone(page: Path, tmp_path: Path) -> N
     again = shutil.copytree(page / "out", tmp_path / "again")
     setting = common.StudySetting("veit2016", "smoke", again, tmp_path, "cpu", 1, draws=False)
     known = record.read(again)
-    assert study.stated(setting).text_of(known["protocol"], known) == (page / "out" / "README.md").read_text()
+    assert study.state(setting).text_of(known["protocol"], known) == (page / "out" / "README.md").read_text()
 
 
 def _runs(errors: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
