@@ -54,7 +54,8 @@ FINDINGS = (
             (study, claim)
             for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
             for study in ("pretrained_resnets", "veit2016", "critics")
-        ],
+        ]
+        + [("veit2016", "highway network")],
         ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",
     ),
