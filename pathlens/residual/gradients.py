@@ -267,7 +267,7 @@ class Linearisation:
         return paths_at_once(max(value.numel() for value in (self._start, *outputs)), self.seed.device)
 
     def _through(self, paths: Sequence[Sequence[int]]) -> Scaled:
-        """Of so few paths that their cotangents are better kept than the blocks' weights."""
+        """The same of so few paths that their cotangents stay in the cache."""
         stack = Scaled(self.seed.unsqueeze(0).repeat(len(paths), *[1] * self.seed.dim()), (0,) * len(paths))
         for index in reversed(self.blocks):
             parts = self._blocks[index]
