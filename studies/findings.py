@@ -57,10 +57,10 @@ FINDINGS = (
         ]
         + [("veit2016", "highway network")],
         ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
-        "Seeds or networks of the same kind whose first blocks can be deleted at no cost.",
+        "Seeds or networks of the same kind, trained whole, whose first blocks can be deleted at no cost.",
     ),
     Finding(
-        "Many deletions and reordering: a mixture, not one smooth curve",
+        "Many deletions and reordering: sets that hold a critical block, and others",
         [
             (study, claim)
             for claim in ("deleting many blocks", "reordering")
@@ -111,10 +111,11 @@ FINDINGS = (
         "Blocks with large responses that can be deleted at no cost, as often as those with small ones.",
     ),
     Finding(
-        "Training on random sub-networks hardens",
+        "Does training on random sub-networks harden?",
         [
             ("veit2016", "training on few blocks hardens"),
             ("veit2016", "training on effective paths"),
+            ("veit2016", "training on other numbers of blocks"),
             ("veit2016", "single deletions after stochastic depth"),
         ],
         ["veit2016/sets-digits54.png"],

@@ -220,6 +220,9 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         kinds = f"{len(with_it)} {what} {verb} one of the critical blocks {_named(critical)} and {len(without)} do not"
         outcome = DISAGREES if rises == DISAGREES else CANNOT_TELL
         return Verdict(outcome, f"{told}; {kinds}, and no size has two of both")
+    alone = [
+        stats.spearmanr([one.distance for one in kind], [one.error for one in kind]) for kind in (with_it, without)
+    ]
     apart = AGREES if max(abs(low), abs(high)) < NOTICEABLE else DISAGREES if low > NOTICEABLE else CANNOT_TELL
     outcome = DISAGREES if DISAGREES in (rises, apart) else AGREES if rises == apart == AGREES else CANNOT_TELL
     return Verdict(
@@ -227,7 +230,8 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         f"{told}; {what} that {verb} one of the critical blocks {_named(critical)} have {_points(gap)} points of error "
         f"({_points(low)} to {_points(high)}) against others of the same size (medians "
         f"{statistics.median(one.error for one in with_it):.1%} and "
-        f"{statistics.median(one.error for one in without):.1%})",
+        f"{statistics.median(one.error for one in without):.1%}); within the two kinds the rank correlation is "
+        f"{alone[0].statistic:.2f} and {alone[1].statistic:.2f}",
         gap,
         low,
         high,

@@ -144,7 +144,7 @@ def as_good(row: Row) -> Verdict:
     if outcome == "agrees" and (row["p_inferior_holm"] is None or row["p_inferior_holm"] >= LEVEL):
         outcome = "cannot tell"
     interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    corrected = "" if row["p_inferior_holm"] is None else f", p of being inferior {row['p_inferior_holm']:.2g}"
+    corrected = "" if row["p_inferior_holm"] is None else f", p of non-inferiority {row['p_inferior_holm']:.2g}"
     return of_seeds(
         Verdict(
             outcome,

@@ -18,6 +18,7 @@ from studies.rules import veit as veit_claims
 from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
 from studies.rules.networks import judge
 from studies.veit2016 import left, retraining
+from studies.veit2016.trainings import PAPER_BLOCKS
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
 WORDS = {
@@ -147,7 +148,10 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         for run in own
         if run["trained"] in ("full", "plain", "highway")
     }
-    caption = "Error with each block deleted in turn, in one panel (of the plain network each layer)."
+    caption = (
+        "Error with each block deleted in turn, in one panel (of the plain network each layer), seed 0; bars: 95 % "
+        "intervals over images (Wilson)."
+    )
     page.figure("lesions", lambda: figures.deletions(panel), caption)
     for run in own:
         stem = f"lesions-{run['run']}"
@@ -165,8 +169,9 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
 def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.section(
         "Deleting many blocks (figure 5a), and reordering (figure 5b)",
-        "Distinct random sets. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the "
-        "others. Both are shown.",
+        "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
+        "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
+        "differ most where few blocks are deleted. Both are shown.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         panel = {
@@ -175,7 +180,8 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             if run["network"] == network and f"sets-{run['run']}" in page.tables
         }
         caption = (
-            f"Error with random sets of blocks deleted, by how {network} was trained: means over the sets of a size."
+            f"Error with random sets of blocks deleted, by how {network} was trained, seed 0: means over the sets of a "
+            "size with 95 % intervals; numbers of blocks are whole, and the markers beside each other."
         )
         page.figure(f"sets-{network}", partial(figures.deletions, panel), caption)
     for run in _first(runs):
@@ -227,8 +233,8 @@ def _left(page: Page) -> None:
     page.section(
         "Paths that are left (figure 7)",
         "Deleting a block halves the paths, whichever block it is: a fact of combinatorics. What those that are left "
-        "carried in the intact network is measured: contributions sampled as above, of which a path of length l keeps "
-        "its part with probability C(n-k, l)/C(n, l) over the sets of k blocks. That it carries the same in the "
+        "carried in the intact network is computed from the contributions sampled above, of which a path of length l "
+        "keeps its part with probability C(n-k, l)/C(n, l) over the sets of k blocks. That it carries the same in the "
         "lesioned network is assumed; how much the network still knows is in the sets above.",
     )
     for run in dict.fromkeys(one["run"] for one in rows if one["run"].endswith("seed0")):
@@ -315,7 +321,11 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
         by_rule.setdefault(run["trained"], {})[run["seed"]] = run["run"]
     whole = by_rule.get("full", {})
     found = [
-        row(veit_claims.RETRAINED, f"{network}, {one['trained']}", retraining.as_good(one))
+        row(
+            veit_claims.RETRAINED if one["trained"] == f"m{PAPER_BLOCKS}" else veit_claims.OTHER_NUMBERS,
+            f"{network}, {one['trained']}",
+            retraining.as_good(one),
+        )
         for one in tables["retraining"].rows
         if one["network"] == network and retraining.is_blocks(one) and one["difference"] is not None
     ]
@@ -328,7 +338,8 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     ps = holm([verdict.p if verdict.p is not None else 1.0 for verdict in harder.values()])
     for (rule, verdict), p in zip(harder.items(), ps, strict=True):
         outcome = verdict.outcome if p < lesion_rules.LEVEL else "cannot tell"
-        corrected = Verdict(outcome, verdict.here, verdict.value, verdict.low, verdict.high, p, verdict.seeds)
+        told = f"{verdict.here}, p {p:.2g} after Holm's correction"
+        corrected = Verdict(outcome, told, verdict.value, verdict.low, verdict.high, p, verdict.seeds)
         found.append(row(veit_claims.HARDER, f"{network}, {rule}", corrected))
     return found
 

@@ -46,7 +46,7 @@ class Training:
         return short_name(self.rule, self.blocks)
 
 
-#: the paper trained 23 of 54 blocks, first plus last effective length of its network (5 to 17) and one
+#: the paper trained 23 of 54 blocks; first plus last effective length of its network (5 to 17) are 22
 PAPER_BLOCKS = 23
 SHARE = PAPER_BLOCKS / 54
 #: the same rule for digits54, whose effective lengths are 3 to 12 (``results/critics/effective.csv``)

@@ -136,6 +136,7 @@ def test_growth_is_smooth_unless_critical_blocks_make_it():
     even, mixture = smooth(0.0), smooth(0.7)
     assert (even.outcome, mixture.outcome) == ("agrees", "disagrees")
     assert mixture.value == pytest.approx(0.7, abs=0.01)
+    assert "within the two kinds the rank correlation is 0.9" in mixture.here  # within both it grows
     assert mixture.low <= mixture.value <= mixture.high
     assert even.value == pytest.approx(0, abs=0.01)
     assert smooth(0.05).outcome == "cannot tell"
