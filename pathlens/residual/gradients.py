@@ -23,7 +23,7 @@ from torch import Tensor
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
-from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, joined, paths_at_once, shifted, trimmed
+from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
@@ -257,8 +257,7 @@ class Linearisation:
                 raise UsageError(f"path {tuple(path)} is no subset of the blocks {_named((*free, *forced))}")
             if not set(forced).issubset(path):
                 raise UsageError(f"path {tuple(path)} must take the blocks without a shortcut, {_named(forced)}")
-        size = self._at_once
-        return joined([self._through(paths[start : start + size]) for start in range(0, len(paths), size)])
+        return in_parts(self._through, paths, self._at_once)
 
     @cached_property
     def _at_once(self) -> int:

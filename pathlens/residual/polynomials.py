@@ -24,7 +24,7 @@ from pathlens.residual.flow import Flow, Unit, Ways, blocks_at, is_sum, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact
-from pathlens.residual.scaled import Profile, Scaled, chunked, joined, paths_at_once, shifted, trimmed
+from pathlens.residual.scaled import Profile, Scaled, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import cut
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import BatchedVJP, is_stackable
@@ -188,8 +188,7 @@ class GraphLinearisation:
         Raises:
             NumericsError: a gradient that is not finite.
         """
-        size = self._at_once
-        return joined([self._through(paths[start : start + size]) for start in range(0, max(1, len(paths)), size)])
+        return in_parts(self._through, paths, self._at_once)
 
     def _through(self, paths: Sequence[Collection[int]]) -> Scaled:
         flow, count = self._flow, len(paths)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pathlens.residual.vjp import VJP, Identity, SequentialVJP
+
+_T = TypeVar("_T")
 
 #: cotangents are carried through a branch in chunks of about this many numbers, to stay in the processor's cache
 _CHUNK = 2**23
@@ -100,8 +103,9 @@ class Profile:
         return self.gradients.sum(0)
 
 
-def joined(parts: Sequence[Scaled]) -> Scaled:
-    """The rows of several, one after the other."""
+def in_parts(through: Callable[[Sequence[_T]], Scaled], paths: Sequence[_T], size: int) -> Scaled:
+    """Gradients through paths, so many at a time; the rows are in the order of the paths."""
+    parts = [through(paths[start : start + size]) for start in range(0, max(1, len(paths)), size)]
     if len(parts) == 1:
         return parts[0]
     return Scaled(torch.cat([part.rows for part in parts]), tuple(one for part in parts for one in part.exponents))

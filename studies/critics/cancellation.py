@@ -85,14 +85,15 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
 def state(page: Page, networks: Sequence[str]) -> None:
     """The section of the page."""
     tables = page.tables
+    tails, sums = tables["tails"].rows[0]["images"], tables[f"path-gradients-{networks[0]}"].provenance["images"]
     page.section(
         "c. Single paths, cancellation and heavy tails",
         "The paper multiplies the mean norm of sampled paths with the number of paths of their length. The gradients "
         "of those paths are vectors, and their sum may be far shorter. Below, that product stands beside the exact "
         "norm of the sum, and beside what the sum would measure if paths had independent directions (root of the "
         "number of paths times their root mean square, by random signs). Norms differ between examples too; "
-        "`tail_example` compares the paths of one example among each other. Distributions are of the first 64 training "
-        "images, the others of 512.",
+        "`tail_example` compares the paths of one example among each other. Distributions are of the first "
+        f"{tails} training images, the others of {sums}.",
     )
     ranges = []
     for network in networks:

@@ -17,6 +17,7 @@ from studies.critics.drawing import counts_figure, pairs_figure
 from studies.record import make_table
 from studies.rules.claims import mean_interval
 from studies.rules.lesions import distinct_sets
+from studies.rules.networks import worse
 from studies.subjects import Subject
 
 PAIRS = (
@@ -94,7 +95,7 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
                 "difference": difference,
                 "difference_low": low,
                 "difference_high": high,
-                "worse": _worse(branch, skip),
+                "worse": worse(branch, skip),
                 "harm_branch": branch["difference"],
                 "harm_p": branch["p_holm"],
                 "loss_branch": branch["loss"],
@@ -102,13 +103,6 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _worse(branch: Mapping[str, Any], skip: Mapping[str, Any]) -> str | None:
-    """What hurts more, by intervals that do not overlap, as in ``studies.rules.networks``."""
-    if skip["error_low"] > branch["error_high"]:
-        return "shortcut"
-    return "branch" if branch["error_low"] > skip["error_high"] else None
 
 
 def newcombe(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
@@ -40,11 +41,22 @@ def judge(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
 def shortcuts(lesions: Table, skips: Table) -> Verdict:
     """In how many of the blocks does the shortcut hurt more to delete than the branch?"""
     branch = {row["block"]: row for row in lesions.rows if row["block"] is not None}
-    pairs = [(row, branch[row["block"]]) for row in skips.rows if row["block"] is not None]
-    worse = sum(skip["error_low"] > own["error_high"] for skip, own in pairs)
-    better = sum(skip["error_high"] < own["error_low"] for skip, own in pairs)
+    told = [worse(branch[row["block"]], row) for row in skips.rows if row["block"] is not None]
+    shortcut, other = told.count("shortcut"), told.count("branch")
     return Verdict(
-        majority(len(pairs), worse, better),
-        f"the shortcut hurts more in {worse} of {len(pairs)} blocks and the branch in {better}",
-        worse / len(pairs),
+        majority(len(told), shortcut, other),
+        f"the shortcut hurts more in {shortcut} of {len(told)} blocks and the branch in {other}",
+        shortcut / len(told),
     )
+
+
+def worse(branch: Mapping[str, Any], skip: Mapping[str, Any]) -> str | None:
+    """What of a block hurts more to delete, by intervals that do not overlap; None where they do.
+
+    Args:
+        branch: row of ``delete-blocks``.
+        skip: row of ``delete-skips``.
+    """
+    if skip["error_low"] > branch["error_high"]:
+        return "shortcut"
+    return "branch" if branch["error_low"] > skip["error_high"] else None

@@ -170,9 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit("set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
     wanted = {name: phases(name, data) for name in args.names}
     study = StudySetting("veit2016", "cpu", args.out, args.runs, args.device, jobs=1)
-    for name, trainings in wanted.items():
-        for run, arguments in trainings.items():
-            train_all({run: arguments}, study, here=True)
+    for name, both in wanted.items():
+        train_all(both, study, here=True)
         say(f"kept {keep(args.runs / name, args.out)}")
     say(f"missing: {', '.join(missing(args.out)) or 'none'}")
     return 0

@@ -84,6 +84,7 @@ def state(study: StudySetting, missing: Sequence[str]) -> Page:
     _lesions(page, runs)
     _many(page, runs)
     _gradients(page, runs)
+    _left(page, runs)
     if "lesions-imagenet" in tables:
         _imagenet(page)
     _retraining(page, runs)
@@ -225,10 +226,9 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         if name not in ("first_low", "first_high", "share_low", "share_high")
     }
     page.table("effective", shown | {"network": "", "contribution": "", "share_of_paths": ".2g"})
-    _left(page)
 
 
-def _left(page: Page) -> None:
+def _left(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     rows = page.tables["paths-left"].rows
     page.section(
         "Paths that are left (figure 7)",
@@ -237,10 +237,11 @@ def _left(page: Page) -> None:
         "keeps its part with probability C(n-k, l)/C(n, l) over the sets of k blocks. That it carries the same in the "
         "lesioned network is assumed; how much the network still knows is in the sets above.",
     )
-    for run in dict.fromkeys(one["run"] for one in rows if one["run"].endswith("seed0")):
-        own = [one for one in rows if one["run"] == run]
-        caption = f"Number of paths by length after deletions, and what is left of paths and contributions: {run}."
-        page.figure(f"paths-left-{run}", partial(left.left_figure, own), caption)
+    for name in (run["run"] for run in _first(runs)):
+        own = [one for one in rows if one["run"] == name]
+        if own:
+            caption = f"Number of paths by length after deletions, and what is left of paths and contributions: {name}."
+            page.figure(f"paths-left-{name}", partial(left.left_figure, own), caption)
     shown = {
         "run": "", "deleted": "d", "paths": ".2g", "first": "d", "last": "d", "contribution": ".1%",
         "effective_first": "d", "effective_last": "d",

@@ -49,7 +49,7 @@ class Training:
 #: the paper trained 23 of 54 blocks; first plus last effective length of its network (5 to 17) are 22
 PAPER_BLOCKS = 23
 SHARE = PAPER_BLOCKS / 54
-#: the same rule for digits54, whose effective lengths are 3 to 12 (``results/critics/effective.csv``)
+#: first plus last effective length of digits54 (3 to 12 in ``results/veit2016/effective.csv``)
 OWN_BLOCKS = 15
 #: numbers of blocks of the curve
 CURVE = (7, OWN_BLOCKS, PAPER_BLOCKS, 31, 39)

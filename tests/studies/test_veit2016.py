@@ -46,11 +46,8 @@ def test_every_section_has_its_table_and_figure(page: Path) -> None:
         assert f"({stem}.png)" in text
         assert (page / "out" / f"{stem}.csv").is_file()
         assert (page / "out" / f"{stem}.pdf").is_file()
-    for stem in (
-        "lesions",
-        "sets-preresnet20",
-        f"paths-left-{runs[0]}",
-    ):  # several networks, or several rules, in one panel
+    # several networks, or several rules, in one panel; and what is computed from the gradients
+    for stem in ("lesions", "sets-preresnet20", f"paths-left-{runs[0]}"):
         assert f"({stem}.png)" in text
     for part in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What was claimed", "(figure 4)"):
         assert part in text
