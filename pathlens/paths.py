@@ -78,6 +78,26 @@ def shortest_interval(weights: Sequence[float], share: float = 0.95) -> tuple[in
     return 0, len(weights) - 1
 
 
+def shortest_intervals(weights: np.ndarray, share: float = 0.95) -> np.ndarray:
+    """As :func:`shortest_interval`, of many rows of weights.
+
+    Args:
+        weights: non-negative numbers, none of the rows all zero, shape (rows, indices).
+        share: wanted share, in (0, 1].
+
+    Returns:
+        First and last index of each row, shape (rows, 2).
+    """
+    found = np.empty((len(weights), 2), dtype=int)
+    for row, sums in enumerate(np.cumsum(np.pad(weights, ((0, 0), (1, 0))), axis=1)):
+        ends = np.searchsorted(sums, sums[:-1] + sums[-1] * share)
+        widths = ends - np.arange(len(ends))
+        width = widths[ends < len(sums)].min()
+        heaviest = int(np.argmax(sums[width:] - sums[:-width]))
+        found[row] = heaviest, heaviest + width - 1
+    return found
+
+
 @dataclass(frozen=True)
 class EffectivePaths:
     """The lengths that carry the gradient (Veit et al. 2016, section 5.3).

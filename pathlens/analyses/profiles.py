@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor, nn
 
 from pathlens import paths
@@ -17,17 +18,18 @@ from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.estimators import ALIASES, estimators
-from pathlens.estimators.estimator import Problem, Request
+from pathlens.estimators.estimator import Estimator, Problem, Request
+from pathlens.estimators.resampling import whole_interval
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
 from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss
 from pathlens.residual.routes import path_blocks
-from pathlens.results import path_profile
 from pathlens.results.lattice import LATTICE
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import Json, Table
+from pathlens.tables.declared import Rows
 
 
 def path_gradients(
@@ -69,7 +71,8 @@ def path_gradients(
             ``with`` blocks around. A block without its branch is no choice for a path; one without its shortcut is
             taken by every path, which makes it longer by one.
         tolerance: leave lengths out whose gradient is at most this fraction of the largest, block by block.
-        rel_error: sample paths of a length until half the 95 % bootstrap interval is this fraction of the mean.
+        rel_error: sample paths of a length until half the 95 % bootstrap interval over paths is this fraction of the
+            mean; what depends on the examples gets no narrower by more paths, and stands in the table.
         max_samples: paths of a length for each batch at most.
         draws: random sign vectors for each example.
         share: of the contribution that the effective range holds.
@@ -105,11 +108,10 @@ def path_gradients(
         measured: dict[str, Json] = {"images_measured": run.images}
         for estimator in chosen:
             measured |= estimator.estimate(problem, rows)
-        contributed = {name: path_profile.contributions(rows, name) for name in path_profile.METHODS}
         measured["effective"] = {
-            name: _effective(values, share, problem, run.is_chain)
-            for name, values in contributed.items()
-            if any(values)
+            estimator.name: _effective(estimator, rows, problem, run.is_chain)
+            for estimator in sorted(chosen, key=lambda estimator: estimator.rank)
+            if any(estimator.contributions(rows))
         }
         record = run.record(
             verb="path-gradients",
@@ -275,10 +277,22 @@ def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
     return lambda boundary: dict(enumerate(counted[nodes[boundary]]))
 
 
-def _effective(contributions: list[Any], share: float, problem: Problem, is_chain: bool) -> dict[str, Json]:
-    """The effective range; ``contributions`` begin at the shortest length, which blocks without a shortcut add to."""
-    numbers = None if is_chain else problem.numbers
-    known = [value or 0.0 for value in contributions]  # a length that no path has contributes nothing
-    effective = paths.effective_paths(known, share, len(problem.numbers) - 1, numbers)
-    shortest = problem.lengths[0]
-    return vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}
+def _effective(estimator: Estimator, rows: Rows, problem: Problem, is_chain: bool) -> dict[str, Json]:
+    """The effective range, with what it is in bootstrap samples.
+
+    Contributions begin at the shortest length, which blocks without a shortcut add to; a length that no path has
+    contributes nothing.
+    """
+    share, counts, shortest = problem.request.share, problem.numbers, problem.lengths[0]
+    known = [value or 0.0 for value in estimator.contributions(rows)]
+    effective = paths.effective_paths(known, share, len(counts) - 1, None if is_chain else counts)
+    found: dict[str, Json] = vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}
+    if estimator.resampled is not None:
+        contributed = estimator.contributed(np.nan_to_num(estimator.resampled), [row["n_paths"] for row in rows])
+        ends = paths.shortest_intervals(contributed[contributed.any(1)], share)
+        held = {
+            (first, last): sum(counts[first : last + 1]) / sum(counts) for first, last in set(map(tuple, ends.tolist()))
+        }
+        found |= whole_interval("first", shortest + ends[:, 0]) | whole_interval("last", shortest + ends[:, 1])
+        found |= whole_interval("share_of_paths", np.array([held[first, last] for first, last in ends.tolist()]))
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from pathlens.paths import Paths
 from pathlens.tables import Json
@@ -81,6 +82,9 @@ class Estimator(ABC):
         name: what users call it; also that of its journal.
 
     Attributes:
+        resampled: after :meth:`estimate`, the column :attr:`norm` in each bootstrap sample of examples
+            (:func:`pathlens.estimators.resampling.example_weights`), shape (samples, lengths), NaN where a length has
+            none; None from an estimator that does not resample.
         columns: dataclass of the columns that it fills, each a :func:`pathlens.tables.declared.column`.
         last_columns: of those at the end of the table.
         shown: how columns are printed.
@@ -106,6 +110,7 @@ class Estimator(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.resampled: np.ndarray | None = None
 
     @abstractmethod
     def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
@@ -129,26 +134,28 @@ class Estimator(ABC):
             In the unit of the norm; divided by a power of two where a float has no room for the largest.
         """
         norms = [row.get(self.norm) for row in rows]
-        counts = [int(row["n_paths"]) if self.of_one else 1 for row in rows]
-        products = [
-            _product(norm, count) if norm and norm > 0 else (0.0, 0) for norm, count in zip(norms, counts, strict=True)
-        ]
-        shift = max(0, max(exponent for _, exponent in products) - _LARGEST_POWER)
-        return [
-            None if norm is None else math.ldexp(mantissa, exponent - shift)
-            for norm, (mantissa, exponent) in zip(norms, products, strict=True)
-        ]
+        known = np.array([[norm or 0.0 for norm in norms]])
+        (contributed,) = self.contributed(known, [row["n_paths"] for row in rows]).tolist()
+        return [None if norm is None else value for norm, value in zip(norms, contributed, strict=True)]
+
+    def contributed(self, norms: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """As :meth:`contributions`, of many norms.
+
+        Args:
+            norms: shape (samples, lengths).
+            counts: of the paths of each length, of any size.
+
+        Returns:
+            Of the same shape, each sample divided by a power of two of its own.
+        """
+        factors, more = zip(*(_parts(int(count) if self.of_one else 1) for count in counts), strict=True)
+        mantissas, exponents = np.frexp(np.maximum(norms, 0.0))
+        mantissas, exponents = mantissas * factors, np.where(mantissas > 0, exponents + np.array(more), 0)
+        shift = np.maximum(0, exponents.max(1, keepdims=True) - _LARGEST_POWER)
+        return np.asarray(np.ldexp(mantissas, exponents - shift))
 
 
-def _product(one: float, other: float) -> tuple[float, int]:
-    """The product of numbers of any size, as a mantissa and a power of two."""
-    (mantissa, exponent), (factor, more) = _parts(one), _parts(other)
-    return mantissa * factor, exponent + more
-
-
-def _parts(value: float) -> tuple[float, int]:
-    """As :func:`math.frexp`, of integers of any size too."""
-    if isinstance(value, float):
-        return math.frexp(value)
+def _parts(value: int) -> tuple[float, int]:
+    """As :func:`math.frexp`, of an integer of any size."""
     bits = value.bit_length()
     return value / 2**bits, bits

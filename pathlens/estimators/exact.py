@@ -24,6 +24,7 @@ import numpy as np
 
 from pathlens.errors import NumericsError
 from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.estimators.resampling import example_weights
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
 
@@ -80,7 +81,10 @@ class Exact(Estimator):
             NumericsError: the sum over lengths is not autograd's gradient.
         """
         results = list(problem.measure(self.name, partial(_measure, problem)).values())
-        _fill(rows, results)
+        norms = np.concatenate([result["norms"] for result in results], axis=1)
+        self.resampled = example_weights(problem.request.seed, norms.shape[1]) @ norms.T / norms.shape[1]
+        _fill(rows, norms)
+        _fill_shares(rows, results, norms.shape[1])
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
         limit = _ROUNDING.get(str(problem.dtype))
@@ -102,9 +106,8 @@ class _Sums(TypedDict):
 
     Attributes:
         examples: their number.
-        sums: for each length, the sum over examples of the norm.
-        squares: likewise of its square.
-        along: likewise of the component along the example's gradient.
+        norms: for each length, the norm for each example.
+        along: for each length, the sum over examples of the component along the example's gradient.
         along_squares: likewise of its square.
         along_gradient: likewise of its product with the norm of the gradient.
         missing: squared norm of the difference between the sum over lengths and autograd's gradient.
@@ -114,8 +117,7 @@ class _Sums(TypedDict):
     """
 
     examples: int
-    sums: list[float]
-    squares: list[float]
+    norms: list[list[float]]
     along: list[float]
     along_squares: list[float]
     along_gradient: list[float]
@@ -140,8 +142,7 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     norms, along = (_placed(values, profile.lengths, lengths) for values in (profile.norms(), along))
     return {
         "examples": len(images),
-        "sums": norms.sum(1).tolist(),
-        "squares": norms.square().sum(1).tolist(),
+        "norms": norms.tolist(),
         "along": along.sum(1).tolist(),
         "along_squares": along.square().sum(1).tolist(),
         "along_gradient": (along * size.cpu()).sum(1).tolist(),
@@ -159,18 +160,16 @@ def _placed(values: torch.Tensor, computed: range, lengths: range) -> torch.Tens
     return rows
 
 
-def _fill(rows: Sequence[MutableRow], results: Sequence[_Sums]) -> None:
-    """Means over examples with their intervals, and the shares of each length."""
-    examples = sum(result["examples"] for result in results)
-    means = np.sum([result["sums"] for result in results], axis=0) / examples
-    squares = np.sum([result["squares"] for result in results], axis=0)
+def _fill(rows: Sequence[MutableRow], norms: np.ndarray) -> None:
+    """Means over examples with their intervals."""
+    examples = norms.shape[1]
+    means = norms.sum(1) / examples
     everything = math.fsum(means)
-    for row, mean, square in zip(rows, means, squares, strict=True):
+    for row, mean, square in zip(rows, means, np.square(norms).sum(1), strict=True):
         spread = math.sqrt(max(0.0, square / examples - mean**2) / max(1, examples - 1))
         row["total_norm"] = float(mean)
         row["total_low"], row["total_high"] = float(max(0.0, mean - 1.96 * spread)), float(mean + 1.96 * spread)
         row["total_share"] = float(mean / everything) if everything else 0.0
-    _fill_shares(rows, results, examples)
 
 
 def _fill_shares(rows: Sequence[MutableRow], results: Sequence[_Sums], examples: int) -> None:

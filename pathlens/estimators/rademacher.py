@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.estimators.resampling import example_weights
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Shown, column, formatted
 
@@ -54,15 +55,24 @@ class Rademacher(Estimator):
 
     def estimate(self, problem: Problem, rows: Sequence[MutableRow]) -> Mapping[str, Json]:
         """See :meth:`Estimator.estimate`."""
-        _fill(rows, list(problem.measure(self.name, partial(_measure, problem)).values()))
+        results = list(problem.measure(self.name, partial(_measure, problem)).values())
+        # draws of signs, lengths, examples
+        squares = np.concatenate([result["squares"] for result in results], axis=2)
+        examples = squares.shape[2]
+        _fill(rows, squares.sum(2) / examples)
+        # relative to their mean, because numbers of paths may exceed the range of floats
+        means = squares.mean((0, 2))
+        relative = example_weights(problem.request.seed, examples) @ squares.mean(0).T / examples
+        relative /= np.where(means > 0, means, 1.0)
+        rms = np.array([np.nan if row["path_norm_rms"] is None else row["path_norm_rms"] for row in rows])
+        self.resampled = np.sqrt(relative) * rms
         return {"draws": problem.request.num_samples}
 
 
 class _Squares(TypedDict):
-    """Number of examples of a batch; for each sample of signs and length, the sum over them of the squared norm."""
+    """For each sample of signs, length and example of a batch the squared norm."""
 
-    examples: int
-    squares: list[list[float]]
+    squares: list[list[list[float]]]
 
 
 def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _Squares:
@@ -75,15 +85,17 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _S
         bits = rng.integers(0, 2, size=(problem.signs, len(images)))
         signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
-        squares.append(profile.norms().square().sum(1).tolist())
-    return {"examples": len(images), "squares": squares}
+        squares.append(profile.norms().square().tolist())
+    return {"squares": squares}
 
 
-def _fill(rows: Sequence[MutableRow], results: Sequence[_Squares]) -> None:
-    """Root mean squares, and how far they are above the mean where that was estimated before."""
-    examples = sum(result["examples"] for result in results)
-    # one row for each sample of signs: means over all examples; samples are independent of each other
-    samples = np.sum([result["squares"] for result in results], axis=0) / examples
+def _fill(rows: Sequence[MutableRow], samples: np.ndarray) -> None:
+    """Root mean squares, and how far they are above the mean where that was estimated before.
+
+    Args:
+        rows: of the table.
+        samples: for each sample of signs, which are independent of each other, means over all examples by length.
+    """
     for index, row in enumerate(rows):
         mean, count = float(samples[:, index].mean()), row["n_paths"]
         if not count:

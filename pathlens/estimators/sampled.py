@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
 from pathlens.paths import Paths
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _STEP = 4  # paths of each length that a round draws for a batch
 _FEWEST = 8  # paths below which an interval is not trusted
-_RESAMPLES = 999  # of the bootstrap
 _PATHS, _BOOTSTRAP = 2, 3  # parts of random seeds, different for each purpose
 _AT_ONCE = 256  # paths whose gradients are computed together
 
@@ -58,9 +58,10 @@ class Sampler:
 
     Attributes:
         paths: those there are.
-        norms: length -> norms of single paths for single examples.
-        means: length -> for each path and batch, the mean over its examples; the unit of the bootstrap.
-        intervals: length -> 95 % bootstrap interval of the mean, or None where nothing varies.
+        norms: length -> for each unit its batch and the norms of single paths for single examples, shape (paths,
+            examples).
+        intervals: length -> 95 % bootstrap interval of the mean over sampled paths with the examples of their batches:
+            what more paths make narrower.
         stopped: length -> ``interval``, ``budget`` or ``all paths``.
     """
 
@@ -69,8 +70,7 @@ class Sampler:
     rel_error: float
     max_samples: int
     seed: int
-    norms: dict[int, list[float]] = field(default_factory=dict)
-    means: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    norms: dict[int, list[tuple[int, np.ndarray]]] = field(default_factory=dict)
     intervals: dict[int, tuple[float, float]] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
     _rounds: int = 0
@@ -88,39 +88,82 @@ class Sampler:
     def take(self, step: Round, results: dict[int, Any]) -> None:
         """Add a round's norms, and stop the lengths that need no more."""
         for length in step.lengths:
-            for unit in sorted(results):
-                for path in results[unit][str(length)]:
-                    self.norms.setdefault(length, []).extend(path)
-                    self.means.setdefault(length, []).append((math.fsum(path) / len(path), len(path)))
-            self._judge(length, step)
+            taken = self.norms.setdefault(length, [])
+            taken += [(unit % step.batches, np.array(results[unit][str(length)])) for unit in sorted(results)]
+            self._judge(length)
 
-    def _judge(self, length: int, step: Round) -> None:
-        every = self.paths.count(length) <= _STEP
+    def _judge(self, length: int) -> None:
         low, high = self.intervals[length] = self._interval(length)
         mean = self.mean(length)
-        taken = len(self.means[length])
-        if every:
+        if self._has_all(length):
             self.stopped[length] = "all paths"
-        elif taken >= _FEWEST and mean and (high - low) / 2 <= self.rel_error * mean:
+        elif self.samples(length) >= _FEWEST and mean and (high - low) / 2 <= self.rel_error * mean:
             # zeros alone do not stop it: the paths that have a gradient may be rare
             self.stopped[length] = "interval"
         elif (self._rounds * _STEP) >= self.max_samples:
             self.stopped[length] = "budget"
 
+    def _has_all(self, length: int) -> bool:
+        return self.paths.count(length) <= _STEP
+
+    def samples(self, length: int) -> int:
+        """Number of paths, those of different batches counted apart."""
+        return sum(len(norms) for _, norms in self.norms[length])
+
+    def flat(self, length: int) -> np.ndarray:
+        """Norms of all its paths and examples."""
+        return np.concatenate([norms.ravel() for _, norms in self.norms[length]])
+
     def mean(self, length: int) -> float:
         """Mean over paths and examples."""
-        return math.fsum(self.norms[length]) / len(self.norms[length])
+        norms = self.flat(length)
+        return math.fsum(norms) / len(norms)
 
     def _interval(self, length: int) -> tuple[float, float]:
-        """95 % bootstrap interval (percentile) of the mean, resampling paths with their batches."""
-        means, counts = np.array(self.means[length]).T
-        if len(means) < 2 or np.ptp(means) == 0:
+        """95 % bootstrap interval (percentile) of the mean, resampling paths with the examples of their batches."""
+        means = np.concatenate([norms.mean(1) for _, norms in self.norms[length]])
+        counts = np.concatenate([np.full(len(norms), norms.shape[1]) for _, norms in self.norms[length]])
+        if len(means) < 2:
             return self.mean(length), self.mean(length)
         # scipy.stats.bootstrap draws and says the same, and takes several times as long
-        rng = np.random.default_rng([self.seed, _BOOTSTRAP, length, len(means)])
-        drawn = rng.integers(0, len(means), (_RESAMPLES, len(means)))
-        low, high = np.percentile((means * counts)[drawn].sum(1) / counts[drawn].sum(1), (2.5, 97.5))
-        return float(low), float(high)
+        drawn = self._drawn(length)
+        return interval((means * counts)[drawn].sum(1) / counts[drawn].sum(1), self.mean(length))
+
+    def _drawn(self, length: int) -> np.ndarray:
+        """Which paths each bootstrap sample has, shape (samples, paths)."""
+        paths = self.samples(length)
+        rng = np.random.default_rng([self.seed, _BOOTSTRAP, length, paths])
+        return rng.integers(0, paths, (RESAMPLES, paths))
+
+    def resampled(self, length: int, weights: np.ndarray) -> np.ndarray:
+        """The mean in each bootstrap sample of paths and examples, both drawn anew.
+
+        This is the pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, 386-411) within batches. Where all
+        paths of a length were taken only examples are drawn.
+
+        Args:
+            length: of the paths.
+            weights: of :func:`example_weights`.
+
+        Returns:
+            Shape (samples,); NaN for a sample without a path for its examples.
+        """
+        paths = self.samples(length)
+        often = np.ones((len(weights), paths))
+        if not self._has_all(length):
+            at = self._drawn(length) + paths * np.arange(len(weights))[:, None]
+            often = np.bincount(at.ravel(), minlength=often.size).reshape(often.shape).astype(float)
+        sizes = {batch: norms.shape[1] for batch, norms in self.norms[length]}
+        ends = dict(zip(sorted(sizes), np.cumsum([sizes[batch] for batch in sorted(sizes)]), strict=True))
+        sums, numbers, start = np.zeros(len(weights)), np.zeros(len(weights)), 0
+        for batch, norms in self.norms[length]:
+            drawn = often[:, start : start + len(norms)]
+            start += len(norms)
+            examples = weights[:, ends[batch] - sizes[batch] : ends[batch]]
+            sums += (examples @ norms.T * drawn).sum(1)
+            numbers += examples.sum(1) * drawn.sum(1)
+        with np.errstate(invalid="ignore"):
+            return sums / numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +173,7 @@ class Columns:
     path_norm_mean: float | None = column(
         NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
     )
-    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths")
+    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths and examples")
     path_norm_high: float | None = column(NORM, "upper end of that interval")
     path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
     path_norm_q05: float | None = column(NORM, "5 % quantile")
@@ -154,39 +197,49 @@ class Decay:
     """A straight line through log10 of ``path_norm_mean`` against length (Veit et al. 2016, figure 6b).
 
     Attributes:
-        slope: decades per block.
-        low: lower end of its 95 % interval, Student's of least squares. It says how well one line describes the
-            lengths: their scatter around it is that of the sampled means and any curvature, taken as independent from
-            length to length. It says nothing of other images or other networks.
+        slope: decades per block, by ordinary least squares; each length counts alike.
+        low: lower end of its 95 % bootstrap interval over paths and examples; other networks may differ by more.
         high: upper end of that interval.
-        first: shortest length with a finite norm above 0; the line is laid through all of these, each counting alike.
+        explained: what the line explains of the variance of log10 of the norm, from 0 to 1.
+        first: shortest length with a finite norm above 0; the line is laid through all of these.
         last: longest of them.
     """
 
     slope: float
     low: float
     high: float
+    explained: float
     first: int
     last: int
 
 
-def decay(rows: Sequence[Row]) -> Decay | None:
+def decay(rows: Sequence[Row], resampled: np.ndarray) -> Decay | None:
     """How the mean norm of a path falls with its length; None for fewer than three lengths with a norm.
 
     Args:
-        rows: of the table, in any order.
+        rows: of the table, in the order of ``resampled``.
+        resampled: the means of bootstrap samples, shape (samples, lengths).
     """
-    from scipy.special import stdtrit
-
-    norms = {row["length"]: row.get("path_norm_mean") for row in rows}
-    points = {length: norm for length, norm in norms.items() if norm and 0 < norm < math.inf}
-    if len(points) < 3:
+    lengths = np.array([row["length"] for row in rows], dtype=float)
+    means = np.array([row["path_norm_mean"] or 0.0 for row in rows], dtype=float)
+    line = _line(lengths, means)
+    if line is None:
         return None
-    lengths = np.array(list(points), dtype=float)
-    logs = [math.log10(norm) for norm in points.values()]
-    (slope, _), covariance = np.polyfit(lengths, logs, 1, cov=True)
-    half = float(stdtrit(len(points) - 2, 0.975) * math.sqrt(covariance[0, 0]))
-    return Decay(float(slope), float(slope) - half, float(slope) + half, min(points), max(points))
+    slope, explained, first, last = line
+    slopes = [found[0] for found in (_line(lengths, sample) for sample in resampled) if found is not None]
+    return Decay(slope, *interval(np.array(slopes), slope), explained, first, last)
+
+
+def _line(lengths: np.ndarray, means: np.ndarray) -> tuple[float, float, int, int] | None:
+    """Slope, share of the variance that it explains, and the first and last length that have a norm."""
+    there = (means > 0) & np.isfinite(means)
+    if there.sum() < 3:
+        return None
+    x, y = lengths[there], np.log10(means[there])
+    x_left, y_left = x - x.mean(), y - y.mean()
+    slope, spread = x_left @ y_left / (x_left @ x_left), y_left @ y_left
+    explained = slope * (x_left @ y_left) / spread if spread else 0.0
+    return float(slope), float(explained), int(x.min()), int(x.max())
 
 
 class Sampled(Estimator):
@@ -218,22 +271,27 @@ class Sampled(Estimator):
         while sampler.open_lengths:
             step = sampler.next_round(problem.batches)
             sampler.take(step, problem.measure(self.name, partial(_measure, problem, step), step.units))
-        self._fill(rows, sampler)
-        line = decay(rows)
+        examples = sum({batch: norms.shape[1] for batch, norms in sampler.norms[min(sampler.norms)]}.values())
+        weights = example_weights(request.seed, examples)
+        resampled = self.resampled = np.full((RESAMPLES, len(rows)), np.nan)
+        for length in sampler.stopped:
+            resampled[:, length] = sampler.resampled(length, weights)
+        self._fill(rows, sampler, resampled)
+        line = decay(rows, resampled)
         return {"decay": vars(line)} if line else {}
 
-    def _fill(self, rows: Sequence[MutableRow], sampler: Sampler) -> None:
+    def _fill(self, rows: Sequence[MutableRow], sampler: Sampler, resampled: np.ndarray) -> None:
         """Mean, interval and quantiles; where there is no path of a length between others, nothing."""
         for chosen, row in enumerate(rows):
             if chosen not in sampler.stopped:
                 continue
-            norms = np.array(sampler.norms[chosen])
-            row["path_norm_mean"] = sampler.mean(chosen)
-            row["path_norm_low"], row["path_norm_high"] = sampler.intervals[chosen]
+            norms, mean = sampler.flat(chosen), sampler.mean(chosen)
+            row["path_norm_mean"] = mean
+            row["path_norm_low"], row["path_norm_high"] = interval(resampled[:, chosen], mean)
             row["path_norm_q05"], row["path_norm_median"], row["path_norm_q95"] = (
                 float(value) for value in np.quantile(norms, (0.05, 0.5, 0.95))
             )
-            row["samples"] = len(sampler.means[chosen])
+            row["samples"] = sampler.samples(chosen)
             row["stopped"] = sampler.stopped[chosen]
         contributions: list[Any] = self.contributions(rows)
         everything = math.fsum(contribution or 0.0 for contribution in contributions)

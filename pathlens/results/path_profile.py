@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from pathlens.estimators import estimators
-from pathlens.estimators.sampled import decay
 from pathlens.results.charts import Axis, Chart, Series, chart, cut_off
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.text import number, said, summary
@@ -110,6 +109,20 @@ def _is_span(span: Any) -> bool:
     return isinstance(span, dict) and isinstance(span.get("first"), int) and isinstance(span.get("last"), int)
 
 
+def _ends(span: Mapping[str, Any]) -> str:
+    """95 % intervals of the ends of an effective range, where they are known."""
+    ends = [span.get(f"{end}_{side}") for end in ("first", "last") for side in ("low", "high")]
+    return " (95 % intervals {} to {} and {} to {})".format(*ends) if all(isinstance(end, int) for end in ends) else ""
+
+
+def _decay(provenance: Provenance) -> dict[str, Any] | None:
+    """How the mean norm falls; None where that is not said, or not in numbers."""
+    line = provenance.get("decay")
+    kinds = {"slope": float, "low": float, "high": float, "explained": float, "first": int, "last": int}
+    said_all = isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+    return line if said_all else None
+
+
 def _exact_count(row: Row, name: str) -> str:
     count = row[name]
     return f"{count:,}" if count < 10**9 else f"{float(count):.3e}"
@@ -153,16 +166,18 @@ class PathProfile(Result):
                 lines.append(f"without the {part} of blocks {', '.join(map(str, lesion[key]))}")
         for method, effective in provenance.get("effective", {}).items():
             lines.append(
-                f"effective lengths by {METHODS[method].on_terminal}: {effective['first']} to {effective['last']} hold "
+                f"effective lengths by {METHODS[method].on_terminal}: {effective['first']} to {effective['last']}"
+                f"{_ends(effective)} hold "
                 f"{100 * effective['share_of_contribution']:.1f} % with {100 * effective['share_of_paths']:.3g} % of "
                 "all paths"
             )
             if effective["blocks_per_batch"]:
                 lines[-1] += f"; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
-        if line := provenance.get("decay"):
+        if line := _decay(provenance):
             lines.append(
-                f"log10 of the mean path norm changes by {line['slope']:+.3f} per block ({line['low']:+.3f} to "
-                f"{line['high']:+.3f}): a line through lengths {line['first']} to {line['last']} with its 95 % interval"
+                f"log10 of the mean path norm changes by {line['slope']:+.3f} per block (95 % interval "
+                f"{line['low']:+.3f} to {line['high']:+.3f}); the line through lengths {line['first']} to "
+                f"{line['last']} explains {100 * line['explained']:.1f} % of its variance"
             )
         difference = provenance.get("relative_difference_to_autograd")
         if difference is not None:
@@ -184,10 +199,11 @@ class PathProfile(Result):
             headlines.append(
                 Headline("Gradient norm", number(provenance["gradient_norm"]), f"at {said(provenance.get('at'))}")
             )
-        if line := decay(rows):
-            interval = f"95\N{NO-BREAK SPACE}% interval {line.low:+.3f} to {line.high:+.3f} of a line through lengths "
-            value = f"{line.slope:+.3f} decades per block"
-            headlines.append(Headline("Slope of the mean path norm", value, f"{interval}{line.first} to {line.last}"))
+        if line := _decay(provenance):
+            interval = f"95\N{NO-BREAK SPACE}% interval {line['low']:+.3f} to {line['high']:+.3f} of a line through "
+            value = f"{line['slope']:+.3f} decades per block"
+            through = f"{interval}lengths {line['first']} to {line['last']}"
+            headlines.append(Headline("Slope of the mean path norm", value, through))
         effective = provenance.get("effective")
         for method, span in effective.items() if isinstance(effective, dict) else ():
             if _is_span(span):
@@ -201,7 +217,7 @@ class PathProfile(Result):
                 ]
                 words = METHODS[method].in_headline if method in METHODS else method
                 value = f"{span['first']} to {span['last']}"
-                headlines.append(Headline(f"Effective lengths, {words}", value, ", ".join(parts)))
+                headlines.append(Headline(f"Effective lengths, {words}", value + _ends(span), ", ".join(parts)))
         difference = provenance.get("relative_difference_to_autograd")
         if isinstance(difference, float):
             headlines.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))

@@ -112,6 +112,7 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
     images, shown = study.pick(24, 360, 360), study.pick(2, 64, 360)
     blocks: list[dict[str, Any]] = []
     lengths: list[dict[str, Any]] = []
+    effective: dict[str, Any] = {}
     blocks_facts: dict[str, Any] = {}
     lengths_facts: dict[str, Any] = {}
     for run, folder in done.items():
@@ -132,19 +133,33 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
             one.view, one.images(shown, "train"), method="exact", batch_size=16, **options
         )
         lengths += [{**key, **row, "blocks": len(one.view)} for row in gradients.rows]
-        share = gradients.provenance["share"]
+        effective[run] = gradients.provenance["effective"]
         blocks_facts = record.images(data)
-        lengths_facts = {"share": share, "batch_size": 16, "mode": "eval", **record.images(one.images(shown, "train"))}
+        lengths_facts = {
+            "effective": effective,
+            "batch_size": 16,
+            "mode": "eval",
+            **record.images(one.images(shown, "train")),
+        }
     study.tables.put("beyond-blocks", make_table(BLOCKS, blocks, **blocks_facts))
     study.tables.put("beyond-lengths", make_table(LENGTHS, lengths, **lengths_facts))
 
 
 def by_run(table: Table) -> dict[tuple[str, int], Table]:
-    """A table of several networks, network by network."""
+    """A table of several networks, network by network, each with its own effective lengths where there are any."""
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in table.rows:
         found.setdefault((row["network"], row["seed"]), []).append(row)
-    return {run: Table(table.columns, tuple(rows), table.provenance) for run, rows in found.items()}
+    effective = table.provenance.get("effective", {})
+    return {
+        run: Table(table.columns, tuple(rows), {**table.provenance, "effective": effective.get(label(run), {})})
+        for run, rows in found.items()
+    }
+
+
+def label(run: tuple[str, int]) -> str:
+    """Network and seed, short."""
+    return f"{run[0]}-seed{run[1]}"
 
 
 def lesions_of(blocks: Table) -> tuple[Table, Table]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from pathlens.paths import effective_paths, length_range
+from pathlens.paths import length_range
+from pathlens.results.path_profile import contributions
 from pathlens.tables import Table
 from studies.rules.claims import AGREES, CANNOT_TELL, Verdict, decide
 from studies.rules.veit import FEW_PATHS, STRAIGHT
 
-#: contribution -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
-CONTRIBUTIONS = {
-    "sampled": ("path_norm_mean", "path_norm_low", "path_norm_high"),
-    "signed": ("path_norm_rms", None, "path_norm_rms_error"),
-    "exact": ("total_norm", "total_low", "total_high"),
-}
-_Z = float(stats.norm.ppf(0.975))
 _CANCELLED = 0.1
 
 RANGES = (
@@ -28,7 +20,7 @@ RANGES = (
     ("contribution", "", "sampled: mean path norms (the paper's); signed: root mean square; exact: the sum"),
     ("peak", "blocks", "length that contributes most"),
     ("first", "blocks", "shortest effective length"),
-    ("first_low", "blocks", "lower end of its 95 % interval, from the intervals of the lengths drawn independently"),
+    ("first_low", "blocks", "lower end of its 95 % bootstrap interval, in which all lengths have the same images"),
     ("first_high", "blocks", "upper end of it"),
     ("last", "blocks", "longest effective length"),
     ("last_low", "blocks", "lower end of its 95 % interval"),
@@ -40,30 +32,16 @@ RANGES = (
 )
 
 
-def range_rows(network: str, table: Table, draws: int = 1000) -> list[dict[str, Any]]:
-    """Effective range of each kind of contribution that a table of ``path-gradients`` has, with intervals.
-
-    The norms of the lengths are drawn from their intervals, independently and as normal, and the range is found again.
-    """
-    counts = np.array([float(row["n_paths"]) for row in table.rows])
-    share, rng, rows = table.provenance["share"], np.random.default_rng(0), []
-    for kind, (middle, low, high) in CONTRIBUTIONS.items():
-        if middle not in table.names or table.rows[0][middle] is None:
-            continue
-        values = np.array(table.values(middle), dtype=float)
-        ends = np.array([row[high] or 0.0 for row in table.rows], dtype=float)
-        error = ends if low is None else (ends - np.array(table.values(low), dtype=float)) / (2 * _Z)
-        scale = counts if kind != "exact" else np.ones_like(counts)
-        drawn = np.abs(values + error * rng.standard_normal((draws, len(values)))) * scale
-        tried = [effective_paths(weights.tolist(), share) for weights in drawn]
-        best = effective_paths((values * scale).tolist(), share)
-        row: dict[str, Any] = {"network": network, "blocks": len(values) - 1, "contribution": kind}
-        row["peak"] = int(np.argmax(values * scale))
+def range_rows(network: str, table: Table) -> list[dict[str, Any]]:
+    """Effective range of each kind of contribution that a table of ``path-gradients`` has, with intervals."""
+    rows = []
+    for kind, found in table.provenance["effective"].items():
+        contributed = [value or 0.0 for value in contributions(table.rows, kind)]
+        row = {"network": network, "blocks": len(contributed) - 1, "contribution": kind}
+        row["peak"] = max(range(len(contributed)), key=contributed.__getitem__)
         for name, of in (("first", "first"), ("last", "last"), ("share", "share_of_paths")):
-            ends_of = np.quantile([getattr(one, of) for one in tried], (0.025, 0.975), method="nearest")
-            whole = int if name != "share" else float
-            row |= {of: getattr(best, of), f"{name}_low": whole(ends_of[0]), f"{name}_high": whole(ends_of[1])}
-        rows.append(row | {"blocks_per_batch": best.blocks_per_batch})
+            row |= {of: found[of], f"{name}_low": found[f"{of}_low"], f"{name}_high": found[f"{of}_high"]}
+        rows.append(row | {"blocks_per_batch": found["blocks_per_batch"]})
     return rows
 
 
@@ -94,22 +72,17 @@ def few(row: dict[str, Any]) -> Verdict:
 
 def decay(table: Table) -> Verdict:
     """Does the mean norm of a path fall exponentially with its length? Lengths whose mean is 0 have no logarithm."""
-    means = {row["length"]: row["path_norm_mean"] for row in table.rows if row["length"] > 0}
-    pairs = [(length, math.log10(mean)) for length, mean in means.items() if mean > 0]
-    left_out = len(means) - len(pairs)
-    line = stats.linregress(*zip(*pairs, strict=True))
-    half = float(stats.t.ppf(0.975, len(pairs) - 2)) * float(line.stderr)
-    low, high, straight = line.slope - half, line.slope + half, line.rvalue**2
-    falls = decide(low, high, below=0)
+    left_out = sum(row["path_norm_mean"] == 0 for row in table.rows)
+    line = table.provenance["decay"]
+    falls = decide(line["low"], line["high"], below=0)
     return Verdict(
-        CANNOT_TELL if falls == AGREES and straight < STRAIGHT else falls,
-        f"the mean norm changes by {line.slope:+.2f} decades a block ({low:+.2f} to {high:+.2f}); a straight line "
-        f"explains {straight:.1%} of the variance of its logarithm"
+        CANNOT_TELL if falls == AGREES and line["explained"] < STRAIGHT else falls,
+        f"the mean norm changes by {line['slope']:+.2f} decades a block ({line['low']:+.2f} to {line['high']:+.2f}); a "
+        f"straight line explains {line['explained']:.1%} of the variance of its logarithm"
         + (f"; {left_out} lengths of which no sampled path has a gradient are left out" if left_out else ""),
-        float(line.slope),
-        float(low),
-        float(high),
-        float(line.pvalue),
+        line["slope"],
+        line["low"],
+        line["high"],
     )
 
 

@@ -87,7 +87,8 @@ DECAY = Claim(
     f"{PAPER}, section 5.2 and figure 6b",
     "Agrees where the slope of the logarithm of the mean norm over the lengths is below zero and a straight line "
     "explains at least 90 % of its variance, disagrees where the slope is above zero.",
-    "Ordinary least squares over the lengths from 1 on, Student's 95 % interval of the slope.",
+    "Ordinary least squares over all lengths of which a sampled path has a gradient; 95 % bootstrap interval of the "
+    "slope over paths and images, the same images for all lengths.",
 )
 SHORT = Claim(
     "effective paths are short",
@@ -96,7 +97,7 @@ SHORT = Claim(
     "The shortest interval of lengths that holds 95 % of the number of paths times their mean norm. Agrees where its "
     "longest length is below half the number of blocks, around which the numbers of paths are centred, disagrees where "
     "that is above half.",
-    "95 % interval of the longest length, from the intervals of the mean norms drawn independently.",
+    "95 % bootstrap interval of the longest length over paths and images, the same images for all lengths.",
 )
 FEW = Claim(
     "effective paths are few",
@@ -112,7 +113,7 @@ EXACT = Claim(
     "taken",
     OURS,
     "As for effective paths are short, with the exact norm of the sum in place of the product.",
-    "95 % interval of the longest length, from the intervals of the norms over images drawn independently.",
+    "95 % bootstrap interval of the longest length over images, the same images for all lengths.",
 )
 CANCELLATION = Claim(
     "cancellation",

@@ -203,7 +203,7 @@ def test_sampling_stops_for_a_reason():
     assert sampler.stopped[3] == "interval"
     assert sampler.stopped[5] == "budget"
     assert sampler.stopped[0] == sampler.stopped[10] == "all paths"
-    assert len(sampler.means[5]) == 2 * 40
+    assert sampler.samples(5) == 2 * 40
     for length in (3, 5):
         low, high = sampler.intervals[length]
         assert low <= sampler.mean(length) <= high

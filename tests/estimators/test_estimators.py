@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import pathlens
 from pathlens.errors import UsageError
 from pathlens.estimators import ALIASES, METHODS, estimators, sampled
-from pathlens.paths import ChainPaths
+from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
+from pathlens.paths import ChainPaths, shortest_intervals
+from tests.helpers.lesion_oracle import small_batches, small_net
 
 
 def test_methods_are_the_estimators_and_all_of_them() -> None:
@@ -26,8 +29,7 @@ def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
     rng = np.random.default_rng(paths)
     means, counts = rng.lognormal(size=paths), rng.integers(1, 17, paths).astype(float)
     sampler = sampled.Sampler(paths=ChainPaths(tuple(range(9))), longest=9, rel_error=0.1, max_samples=400, seed=7)
-    sampler.norms[3] = means.tolist()
-    sampler.means[3] = [(float(mean), int(count)) for mean, count in zip(means, counts, strict=True)]
+    sampler.norms[3] = [(0, np.full((1, int(count)), mean)) for mean, count in zip(means, counts, strict=True)]
     expected = stats.bootstrap(
         (means, counts),
         lambda mean, count, axis: (mean * count).sum(axis) / count.sum(axis),
@@ -46,5 +48,81 @@ def test_zeros_alone_do_not_say_that_a_mean_is_known() -> None:
         step = sampler.next_round(20)
         norms = {length: [[float(length != 3)]] * 4 for length in step.lengths}
         sampler.take(step, {unit: {str(length): paths for length, paths in norms.items()} for unit in step.units})
-    assert (sampler.stopped[3], len(sampler.norms[3])) == ("budget", 20 * 80)
+    assert (sampler.stopped[3], len(sampler.flat(3))) == ("budget", 20 * 80)
     assert (sampler.stopped[4], sampler.intervals[4]) == ("interval", (1.0, 1.0))
+
+
+def sampled_twice(rng: np.random.Generator, batches: int, paths: int, size: int) -> sampled.Sampler:
+    """Norms of paths of 3 of 9 blocks, with an effect of the path, of the example and of both; their mean is 6."""
+    sampler = sampled.Sampler(paths=ChainPaths(tuple(range(9))), longest=9, rel_error=0.1, max_samples=99, seed=1)
+    sampler.norms[3] = []
+    examples = rng.exponential(3, (batches, size))
+    for _ in range(paths // 4):
+        for batch in range(batches):
+            norms = rng.exponential(2, (4, 1)) + examples[batch] + rng.exponential(1, (4, size))
+            sampler.norms[3].append((batch, norms))
+    return sampler
+
+
+def test_paths_and_examples_are_drawn_anew_each_on_its_own() -> None:
+    sampler = sampled_twice(np.random.default_rng(0), batches=2, paths=8, size=3)
+    weights = example_weights(5, 6)
+    assert (weights.sum(1) == 6).all()
+    drawn = sampler._drawn(3)
+    means = sampler.resampled(3, weights)
+    of_batch = [np.concatenate([norms for batch, norms in sampler.norms[3] if batch == one]) for one in (0, 1)]
+    place = [(batch, round_ * 4 + path) for round_ in range(2) for batch in range(2) for path in range(4)]
+    for sample in range(0, RESAMPLES, 50):
+        cells = [
+            of_batch[batch][path, example]
+            for batch, path in (place[number] for number in drawn[sample])
+            for example in range(3)
+            for _ in range(int(weights[sample, batch * 3 + example]))
+        ]
+        assert means[sample] == pytest.approx(np.mean(cells))
+
+
+def test_the_interval_covers_what_other_paths_and_examples_would_say() -> None:
+    rng, covered, by_paths = np.random.default_rng(0), 0, 0
+    weights = example_weights(0, 4 * 16)
+    for _ in range(200):
+        sampler = sampled_twice(rng, batches=4, paths=16, size=16)
+        low, high = interval(sampler.resampled(3, weights), sampler.mean(3))
+        covered += low <= 6 <= high
+        low, high = sampler._interval(3)
+        by_paths += low <= 6 <= high
+    assert 0.9 <= covered / 200 <= 1
+    assert by_paths / 200 < 0.75  # why more is needed than paths with the examples of their batches
+
+
+def test_where_all_paths_are_taken_only_examples_are_drawn() -> None:
+    sampler = sampled.Sampler(paths=ChainPaths((0, 1, 2)), longest=3, rel_error=0.1, max_samples=9, seed=1)
+    norms = np.random.default_rng(0).exponential(size=(3, 5))
+    sampler.norms[1] = [(0, norms)]
+    weights = example_weights(0, 5)
+    assert sampler.resampled(1, weights) == pytest.approx(weights @ norms.mean(0) / 5)
+    sampler.norms[1] = [(0, norms[:, :1])]
+    mean = sampler.mean(1)
+    assert interval(sampler.resampled(1, example_weights(0, 1)), mean) == (mean, mean)
+
+
+def test_a_sample_without_paths_for_its_examples_has_no_mean() -> None:
+    sampler = sampled.Sampler(paths=ChainPaths(tuple(range(9))), longest=9, rel_error=0.1, max_samples=9, seed=1)
+    sampler.norms[4] = [(0, np.ones((1, 1))), (1, np.ones((1, 1)))]
+    means = sampler.resampled(4, example_weights(0, 2))
+    assert 0.05 < np.isnan(means).mean() < 0.25  # both times the other batch: 2/16
+    assert set(means[~np.isnan(means)]) == {1.0}
+    assert interval(means, 1.0) == (1.0, 1.0)
+
+
+def test_all_estimators_draw_the_same_examples() -> None:
+    table = pathlens.path_gradients(small_net(), small_batches(12, size=4), max_samples=4, draws=2)
+    for span in table.provenance["effective"].values():
+        for name in ("first", "last", "share_of_paths"):
+            assert span[f"{name}_low"] <= span[name] <= span[f"{name}_high"]
+    # an example's factor is that of all its paths: the more it differs, the less do ranges, unlike the norms
+    steady = estimators("exact")[0]
+    norms = np.array([3.0, 9.0, 4.0, 1.0])[:, None] * np.random.default_rng(0).lognormal(0, 2, 30)
+    steady.resampled = example_weights(0, 30) @ norms.T / 30
+    assert np.ptp(steady.resampled[:, 0]) > 3
+    assert len(np.unique(shortest_intervals(steady.resampled), axis=0)) == 1

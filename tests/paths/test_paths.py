@@ -21,6 +21,7 @@ from pathlens.paths import (
     path_counts,
     sample_paths,
     shortest_interval,
+    shortest_intervals,
 )
 from tests.helpers.model_helpers import one_line
 
@@ -100,6 +101,16 @@ def test_interval_holds_its_share_and_no_shorter_one_does(weights, share):
     shorter = last - first
     best = max((sum(map(Fraction, weights[i : i + shorter])) for i in range(len(weights) - shorter + 1)), default=0)
     assert best <= Fraction(share) * total * (1 + Fraction(1, 10**12))
+
+
+@given(st.lists(st.lists(st.floats(0, 100), min_size=5, max_size=5), min_size=1, max_size=4), st.floats(0.01, 1))
+def test_many_intervals_are_those_of_each(rows, share):
+    weights = np.array([[round(weight, 3) for weight in row] for row in rows]) + np.eye(len(rows), 5)
+    for row, (first, last) in zip(weights, shortest_intervals(weights, share).tolist(), strict=True):
+        # sums of floats, in which equal and enough depend on rounding
+        wanted = shortest_interval(row.tolist(), share)
+        assert row[first : last + 1].sum() == pytest.approx(row[wanted[0] : wanted[1] + 1].sum())
+        assert last - first == wanted[1] - wanted[0]
 
 
 def test_interval_by_hand():

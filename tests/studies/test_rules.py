@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pathlens.estimators.resampling import whole_interval
+from pathlens.estimators.sampled import decay
 from pathlens.metrics import holm, mcnemar_p, paired_interval
-from pathlens.paths import path_counts
+from pathlens.paths import effective_paths, path_counts
 from pathlens.tables import Column, Table
 from studies.rules import claims, networks, paths, veit
 from studies.rules import lesions as rules
@@ -164,8 +166,11 @@ def test_repeated_draws_count_once():
     assert [(one["critical"], one["n"], one["median"]) for one in split] == [("with", 1, 0.2), ("without", 0, None)]
 
 
-def gradients(blocks, decades, noise=0.0, share=0.95):
-    """A table of path-gradients whose mean norms fall by so many decades a block, with sums that are a hundredth."""
+def gradients(blocks, decades, noise=0.0, share=0.95, dead=()):
+    """A table of path-gradients whose mean norms fall by so many decades a block, with sums that are a hundredth.
+
+    Of lengths that are ``dead`` no sampled path has a gradient. Other samples have the same noise, and 5 % more.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for length, count in enumerate(path_counts(blocks)):
@@ -174,7 +179,26 @@ def gradients(blocks, decades, noise=0.0, share=0.95):
         row = {"length": length, "n_paths": count, "path_norm_mean": norm, "path_norm_low": 0.9 * norm}
         row |= {"path_norm_high": 1.1 * norm, "path_norm_rms": 2 * norm, "path_norm_rms_error": 0.1 * norm}
         rows.append({**row, "total_norm": total, "total_low": 0.8 * total, "total_high": 1.2 * total})
-    return table(rows, share=share)
+        if length in dead:
+            rows[-1]["path_norm_mean"] = 0.0
+    means = np.array([row["path_norm_mean"] for row in rows])
+    others = means * 10 ** (noise * rng.standard_normal((200, len(rows)))) * rng.normal(1, 0.05, (200, len(rows)))
+    return table(rows, share=share, decay=vars(decay(rows, others)), effective=effective(rows, others, share))
+
+
+def effective(rows, others, share):
+    """What provenance says of effective lengths: of the sampled contributions in other samples, and of exact ones."""
+    counts = np.array([float(row["n_paths"]) for row in rows])
+    totals = np.array([row["total_norm"] for row in rows])
+    means = np.array([row["path_norm_mean"] for row in rows])
+    found = {}
+    for name, weights, drawn in (("sampled", means * counts, others * counts), ("exact", totals, totals[None])):
+        ranges = [effective_paths(one.tolist(), share) for one in drawn]
+        ends = {end: np.array([getattr(one, end) for one in ranges]) for end in ("first", "last", "share_of_paths")}
+        found[name] = vars(effective_paths(weights.tolist(), share))
+        for end, values in ends.items():
+            found[name] |= whole_interval(end, values)
+    return found
 
 
 def test_norms_of_paths_decay_exponentially():
@@ -185,14 +209,13 @@ def test_norms_of_paths_decay_exponentially():
     assert paths.decay(gradients(20, 0.0, noise=0.3)).outcome == "cannot tell"
     ragged = paths.decay(gradients(20, -0.1, noise=0.5))
     assert (ragged.high < 0, ragged.outcome) == (True, "cannot tell")  # it falls, but on no straight line
-    dead = gradients(20, -0.5)
-    ends = [{**row, "path_norm_mean": row["path_norm_mean"] * (row["length"] < 18)} for row in dead.rows]
-    assert paths.decay(table(ends, share=0.95)).value == pytest.approx(-0.5)
-    assert "3 lengths of which no sampled path has a gradient are left out" in paths.decay(table(ends, share=0.95)).here
+    ends = paths.decay(gradients(20, -0.5, dead=(18, 19, 20)))
+    assert ends.value == pytest.approx(-0.5)
+    assert "3 lengths of which no sampled path has a gradient are left out" in ends.here
 
 
 def test_effective_lengths_with_their_intervals():
-    rows = {row["contribution"]: row for row in paths.range_rows("n", gradients(20, -0.5), 200)}
+    rows = {row["contribution"]: row for row in paths.range_rows("n", gradients(20, -0.5))}
     weights = [math.comb(20, length) * 10 ** (-0.5 * length) for length in range(21)]
     own = rows["sampled"]
     assert sum(weights[own["first"] : own["last"] + 1]) >= 0.95 * sum(weights)
@@ -204,9 +227,7 @@ def test_effective_lengths_with_their_intervals():
     assert paths.few({**own, "share_low": 0.01, "share_high": 0.04}).outcome == "agrees"
     assert paths.few({**own, "share_low": 0.01, "share_high": 0.06}).outcome == "cannot tell"
     assert paths.few({**own, "share_low": 0.1, "share_high": 0.2}).outcome == "disagrees"
-    only = gradients(20, -0.5)
-    rows = [{**row, "path_norm_mean": None, "path_norm_rms": None} for row in only.rows]
-    assert [row["contribution"] for row in paths.range_rows("n", table(rows, share=0.95), 20)] == ["exact"]
+    assert (rows["exact"]["peak"], rows["exact"]["last_low"]) == (own["peak"], rows["exact"]["last"])
 
 
 def test_cancellation_is_the_sum_over_the_product():
