@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -109,7 +109,7 @@ def path_gradients(
         for estimator in chosen:
             measured |= estimator.estimate(problem, rows)
         measured["effective"] = {
-            estimator.name: _effective(estimator, rows, problem, run.is_chain)
+            estimator.name: effective_range(estimator, rows, share, problem.numbers, run.is_chain)
             for estimator in sorted(chosen, key=lambda estimator: estimator.rank)
             if any(estimator.contributions(rows))
         }
@@ -277,22 +277,28 @@ def _numbers(run: Opened) -> Callable[[int], Mapping[int, int]]:
     return lambda boundary: dict(enumerate(counted[nodes[boundary]]))
 
 
-def _effective(estimator: Estimator, rows: Rows, problem: Problem, is_chain: bool) -> dict[str, Json]:
+def effective_range(
+    estimator: Estimator, rows: Rows, share: float, numbers: Sequence[int], is_chain: bool
+) -> dict[str, Json]:
     """The effective range, with what it is in bootstrap samples.
 
-    Contributions begin at the shortest length, which blocks without a shortcut add to; a length that no path has
-    contributes nothing.
+    Args:
+        estimator: what made the rows.
+        rows: of the table. They begin at the shortest length, which blocks without a shortcut add to; a length that no
+            path has contributes nothing.
+        share: of the contribution that the range holds.
+        numbers: of paths of the shortest length, and of each longer one.
+        is_chain: whether blocks are a chain.
     """
-    share, counts, shortest = problem.request.share, problem.numbers, problem.lengths[0]
     known = [value or 0.0 for value in estimator.contributions(rows)]
-    effective = paths.effective_paths(known, share, len(counts) - 1, None if is_chain else counts)
+    effective = paths.effective_paths(known, share, len(numbers) - 1, None if is_chain else numbers)
+    shortest = rows[0]["length"]
     found: dict[str, Json] = vars(effective) | {"first": shortest + effective.first, "last": shortest + effective.last}
     if estimator.resampled is not None:
         contributed = estimator.contributed(np.nan_to_num(estimator.resampled), [row["n_paths"] for row in rows])
         ends = paths.shortest_intervals(contributed[contributed.any(1)], share)
-        held = {
-            (first, last): sum(counts[first : last + 1]) / sum(counts) for first, last in set(map(tuple, ends.tolist()))
-        }
+        distinct = set(map(tuple, ends.tolist()))
+        held = {(first, last): sum(numbers[first : last + 1]) / sum(numbers) for first, last in distinct}
         found |= whole_interval("first", shortest + ends[:, 0]) | whole_interval("last", shortest + ends[:, 1])
         found |= whole_interval("share_of_paths", np.array([held[first, last] for first, last in ends.tolist()]))
     return found

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pathlens.analyses.profiles import effective_range
+from pathlens.estimators import estimators
+from pathlens.estimators.resampling import RESAMPLES
+from pathlens.estimators.sampled import decay as decay_line
 from pathlens.paths import length_range
 from pathlens.results.path_profile import contributions
 from pathlens.tables import Table
@@ -13,6 +17,13 @@ from studies.rules.claims import AGREES, CANNOT_TELL, Verdict, decide
 from studies.rules.veit import FEW_PATHS, STRAIGHT
 
 _CANCELLED = 0.1
+#: estimator -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
+_INTERVALS = {
+    "sampled": ("path_norm_mean", "path_norm_low", "path_norm_high"),
+    "signed": ("path_norm_rms", None, "path_norm_rms_error"),
+    "exact": ("total_norm", "total_low", "total_high"),
+}
+_Z = 1.959964
 
 RANGES = (
     ("network", "", "network"),
@@ -32,9 +43,30 @@ RANGES = (
 )
 
 
+def with_intervals(table: Table) -> Table:
+    """A table of ``path-gradients`` whose provenance has the intervals of effective lengths and of the decay.
+
+    One that was measured before bootstrap samples were drawn has norms drawn from their own intervals in their place,
+    as normal and each length on its own.
+    """
+    if all("first_low" in span for span in table.provenance["effective"].values()):
+        return table
+    rng, share, numbers = np.random.default_rng(0), table.provenance["share"], [row["n_paths"] for row in table.rows]
+    said: dict[str, Any] = {"effective": {}}
+    for estimator in estimators():
+        middle, low, high = _INTERVALS[estimator.name]
+        values, ends = (np.array([row[name] or 0.0 for row in table.rows]) for name in (middle, high))
+        error = ends if low is None else (ends - np.array([row[low] for row in table.rows])) / (2 * _Z)
+        estimator.resampled = np.abs(values + error * rng.standard_normal((RESAMPLES, len(values))))
+        said["effective"][estimator.name] = effective_range(estimator, table.rows, share, numbers, True)
+        if estimator.name == "sampled":
+            said["decay"] = vars(decay_line(table.rows, estimator.resampled))
+    return Table(table.columns, table.rows, {**table.provenance, **said})
+
+
 def range_rows(network: str, table: Table) -> list[dict[str, Any]]:
     """Effective range of each kind of contribution that a table of ``path-gradients`` has, with intervals."""
-    rows = []
+    rows, table = [], with_intervals(table)
     for kind, found in table.provenance["effective"].items():
         contributed = [value or 0.0 for value in contributions(table.rows, kind)]
         row = {"network": network, "blocks": len(contributed) - 1, "contribution": kind}
@@ -73,7 +105,7 @@ def few(row: dict[str, Any]) -> Verdict:
 def decay(table: Table) -> Verdict:
     """Does the mean norm of a path fall exponentially with its length? Lengths whose mean is 0 have no logarithm."""
     left_out = sum(row["path_norm_mean"] == 0 for row in table.rows)
-    line = table.provenance["decay"]
+    line = with_intervals(table).provenance["decay"]
     falls = decide(line["low"], line["high"], below=0)
     return Verdict(
         CANNOT_TELL if falls == AGREES and line["explained"] < STRAIGHT else falls,
