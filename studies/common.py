@@ -244,6 +244,7 @@ class Page:
     title: str
     question: str
     _parts: list[str] = field(default_factory=list)
+    _answer: str = ""
 
     @property
     def tables(self) -> Tables:
@@ -314,6 +315,7 @@ class Page:
         self.section("What was claimed, and what the numbers say", claims.tally(kept))
         self.text(claims.listing(kept))
         self.table("claims")
+        self._answer = claims.in_short(kept)
 
     def text_of(self, protocol: str, known: Mapping[str, Any]) -> str:
         """The page, with what the record says of its making.
@@ -329,6 +331,7 @@ class Page:
             "",
             f"**Question.** {self.question}",
             "",
+            *((f"**In short.** {self._answer}", "") if self._answer else ()),
             f"**Protocol.** {protocol}",
             "",
             f"**Scale and hardware.** `--scale {known['scale']}`; {_made(known)}.{apart} This page: commit "

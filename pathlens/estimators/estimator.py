@@ -89,6 +89,7 @@ class Estimator(ABC):
         last_columns: of those at the end of the table.
         shown: how columns are printed.
         norm: the column that says what a length contributes.
+        interval: columns of the ends of its 95 % interval, None where it has none.
         of_one: whether that is the norm of one path, to be multiplied by their number.
         rank: a figure shades the effective lengths of the estimator of lowest rank.
         on_terminal: what it is called there.
@@ -101,6 +102,7 @@ class Estimator(ABC):
     last_columns: ClassVar[type] = object
     shown: ClassVar[Mapping[str, Shown]] = {}
     norm: ClassVar[str]
+    interval: ClassVar[tuple[str, str] | None] = None
     of_one: ClassVar[bool]
     rank: ClassVar[int]
     on_terminal: ClassVar[str]

@@ -67,6 +67,7 @@ class Exact(Estimator):
         "share": Shown("along the\ngradient %", _percent, gives_way=3),
     }
     norm = "total_norm"
+    interval = ("total_low", "total_high")
     of_one = False
     rank = 1
     on_terminal = "exact sums"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pathlens.estimators import resampling
 from pathlens.estimators.estimator import NORM, Estimator, Problem
-from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
+from pathlens.estimators.resampling import RESAMPLES, example_weights
 from pathlens.paths import Paths
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
@@ -127,7 +128,7 @@ class Sampler:
             return self.mean(length), self.mean(length)
         # scipy.stats.bootstrap draws and says the same, and takes several times as long
         drawn = self._drawn(length)
-        return interval((means * counts)[drawn].sum(1) / counts[drawn].sum(1), self.mean(length))
+        return resampling.interval((means * counts)[drawn].sum(1) / counts[drawn].sum(1), self.mean(length))
 
     def _drawn(self, length: int) -> np.ndarray:
         """Which paths each bootstrap sample has, shape (samples, paths)."""
@@ -227,7 +228,7 @@ def decay(rows: Sequence[Row], resampled: np.ndarray) -> Decay | None:
         return None
     slope, explained, first, last = line
     slopes = [found[0] for found in (_line(lengths, sample) for sample in resampled) if found is not None]
-    return Decay(slope, *interval(np.array(slopes), slope), explained, first, last)
+    return Decay(slope, *resampling.interval(np.array(slopes), slope), explained, first, last)
 
 
 def _line(lengths: np.ndarray, means: np.ndarray) -> tuple[float, float, int, int] | None:
@@ -256,6 +257,7 @@ class Sampled(Estimator):
         "stopped": Shown(left=True, gives_way=5),
     }
     norm = "path_norm_mean"
+    interval = ("path_norm_low", "path_norm_high")
     of_one = True
     rank = 0
     on_terminal = "sampled contribution"
@@ -287,7 +289,7 @@ class Sampled(Estimator):
                 continue
             norms, mean = sampler.flat(chosen), sampler.mean(chosen)
             row["path_norm_mean"] = mean
-            row["path_norm_low"], row["path_norm_high"] = interval(resampled[:, chosen], mean)
+            row["path_norm_low"], row["path_norm_high"] = resampling.interval(resampled[:, chosen], mean)
             row["path_norm_q05"], row["path_norm_median"], row["path_norm_q95"] = (
                 float(value) for value in np.quantile(norms, (0.05, 0.5, 0.95))
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,10 +35,16 @@ NEEDED = ("block", "stage", "kind", "count", "sample", "error", "error_low", "er
 _MANY = 30  # blocks beyond which one column of a page is too narrow
 _ASIDE = 0.12  # by which the lines of sets stand apart, so that each interval is seen
 _MARKERS = "oDs^vP"  # of several networks
+_LISTED = 4  # blocks that a legend has room for
 _DENSE = 150  # blocks beyond which intervals touch each other
 
 
-def deletion(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
+def deletion(
+    table: Table | pd.DataFrame,
+    width: float | None = None,
+    critical: Collection[int] = (),
+    chance: float | None = None,
+) -> Figure:
     """Error of the network after blocks were deleted, from the table of ``delete-blocks``.
 
     Where each block was deleted by itself: error against the deleted block, with 95 % intervals, the intact network as
@@ -51,11 +56,13 @@ def deletion(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
         table: with the columns ``block, stage, kind, count, sample, error, error_low, error_high``; errors are
             fractions and drawn in percent.
         width: in inches; by default one column of a page, or the whole page for more than 30 blocks.
+        critical: blocks; sets that hold one of them are drawn apart, by the column ``blocks``.
+        chance: error of guessing, a fraction, drawn as a dotted line.
 
     Raises:
         UsageError: columns are missing, or there is nothing to draw.
     """
-    return _lesions(table, width, "block")
+    return _lesions(table, width, "block", critical, chance)
 
 
 def skips(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
@@ -68,7 +75,12 @@ def skips(table: Table | pd.DataFrame, width: float | None = None) -> Figure:
     return _lesions(table, width, "shortcut")
 
 
-def deletions(tables: Mapping[str, Table | pd.DataFrame], width: float | None = None) -> Figure:
+def deletions(
+    tables: Mapping[str, Table | pd.DataFrame],
+    width: float | None = None,
+    chance: float | None = None,
+    zoom: float | None = None,
+) -> Figure:
     """Several tables of deletions in one panel with one scale: of networks, or of one network under several rules.
 
     Where each block was deleted by itself: error against the deleted block, a line with 95 % intervals for each table,
@@ -80,6 +92,8 @@ def deletions(tables: Mapping[str, Table | pd.DataFrame], width: float | None = 
         tables: by the name that the legend gives them, each as of :func:`deletion` or :func:`skips`; either of single
             blocks or of sets, all alike.
         width: in inches; by default one column of a page, or the whole page for more than 30 blocks.
+        chance: error of guessing, a fraction, drawn as a dotted line.
+        zoom: an error, a fraction, up to which a second panel below shows the same.
 
     Raises:
         UsageError: no tables, columns are missing, there is nothing to draw, or single blocks beside sets.
@@ -99,30 +113,76 @@ def deletions(tables: Mapping[str, Table | pd.DataFrame], width: float | None = 
     last = max(max(line["x"]) for line in lines.values())
     width = width or (DOUBLE if by_block and last >= _MANY else SINGLE)
     with style():
-        figure = new_figure(width, 2.6)
-        axes = figure.add_subplot()
-        for number, (name, line) in enumerate(lines.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            marker = _MARKERS[number % len(_MARKERS)]
-            aside = 0.0 if by_block else _ASIDE * (number - (len(lines) - 1) / 2)
-            places = [x + aside for x in line["x"]]
-            axes.errorbar(places, line["y"], whiskers(line), color=colour, fmt=f"{marker}-", ms=2.8, mew=0, lw=0.8,
-                          elinewidth=0.6, label=name, zorder=3)  # fmt: skip
-            if name in intact:
-                axes.axhline(100 * intact[name], color=colour, ls=(0, (4, 2)), lw=0.7, zorder=2)
-        if intact:
-            axes.plot([], [], color=INK, ls=(0, (4, 2)), lw=0.7, label="intact network")
+        figure = new_figure(width, 2.6 if zoom is None else 3.4)
+        panels = [figure.add_subplot()] if zoom is None else list(figure.subplots(2, 1, sharex=True))
         ends = [end for line in lines.values() for end in (*line["y"], *line["high"]) if end is not None]
-        percent_axis(axes, [*intact.values(), *(end / 100 for end in ends)], error_label(next(iter(tables.values()))))
-        axes.set_xlim(-0.7 if by_block else 0.3, last + 0.7)
-        axes.xaxis.set_major_locator(block_ticks())
+        label = error_label(next(iter(tables.values())))
+        for axes in panels:
+            _side_by_side(axes, lines, intact, by_block)
+            chance_line(axes, chance)
+            percent_axis(axes, [*intact.values(), chance, *(end / 100 for end in ends)], label)
+            axes.set_xlim(-0.7 if by_block else 0.3, last + 0.7)
+            axes.xaxis.set_major_locator(block_ticks())
+        if zoom is not None:
+            axes.set_ylim(0, 100 * zoom)
         axes.set_xlabel("deleted block" if by_block else "number of deleted blocks")
-        legend_outside(axes, width)
+        legend_outside(panels[0], width)
     return figure
 
 
-def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Figure:
-    rows = to_rows(table, NEEDED, f"{what} deletion")
+def _side_by_side(axes: Axes, lines: Mapping[str, Series], intact: Mapping[str, float], by_block: bool) -> None:
+    for number, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        marker = _MARKERS[number % len(_MARKERS)]
+        aside = 0.0 if by_block else _ASIDE * (number - (len(lines) - 1) / 2)
+        places = [x + aside for x in line["x"]]
+        axes.errorbar(places, line["y"], whiskers(line), color=colour, fmt=f"{marker}-", ms=2.8, mew=0, lw=0.8,
+                      elinewidth=0.6, label=name, zorder=3)  # fmt: skip
+        if name in intact:
+            axes.axhline(100 * intact[name], color=colour, ls=(0, (4, 2)), lw=0.7, zorder=2)
+    if intact:
+        axes.plot([], [], color=INK, ls=(0, (4, 2)), lw=0.7, label="intact network")
+
+
+def chance_line(axes: Axes, chance: float | None) -> None:
+    """The error of guessing, where it is given."""
+    if chance is not None:
+        axes.axhline(100 * chance, color=MUTED, ls=":", lw=0.8, zorder=1, label="chance")
+
+
+def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical: Collection[int], words: str) -> None:
+    """A point for each set or order; those of critical blocks apart.
+
+    Args:
+        axes: where.
+        rows: with the column ``blocks`` where there are critical ones.
+        series: places and errors of rows.
+        critical: blocks that are told apart.
+        words: what a point is, and what it does to the blocks of the column.
+    """
+    what, does = words.split()
+    groups = {f"one {what}": rows}
+    if critical:
+        those = {id(row) for row in rows if not set(critical).isdisjoint(map(int, str(row["blocks"]).split(",")))}
+        listed = " or ".join(map(str, sorted(critical)))
+        which = f"one of {len(critical)} blocks" if len(critical) > _LISTED else f"block {listed}"
+        groups = {
+            f"one {what}": [row for row in rows if id(row) not in those],
+            f"one that {does} {which}": [row for row in rows if id(row) in those],
+        }
+    for (label, group), colour, marker in zip(groups.items(), (COLOURS[0], COLOURS[3]), "oD", strict=False):
+        points = series(group)
+        axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.35, label=label)
+
+
+def _lesions(
+    table: Table | pd.DataFrame,
+    width: float | None,
+    what: str,
+    critical: Collection[int] = (),
+    chance: float | None = None,
+) -> Figure:
+    rows = to_rows(table, (*NEEDED, *(("blocks",) if critical else ())), f"{what} deletion")
     damaged, single = lesioned(rows), single_rows(rows)
     if not damaged:
         raise UsageError(f"the table has no deleted {what}; give one from delete-blocks or delete-skips")
@@ -132,8 +192,8 @@ def _lesions(table: Table | pd.DataFrame, width: float | None, what: str) -> Fig
     if what == "block":
         what = str(of(table).get("group", what))
     if single:
-        return _one_by_one(single, intact_row(rows), width, what, error_label(table))
-    return _by_count(rows, width or SINGLE, what, error_label(table))
+        return _one_by_one(single, intact_row(rows), width, what, error_label(table), chance)
+    return _by_count(rows, width or SINGLE, what, error_label(table), critical, chance)
 
 
 def of(table: Table | pd.DataFrame) -> Provenance:
@@ -146,7 +206,9 @@ def error_label(table: Table | pd.DataFrame) -> str:
     return tasks.error_label(of(table), "test")
 
 
-def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what: str, error: str) -> Figure:
+def _one_by_one(
+    single: list[Row], intact: Row | None, width: float | None, what: str, error: str, chance: float | None
+) -> Figure:
     blocks = [int(row["block"]) for row in single]
     first, last = min(blocks), max(blocks)
     span = last - first + 1
@@ -178,19 +240,22 @@ def _one_by_one(single: list[Row], intact: Row | None, width: float | None, what
         axes.set_xlim(first - 0.7, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         label = "block whose shortcut is deleted" if what == "shortcut" else f"deleted {what}"
+        chance_line(axes, chance)
         finish(axes, intact, single, label, width, enlarge=4 / size, error=error)
     return figure
 
 
-def _by_count(rows: Rows, width: float, what: str, error: str) -> Figure:
-    points, means = error_series(set_rows(rows), "count"), error_series(mean_rows(rows), "count")
+def _by_count(
+    rows: Rows, width: float, what: str, error: str, critical: Collection[int], chance: float | None
+) -> Figure:
+    means = error_series(mean_rows(rows), "count")
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        look: dict[str, Any] = {"color": COLOURS[0], "ms": 2.6, "mew": 0, "alpha": 0.3}
-        axes.plot(points["x"], points["y"], "o", label="one set", **look)
+        one_each(axes, set_rows(rows), lambda sets: error_series(sets, "count"), critical, "set holds")
         if means["x"]:
             mean_line(axes, means, "mean over sets, 95 % interval")
+        chance_line(axes, chance)
         axes.xaxis.set_major_locator(block_ticks())
         finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width, error=error)
     return figure

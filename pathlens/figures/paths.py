@@ -53,10 +53,10 @@ def path_gradients(
     The panels of Veit, Wilber, Belongie 2016, figure 6, with what is exact beside what is sampled:
 
     a. share of all paths that have a length;
-    b. gradient norm of one path: mean of the sampled paths with its 95 % interval, their median, the band of 5 to 95 %
-       of them, and the root mean square over all paths; left out where neither was measured;
+    b. gradient norm of one path: mean of the sampled paths with its 95 % interval, median and band of 5 to 95 % over
+       paths and examples, and the root mean square over all paths; left out where neither was measured;
     c. what a length contributes, all curves in one unit: number of paths times mean norm (with the interval of the
-       mean), number of paths times root mean square, and the exact norm of the sum of all gradients.
+       mean), number of paths times root mean square, and the exact norm of the sum of all gradients with its interval.
 
     Panels b and c have logarithmic axes. What is 16 powers of ten below the largest norm, or 3 below the peak of the
     lowest curve of c, is left out, which the panel then says.
@@ -115,7 +115,7 @@ def _paths(axes: Axes, lengths: Sequence[int], percent: Sequence[float]) -> None
 
 def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
     if "sampled" in norms:
-        _band(axes, norms["median"])
+        _band(axes, norms["median"], _SAMPLED)
         axes.plot(*_points(norms["median"]), color=_SAMPLED, ls=":", zorder=3)
         _with_intervals(axes, norms["sampled"])
     if "rms" in norms:
@@ -125,15 +125,17 @@ def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
 
 def _all_paths(axes: Axes, curves: dict[str, Series], note: str) -> None:
     if "sampled" in curves:
-        axes.plot([], [], color=_SAMPLED, ls=":", label="median of sampled paths")
-        axes.fill_between([], [], color=_SAMPLED, alpha=0.2, lw=0, label="5 to 95 % of sampled paths")
+        axes.plot([], [], color=_SAMPLED, ls=":", label="median of sampled paths and examples")
+        axes.fill_between([], [], color=_SAMPLED, alpha=0.2, lw=0, label="5 to 95 % of sampled paths and examples")
         _with_intervals(axes, curves["sampled"], label="mean of sampled paths, 95 % interval")
     if "signed" in curves:
         label = "root mean square (random signs)"
         axes.plot(*_points(curves["signed"]), color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
     if "exact" in curves:
-        label, marked = "sum over all paths (exact)", _line(len(curves["exact"]["x"]))
-        axes.plot(*_points(curves["exact"]), color=_EXACT, lw=1.4, label=label, zorder=6, **marked)
+        label = "sum over all paths (exact)" + (", 95 % interval" if any(curves["exact"]["low"]) else "")
+        marked = _line(len(curves["exact"]["x"]))
+        _band(axes, curves["exact"], _EXACT)
+        axes.plot(*_points(curves["exact"]), color=_EXACT, lw=1.0, label=label, zorder=6, **marked)
     _log_axis(axes, "contribution of a length\n(loss per unit of input)", note)
 
 
@@ -142,9 +144,9 @@ def _points(series: Series, values: str = "y") -> tuple[list[int], list[float]]:
     return series["x"], [value if value and value > 0 else np.nan for value in series[values]]
 
 
-def _band(axes: Axes, series: Series) -> None:
+def _band(axes: Axes, series: Series, colour: str) -> None:
     low, high = (_points(series, end)[1] for end in ("low", "high"))
-    axes.fill_between(series["x"], low, high, color=_SAMPLED, alpha=0.2, lw=0, zorder=2)
+    axes.fill_between(series["x"], low, high, color=colour, alpha=0.2, lw=0, zorder=2)
 
 
 def _with_intervals(axes: Axes, series: Series, **look: Any) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import error_label, intact_line, mean_line, percent_axis
-from pathlens.figures.style import COLOURS, SINGLE, legend_outside, new_figure, style, to_rows
+from pathlens.figures.lesions import error_label, intact_line, mean_line, one_each, percent_axis
+from pathlens.figures.style import SINGLE, legend_outside, new_figure, style, to_rows
 from pathlens.results.charts import Series
 from pathlens.results.measured import error_series, intact_row
 from pathlens.results.reordering import order_rows
@@ -19,7 +21,9 @@ _FEWEST = 5  # orders of a mean; the interval of two is as wide as the page
 NEEDED = ("swaps", "kendall_tau", "sample", "error", "error_low", "error_high")
 
 
-def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 10) -> Figure:
+def reordering(
+    table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 10, critical: Collection[int] = ()
+) -> Figure:
     """Error of the network with reordered blocks against Kendall's tau, from the table of ``reorder-blocks``.
 
     One point per order. The line is the mean in bins of equal width of tau, with Student's 95 % interval; a bin of
@@ -32,11 +36,12 @@ def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 1
             no tau) are left out.
         width: in inches.
         bins: bins between the lowest tau and 1.
+        critical: blocks; orders that move one of them are drawn apart, by the column ``blocks``.
 
     Raises:
         UsageError: columns are missing, there is nothing to draw, or fewer than one bin.
     """
-    rows = to_rows(table, NEEDED, "reordering")
+    rows = to_rows(table, (*NEEDED, *(("blocks",) if critical else ())), "reordering")
     if bins < 1:
         raise UsageError(f"{bins} bins were asked for; give at least 1")
     intact, points = intact_row(rows), error_series(order_rows(rows), "kendall_tau", intervals=False)
@@ -46,7 +51,13 @@ def reordering(table: Table | pd.DataFrame, width: float = SINGLE, bins: int = 1
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
-        axes.plot(points["x"], points["y"], "o", color=COLOURS[0], ms=2.6, mew=0, alpha=0.3, label="one order")
+        one_each(
+            axes,
+            order_rows(rows),
+            lambda orders: error_series(orders, "kendall_tau", intervals=False),
+            critical,
+            "order moves",
+        )
         if means:
             mean_line(axes, means, f"mean in bins of {_FEWEST} or more, 95 % interval")
         intact_line(axes, intact)

@@ -75,8 +75,8 @@ def contribution_series(rows: Rows) -> tuple[dict[str, Series], str]:
             return [_times(row.get(column), int(row["n_paths"]) if of_one else 1) for row in rows]
 
         curve: Series = {"x": [row["length"] for row in rows], "y": contributed(estimator.norm)}
-        if method == "sampled":
-            curve |= {"low": contributed("path_norm_low"), "high": contributed("path_norm_high")}
+        if estimator.interval is not None:
+            curve |= dict(zip(("low", "high"), map(contributed, estimator.interval), strict=True))
         if any(curve["y"]):
             series[method] = curve
     peaks = [max(value for value in curve["y"] if value) for curve in series.values()]

@@ -33,7 +33,9 @@ PROTOCOL = (
     "images. Differences from the papers: Veit et al. 2016 do not delete shortcuts; He et al. 2016a (figure 7) "
     "measure the response of every 3x3 layer after batch norm and set it beside no lesion, and here it is that of the "
     "whole branch where it enters the addition (in pre-activation networks no batch norm comes after it); Veit et al. "
-    "sample paths in a CIFAR-10 network of 54 blocks. Blocks are the unit of the intervals over blocks, although "
+    "sample paths in a CIFAR-10 network of 54 blocks. Whose objections: a public review of the paper (NIPS 2016) finds "
+    "that it defines no ensemble and leaves open why its findings come about; (a) to (d) are our own ways of putting "
+    "that to the numbers. Blocks are the unit of the intervals over blocks, although "
     "blocks of one network are not independent."
 )
 

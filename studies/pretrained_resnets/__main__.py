@@ -17,6 +17,8 @@ from pathlens.tables import Table
 from studies.common import Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.pretrained_resnets.judged import intact, verdicts
 from studies.pretrained_resnets.twins import blocks_of_twin
+from studies.rules.lesions import critical_blocks
+from studies.rules.veit import CHANCE
 from studies.subjects import Subject, published, untrained
 
 NAME = "pretrained_resnets"
@@ -108,12 +110,21 @@ def _kept(study: StudySetting, subject: Subject) -> dict[str, object]:
     return {**subject.options, "journal": study.runs / "journal"}
 
 
-def drawn(key: str, table: Table) -> object:
-    """The figure of a measurement."""
+def drawn(key: str, table: Table, lesions: Table) -> object:
+    """The figure of a measurement.
+
+    Args:
+        key: which.
+        table: its own.
+        lesions: of single blocks of the same network.
+    """
     if key == "gradients":
         effective = table.provenance["effective"]["sampled"]
         return figures.path_gradients(table, effective=(effective["first"], effective["last"]))
-    return {"skips": figures.skips, "orders": figures.reordering}.get(key, figures.deletion)(table)
+    if key == "skips":
+        return figures.skips(table)
+    critical = () if key == "lesions" else critical_blocks(lesions)
+    return (figures.reordering if key == "orders" else figures.deletion)(table, critical=critical)
 
 
 def state(study: StudySetting) -> Page:
@@ -131,7 +142,11 @@ def state(study: StudySetting) -> Page:
         "is deleting the same two convolutions in both.",
     )
     both = {f"{pair}, with shortcuts": tables[f"lesions-{pair}"], f"{twin}, without": tables[f"twin-{twin}"]}
-    page.figure("twins", lambda: figures.deletions(both), f"Error with each block deleted in turn: {pair} and {twin}.")
+    page.figure(
+        "twins",
+        lambda: figures.deletions(both, chance=CHANCE),
+        f"Error with each block deleted in turn: {pair} and {twin}.",
+    )
     caption = f"Error with each layer deleted in turn: {twin}."
     page.figure(f"lesions-{twin}", lambda: figures.deletion(tables[f"lesions-{twin}"]), caption)
     page.table(f"twin-{twin}", {name: look for name, look in LESIONS.items() if name != "kind"})
@@ -142,7 +157,7 @@ def state(study: StudySetting) -> Page:
         page.section(f"{name}: {blocks} blocks")
         for key, caption in CAPTIONS.items():
             stem = f"{key}-{name}"
-            page.figure(stem, partial(drawn, key, tables[stem]), f"{caption}: {name}.")
+            page.figure(stem, partial(drawn, key, tables[stem], tables[f"lesions-{name}"]), f"{caption}: {name}.")
             if key == "sets":
                 page.table(stem, SETS, rows=lambda row: row["sample"] is None)
             else:

@@ -236,5 +236,24 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def in_short(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which claims came out how, and for which networks, those of others first."""
+    parts = []
+    for whose, own in (("Claims of others", False), ("Claims of our own", True)):
+        said = []
+        for outcome in OUTCOMES:
+            networks: dict[str, list[str]] = {}
+            for row in rows:
+                if row["outcome"] == outcome and (row["source"] == OURS) == own:
+                    networks.setdefault(row["claim"], []).append(row["network"])
+            if networks:
+                said.append(
+                    f"*{outcome}* on " + ", ".join(f"{claim} ({'; '.join(of)})" for claim, of in networks.items())
+                )
+        if said:
+            parts.append(f"{whose}: {'; '.join(said)}.")
+    return " ".join(parts)
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"

@@ -83,6 +83,11 @@ def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
+def critical_blocks(lesions: Table) -> list[int]:
+    """Blocks that are shown to cost more than the margin alone."""
+    return [cost.block for cost in costs(lesions) if cost.is_noticeable]
+
+
 def single(lesions: Table) -> Verdict:
     """Does deleting one block cost little, in most blocks?"""
     found = costs(lesions)
@@ -205,7 +210,7 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         what: ``sets`` or ``orders``.
         verb: what they do with a block: ``hold`` or ``move``.
     """
-    critical = {cost.block for cost in costs(lesions) if cost.is_noticeable}
+    critical = set(critical_blocks(lesions))
     rho, rho_low, rho_high = rank_interval([one.distance for one in drawn], [one.error for one in drawn])
     if rho is None or rho_low is None or rho_high is None:
         return Verdict(CANNOT_TELL, f"the error of {len(drawn)} {what} does not vary")
@@ -292,7 +297,7 @@ def rank_interval(
 
 def split_rows(drawn: Sequence[Drawn], lesions: Table) -> list[dict[str, Any]]:
     """For each size the sets with and without a critical block: how many, mean, median, smallest and largest error."""
-    critical = {cost.block for cost in costs(lesions) if cost.is_noticeable}
+    critical = set(critical_blocks(lesions))
     rows = []
     for size in sorted({one.size for one in drawn}):
         for touched in (True, False):

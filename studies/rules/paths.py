@@ -14,7 +14,7 @@ from pathlens.paths import length_range
 from pathlens.results.path_profile import contributions
 from pathlens.tables import Table
 from studies.rules.claims import AGREES, CANNOT_TELL, Verdict, decide
-from studies.rules.veit import FEW_PATHS, STRAIGHT
+from studies.rules.veit import FEW_PATHS, PAPERS, STRAIGHT
 
 _CANCELLED = 0.1
 #: estimator -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
@@ -83,7 +83,7 @@ def short(row: dict[str, Any]) -> Verdict:
     return Verdict(
         decide(row["last_low"], row["last_high"], below=half),
         f"{row['first']} to {row['last']} of {row['blocks']} blocks (longest {row['last_low']} to {row['last_high']}), "
-        f"half is {half:g}",
+        f"half is {half:g}; the longest is {row['last'] / row['blocks']:.0%} of the blocks, the paper's {PAPERS:.0%}",
         row["last"],
         row["last_low"],
         row["last_high"],

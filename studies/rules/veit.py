@@ -16,8 +16,12 @@ MARGIN = 0.005
 #: errors this far below chance are still at chance
 NEAR_CHANCE = 0.05
 CLASSES = 10
+#: error of guessing
+CHANCE = 1 - 1 / CLASSES
 #: share of all paths that the effective ones may hold and still be few; the paper's hold 0.45 %
 FEW_PATHS = 0.05
+#: longest effective length of the paper's network, as a share of its blocks (section 5.2: 17 of 54)
+PAPERS = 17 / 54
 #: how much of the variance of the log norm a straight line has to explain to be an exponential
 STRAIGHT = 0.9
 #: blocks that are deleted to compare how hard networks are to hurt; six stood out in the first run with seed 0

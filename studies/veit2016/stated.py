@@ -27,6 +27,8 @@ WORDS = {
     "plain": "the plain network, its layers deleted",
     "highway": "the highway network",
 }
+#: up to which errors are shown once more, where those of all networks hide the small ones
+ZOOM = 0.1
 
 SINGLES = (
     ("run", "", "name of the training run"),
@@ -123,7 +125,7 @@ def _single_row(lesions: Table) -> dict[str, Any]:
         "mean": statistics.fmean(rises),
         "median": statistics.median(rises),
         "largest": max(rises),
-        "critical": ", ".join(str(cost.block) for cost in found if cost.is_noticeable) or "none",
+        "critical": ", ".join(map(str, lesion_rules.critical_blocks(lesions))) or "none",
         "differ": sum(cost.p_holm < lesion_rules.LEVEL for cost in found),
         "n": intact["n"],
     }
@@ -150,15 +152,16 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         if run["trained"] in ("full", "plain", "highway")
     }
     caption = (
-        "Error with each block deleted in turn, in one panel (of the plain network each layer), seed 0; bars: 95 % "
-        "intervals over images (Wilson)."
+        "Error with each block deleted in turn, in one panel (of the plain network each layer), seed 0; below, the "
+        f"same up to {100 * ZOOM:g} %. Bars: 95 % intervals over images (Wilson)."
     )
-    page.figure("lesions", lambda: figures.deletions(panel), caption)
+    page.figure("lesions", lambda: figures.deletions(panel, chance=veit_claims.CHANCE, zoom=ZOOM), caption)
     for run in own:
         stem = f"lesions-{run['run']}"
         words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
         caption = f"Error with each block deleted in turn: {run['network']}, {words}."
-        page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
+        chance = veit_claims.CHANCE if run["trained"] == "plain" else None
+        page.figure(stem, partial(figures.deletion, page.tables[stem], chance=chance), caption)
         page.measured(stem)
     shown = {
         "network": "", "trained": "", "seed": "d", "intact": ".2%", "mean": "+.2%", "median": "+.2%",
@@ -172,7 +175,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Deleting many blocks (figure 5a), and reordering (figure 5b)",
         "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
         "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
-        "differ most where few blocks are deleted. Both are shown.",
+        "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         panel = {
@@ -190,7 +193,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         if stem in page.tables:
             words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
             caption = f"Error with random sets of blocks deleted: {run['network']}, trained {words}."
-            page.figure(stem, partial(figures.deletion, page.tables[stem]), caption)
+            page.figure(stem, partial(figures.deletion, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
     wanted = {run["run"] for run in _first(runs) if run["trained"] == "full"}
     shown = {"run": "", "size": "d", "critical": "", "n": "d", "mean": ".2%", "median": ".2%", "smallest": ".2%"}
@@ -199,8 +202,12 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         stem = f"orders-{run['run']}"
         if stem in page.tables:
             caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}."
-            page.figure(stem, partial(figures.reordering, page.tables[stem]), caption)
+            page.figure(stem, partial(figures.reordering, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
+
+
+def _critical(page: Page, run: Mapping[str, Any]) -> list[int]:
+    return lesion_rules.critical_blocks(page.tables[f"lesions-{run['run']}"])
 
 
 def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:

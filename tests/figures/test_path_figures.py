@@ -109,7 +109,8 @@ def test_curves_are_the_numbers_of_the_table():
     np.testing.assert_allclose(found, [[0.7 * share, 1.4 * share] for share in sampled])
     assert legend(figure) == sorted(
         [
-            "mean of sampled paths, 95 % interval", "median of sampled paths", "5 to 95 % of sampled paths",
+            "mean of sampled paths, 95 % interval", "median of sampled paths and examples",
+            "5 to 95 % of sampled paths and examples",
             "root mean square (random signs)", "sum over all paths (exact)",
             "effective lengths, 1 to 4: 19 % of all paths",
         ]
@@ -153,7 +154,11 @@ def test_tiny_shares_are_powers_of_ten():
         (
             "sampled",
             3,
-            ["5 to 95 % of sampled paths", "mean of sampled paths, 95 % interval", "median of sampled paths"],
+            [
+                "5 to 95 % of sampled paths and examples",
+                "mean of sampled paths, 95 % interval",
+                "median of sampled paths and examples",
+            ],
         ),
     ],
 )

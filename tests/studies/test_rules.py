@@ -265,5 +265,9 @@ def test_a_page_says_what_a_table_of_claims_holds():
     assert text.index(veit.SINGLE.rule) < text.index("- a:") < text.index(veit.HIGHWAY.says)
     told = "Claims of others: 1, with 1 verdicts (networks): agrees 1, disagrees 0, cannot tell 0. Claims of our own: 1"
     assert claims.tally(rows).startswith(told)
+    again = [*rows, claims.row(veit.SINGLE, "c", claims.Verdict("agrees", "so it is"))]
+    assert claims.in_short(again) == (
+        "Claims of others: *agrees* on single deletions (a; c). Claims of our own: *disagrees* on highway network (b)."
+    )
     found = claims.table([{**row, "data": "d"} for row in rows])
     assert found.values("claim") == ("single deletions", "highway network")
