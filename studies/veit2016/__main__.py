@@ -3,21 +3,28 @@
 Run ``python -m studies.veit2016 --scale cpu``; ``studies/common.py`` says what a scale is. Of the environment it
 reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``), and for the ImageNet part ``PATHLENS_IMAGENET`` (a folder of
 images by class) and ``PATHLENS_IMAGENET_WEIGHTS`` (a file; default: the published weights, which are downloaded).
+``--only cifar`` measures what is not measured yet of the networks on CIFAR-10 that lie in ``results/cifar10/``; the
+tables of the rest stay as they are in ``--out``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from studies import record
-from studies.common import Page, StudySetting, carry_out, keep_checkpoint, setting, start_fresh, train_all
+from studies.common import Page, StudySetting, carry_out, check_rest, keep_checkpoint, setting, start_fresh, train_all
 from studies.veit2016 import cifar, retraining, stated
 from studies.veit2016.measured import measure_imagenet, measure_kept, measure_trained
+from studies.veit2016.trainings import cifar as cifar_data
 from studies.veit2016.trainings import trainings
 
 NAME = "veit2016"
+#: part of the study that can be measured alone
+CIFAR = "cifar"
 
 PROTOCOL = (
     "Residual networks of 54 pre-activation blocks, trained here, and studied on test images as in the paper: each "
@@ -35,8 +42,18 @@ PROTOCOL = (
 )
 
 
-def measure(study: StudySetting) -> list[dict[str, Any]]:
-    """Train, measure, and return where the networks come from."""
+def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]]:
+    """Train, measure, and return where the networks come from.
+
+    Args:
+        study: what was asked for.
+        only: the part that is measured; None for all.
+
+    Raises:
+        SystemExit: the part has no networks or images, or there are no tables of the rest at this scale beside it.
+    """
+    if only is not None:
+        return _measure_only(study)
     wanted = trainings(study)
     done = train_all({training.name: training.arguments for training in wanted}, study)
     start_fresh(study.out)
@@ -51,18 +68,34 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     if study.scale == "paper":
         for training in wanted:
             keep_checkpoint(done[training.name], study.out, training.name)
-    phases = [phase for one in others for phase in one.facts["phases"]]
-    return [*(record.training(name, folder) for name, folder in done.items()), *phases]
+    return [*(record.training(name, folder) for name, folder in done.items()), *cifar.phases_of(others)]
+
+
+def _measure_only(study: StudySetting) -> list[dict[str, Any]]:
+    """The networks on CIFAR-10 alone."""
+    check_rest(study, CIFAR)
+    others = cifar.kept()
+    if not others or cifar_data() is None:
+        needed = f"a network in {cifar.FOLDER}" if not others else "PATHLENS_DATA, with cifar10-jpeg/"
+        raise SystemExit(f"--only {CIFAR} needs {needed}; {cifar.__name__} trains the networks")
+    names = {one.name for one in others}
+    rows = [row for row in study.tables["runs"].rows if row["run"] not in names]
+    study.tables.put("runs", record.make_table(retraining.RUNS, [*rows, *map(cifar.run_row, others)]))
+    measure_kept(study, others)
+    return cifar.phases_of(others)
 
 
 def state(study: StudySetting) -> Page:
     """The page, from the tables."""
-    return stated.state(study, cifar.missing() if study.scale == "cpu" else [])
+    return stated.state(study, cifar.missing() if study.scale == "cpu" else [], cifar.kept())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
-    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, state)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--only", choices=(CIFAR,))
+    options, rest = own.parse_known_args(argv)
+    return carry_out(setting(NAME, __doc__, rest), PROTOCOL, partial(measure, only=options.only), state, options.only)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 ``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks; several
 names, one after the other) trains a network, or goes on with it, and keeps it: its weights in half precision, its
-history, and what its manifests say, in ``results/cifar10/``. The study measures those that lie there, and names those
-that do not. ``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``.
+history, and what its manifests say, in ``results/cifar10/``. The study measures those that lie there (``--only cifar``
+no others, and of these what is not measured yet), and names those that do not. ``PATHLENS_DATA`` names the folder that
+holds ``cifar10-jpeg/``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class Kept:
     folder: Path
 
     @property
+    def network(self) -> str:
+        """Reference name."""
+        return self.name.split("-")[0]
+
+    @property
     def weights(self) -> Path:
         """Its weights."""
         return self.folder / "weights" / f"{self.name}.safetensors"
@@ -87,10 +93,15 @@ def missing(folder: Path = FOLDER) -> list[str]:
     return [name for name in WANTED if name not in there]
 
 
+def phases_of(networks: Sequence[Kept]) -> list[dict[str, Any]]:
+    """What the record says of their trainings, phase by phase."""
+    return [phase for one in networks for phase in one.facts["phases"]]
+
+
 def run_row(one: Kept) -> dict[str, Any]:
     """The row of a kept training in the table of runs."""
     facts = one.facts
-    return {**facts["row"], "run": one.name, "network": NETWORK, "trained": one.trained, "seed": one.seed}
+    return {**facts["row"], "run": one.name, "network": one.network, "trained": one.trained, "seed": one.seed}
 
 
 def keep(run: Path, folder: Path = FOLDER) -> Path:

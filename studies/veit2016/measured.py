@@ -14,7 +14,7 @@ from pathlens.data import ImageData
 from pathlens.residual import ResidualView, view_of
 from pathlens.tables import Table
 from studies.common import StudySetting, keep, say
-from studies.veit2016.cifar import NETWORK, Kept
+from studies.veit2016.cifar import Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
 
 
@@ -64,13 +64,17 @@ def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mappi
 
 
 def measure_kept(study: StudySetting, kept: Sequence[Kept]) -> None:
-    """The same of networks on CIFAR-10 that were trained beside this study."""
+    """The same of networks on CIFAR-10 that were trained beside this study; tables that are there stay.
+
+    Raises:
+        SystemExit: a table of a network is of other weights.
+    """
     spec = cifar()
     if kept and spec is None:
         say("the networks on CIFAR-10 are left out: PATHLENS_DATA is not set")
         return
     for one in kept:
-        network = Network(one.name, NETWORK, one.weights, str(spec))
+        network = Network(one.name, one.network, one.weights, str(spec))
         measure_one(study, network, True, True, one.trained == "full", 10_000, study.pick(40, 2000, 10_000))
 
 
@@ -93,7 +97,13 @@ def measure_one(
     swept = {**options, "journal": study.runs / "journal"}
 
     def kept(key: str, analysis: Callable[..., Table], *arguments: Any, **more: Any) -> None:
-        keep(study, f"{key}-{network.name}", partial(analysis, view, *arguments, **more))
+        stem = f"{key}-{network.name}"
+        if stem not in study.tables:
+            keep(study, stem, partial(analysis, view, *arguments, **more))
+        elif study.tables[stem].provenance["weights"] != options["provenance"]["weights"]:
+            raise SystemExit(
+                f"{study.out / stem}.csv is of other weights of {network.name}; remove it to measure these"
+            )
 
     if single:
         say(f"lesions of {network.name}")

@@ -18,6 +18,7 @@ from studies.rules import veit as veit_claims
 from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
 from studies.rules.networks import judge
 from studies.veit2016 import left, retraining
+from studies.veit2016.cifar import Kept
 from studies.veit2016.trainings import PAPER_BLOCKS
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
@@ -60,12 +61,13 @@ MANY = (
 )
 
 
-def state(study: StudySetting, missing: Sequence[str]) -> Page:
+def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> Page:
     """The page, from the tables.
 
     Args:
         study: what was asked for.
         missing: trainings that were wanted and are not there.
+        kept: trainings on CIFAR-10 that are there.
     """
     page = Page(
         study,
@@ -81,6 +83,10 @@ def state(study: StudySetting, missing: Sequence[str]) -> Page:
             "cannot tell."
         )
     tables = page.tables
+    waiting = [one for one in kept if f"lesions-{one.name}" not in tables]
+    if waiting and study.scale == "cpu":
+        errors = ", ".join(f"{one.name} ({one.facts['row']['test_error']:.2%} test error)" for one in waiting)
+        page.text(f"**Trained and not measured yet**: {errors}, by `python -m studies.veit2016 --only cifar`.")
     runs = [dict(one) for one in tables["runs"].rows]
     _put_derived(study, runs)
     _lesions(page, runs)
@@ -146,16 +152,20 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "paper deletes none.",
     )
     own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
-    panel = {
-        f"{run['network']} {run['trained']}": page.tables[f"lesions-{run['run']}"]
-        for run in own
-        if run["trained"] in ("full", "plain", "highway")
-    }
-    caption = (
-        "Error with each block deleted in turn, in one panel (of the plain network each layer), seed 0; below, the "
-        f"same up to {100 * ZOOM:g} %. Bars: 95 % intervals over images (Wilson)."
-    )
-    page.figure("lesions", lambda: figures.deletions(panel, chance=veit_claims.CHANCE, zoom=ZOOM), caption)
+    for data in dict.fromkeys(run["data"] for run in own):
+        panel = {
+            f"{run['network']} {run['trained']}": page.tables[f"lesions-{run['run']}"]
+            for run in own
+            if run["trained"] in ("full", "plain", "highway") and run["data"] == data
+        }
+        if not panel:
+            continue
+        caption = (
+            f"Error with each block deleted in turn, in one panel (of the plain network each layer), {data}, seed 0; "
+            f"below, the same up to {100 * ZOOM:g} %. Bars: 95 % intervals over images (Wilson)."
+        )
+        draw = partial(figures.deletions, panel, chance=veit_claims.CHANCE, zoom=ZOOM)
+        page.figure("lesions" if data == own[0]["data"] else f"lesions-{data}", draw, caption)
     for run in own:
         stem = f"lesions-{run['run']}"
         words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
@@ -183,6 +193,8 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             for run in _first(runs)
             if run["network"] == network and f"sets-{run['run']}" in page.tables
         }
+        if not panel:
+            continue
         caption = (
             f"Error with random sets of blocks deleted, by how {network} was trained, seed 0: means over the sets of a "
             "size with 95 % intervals; numbers of blocks are whole, and the markers beside each other."

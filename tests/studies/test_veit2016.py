@@ -15,6 +15,7 @@ from scipy import stats
 
 import pathlens
 from pathlens.cli import main
+from pathlens.models.checkpoints import save_weights
 from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
@@ -212,6 +213,47 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     monkeypatch.delenv("PATHLENS_DATA")
     with pytest.raises(SystemExit, match="set PATHLENS_DATA"):
         cifar.main([name, *where])
+
+
+@pytest.mark.slow
+def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    for seed, split in enumerate(("train", "test")):
+        images = [png(pixels) for pixels in noise(12, 32, 32, 3, seed=seed)]
+        write(tmp_path / "cifar10-jpeg" / f"{split}.parquet", images, [0, 1] * 6)
+    out = shutil.copytree(page / "out", tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in out.glob("*-seed0.csv")}
+    arguments = ["--only", "cifar", "--scale", "smoke", "--out", str(out), "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(cifar, "FOLDER", tmp_path / "kept")
+    monkeypatch.setattr(cifar.kept, "__defaults__", (tmp_path / "kept",))
+    with pytest.raises(SystemExit, match=r"--only cifar needs a network in .*; studies.veit2016.cifar trains"):
+        run_study("veit2016", *arguments)
+    name = "resnet20-full-seed9"
+    row = {**read_table(out / "runs.csv").rows[0], "data": "cifar10-jpeg", "test_error": 0.9}
+    (tmp_path / "kept" / "weights").mkdir(parents=True)
+    model = pathlens.load_model("resnet20", "random", seed=9).model
+    save_weights(tmp_path / "kept" / "weights" / f"{name}.safetensors", model.half(), {})
+    phase = {**record.read(out)["trainings"][0], "run": name}
+    (tmp_path / "kept" / f"{name}.json").write_text(json.dumps({"row": row, "phases": [phase]}))
+    monkeypatch.delenv("PATHLENS_DATA", raising=False)
+    with pytest.raises(SystemExit, match="--only cifar needs PATHLENS_DATA"):
+        run_study("veit2016", *arguments)
+    monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
+    run_study("veit2016", *arguments)
+    for key in ("lesions", "sets", "orders", "gradients"):
+        assert read_table(out / f"{key}-{name}.csv").provenance["data"] == "cifar10-jpeg"
+    assert [one["run"] for one in record.read(out)["apart"]["cifar"]["trainings"]] == [name]
+    assert [one["run"] for one in read_table(out / "runs.csv").rows].count(name) == 1
+    assert "(lesions-cifar10-jpeg.png)" in (out / "README.md").read_text()
+    # what is there is not measured again, and nothing of the others is
+    measured = (out / f"gradients-{name}.csv").stat().st_mtime_ns
+    run_study("veit2016", *arguments)
+    assert (out / f"gradients-{name}.csv").stat().st_mtime_ns == measured
+    for file, content in before.items():
+        assert (out / file).read_bytes() == content
+    other = pathlens.load_model("resnet20", "random", seed=8).model
+    save_weights(tmp_path / "kept" / "weights" / f"{name}.safetensors", other.half(), {})
+    with pytest.raises(SystemExit, match="is of other weights of resnet20-full-seed9"):
+        run_study("veit2016", *arguments)
 
 
 def test_paths_left_are_those_of_all_sets_of_deleted_blocks() -> None:
