@@ -29,7 +29,9 @@ what halves the resolution before B2 to B6, and in the head:
 With 1000 classes models A and A1 have 109,167,912 parameters and take 49.5 G multiply-adds for an image of 224x224, the
 dilated network with 21 classes 124,043,093 and 114.6 G. Units, widths, kernels, strides, dilations and projections are
 those of the published code (``rna_feat_a``, ``rna_feat_a1`` and ``fcrna_model_a1`` of github.com/itijyou/ademxapp), so
-that these totals are what that code amounts to; neither it nor its page states any.
+that these totals are what that code amounts to. Neither it nor its page states any; a list of published results that
+goes by what papers state has none for this one either, and counts 105,070,912 in that code below the classifier, which
+is the number here too.
 """
 
 from __future__ import annotations

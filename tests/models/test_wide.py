@@ -160,6 +160,8 @@ def test_resnet38_has_the_published_layers(name: str, classes: int) -> None:
     assert (parameters(model), counter.get_total_flops() // 2) == due
     stated = f"{due[0]:,}", f"{due[1] / 1e9:.1f} G"
     assert all(number in (wideresnet38.__doc__ or "") for number in stated)
+    if not dilated:
+        assert parameters(model) - (4096 + 1) * classes == 105_070_912  # as others count in the published code
     assert logits.shape == ((1, classes, 224, 224) if dilated else (1, classes))
     assert sides == [max(side, 28) if dilated else side for *_, side in LEVELS]
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p] == [0.3, 0.5]
