@@ -172,7 +172,7 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
         }
     for (label, group), colour, marker in zip(groups.items(), (COLOURS[0], COLOURS[3]), "oD", strict=False):
         points = series(group)
-        axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.35, label=label)
+        axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
 
 
 def _lesions(

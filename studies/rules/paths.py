@@ -43,13 +43,18 @@ RANGES = (
 )
 
 
+def has_intervals(table: Table) -> bool:
+    """Whether a table of ``path-gradients`` comes with bootstrap intervals of its effective lengths."""
+    return all("first_low" in span for span in table.provenance["effective"].values())
+
+
 def with_intervals(table: Table) -> Table:
     """A table of ``path-gradients`` whose provenance has the intervals of effective lengths and of the decay.
 
     One that was measured before bootstrap samples were drawn has norms drawn from their own intervals in their place,
     as normal and each length on its own.
     """
-    if all("first_low" in span for span in table.provenance["effective"].values()):
+    if has_intervals(table):
         return table
     rng, share, numbers = np.random.default_rng(0), table.provenance["share"], [row["n_paths"] for row in table.rows]
     said: dict[str, Any] = {"effective": {}}
