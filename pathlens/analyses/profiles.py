@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -19,7 +20,7 @@ from pathlens.analyses.sources import Data
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.estimators import ALIASES, estimators
 from pathlens.estimators.estimator import Estimator, Problem, Request
-from pathlens.estimators.resampling import whole_interval
+from pathlens.estimators.resampling import interval, whole_interval
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
@@ -113,6 +114,8 @@ def path_gradients(
             for estimator in sorted(chosen, key=lambda estimator: estimator.rank)
             if any(estimator.contributions(rows))
         }
+        left = what_is_left({estimator.name: estimator for estimator in chosen}, rows)
+        measured |= {"cancellation": left} if left else {}
         record = run.record(
             verb="path-gradients",
             at=request.at,
@@ -302,3 +305,28 @@ def effective_range(
         found |= whole_interval("first", shortest + ends[:, 0]) | whole_interval("last", shortest + ends[:, 1])
         found |= whole_interval("share_of_paths", np.array([held[first, last] for first, last in ends.tolist()]))
     return found
+
+
+def what_is_left(estimators_by_name: Mapping[str, Estimator], rows: Rows) -> dict[str, Json]:
+    """What is left of the number of paths times their mean norm when their gradients are added first.
+
+    Args:
+        estimators_by_name: those that made the rows.
+        rows: of the table.
+
+    Returns:
+        At the length whose sum is largest: that norm over the product, with the 95 % interval of the ratio over
+        bootstrap samples with the same examples for both. Nothing where not both were measured.
+    """
+    exact, sampled = estimators_by_name.get("exact"), estimators_by_name.get("sampled")
+    if exact is None or sampled is None or exact.resampled is None or sampled.resampled is None:
+        return {}
+    peak = max(range(len(rows)), key=lambda place: rows[place]["total_norm"] or 0.0)
+    row = rows[peak]
+    if not row["path_norm_mean"] or not row["total_norm"] or row["n_paths"] > sys.float_info.max:
+        return {}
+    ratio = row["total_norm"] / row["path_norm_mean"] / float(row["n_paths"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = exact.resampled[:, peak] / sampled.resampled[:, peak] / float(row["n_paths"])
+    low, high = interval(ratios[np.isfinite(ratios)], ratio)
+    return {"length": row["length"], "left": ratio, "low": low, "high": high}

@@ -179,6 +179,11 @@ class PathProfile(Result):
                 f"{line['low']:+.3f} to {line['high']:+.3f}); the line through lengths {line['first']} to "
                 f"{line['last']} explains {100 * line['explained']:.1f} % of its variance"
             )
+        if left := provenance.get("cancellation"):
+            lines.append(
+                f"at length {left['length']} the sum over all paths is {100 * left['left']:.3g} % of their number "
+                f"times the mean norm (95 % interval {100 * left['low']:.3g} to {100 * left['high']:.3g} %)"
+            )
         difference = provenance.get("relative_difference_to_autograd")
         if difference is not None:
             lines.append(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pathlens.analyses.profiles import effective_range
+from pathlens.analyses.profiles import effective_range, what_is_left
 from pathlens.estimators import estimators
 from pathlens.estimators.resampling import RESAMPLES
 from pathlens.estimators.sampled import decay as decay_line
@@ -44,8 +44,10 @@ RANGES = (
 
 
 def has_intervals(table: Table) -> bool:
-    """Whether a table of ``path-gradients`` comes with bootstrap intervals of its effective lengths."""
-    return all("first_low" in span for span in table.provenance["effective"].values())
+    """Whether a table of ``path-gradients`` comes with bootstrap intervals of what it says of lengths."""
+    return all("first_low" in span for span in table.provenance["effective"].values()) and (
+        "cancellation" in table.provenance or len(table.provenance["effective"]) == 1
+    )
 
 
 def with_intervals(table: Table) -> Table:
@@ -58,7 +60,8 @@ def with_intervals(table: Table) -> Table:
         return table
     rng, share, numbers = np.random.default_rng(0), table.provenance["share"], [row["n_paths"] for row in table.rows]
     said: dict[str, Any] = {"effective": {}}
-    for estimator in estimators():
+    drawn = {estimator.name: estimator for estimator in estimators()}
+    for estimator in drawn.values():
         middle, low, high = _INTERVALS[estimator.name]
         values, ends = (np.array([row[name] or 0.0 for row in table.rows]) for name in (middle, high))
         error = ends if low is None else (ends - np.array([row[low] for row in table.rows])) / (2 * _Z)
@@ -66,6 +69,7 @@ def with_intervals(table: Table) -> Table:
         said["effective"][estimator.name] = effective_range(estimator, table.rows, share, numbers, True)
         if estimator.name == "sampled":
             said["decay"] = vars(decay_line(table.rows, estimator.resampled))
+    said["cancellation"] = what_is_left(drawn, table.rows)
     return Table(table.columns, table.rows, {**table.provenance, **said})
 
 
@@ -125,15 +129,14 @@ def decay(table: Table) -> Verdict:
 
 def cancellation(table: Table) -> Verdict:
     """How much of the product of number and mean norm is left when gradients are added first?"""
-    peak = max(table.rows, key=lambda row: row["total_norm"])
-    product = float(peak["n_paths"]) * np.array([peak[f"path_norm_{end}"] for end in ("mean", "low", "high")])
-    value, low, high = peak["total_norm"] / product[0], peak["total_low"] / product[2], peak["total_high"] / product[1]
+    found = with_intervals(table).provenance["cancellation"]
+    left, low, high = found["left"], found["low"], found["high"]
     return Verdict(
         decide(low, high, below=_CANCELLED),
-        f"at length {peak['length']} the sum is {value:.2%} of the product ({low:.2%} to {high:.2%})",
-        float(value),
-        float(low),
-        float(high),
+        f"at length {found['length']} the sum is {left:.2%} of the product ({low:.2%} to {high:.2%})",
+        left,
+        low,
+        high,
     )
 
 

@@ -124,7 +124,7 @@ CANCELLATION = Claim(
     "the gradients of the paths of one length mostly cancel: their sum is below a tenth of number times mean norm",
     OURS,
     "Norm of the sum over the product, at the length where the sum is largest. Agrees below a tenth, disagrees above.",
-    "Interval from the ends of the 95 % intervals of both norms.",
+    "95 % bootstrap interval of the ratio over paths and images, the same images for both norms.",
 )
 SHORTCUTS = Claim(
     "shortcut against branch",

@@ -7,10 +7,12 @@ import pytest
 from scipy import stats
 
 import pathlens
+from pathlens.analyses.profiles import what_is_left
 from pathlens.errors import UsageError
 from pathlens.estimators import ALIASES, METHODS, estimators, sampled
 from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
 from pathlens.paths import ChainPaths, shortest_intervals
+from pathlens.results.path_profile import PATH_GRADIENTS
 from tests.helpers.lesion_oracle import small_batches, small_net
 
 
@@ -126,3 +128,26 @@ def test_all_estimators_draw_the_same_examples() -> None:
     steady.resampled = example_weights(0, 30) @ norms.T / 30
     assert np.ptp(steady.resampled[:, 0]) > 3
     assert len(np.unique(shortest_intervals(steady.resampled), axis=0)) == 1
+
+
+def test_what_cancellation_leaves_is_a_ratio_on_the_same_examples() -> None:
+    rows = [
+        {"length": k, "n_paths": n, "path_norm_mean": 1.0, "total_norm": t} for k, n, t in ((2, 5, 1.0), (3, 4, 2.0))
+    ]
+    exact, one = estimators("exact")[0], estimators("sampled")[0]
+    factors = np.random.default_rng(0).lognormal(0, 1, 999)
+    exact.resampled, one.resampled = np.outer(factors, (1.0, 2.0)), np.outer(factors, (1.0, 1.0))
+    both = {"exact": exact, "sampled": one}
+    assert what_is_left(both, rows) == pytest.approx({"length": 3, "left": 0.5, "low": 0.5, "high": 0.5})
+    one.resampled = np.outer(factors * np.linspace(0.9, 1.1, 999), (1.0, 1.0))
+    found = what_is_left(both, rows)
+    assert (found["low"], found["high"]) == pytest.approx((0.5 / 1.095, 0.5 / 0.905), rel=1e-3)
+    assert what_is_left({"exact": exact}, rows) == {}
+    assert what_is_left(both, [{**row, "n_paths": 10**400} for row in rows]) == {}
+    table = pathlens.path_gradients(small_net(), small_batches(12, size=4), max_samples=4, draws=2)
+    left = table.provenance["cancellation"]
+    assert left["low"] <= left["left"] <= left["high"]
+    assert any(
+        f"at length {left['length']} the sum over all paths is" in note
+        for note in PATH_GRADIENTS.notes(table.provenance)
+    )
