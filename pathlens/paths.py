@@ -92,7 +92,7 @@ def shortest_intervals(weights: np.ndarray, share: float = 0.95) -> np.ndarray:
     for row, sums in enumerate(np.cumsum(np.pad(weights, ((0, 0), (1, 0))), axis=1)):
         ends = np.searchsorted(sums, sums[:-1] + sums[-1] * share)
         widths = ends - np.arange(len(ends))
-        width = widths[ends < len(sums)].min()
+        width = max(1, widths[ends < len(sums)].min())
         heaviest = int(np.argmax(sums[width:] - sums[:-width]))
         found[row] = heaviest, heaviest + width - 1
     return found

@@ -89,8 +89,10 @@ def path_gradients(
         **options: see :func:`pathlens.analyses.linear.opened`.
 
     Returns:
-        A row for each length. Its provenance has the effective ranges, the relative difference between the sum over
-        lengths and autograd's gradient, and what was left out.
+        A row for each length. Its provenance has the effective ranges (``effective``), how the mean norm falls with
+        length (``decay``) and what is left of number times mean norm when gradients are added first
+        (``cancellation``), each with 95 % bootstrap intervals where there are two examples or more; the relative
+        difference between the sum over lengths and autograd's gradient, and what was left out.
 
     Raises:
         UsageError: lengths, places, blocks, numbers of samples or methods that do not exist.
@@ -316,7 +318,8 @@ def what_is_left(estimators_by_name: Mapping[str, Estimator], rows: Rows) -> dic
 
     Returns:
         At the length whose sum is largest: that norm over the product, with the 95 % interval of the ratio over
-        bootstrap samples with the same examples for both. Nothing where not both were measured.
+        bootstrap samples with the same examples for both. Nothing where not both were measured, on two examples or
+        more, where either is zero, and where there are more paths than floats can say.
     """
     exact, sampled = estimators_by_name.get("exact"), estimators_by_name.get("sampled")
     if exact is None or sampled is None or exact.resampled is None or sampled.resampled is None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NORM = "loss per unit of input"
 """Unit of a gradient norm."""
+HALF = 1.96
+"""Half a 95 % interval, in standard errors."""
 
 _LARGEST_POWER = 960  # of two; sums of contributions up to there do not overflow
 
@@ -83,8 +85,9 @@ class Estimator(ABC):
 
     Attributes:
         resampled: after :meth:`estimate`, the column :attr:`norm` in each bootstrap sample of examples
-            (:func:`pathlens.estimators.resampling.example_weights`), shape (samples, lengths), NaN where a length has
-            none; None from an estimator that does not resample.
+            (:func:`pathlens.estimators.resampling.example_weights`) and of what else was drawn, shape (samples,
+            lengths), NaN where a length has none; None from an estimator that does not resample, and where there is
+            nothing to draw.
         columns: dataclass of the columns that it fills, each a :func:`pathlens.tables.declared.column`.
         last_columns: of those at the end of the table.
         shown: how columns are printed.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import numpy as np
 
 from pathlens.errors import NumericsError
-from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.estimators.estimator import HALF, NORM, Estimator, Problem
 from pathlens.estimators.resampling import example_weights
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
@@ -83,9 +83,11 @@ class Exact(Estimator):
         """
         results = list(problem.measure(self.name, partial(_measure, problem)).values())
         norms = np.concatenate([result["norms"] for result in results], axis=1)
-        self.resampled = example_weights(problem.request.seed, norms.shape[1]) @ norms.T / norms.shape[1]
+        examples = norms.shape[1]
+        if examples > 1:
+            self.resampled = example_weights(problem.request.seed, examples) @ norms.T / examples
         _fill(rows, norms)
-        _fill_shares(rows, results, norms.shape[1])
+        _fill_shares(rows, results, examples)
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
         limit = _ROUNDING.get(str(problem.dtype))
@@ -169,7 +171,7 @@ def _fill(rows: Sequence[MutableRow], norms: np.ndarray) -> None:
     for row, mean, square in zip(rows, means, np.square(norms).sum(1), strict=True):
         spread = math.sqrt(max(0.0, square / examples - mean**2) / max(1, examples - 1))
         row["total_norm"] = float(mean)
-        row["total_low"], row["total_high"] = float(max(0.0, mean - 1.96 * spread)), float(mean + 1.96 * spread)
+        row["total_low"], row["total_high"] = float(max(0.0, mean - HALF * spread)), float(mean + HALF * spread)
         row["total_share"] = float(mean / everything) if everything else 0.0
 
 
@@ -184,7 +186,7 @@ def _fill_shares(rows: Sequence[MutableRow], results: Sequence[_Sums], examples:
     shares = along / norms
     # the squares of what each example's component differs from the mean share of its gradient
     left = (along_squares - 2 * shares * along_gradient + shares**2 * squares).clip(0)
-    halves = 1.96 * np.sqrt(left * examples / max(1, examples - 1)) / norms
+    halves = HALF * np.sqrt(left * examples / max(1, examples - 1)) / norms
     for row, share, half in zip(rows, shares, halves, strict=True):
         row["share"] = float(share)
         if examples > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
@@ -60,12 +61,14 @@ class Rademacher(Estimator):
         squares = np.concatenate([result["squares"] for result in results], axis=2)
         examples = squares.shape[2]
         _fill(rows, squares.sum(2) / examples)
-        # relative to their mean, because numbers of paths may exceed the range of floats
-        means = squares.mean((0, 2))
-        relative = example_weights(problem.request.seed, examples) @ squares.mean(0).T / examples
-        relative /= np.where(means > 0, means, 1.0)
-        rms = np.array([np.nan if row["path_norm_rms"] is None else row["path_norm_rms"] for row in rows])
-        self.resampled = np.sqrt(relative) * rms
+        if examples > 1:
+            # each example has signs of its own, which are drawn anew with it; relative to the mean, because numbers of
+            # paths may exceed the range of floats
+            means = squares.mean((0, 2))
+            relative = example_weights(problem.request.seed, examples) @ squares.mean(0).T / examples
+            relative /= np.where(means > 0, means, 1.0)
+            rms = np.array([np.nan if row["path_norm_rms"] is None else row["path_norm_rms"] for row in rows])
+            self.resampled = np.sqrt(relative) * rms
         return {"draws": problem.request.num_samples}
 
 
@@ -100,10 +103,10 @@ def _fill(rows: Sequence[MutableRow], samples: np.ndarray) -> None:
         mean, count = float(samples[:, index].mean()), row["n_paths"]
         if not count:
             continue
-        row["path_norm_rms"] = math.sqrt(mean / count)
+        row["path_norm_rms"] = math.sqrt(float(Fraction(mean) / count))
         if len(samples) > 1 and mean > 0:
             error = float(samples[:, index].std(ddof=1)) / math.sqrt(len(samples))
-            row["path_norm_rms_error"] = error / (2 * math.sqrt(mean * count))
+            row["path_norm_rms_error"] = row["path_norm_rms"] * error / (2 * mean)
         elif mean == 0:
             row["path_norm_rms_error"] = 0.0
         if row.get("path_norm_mean"):

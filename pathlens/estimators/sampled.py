@@ -174,7 +174,9 @@ class Columns:
     path_norm_mean: float | None = column(
         NORM, "mean norm of one path, over sampled paths and examples; heavy-tailed: see rms"
     )
-    path_norm_low: float | None = column(NORM, "lower end of its 95 % bootstrap interval over paths and examples")
+    path_norm_low: float | None = column(
+        NORM, "lower end of its 95 % bootstrap interval over paths and examples (of one example, over paths)"
+    )
     path_norm_high: float | None = column(NORM, "upper end of that interval")
     path_norm_median: float | None = column(NORM, "median over sampled paths and examples")
     path_norm_q05: float | None = column(NORM, "5 % quantile")

@@ -150,6 +150,11 @@ def chance_line(axes: Axes, chance: float | None) -> None:
         axes.axhline(100 * chance, color=MUTED, ls=":", lw=0.8, zorder=1, label="chance")
 
 
+def _blocks(listed: object) -> set[int]:
+    """Blocks of a set or order; a data frame reads a single one as a number."""
+    return set() if listed is None else {int(float(block)) for block in str(listed).split(",")}
+
+
 def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical: Collection[int], words: str) -> None:
     """A point for each set or order; those of critical blocks apart.
 
@@ -163,7 +168,7 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
     what, does = words.split()
     groups = {f"one {what}": rows}
     if critical:
-        those = {id(row) for row in rows if not set(critical).isdisjoint(map(int, str(row["blocks"]).split(",")))}
+        those = {id(row) for row in rows if not set(critical).isdisjoint(_blocks(row["blocks"]))}
         listed = " or ".join(map(str, sorted(critical)))
         which = f"one of {len(critical)} blocks" if len(critical) > _LISTED else f"block {listed}"
         groups = {
@@ -240,8 +245,7 @@ def _one_by_one(
         axes.set_xlim(first - 0.7, last + 0.7)
         axes.xaxis.set_major_locator(block_ticks())
         label = "block whose shortcut is deleted" if what == "shortcut" else f"deleted {what}"
-        chance_line(axes, chance)
-        finish(axes, intact, single, label, width, enlarge=4 / size, error=error)
+        finish(axes, intact, single, label, width, enlarge=4 / size, error=error, chance=chance)
     return figure
 
 
@@ -255,9 +259,9 @@ def _by_count(
         one_each(axes, set_rows(rows), lambda sets: error_series(sets, "count"), critical, "set holds")
         if means["x"]:
             mean_line(axes, means, "mean over sets, 95 % interval")
-        chance_line(axes, chance)
         axes.xaxis.set_major_locator(block_ticks())
-        finish(axes, intact_row(rows), lesioned(rows), f"number of deleted {what}s", width, error=error)
+        label = f"number of deleted {what}s"
+        finish(axes, intact_row(rows), lesioned(rows), label, width, error=error, chance=chance)
     return figure
 
 
@@ -315,10 +319,12 @@ def finish(
     width: float,
     enlarge: float = 1.0,
     error: str = "test error (%)",
+    chance: float | None = None,
 ) -> None:
-    """The intact network, the axis of errors up to the highest of the rows, the labels, and the legend."""
+    """The intact network, chance, the axis of errors up to the highest of the rows, the labels, and the legend."""
     intact_line(axes, intact)
+    chance_line(axes, chance)
     visible = [intact, *rows] if intact else rows
-    percent_axis(axes, [row[name] for row in visible for name in ("error", "error_high")], error)
+    percent_axis(axes, [chance, *(row[name] for row in visible for name in ("error", "error_high"))], error)
     axes.set_xlabel(label)
     legend_outside(axes, width, enlarge=enlarge)

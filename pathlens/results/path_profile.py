@@ -118,7 +118,7 @@ def _ends(span: Mapping[str, Any]) -> str:
 def _decay(provenance: Provenance) -> dict[str, Any] | None:
     """How the mean norm falls; None where that is not said, or not in numbers."""
     line = provenance.get("decay")
-    kinds = {"slope": float, "low": float, "high": float, "explained": float, "first": int, "last": int}
+    kinds = {"slope": float, "low": float, "high": float, "first": int, "last": int}
     said_all = isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in kinds.items())
     return line if said_all else None
 
@@ -176,9 +176,10 @@ class PathProfile(Result):
         if line := _decay(provenance):
             lines.append(
                 f"log10 of the mean path norm changes by {line['slope']:+.3f} per block (95 % interval "
-                f"{line['low']:+.3f} to {line['high']:+.3f}); the line through lengths {line['first']} to "
-                f"{line['last']} explains {100 * line['explained']:.1f} % of its variance"
+                f"{line['low']:+.3f} to {line['high']:+.3f}): a line through lengths {line['first']} to {line['last']}"
             )
+            if isinstance(line.get("explained"), float):
+                lines[-1] += f", which explains {100 * line['explained']:.1f} % of the variance"
         if left := provenance.get("cancellation"):
             lines.append(
                 f"at length {left['length']} the sum over all paths is {100 * left['left']:.3g} % of their number "

@@ -152,7 +152,11 @@ def by_run(table: Table) -> dict[tuple[str, int], Table]:
         found.setdefault((row["network"], row["seed"]), []).append(row)
     effective = table.provenance.get("effective", {})
     return {
-        run: Table(table.columns, tuple(rows), {**table.provenance, "effective": effective.get(label(run), {})})
+        run: Table(
+            table.columns,
+            tuple(rows),
+            {**table.provenance, **({"effective": effective[label(run)]} if label(run) in effective else {})},
+        )
         for run, rows in found.items()
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from pathlens.analyses.profiles import effective_range, what_is_left
 from pathlens.estimators import estimators
+from pathlens.estimators.estimator import HALF
 from pathlens.estimators.resampling import RESAMPLES
 from pathlens.estimators.sampled import decay as decay_line
 from pathlens.paths import length_range
@@ -23,7 +24,6 @@ _INTERVALS = {
     "signed": ("path_norm_rms", None, "path_norm_rms_error"),
     "exact": ("total_norm", "total_low", "total_high"),
 }
-_Z = 1.959964
 
 RANGES = (
     ("network", "", "network"),
@@ -43,43 +43,49 @@ RANGES = (
 )
 
 
-def has_intervals(table: Table) -> bool:
-    """Whether a table of ``path-gradients`` comes with bootstrap intervals of what it says of lengths."""
-    return all("first_low" in span for span in table.provenance["effective"].values()) and (
-        "cancellation" in table.provenance or len(table.provenance["effective"]) == 1
-    )
-
-
 def with_intervals(table: Table) -> Table:
-    """A table of ``path-gradients`` whose provenance has the intervals of effective lengths and of the decay.
+    """A table of ``path-gradients`` whose provenance has the intervals of what it says of lengths.
 
-    One that was measured before bootstrap samples were drawn has norms drawn from their own intervals in their place,
-    as normal and each length on its own.
+    What a table lacks that was measured before bootstrap samples of all lengths together were drawn is taken from norms
+    drawn as normal from the intervals of the lengths, each on its own; ``on_their_own`` then names it. What was
+    measured stays.
     """
-    if has_intervals(table):
-        return table
-    rng, share, numbers = np.random.default_rng(0), table.provenance["share"], [row["n_paths"] for row in table.rows]
-    said: dict[str, Any] = {"effective": {}}
-    drawn = {estimator.name: estimator for estimator in estimators()}
+    known, rng = table.provenance, np.random.default_rng(0)
+    drawn = {
+        estimator.name: estimator for estimator in estimators() if any(row.get(estimator.norm) for row in table.rows)
+    }
     for estimator in drawn.values():
         middle, low, high = _INTERVALS[estimator.name]
-        values, ends = (np.array([row[name] or 0.0 for row in table.rows]) for name in (middle, high))
-        error = ends if low is None else (ends - np.array([row[low] for row in table.rows])) / (2 * _Z)
+        values, ends, starts = (
+            np.array([row[name] or 0.0 for row in table.rows]) for name in (middle, high, low if low else middle)
+        )
+        error = (ends - starts) / (2 * HALF) if low else ends
         estimator.resampled = np.abs(values + error * rng.standard_normal((RESAMPLES, len(values))))
-        said["effective"][estimator.name] = effective_range(estimator, table.rows, share, numbers, True)
-        if estimator.name == "sampled":
-            said["decay"] = vars(decay_line(table.rows, estimator.resampled))
-    said["cancellation"] = what_is_left(drawn, table.rows)
-    return Table(table.columns, table.rows, {**table.provenance, **said})
+    numbers = [row["n_paths"] for row in table.rows]
+    effective = {
+        name: found
+        if "first_low" in (found := known.get("effective", {}).get(name, {}))
+        else effective_range(estimator, table.rows, known["share"], numbers, True)
+        for name, estimator in drawn.items()
+    }
+    said: dict[str, Any] = {"effective": effective}
+    if "sampled" in drawn and "explained" not in known.get("decay", {}):
+        line = decay_line(table.rows, drawn["sampled"].resampled)
+        said |= {"decay": vars(line)} if line else {}
+    if {"sampled", "exact"} <= drawn.keys() and "cancellation" not in known:
+        said["cancellation"] = what_is_left(drawn, table.rows)
+    own = [name for name, value in said.items() if value != known.get(name)]
+    return Table(table.columns, table.rows, {**known, **said, "on_their_own": own})
 
 
 def range_rows(network: str, table: Table) -> list[dict[str, Any]]:
     """Effective range of each kind of contribution that a table of ``path-gradients`` has, with intervals."""
-    rows, table = [], with_intervals(table)
-    for kind, found in table.provenance["effective"].items():
+    rows, known = [], with_intervals(table).provenance
+    for kind, found in known["effective"].items():
         contributed = [value or 0.0 for value in contributions(table.rows, kind)]
-        row = {"network": network, "blocks": len(contributed) - 1, "contribution": kind}
-        row["peak"] = max(range(len(contributed)), key=contributed.__getitem__)
+        peak = max(range(len(contributed)), key=contributed.__getitem__)
+        row = {"network": network, "blocks": table.rows[-1]["length"], "contribution": kind}
+        row["peak"] = table.rows[peak]["length"]
         for name, of in (("first", "first"), ("last", "last"), ("share", "share_of_paths")):
             row |= {of: found[of], f"{name}_low": found[f"{of}_low"], f"{name}_high": found[f"{of}_high"]}
         rows.append(row | {"blocks_per_batch": found["blocks_per_batch"]})
@@ -129,7 +135,9 @@ def decay(table: Table) -> Verdict:
 
 def cancellation(table: Table) -> Verdict:
     """How much of the product of number and mean norm is left when gradients are added first?"""
-    found = with_intervals(table).provenance["cancellation"]
+    found = with_intervals(table).provenance.get("cancellation")
+    if not found:
+        return Verdict(CANNOT_TELL, "one of the two norms is not known, or zero")
     left, low, high = found["left"], found["low"], found["high"]
     return Verdict(
         decide(low, high, below=_CANCELLED),

@@ -12,6 +12,7 @@ import sys
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
@@ -263,6 +264,10 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
         assert drawn[f"one {what}"] == pytest.approx([0, 30])
         assert drawn[f"one that {does} block 0 or 1"] == pytest.approx([10, 20])
         assert_legible(figure)
+    # a data frame reads single blocks as numbers
+    frame = pd.DataFrame([{**dict.fromkeys(LESION), **row, "blocks": float(row["sample"])} for row in cut])
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figures.deletion(frame, critical=[2]).axes[0].lines}
+    assert drawn["one that holds block 2"] == pytest.approx([20])
     many = figures.deletion(table(LESION, cut), critical=range(2, 12))
     assert "one that holds one of 10 blocks" in legend(many)
     for draw, columns in ((figures.deletion, LESION), (figures.reordering, REORDER)):
@@ -284,8 +289,10 @@ def test_chance_and_small_errors_are_shown_where_asked_for():
         assert [y for y, _, _ in found.values()] == pytest.approx([100 * row["error"] for row in tables[name].rows[1:]])
     assert legend(figure) == ["chance", "intact network", "plain", "residual"]
     assert_legible(figure)
-    assert "chance" in legend(figures.deletion(sets(3), chance=0.9))
-    assert "chance" in legend(figures.deletion(single([4]), chance=0.9))
+    for given in (sets(3), single([4])):
+        figure = figures.deletion(given, chance=0.9)
+        assert "chance" in legend(figure)
+        assert figure.axes[0].get_ylim()[1] > 90
 
 
 def test_several_networks_stand_in_one_panel():

@@ -190,12 +190,13 @@ def gradients(blocks, decades, noise=0.0, share=0.95, dead=()):
 
 
 def effective(rows, others, share):
-    """What provenance says of effective lengths: of the sampled contributions in other samples, and of exact ones."""
+    """What provenance says of effective lengths: of sampled contributions in other samples, twice these, and exact."""
     counts = np.array([float(row["n_paths"]) for row in rows])
     totals = np.array([row["total_norm"] for row in rows])
     means = np.array([row["path_norm_mean"] for row in rows])
     found = {}
-    for name, weights, drawn in (("sampled", means * counts, others * counts), ("exact", totals, totals[None])):
+    sampled = means * counts, others * counts
+    for name, weights, drawn in (("sampled", *sampled), ("signed", *sampled), ("exact", totals, totals[None])):
         ranges = [effective_paths(one.tolist(), share) for one in drawn]
         ends = {end: np.array([getattr(one, end) for one in ranges]) for end in ("first", "last", "share_of_paths")}
         found[name] = vars(effective_paths(weights.tolist(), share))
@@ -233,7 +234,30 @@ def test_effective_lengths_with_their_intervals():
     assert (rows["exact"]["peak"], rows["exact"]["last_low"]) == (own["peak"], rows["exact"]["last"])
 
 
-def test_cancellation_is_the_sum_over_the_product():
+def test_what_a_table_lacks_is_drawn_from_its_lengths():
+    measured = gradients(20, -0.5)
+    assert paths.with_intervals(measured).provenance["on_their_own"] == []
+    known = {"share": 0.95, "effective": {"exact": measured.provenance["effective"]["exact"]}}
+    older = paths.with_intervals(Table(measured.columns, measured.rows, known)).provenance
+    assert set(older["on_their_own"]) == {"effective", "decay", "cancellation"}
+    assert older["effective"]["exact"] == known["effective"]["exact"]
+    sampled = older["effective"]["sampled"]
+    assert sampled["last_low"] <= measured.provenance["effective"]["sampled"]["last"] <= sampled["last_high"]
+    assert older["decay"]["low"] < -0.5 < older["decay"]["high"]
+    # the ratio is of a norm with 20 % to either side, and of one with 10 %
+    left = older["cancellation"]
+    assert left["left"] == pytest.approx(0.01)
+    assert (left["low"], left["high"]) == pytest.approx((0.0079, 0.0125), rel=0.05)
+    only = [
+        {name: row[name] for name in ("length", "n_paths", "total_norm", "total_low", "total_high")}
+        for row in measured.rows
+    ]
+    (row,) = paths.range_rows("n", table(only, share=0.95))
+    assert (row["contribution"], row["first_low"] <= row["first"] <= row["first_high"]) == ("exact", True)
+    assert paths.cancellation(table(only, share=0.95)).outcome == "cannot tell"
+
+
+def test_the_ratio_that_a_table_states_is_judged():
     found = paths.cancellation(gradients(20, -0.5))
     assert found.value == pytest.approx(0.01)
     assert (found.low, found.high) == pytest.approx((0.008, 0.012))
