@@ -19,7 +19,7 @@ from pathlens.tables import Table, read_table
 from studies.common import ROOT, Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.language.judged import verdicts
 from studies.language.subjects import Given, Subject, given, subjects
-from studies.rules.paths import with_intervals
+from studies.rules.paths import own_intervals
 
 NAME = "language"
 #: tables of another study, to set a ResNet beside a language model
@@ -162,11 +162,8 @@ def state_one(page: Page, name: str, network: str, alike: Sequence[str]) -> None
     )
     page.table(f"gradients-{name}")
     page.measured(f"gradients-{name}")
-    if own := with_intervals(tables[f"gradients-{name}"]).provenance["on_their_own"]:
-        page.text(
-            "Measured before bootstrap samples of all lengths together were drawn: the intervals of its "
-            f"{', '.join(own)} are from those of the lengths, each drawn on its own."
-        )
+    if note := own_intervals(tables[f"gradients-{name}"]):
+        page.text(note)
 
 
 def beside_a_resnet(page: Page, names: Sequence[str]) -> None:

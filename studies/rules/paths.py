@@ -78,6 +78,19 @@ def with_intervals(table: Table) -> Table:
     return Table(table.columns, table.rows, {**known, **said, "on_their_own": own})
 
 
+def own_intervals(table: Table) -> str:
+    """A sentence for a page on what :func:`with_intervals` had to fill in; empty where that is nothing."""
+    own = with_intervals(table).provenance["on_their_own"]
+    return (
+        ""
+        if not own
+        else (
+            "Measured before bootstrap samples of all lengths together were drawn for all that is said here: the intervals "
+            f"of {', '.join(own)} are from those of the lengths, each drawn on its own."
+        )
+    )
+
+
 def range_rows(network: str, table: Table) -> list[dict[str, Any]]:
     """Effective range of each kind of contribution that a table of ``path-gradients`` has, with intervals."""
     rows, known = [], with_intervals(table).provenance

@@ -239,6 +239,8 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             shaded = (effective["first"], effective["last"])
             page.figure(stem, partial(figures.path_gradients, table, effective=shaded), caption)
             page.measured(stem)
+            if note := path_rules.own_intervals(table):
+                page.text(note)
     shown = {
         name: "d"
         for name, *_ in path_rules.RANGES
