@@ -81,13 +81,11 @@ def with_intervals(table: Table) -> Table:
 def own_intervals(table: Table) -> str:
     """A sentence for a page on what :func:`with_intervals` had to fill in; empty where that is nothing."""
     own = with_intervals(table).provenance["on_their_own"]
+    if not own:
+        return ""
     return (
-        ""
-        if not own
-        else (
-            "Measured before bootstrap samples of all lengths together were drawn for all that is said here: the intervals "
-            f"of {', '.join(own)} are from those of the lengths, each drawn on its own."
-        )
+        "Measured before bootstrap samples of all lengths together were drawn for all that is said here: the intervals "
+        f"of {', '.join(own)} are from those of the lengths, each drawn on its own."
     )
 
 
