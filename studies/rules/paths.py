@@ -18,6 +18,7 @@ from studies.rules.claims import AGREES, CANNOT_TELL, Verdict, decide
 from studies.rules.veit import FEW_PATHS, PAPERS, STRAIGHT
 
 _CANCELLED = 0.1
+_SAID = {"effective": "effective lengths", "decay": "the slope", "cancellation": "cancellation"}
 #: estimator -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
 _INTERVALS = {
     "sampled": ("path_norm_mean", "path_norm_low", "path_norm_high"),
@@ -85,7 +86,7 @@ def own_intervals(table: Table) -> str:
         return ""
     return (
         "Measured before bootstrap samples of all lengths together were drawn for all that is said here: the intervals "
-        f"of {', '.join(own)} are from those of the lengths, each drawn on its own."
+        f"of {', '.join(_SAID[name] for name in own)} are from those of the lengths, each drawn on its own."
     )
 
 
