@@ -170,7 +170,7 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
     if critical:
         those = {id(row) for row in rows if not set(critical).isdisjoint(_blocks(row["blocks"]))}
         listed = " or ".join(map(str, sorted(critical)))
-        which = f"one of {len(critical)} blocks" if len(critical) > _LISTED else f"block {listed}"
+        which = f"one of {len(critical)} critical blocks" if len(critical) > _LISTED else f"block {listed}"
         groups = {
             f"one {what}": [row for row in rows if id(row) not in those],
             f"one that {does} {which}": [row for row in rows if id(row) in those],

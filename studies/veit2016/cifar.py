@@ -30,12 +30,14 @@ FOLDER = ROOT / "results" / "cifar10"
 #: weights of a run, in bytes: what a repository can carry
 LARGEST = 4_000_000
 NETWORK = "preresnet110"
-PROTOCOL = (
-    "Pre-activation ResNet-110 (54 blocks) on cifar10-jpeg in two phases: 10 epochs with images of 16x16 at a constant "
-    "learning rate, then 4 epochs at 32x32 with a cosine to 0. The same steps for every rule, and one test."
+SCHEDULE = (
+    "They are trained in two phases: 5 epochs with images of 16x16 at a constant learning rate, then 10 epochs at "
+    "32x32 with a cosine to 0; the same steps for every rule, and one test. A first schedule, of 10 and 4 epochs, left "
+    "the whole network of seed 0 above the 12 % of error that were wanted, and was given up before anything else was "
+    "measured."
 )
-HALF = ("--image-size", "16", "--epochs", "10", "--schedule", "constant", "--no-test")
-WHOLE = ("--epochs", "4", "--schedule", "cosine", "--warmup", "0")
+HALF = ("--image-size", "16", "--epochs", "5", "--schedule", "constant", "--no-test")
+WHOLE = ("--epochs", "10", "--schedule", "cosine", "--warmup", "0")
 #: rules and seeds that are wanted; own is the number of blocks that the network's own effective lengths ask for
 WANTED = tuple(f"{NETWORK}-{tag}-seed{seed}" for seed in range(3) for tag in ("full", "m23", "own"))
 

@@ -18,7 +18,7 @@ from studies.rules import veit as veit_claims
 from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
 from studies.rules.networks import judge
 from studies.veit2016 import left, retraining
-from studies.veit2016.cifar import Kept
+from studies.veit2016.cifar import SCHEDULE, Kept
 from studies.veit2016.trainings import PAPER_BLOCKS
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
@@ -79,8 +79,8 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     if missing:
         page.text(
             f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by "
-            "`python -m studies.veit2016.cifar NAME`. Nothing is said of them, and what needs three of their seeds "
-            "cannot tell."
+            f"`python -m studies.veit2016.cifar NAME`. Nothing is said of them, and what needs three of their seeds "
+            f"cannot tell. {SCHEDULE}"
         )
     tables = page.tables
     waiting = [one for one in kept if f"lesions-{one.name}" not in tables]

@@ -269,7 +269,7 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
     drawn = {line.get_label(): list(line.get_ydata()) for line in figures.deletion(frame, critical=[2]).axes[0].lines}
     assert drawn["one that holds block 2"] == pytest.approx([20])
     many = figures.deletion(table(LESION, cut), critical=range(2, 12))
-    assert "one that holds one of 10 blocks" in legend(many)
+    assert "one that holds one of 10 critical blocks" in legend(many)
     for draw, columns in ((figures.deletion, LESION), (figures.reordering, REORDER)):
         without = [{name: row[name] for name in columns if name in row and name != "blocks"} for row in (*cut, *moved)]
         with pytest.raises(UsageError, match="needs column 'blocks'"):
