@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
 import re
 import subprocess
@@ -12,9 +11,7 @@ import sys
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from scipy.stats import ttest_1samp
 
@@ -23,43 +20,9 @@ from pathlens.errors import ResourceError, RunError, UsageError
 from pathlens.tables import Table
 from tests.helpers import ROOT
 from tests.helpers.figure_checks import assert_legible, legend, table, words
+from tests.helpers.lesion_tables import LESION, REORDER, bars, measured, sets, single
 
-INTERVAL = ["error", "error_low", "error_high", "loss", "n"]
-LESION = ["block", "blocks", "name", "stage", "kind", "count", "sample", *INTERVAL]
-REORDER = ["swaps", "sample", "kendall_tau", *INTERVAL, "order"]
 BLOCK = ["block", "name", "stage", "kind", "post_activation", "in_shape", "out_shape", "parameters", "multiply_adds"]
-
-
-def measured(error: float, n: int = 1000, **rest: object) -> dict:
-    half = 1.96 * math.sqrt(error * (1 - error) / n)
-    facts = {"error": error, "error_low": max(0.0, error - half), "error_high": min(1.0, error + half)}
-    return {**facts, "loss": 3 * error, "n": n, **rest}
-
-
-def single(stages: list[int], turn: str = "projection", base: float = 0.06, n: int = 1000) -> Table:
-    generator = np.random.default_rng(0)
-    rows, block = [measured(base, n, count=0)], 0
-    for stage, length in enumerate(stages):
-        for place in range(length):
-            turns = stage > 0 and place == 0 and turn != "identity"
-            error = base + 0.004 * generator.gamma(1.2) + 0.1 / (place + 1) + 0.4 * turns
-            kind = turn if turns else "identity"
-            facts = {"block": block, "blocks": str(block), "name": f"layer{stage + 1}.{place}", "stage": stage}
-            rows.append(measured(float(min(0.9, error)), n, count=1, kind=kind, **facts))
-            block += 1
-    return table(LESION, rows)
-
-
-def sets(top: int = 20, samples: int = 10) -> Table:
-    generator = np.random.default_rng(1)
-    rows = [measured(0.06, count=0)]
-    for count in range(1, top + 1):
-        errors = np.clip(0.9 / (1 + np.exp((9 - count) / 3 + generator.normal(size=samples))), 0.06, 0.9)
-        rows += [measured(float(error), count=count, sample=i, blocks="1,2") for i, error in enumerate(errors)]
-        spread = float(errors.std())
-        mean = float(errors.mean())
-        rows.append({"count": count, "error": mean, "error_low": mean - spread, "error_high": mean + spread})
-    return table(LESION, rows)
 
 
 def reordered() -> Table:
@@ -84,20 +47,6 @@ def blocks(stages: list[int], turn: str = "projection", name: str = "layer{s}.{p
             facts |= {"parameters": 18 * width**2, "multiply_adds": 18 * width**2 * side**2}
             rows.append({"block": len(rows)} | facts)
     return rows
-
-
-def bars(figure: figures.Figure) -> dict[str, dict[float, tuple[float, float, float]]]:
-    """By label: x -> (y, lower end, upper end) of what was drawn with error bars."""
-    found = {}
-    for container in figure.axes[0].containers:
-        assert isinstance(container, ErrorbarContainer)
-        line, _, (ends,) = container.lines
-        segments = ends.get_segments()
-        found[container.get_label()] = {
-            float(x): (float(y), float(s[0][1]), float(s[-1][1]))
-            for x, y, s in zip(*line.get_data(), segments, strict=True)
-        }
-    return found
 
 
 @pytest.mark.parametrize("draw", [figures.deletion, figures.skips])
@@ -247,52 +196,6 @@ def test_a_mean_is_of_five_orders_or_more():
     few = figures.reordering(table(REORDER, rows[:4]))
     assert legend(few) == ["one order"]
     assert not few.axes[0].containers
-
-
-def test_sets_and_orders_with_a_critical_block_stand_apart():
-    chosen = ["3,4", "0,3", "1,2", "10,11"]
-    cut = [measured(0.1 * i, count=2, sample=i, blocks=blocks) for i, blocks in enumerate(chosen)]
-    moved = [
-        measured(0.1 * i, swaps=1, kendall_tau=0.9, sample=i, blocks=blocks) for i, blocks in enumerate(chosen)
-    ]  # fmt: skip
-    for figure, does in (
-        (figures.deletion(table(LESION, [measured(0.06, count=0), *cut]), critical=[1, 0]), "holds"),
-        (figures.reordering(table([*REORDER, "blocks"], moved), critical=[1, 0]), "moves"),
-    ):
-        what = "set" if does == "holds" else "order"
-        drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-        assert drawn[f"one {what}"] == pytest.approx([0, 30])
-        assert drawn[f"one that {does} block 0 or 1"] == pytest.approx([10, 20])
-        assert_legible(figure)
-    # a data frame reads single blocks as numbers
-    frame = pd.DataFrame([{**dict.fromkeys(LESION), **row, "blocks": float(row["sample"])} for row in cut])
-    drawn = {line.get_label(): list(line.get_ydata()) for line in figures.deletion(frame, critical=[2]).axes[0].lines}
-    assert drawn["one that holds block 2"] == pytest.approx([20])
-    many = figures.deletion(table(LESION, cut), critical=range(2, 12))
-    assert "one that holds one of 10 critical blocks" in legend(many)
-    for draw, columns in ((figures.deletion, LESION), (figures.reordering, REORDER)):
-        without = [{name: row[name] for name in columns if name in row and name != "blocks"} for row in (*cut, *moved)]
-        with pytest.raises(UsageError, match="needs column 'blocks'"):
-            draw(table([name for name in columns if name != "blocks"], without), critical=[1])
-
-
-def test_chance_and_small_errors_are_shown_where_asked_for():
-    tables = {"plain": single([14], base=0.5), "residual": single([18, 18, 18])}
-    figure = figures.deletions(tables, chance=0.9, zoom=0.1)
-    whole, below = figure.axes
-    for axes in (whole, below):
-        (chance,) = [line for line in axes.lines if line.get_label() == "chance"]
-        assert list(chance.get_ydata()) == pytest.approx([90, 90])
-    assert whole.get_ylim()[1] > 90
-    assert below.get_ylim() == pytest.approx((0, 10))
-    for name, found in bars(figure).items():
-        assert [y for y, _, _ in found.values()] == pytest.approx([100 * row["error"] for row in tables[name].rows[1:]])
-    assert legend(figure) == ["chance", "intact network", "plain", "residual"]
-    assert_legible(figure)
-    for given in (sets(3), single([4])):
-        figure = figures.deletion(given, chance=0.9)
-        assert "chance" in legend(figure)
-        assert figure.axes[0].get_ylim()[1] > 90
 
 
 def test_several_networks_stand_in_one_panel():
