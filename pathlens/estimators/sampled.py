@@ -94,8 +94,8 @@ class Sampler:
             self._judge(length)
 
     def _judge(self, length: int) -> None:
-        low, high = self.intervals[length] = self._interval(length)
         mean = self.mean(length)
+        low, high = self.intervals[length] = self._interval(length, mean)
         if self._has_all(length):
             self.stopped[length] = "all paths"
         elif self.samples(length) >= _FEWEST and mean and (high - low) / 2 <= self.rel_error * mean:
@@ -118,17 +118,17 @@ class Sampler:
     def mean(self, length: int) -> float:
         """Mean over paths and examples."""
         norms = self.flat(length)
-        return math.fsum(norms) / len(norms)
+        return math.fsum(norms.tolist()) / len(norms)
 
-    def _interval(self, length: int) -> tuple[float, float]:
+    def _interval(self, length: int, mean: float) -> tuple[float, float]:
         """95 % bootstrap interval (percentile) of the mean, resampling paths with the examples of their batches."""
         means = np.concatenate([norms.mean(1) for _, norms in self.norms[length]])
         counts = np.concatenate([np.full(len(norms), norms.shape[1]) for _, norms in self.norms[length]])
         if len(means) < 2:
-            return self.mean(length), self.mean(length)
+            return mean, mean
         # scipy.stats.bootstrap draws and says the same, and takes several times as long
         drawn = self._drawn(length)
-        return resampling.interval((means * counts)[drawn].sum(1) / counts[drawn].sum(1), self.mean(length))
+        return resampling.interval((means * counts)[drawn].sum(1) / counts[drawn].sum(1), mean)
 
     def _drawn(self, length: int) -> np.ndarray:
         """Which paths each bootstrap sample has, shape (samples, paths)."""

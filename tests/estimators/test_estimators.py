@@ -43,7 +43,7 @@ def test_the_interval_of_sampled_paths_is_that_of_scipy(paths: int) -> None:
         method="percentile",
         rng=np.random.default_rng([7, 3, 3, paths]),
     )
-    assert sampler._interval(3) == pytest.approx(tuple(expected.confidence_interval))
+    assert sampler._interval(3, sampler.mean(3)) == pytest.approx(tuple(expected.confidence_interval))
 
 
 def test_zeros_alone_do_not_say_that_a_mean_is_known() -> None:
@@ -93,7 +93,7 @@ def test_the_interval_covers_what_other_paths_and_examples_would_say() -> None:
         sampler = sampled_twice(rng, batches=4, paths=16, size=16)
         low, high = interval(sampler.resampled(3, weights), sampler.mean(3))
         covered += low <= 6 <= high
-        low, high = sampler._interval(3)
+        low, high = sampler._interval(3, sampler.mean(3))
         by_paths += low <= 6 <= high
     assert 0.9 <= covered / 200 <= 0.99
     assert by_paths / 200 < 0.75  # why more is needed than paths with the examples of their batches
