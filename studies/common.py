@@ -325,7 +325,7 @@ class Page:
             known: the record.
         """
         page = known["page"]
-        apart = "".join(f" Its part `{part}`: {_made(step)}." for part, step in known.get("apart", {}).items())
+        apart = "".join(f" Its part `{part}`: {_made(step)}" for part, step in known.get("apart", {}).items())
         head = [
             f"# {self.title}",
             "",
@@ -334,7 +334,7 @@ class Page:
             *((f"**In short.** {self._answer}", "") if self._answer else ()),
             f"**Protocol.** {protocol}",
             "",
-            f"**Scale and hardware.** `--scale {known['scale']}`; {_made(known)}.{apart} This page: commit "
+            f"**Scale and hardware.** `--scale {known['scale']}`; {_made(known)}{apart} This page: commit "
             f"{page['commit']}, {page['date'][:10]}. All of it is in `{record.NAME}`.",
         ]
         return "\n\n".join(["\n".join(head), *self._parts]) + "\n"
@@ -347,7 +347,7 @@ class Page:
 
 
 def _made(known: Mapping[str, Any]) -> str:
-    """When, by which code and on what a study or a part of it was measured and trained."""
+    """When, by which code and on what a study or a part of it was measured and trained, and what is not known of it."""
     measured = known["measured"]
     hardware = measured["hardware"] or {}
     trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
@@ -355,7 +355,8 @@ def _made(known: Mapping[str, Any]) -> str:
         f"measured {measured['date'][:10]} with commit {measured['commit']} and torch {measured['versions']['torch']} "
         f"on {hardware.get('cpu')}, {hardware.get('cores_allowed')} cores, GPUs: "
         f"{', '.join(hardware.get('gpus') or ()) or 'none'}"
-        + (f"; networks trained with commit {', '.join(trained)}" if trained else "")
+        + (f"; networks trained with commit {', '.join(trained)}." if trained else ".")
+        + record.gaps(known.get("trainings", []))
     )
 
 

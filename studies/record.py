@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,24 @@ def training(run: str, folder: Path) -> dict[str, Any]:
     model = manifest.get("model")  # of a study's own file only its place in the repository
     named = model if model is None else model.removeprefix(f"{Path(__file__).resolve().parent.parent}/")
     return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}, "model": named}
+
+
+def gaps(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """What the record lacks of trainings, in sentences with a blank before each; nothing where it is complete.
+
+    Args:
+        trainings: of the record.
+    """
+    alike: dict[tuple[str, str], int] = {}
+    for one in trainings:
+        if missing := [name for name in STEP if not one.get(name)]:
+            what = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+            lacks = (what, one.get("note") or "no reason is recorded")
+            alike[lacks] = alike.get(lacks, 0) + 1
+    return "".join(
+        f" Provenance is incomplete: the record lacks {what} of {count} of {len(trainings)} trainings ({why})."
+        for (what, why), count in alike.items()
+    )
 
 
 def images(data: ImageData) -> dict[str, Any]:

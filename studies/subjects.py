@@ -135,6 +135,14 @@ def published(study: StudySetting, name: str) -> Subject:
     )
 
 
+def seeds_of(name: str) -> int | None:
+    """Trainings behind a network that a study takes as it is; None for one that others trained.
+
+    The packaged network was trained here (``studies/embedded_default.py``), with one seed.
+    """
+    return None if name in PUBLISHED else 1
+
+
 def cifar10() -> str:
     """The data set of CIFAR-10 as JPEG files, for ``pathlens.open_data`` and ``--data``.
 

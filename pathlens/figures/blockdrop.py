@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from pathlens.errors import UsageError
 from pathlens.figures.lesions import error_label, finish, of, whiskers
@@ -14,11 +16,15 @@ from pathlens.results.measured import error_series
 from pathlens.tables import Table
 
 _NEEDED = ("network", "sample", "blocks", "error", "error_low", "error_high")
+_BESIDE = 7.0
+"""Points between the middles of marks at the same number of blocks."""
 _MARKERS = {"policy": "D", "random": "o", "single": "s", "greedy": "^", "tuned": "v"}
 
 
 def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
     """Error against the blocks that run: the policy, and networks that run as many for all examples.
+
+    Marks at the same number of blocks are drawn side by side, because they would cover one another.
 
     Args:
         table: of ``blockdrop``; errors are fractions and drawn in percent.
@@ -34,16 +40,25 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
     with style():
         figure = new_figure(width, 2.6)
         axes = figure.add_subplot()
-        sets = error_series(drawn, "blocks")
-        axes.plot(sets["x"], sets["y"], "o", color=COLOURS[1], ms=2.6, mew=0, alpha=0.35)
-        for colour, (kind, marker) in enumerate(_MARKERS.items()):
-            if points := rows_of(rows, kind):
-                series = error_series(points, "blocks")
-                look = {"color": COLOURS[colour], "ms": 4.5, "mew": 0, "elinewidth": 0.8, "capsize": 1.5}
-                axes.errorbar(series["x"], series["y"], whiskers(series), fmt=marker, label=WORDS[kind], **look)
+        points = {kind: found for kind in _MARKERS if (found := rows_of(rows, kind))}
+        counts = [row["blocks"] for found in points.values() for row in found]
+        for kind, found in points.items():
+            level = [one for one in points if points[one][0]["blocks"] == found[0]["blocks"]]
+            aside = _BESIDE * (level.index(kind) - (len(level) - 1) / 2)
+            look = {
+                "color": COLOURS[list(_MARKERS).index(kind)],
+                "mew": 0,
+                "transform": offset_copy(axes.transData, figure, aside, units="points"),
+            }
+            if kind == "random":
+                sets = error_series(drawn, "blocks")
+                axes.plot(sets["x"], sets["y"], "o", ms=2.6, alpha=0.35, **look)
+            series = error_series(found, "blocks")
+            look |= {"ms": 4.5, "elinewidth": 0.8, "capsize": 1.5}
+            axes.errorbar(series["x"], series["y"], whiskers(series), fmt=_MARKERS[kind], label=WORDS[kind], **look)
         whole = next(iter(rows_of(rows, "intact")), None)
-        axes.margins(x=0.35)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlim(math.floor(min(counts)) - 1, math.ceil(max(counts)) + 1)
+        axes.xaxis.set_major_locator(block_ticks())
         finish(axes, whole, rows, f"{blocks_label(of(table))}, mean", width, error=error_label(table))
     return figure
 

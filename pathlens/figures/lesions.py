@@ -27,7 +27,7 @@ from pathlens.figures.style import (
 from pathlens.results import tasks
 from pathlens.results.charts import Series
 from pathlens.results.lesions import mean_rows, set_rows, single_rows
-from pathlens.results.measured import error_series, intact_row, lesioned
+from pathlens.results.measured import error_series, intact_row, lesioned, members
 from pathlens.results.result import Row, Rows
 from pathlens.tables import Provenance, Table
 
@@ -150,11 +150,6 @@ def chance_line(axes: Axes, chance: float | None) -> None:
         axes.axhline(100 * chance, color=MUTED, ls=":", lw=0.8, zorder=1, label="chance")
 
 
-def _blocks(listed: object) -> set[int]:
-    """Blocks of a set or order; a data frame reads a single one as a number."""
-    return set() if listed is None else {int(float(block)) for block in str(listed).split(",")}
-
-
 def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical: Collection[int], words: str) -> None:
     """A point for each set or order; those of critical blocks apart.
 
@@ -168,7 +163,7 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
     what, does = words.split()
     groups = {f"one {what}": rows}
     if critical:
-        those = {id(row) for row in rows if not set(critical).isdisjoint(_blocks(row["blocks"]))}
+        those = {id(row) for row in rows if not set(critical).isdisjoint(members(row))}
         listed = " or ".join(map(str, sorted(critical)))
         which = f"one of {len(critical)} critical blocks" if len(critical) > _LISTED else f"block {listed}"
         groups = {

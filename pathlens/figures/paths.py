@@ -76,6 +76,7 @@ def path_gradients(
     if not curves:
         raise UsageError("the table of path gradients has no norm above zero; give one from path-gradients")
     norms, unseen = one_path_series(rows)
+    one = {series["key"]: series for series in norms}
     width = width or DOUBLE
     lengths, percent = [row["length"] for row in rows], path_shares(rows)
     with style():
@@ -83,8 +84,8 @@ def path_gradients(
         panels: list[Axes] = list(figure.subplots(1, 3 if norms else 2, sharex=True))
         _paths(panels[0], lengths, percent)
         if norms:
-            _one_path(panels[1], {series["key"]: series for series in norms}, unseen)
-        _all_paths(panels[-1], curves, hidden)
+            _one_path(panels[1], one, unseen)
+        _all_paths(panels[-1], curves, hidden, one.get("median", {}))
         titles = ["number of paths", *(["one path"] if norms else []), "all paths of a length"]
         panels[0].set_xlim(-0.5, max(lengths) + 0.5)
         for axes, letter, title in zip(panels, "abc", titles, strict=False):
@@ -123,10 +124,13 @@ def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
     _log_axis(axes, "gradient norm of one path\n(loss per unit of input)", note)
 
 
-def _all_paths(axes: Axes, curves: dict[str, Series], note: str) -> None:
-    if "sampled" in curves:
+def _all_paths(axes: Axes, curves: dict[str, Series], note: str, median: Series) -> None:
+    """Panel c, with the legend of panel b too: of its median and band what is drawn of them."""
+    if _joined(median, "y"):
         axes.plot([], [], color=_SAMPLED, ls=":", label="median of sampled paths and examples")
+    if _joined(median, "low", "high"):
         axes.fill_between([], [], color=_SAMPLED, alpha=0.2, lw=0, label="5 to 95 % of sampled paths and examples")
+    if "sampled" in curves:
         _with_intervals(axes, curves["sampled"], label="mean of sampled paths, 95 % interval")
     if "signed" in curves:
         label = "root mean square (random signs)"
@@ -142,6 +146,12 @@ def _all_paths(axes: Axes, curves: dict[str, Series], note: str) -> None:
 def _points(series: Series, values: str = "y") -> tuple[list[int], list[float]]:
     """Lengths and values; a gap where a value is missing or zero."""
     return series["x"], [value if value and value > 0 else np.nan for value in series[values]]
+
+
+def _joined(series: Series, *names: str) -> bool:
+    """Whether two neighbouring lengths have all these values, so that a logarithmic axis shows a line between them."""
+    there = np.all([np.isfinite(_points(series, name)[1]) for name in names], axis=0) if series else np.zeros(0, bool)
+    return bool(np.any(there[1:] & there[:-1]))
 
 
 def _band(axes: Axes, series: Series, colour: str) -> None:

@@ -15,6 +15,7 @@ from pathlens.figures.style import SINGLE, legend_outside, new_figure, style, to
 from pathlens.results.charts import Series
 from pathlens.results.measured import error_series, intact_row
 from pathlens.results.reordering import order_rows
+from pathlens.results.result import Row, Rows
 from pathlens.tables import Table
 
 _FEWEST = 5  # orders of a mean; the interval of two is as wide as the page
@@ -26,14 +27,15 @@ def reordering(
 ) -> Figure:
     """Error of the network with reordered blocks against Kendall's tau, from the table of ``reorder-blocks``.
 
-    One point per order. The line is the mean in bins of equal width of tau, with Student's 95 % interval; a bin of
-    fewer than five orders is pooled with its neighbours, and of fewer than five in all no mean is drawn. Tau falls from
-    left to right, so damage grows to the right (Veit, Wilber, Belongie 2016, figure 5b).
+    One point per distinct order: one that was drawn several times counts once. The line is the mean of the distinct
+    orders in bins of equal width of tau, with Student's 95 % interval; a bin of fewer than five orders is pooled with
+    its neighbours, and of fewer than five in all no mean is drawn. Tau falls from left to right, so damage grows to the
+    right (Veit, Wilber, Belongie 2016, figure 5b).
 
     Args:
         table: with the columns ``swaps, kendall_tau, sample, error, error_low, error_high``; errors are fractions and
             drawn in percent; the row with 0 swaps is the intact network; rows that summarise samples (several orders,
-            no tau) are left out.
+            no tau) are left out. Rows with the same ``order`` are one order; without that column all are different.
         width: in inches.
         bins: bins between the lowest tau and 1.
         critical: blocks; orders that move one of them are drawn apart, by the column ``blocks``.
@@ -44,7 +46,8 @@ def reordering(
     rows = to_rows(table, (*NEEDED, *(("blocks",) if critical else ())), "reordering")
     if bins < 1:
         raise UsageError(f"{bins} bins were asked for; give at least 1")
-    intact, points = intact_row(rows), error_series(order_rows(rows), "kendall_tau", intervals=False)
+    orders = _distinct(order_rows(rows))
+    intact, points = intact_row(rows), error_series(orders, "kendall_tau", intervals=False)
     if not points["x"]:
         raise UsageError("the table has no reordered network; give one from reorder-blocks with --swaps above 0")
     lowest, means = min(points["x"]), _binned(points, bins) if len(points["x"]) >= _FEWEST else {}
@@ -53,13 +56,13 @@ def reordering(
         axes = figure.add_subplot()
         one_each(
             axes,
-            order_rows(rows),
-            lambda orders: error_series(orders, "kendall_tau", intervals=False),
+            orders,
+            lambda group: error_series(group, "kendall_tau", intervals=False),
             critical,
             "order moves",
         )
         if means:
-            mean_line(axes, means, f"mean in bins of {_FEWEST} or more, 95 % interval")
+            mean_line(axes, means, f"mean in bins of {_FEWEST} or more distinct orders, 95 % interval")
         intact_line(axes, intact)
         reach = 1 - lowest or 1e-3
         axes.set_xlim(1 + 0.04 * reach, 1 - 1.04 * reach)
@@ -69,6 +72,11 @@ def reordering(
         axes.set_xlabel("Kendall's tau to the trained order")
         legend_outside(axes, width)
     return figure
+
+
+def _distinct(orders: Rows) -> list[Row]:
+    """Each order once; one that does not say which it is counts as different from all others."""
+    return list({row.get("order") or number: row for number, row in enumerate(orders)}.values())
 
 
 def _binned(points: Series, bins: int) -> Series:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pathlens.errors import UsageError
 from pathlens.figures.lesions import finish, mean_line, of
 from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
-from pathlens.results.measured import error_series, intact_row, lesioned
+from pathlens.results.measured import error_series, intact_row, lesioned, members
 from pathlens.results.result import Rows
 from pathlens.results.tasks import loss_label
 from pathlens.tables import Table
@@ -101,7 +101,7 @@ def matrix(rows: Rows, name: str) -> np.ndarray:
         rows: of pairs.
         name: of the column.
     """
-    pairs = [tuple(int(block) for block in row["blocks"].split(",")) for row in rows]
+    pairs = [members(row) for row in rows]
     values = np.full((max(map(max, pairs)) + 1,) * 2, np.nan)
     for (first, second), row in zip(pairs, rows, strict=True):
         values[first, second] = values[second, first] = np.nan if row[name] is None else row[name]

@@ -17,6 +17,7 @@ from pathlens.analyses.searches import cost
 from pathlens.data import DataSet
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
+from pathlens.results.measured import members
 from pathlens.tables import Table
 from pathlens.tables.declared import Row
 
@@ -75,10 +76,10 @@ def fixed_sets(
         raise UsageError(f"single: a table of {len(alone)} blocks; give delete_blocks of all {blocks} of this network")
     dearest = sorted(range(blocks), key=lambda block: (*(-part for part in cost(alone[block])), block))
     sets.append(Fixed("single", tuple(sorted(dearest[:kept]))))
-    steps = {row["count"]: row["blocks"] for row in greedy(left_out).rows}
+    steps = {row["count"]: row for row in greedy(left_out).rows}
     if left_out not in steps:
         raise UsageError(f"greedy: the table has no row of {left_out} deletions; give a search of so many or more")
-    deleted = {int(block) for block in str(steps[left_out]).split(",")}
+    deleted = set(members(steps[left_out]))
     if not deleted <= set(range(blocks)):
         raise UsageError(f"greedy: the table deletes block {max(deleted)}, and the network has {blocks}")
     return [*sets, Fixed("greedy", without(deleted))]

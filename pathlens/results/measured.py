@@ -127,6 +127,15 @@ def cell(intact: str = "-", mean: str = "", text: Callable[[Any], str] = str) ->
     return shown
 
 
+def members(row: Row) -> list[int]:
+    """The blocks that a row lists in its column ``blocks``; none where it lists none.
+
+    A data frame reads a single block as a number.
+    """
+    listed = row["blocks"]
+    return [] if listed in (None, "") else [int(float(block)) for block in str(listed).split(",")]
+
+
 def is_intact(row: Row) -> bool:
     """Whether a row is of the network without a lesion."""
     return row.get("count") == 0 or row.get("swaps") == 0

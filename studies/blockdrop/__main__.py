@@ -28,9 +28,9 @@ PROTOCOL = (
     "Policies are trained on training images with the network frozen, one for each seed, and tested on test images. "
     "Random sets, the blocks of the dearest single lesions, and what a greedy deletion leaves run as many blocks, the "
     "policy's mean rounded. Single and greedy deletions are chosen on training images too. What is judged is the "
-    "error. Two networks: ResNet-56 on CIFAR-10, which others trained and whose policies see few epochs here, and the "
-    "54 blocks for 8x8 digits that come with pathlens, whose policies are trained for long. A wrong prediction is "
-    "worth -5 for both."
+    "error; a policy that makes one choice for all images is a fixed set of blocks, and not judged. Two networks: "
+    "ResNet-56 on CIFAR-10, which others trained and whose policies see few epochs here, and the 54 blocks for 8x8 "
+    "digits that come with pathlens, whose policies are trained for long. A wrong prediction is worth -5 for both."
 )
 _TABLES = ("blockdrop", "blockdrop-choices", "blockdrop-classes", "blockdrop-training")
 
@@ -100,7 +100,8 @@ def measure(study: StudySetting) -> None:
     for part in _parts(study):
         policies = [stem for seed in _seeds(study) for stem in part.stems(seed)]
         for stem in (f"single{part.end}", f"greedy{part.end}", *policies):
-            study.tables.put(stem, _without_times(kept[stem]) if "training" in stem else kept[stem])
+            # other work on the machine takes its part of a time, and multiply-adds say what a policy saves
+            study.tables.put(stem, kept[stem], without=("seconds",))
 
 
 def _measure(study: StudySetting, part: Part) -> None:
@@ -137,36 +138,26 @@ def _measure(study: StudySetting, part: Part) -> None:
                 kept.put(stem, table)
 
 
-def _without_times(table: Table) -> Table:
-    """Epochs take what other work on the machine leaves them; only times measured in turns are kept."""
-    columns = tuple(column for column in table.columns if column.name != "seconds")
-    rows = tuple({column.name: row[column.name] for column in columns} for row in table.rows)
-    return Table(columns, rows, table.provenance)
-
-
 def state(study: StudySetting) -> Page:
     """The page, from the tables."""
     page = Page(study, "BlockDrop: blocks chosen for each image", QUESTION)
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: an untrained network and few images. Its numbers mean nothing.**")
-    rows, data, looked = [], {}, []
+    rows, data = [], {}
     for part in _parts(study):
         tables = {f"seed {seed}": page.tables[part.stems(seed)[0]] for seed in _seeds(study)}
         _state(page, part, tables)
         about = tables["seed 0"].provenance
         data[part.network] = f"{about['data']} {about['images']} images"
         rows += verdicts(tables, part.network)
-        policies = (next(row for row in table.rows if row["network"] == "policy") for table in tables.values())
-        choices = ", ".join(str(row["choices"]) for row in policies)
-        looked.append(f"{choices} on {part.network}")
     page.claims(rows, data.__getitem__)
     page.section(
         "What the numbers can and cannot say",
         "The networks are frozen, so that no set of blocks was trained for; jointly trained networks are not here. "
         "Policies see far more training images than single and greedy deletions are chosen by. A policy that runs all "
-        "blocks is compared with nothing. Over all test images the policies of the seeds make so many different "
-        f"choices: {'; '.join(looked)}. Where it is one, the policy does not look at the image, and is a fixed set of "
-        "blocks that policy gradient has found.",
+        "blocks is compared with nothing. One that makes one choice for all images is a fixed set of blocks that "
+        "policy gradient has found, and says nothing of choosing image by image. What a policy saves is counted in "
+        "multiply-adds; times are not kept, because other work on the machine has its part in them.",
     )
     return page
 
@@ -179,14 +170,15 @@ def _state(page: Page, part: Part, tables: dict[str, Table]) -> None:
     }  # fmt: skip
     for seed, (name, table) in enumerate(tables.items()):
         said = name.capitalize()
-        page.text(f"**{said}.** {table.provenance['saved'].capitalize()}.")
+        page.text(f"**{said}.** {_told(table)}")
         page.table(part.stems(seed)[0], shown, lambda row: row["network"] != "random" or row["sample"] is None)
-        page.figure(
-            f"trade-off{part.end}-seed{seed}",
-            lambda table=table: figures.draw("blockdrop", table),
-            f"{said}: error against the blocks that run for an image; 95 % intervals, of the mean over random sets "
-            "Student's.",
-        )
+        if any(row["kept"] is not None for row in table.rows):
+            page.figure(
+                f"trade-off{part.end}-seed{seed}",
+                lambda table=table: figures.draw("blockdrop", table),
+                f"{said}: error against the blocks that run for an image, marks of as many blocks side by side; 95 % "
+                "intervals, of the mean over random sets Student's.",
+            )
     page.section(f"{part.network}: what is chosen")
     looks = {"label": "d", "n": "d", "blocks": ".2f", "blocks_sd": ".2f", "error": ".1%", "intact_error": ".1%"}
     for seed, name in enumerate(tables):
@@ -205,6 +197,21 @@ def _state(page: Page, part: Part, tables: dict[str, Table]) -> None:
         page.table(part.stems(seed)[3], shown, lambda row: row["epoch"] % every == 0)
     page.table(f"single{part.end}")
     page.table(f"greedy{part.end}")
+
+
+def _told(table: Table) -> str:
+    """What a policy chooses and costs, and whether it looks at the image."""
+    intact, policy = (next(row for row in table.rows if row["network"] == name) for name in ("intact", "policy"))
+    cost = (
+        f"The policy runs {policy['blocks']:.2f} +- {policy['blocks_sd']:.2f} of {intact['blocks']:.0f} blocks, with "
+        f"{policy['multiply_adds']:.3g} multiply-adds, its own network's among them, against "
+        f"{intact['multiply_adds']:.3g} of the intact network."
+    )
+    if policy["choices"] > 1:
+        return f"{cost} It makes {policy['choices']} different choices."
+    if policy["blocks"] == intact["blocks"]:
+        return f"{cost} It drops nothing for any image, and there is nothing to compare it with, in a figure or a test."
+    return f"{cost} It makes one choice for all images: a fixed set of blocks, and no choosing image by image."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

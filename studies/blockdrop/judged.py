@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies.rules import claims
-from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, OURS, Claim, Verdict
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, OURS, Claim, Verdict
 
 _TEST = (
     "McNemar's exact test on the same images, two-sided, corrected by Holm's method over all networks that the policy "
@@ -18,7 +19,7 @@ _TEST = (
 
 def _claim(name: str, beaten: str, rule: str) -> Claim:
     says = f"A policy that chooses blocks image by image errs less than {beaten} of as many blocks for all images."
-    return Claim(name, says, OURS, rule, _TEST)
+    return Claim(name, says, OURS, f"{rule} Cannot tell where it chooses the same blocks for all images.", _TEST)
 
 
 RANDOM = _claim(
@@ -32,6 +33,7 @@ SINGLE = _claim(
 GREEDY = _claim(
     "policy against greedy deletion", "the set that a greedy deletion leaves", "The policy errs less than that network."
 )
+ONE_CHOICE = "the policy makes one choice for all images; as a fixed set of blocks: "
 _KINDS = {"random": RANDOM, "single": SINGLE, "greedy": GREEDY}
 
 
@@ -43,24 +45,32 @@ def of_seed(table: Table) -> dict[Claim, Verdict]:
     """
     others = [row for row in table.rows if row["kept"] is not None]
     corrected = holm([row["policy_p"] for row in others])
+    (policy,) = (row for row in table.rows if row["network"] == "policy")
     verdicts = {}
     for kind, claim in _KINDS.items():
         own = [(row, p) for row, p in zip(others, corrected, strict=True) if row["network"] == kind]
-        verdicts[claim] = _verdict(own) if own else Verdict(CANNOT_TELL, "the policy runs all blocks")
+        found = _verdict(own) if own else Verdict(CANNOT_TELL, "the policy runs all blocks")
+        if own and policy["choices"] == 1:
+            found = replace(found, outcome=CANNOT_TELL, here=ONE_CHOICE + found.here)
+        verdicts[claim] = found
     return verdicts
 
 
 def _verdict(compared: Sequence[tuple[Mapping[str, Any], float]]) -> Verdict:
-    better, worse = (sum(p <= LEVEL and sign * row["policy_difference"] > 0 for row, p in compared) for sign in (1, -1))
-    outcome = claims.majority(len(compared), better, worse)
+    better, worse = ([p if sign * row["policy_difference"] > 0 else 1.0 for row, p in compared] for sign in (1, -1))
+    outcome, p = claims.majority(better, worse)
     gaps = sorted(100 * row["policy_difference"] for row, _ in compared)
     gap = gaps[len(gaps) // 2]
     if len(compared) > 1:
         return Verdict(
-            outcome, f"better than {better} of {len(compared)}, worse than {worse}; median {gap:+.2f} points", gap
+            outcome,
+            f"better than {claims.shown(better)} of {len(compared)}, worse than {claims.shown(worse)}; median "
+            f"{gap:+.2f} points",
+            gap,
+            p=p,
         )
     words = {AGREES: "better", DISAGREES: "worse", CANNOT_TELL: "no difference shown"}
-    return Verdict(outcome, f"{words[outcome]}, {gap:+.2f} points", gap, p=compared[0][1])
+    return Verdict(outcome, f"{words[outcome]}, {gap:+.2f} points", gap, p=p)
 
 
 def verdicts(tables: Mapping[str, Table], network: str) -> list[dict[str, Any]]:

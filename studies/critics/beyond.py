@@ -29,6 +29,10 @@ BLOCKS = (
     *(column for column in PAIRS if column[0] not in ("difference", "difference_low", "difference_high")),
     ("harm_low", "fraction", "lower end of the 95 % interval of harm_branch (Tango)"),
     ("harm_high", "fraction", "upper end of it"),
+    ("harm_skip", "fraction", "error_skip minus error_intact, on the same images"),
+    ("harm_skip_low", "fraction", "lower end of its 95 % interval (Tango)"),
+    ("harm_skip_high", "fraction", "upper end of it"),
+    ("harm_skip_p", "", "McNemar's exact test of it, corrected by Holm's method over the blocks"),
     ("relative_std", "", "standard deviation of what the branch adds, over that of the shortcut"),
 )
 
@@ -122,12 +126,17 @@ def measure(study: StudySetting, done: Mapping[str, Path]) -> None:
         say(f"lesions and path gradients of {one.words}")
         data, options, key = one.images(images), one.options, {"network": name, "seed": int(seed)}
         lesions = pathlens.delete_blocks(one.view, data, **options)
-        pairs = pair_rows(lesions, pathlens.delete_skips(one.view, data, **options))
+        skips = pathlens.delete_skips(one.view, data, **options)
+        pairs = pair_rows(lesions, skips)
         answered = response_rows(measure_responses(one, images), lesions)
-        ends = {row["block"]: row for row in lesions.rows if row["block"] is not None}
+        ends, of_skips = (
+            {row["block"]: row for row in table.rows if row["block"] is not None} for table in (lesions, skips)
+        )
         for pair, response in zip(pairs, answered, strict=True):
-            own = ends[pair["block"]]
+            own, skip = ends[pair["block"]], of_skips[pair["block"]]
             more = {"harm_low": own["difference_low"], "harm_high": own["difference_high"]}
+            more |= {f"harm_skip{end}": skip[f"difference{end}"] for end in ("", "_low", "_high")}
+            more["harm_skip_p"] = skip["p_holm"]
             blocks.append({**key, **pair, **more, "relative_std": response["relative_std"]})
         gradients = pathlens.path_gradients(
             one.view, one.images(shown, "train"), method="exact", batch_size=16, **options
@@ -180,7 +189,11 @@ def lesions_of(blocks: Table) -> tuple[Table, Table]:
         for row in blocks.rows
     ]
     skips = [
-        {"block": row["block"], **{f"error{end}": row[f"error_skip{end}"] for end in ("_low", "_high")}}
+        {
+            **{name: row[name] for name in names},
+            **{f"difference{end}": row[f"harm_skip{end}"] for end in ("", "_low", "_high")},
+            "p_holm": row["harm_skip_p"],
+        }
         for row in blocks.rows
     ]
     return _table(branches), _table(skips)

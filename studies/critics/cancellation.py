@@ -92,7 +92,10 @@ def state(page: Page, networks: Sequence[str]) -> None:
         "of those paths are vectors, and their sum may be far shorter. Below, that product stands beside the exact "
         "norm of the sum, and beside what the sum would measure if paths had independent directions (root of the "
         "number of paths times their root mean square, by random signs). Norms differ between examples too; "
-        "`tail_example` compares the paths of one example among each other. Distributions are of the first "
+        "`tail_example` compares the paths of one example among each other. A sample of few paths misses the heaviest "
+        "ones, and no resampling of it brings them back: `missed` is the root mean square of all paths, by random "
+        "signs, over that of the sample, and the interval of `tail_example` is widened by it. Distributions are of the "
+        "first "
         f"{tails} training images, the others of {sums}.",
     )
     ranges = []
@@ -116,7 +119,7 @@ def state(page: Page, networks: Sequence[str]) -> None:
             partial(cancellation_figure, rows),
             f"The paper's product, the sum of independent directions, and the exact sum, by length: {network}. The "
             "exact sum on the left and its ratio to the product are means over examples; its ratio to independent "
-            "directions is of root mean squares.",
+            "directions is of root mean squares. What is 12 powers of ten below the largest contribution is left out.",
         )
         top = max(rows, key=lambda one: one["total_norm"])
         mean_length = sum(one["length"] * one["total_norm"] for one in rows) / sum(one["total_norm"] for one in rows)

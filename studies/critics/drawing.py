@@ -23,11 +23,12 @@ from pathlens.figures.style import (
     new_figure,
     style,
 )
-from pathlens.results.charts import stage_runs
+from pathlens.results.charts import cut_off, stage_runs
 from pathlens.results.text import power_of_ten
 
 BRANCH, SKIP, EXACT = COLOURS[0], COLOURS[1], COLOURS[2]
 _CORNER = {"xycoords": "axes fraction", "ha": "right", "color": MUTED, "size": 7}
+_DECADES = 12  # below the largest contribution of a length, beyond which none matters
 _WIDE = 30  # blocks beyond which one column is too narrow
 
 
@@ -91,8 +92,13 @@ def counts_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def responses_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Harm of deleting a block against the size of its response, absolute and relative to the shortcut."""
+def responses_figure(rows: Sequence[Mapping[str, Any]], intact: float) -> Figure:
+    """Loss without a block against the size of its response, absolute and relative to the shortcut.
+
+    Args:
+        rows: of the blocks.
+        intact: loss of the intact network.
+    """
     frame = pd.DataFrame(rows)
     labels = {
         "branch_std": "standard deviation of the branch",
@@ -104,16 +110,15 @@ def responses_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, (name, label) in zip(panels, labels.items(), strict=True):
             for kind in dict.fromkeys(frame["kind"]):
                 mark, own = kind_mark(kind), frame[frame["kind"] == kind]
-                ends = [own["increase"] - own["increase_low"], own["increase_high"] - own["increase"]]
-                axes.errorbar(
-                    own[name].astype(float), 100 * own["increase"], [100 * end.clip(0) for end in ends],
-                    fmt=mark.marker, color=mark.colour, ms=3.5, mew=0, elinewidth=0.6, label=mark.words, zorder=3,
-                )  # fmt: skip
-            axes.axhline(0, color=INK, ls=(0, (4, 2)), lw=0.8, zorder=1)
+                look = {"color": mark.colour, "ms": 3.5, "mew": 0, "label": mark.words, "zorder": 3}
+                axes.plot(own[name].astype(float), own["loss"].astype(float), mark.marker, **look)
+            axes.axhline(intact, color=INK, ls=(0, (4, 2)), lw=0.8, zorder=1, label="intact network")
             axes.set_xscale("log")
+            axes.set_yscale("log")
             log_ticks(axes, "x")
             axes.set_xlabel(label)
-        panels[0].set_ylabel("increase of the test error\nwithout the branch (points)")
+        log_ticks(panels[0], "y")
+        panels[0].set_ylabel("test loss without the branch (nats)")
         legend_outside(panels[0], DOUBLE)
     return figure
 
@@ -138,22 +143,28 @@ def log_ticks(axes: Axes, which: str) -> None:
 
 
 def cancellation_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What each length contributes by the paper's product, by independent directions, and exactly."""
+    """What each length contributes by the paper's product, by independent directions, and exactly.
+
+    Contributions 12 powers of ten below the largest are left out, which the panel then says.
+    """
     frame = pd.DataFrame(rows).drop(columns="n_paths").astype(float)
+    names = ("contribution", "incoherent", "total_norm")
+    ends = {"low": list(frame["contribution_low"]), "high": list(frame["contribution_high"])}
+    curves, note = cut_off([{"y": list(frame[name]), **(ends if name == names[0] else {})} for name in names], _DECADES)
+    shown = [{key: positive(pd.Series(values, dtype=float)) for key, values in curve.items()} for curve in curves]
     with style():
         figure = new_figure(DOUBLE, 2.6)
         left, right = figure.subplots(1, 2)
         lengths = frame["length"]
-        left.fill_between(
-            lengths, positive(frame["contribution_low"]), frame["contribution_high"], color=BRANCH, alpha=0.2, lw=0
+        left.fill_between(lengths, shown[0]["low"], shown[0]["high"], color=BRANCH, alpha=0.2, lw=0)
+        looks = (
+            (BRANCH, "-", "number of paths × mean norm of sampled paths, 95 % interval"),
+            (COLOURS[3], (0, (4, 1.5)), "√(number of paths) × root mean square norm"),
+            (EXACT, "-", "norm of the sum (exact)"),
         )
-        lines = (
-            ("contribution", BRANCH, "-", "number of paths × mean norm of sampled paths, 95 % interval"),
-            ("incoherent", COLOURS[3], (0, (4, 1.5)), "√(number of paths) × root mean square norm"),
-            ("total_norm", EXACT, "-", "norm of the sum (exact)"),
-        )
-        for name, colour, dashes, label in lines:
-            left.plot(lengths, positive(frame[name]), color=colour, ls=dashes, label=label)
+        for curve, (colour, dashes, label) in zip(shown, looks, strict=True):
+            left.plot(lengths, curve["y"], color=colour, ls=dashes, label=label)
+        left.annotate(note, (0.98, 0.94), **_CORNER)
         left.set_ylabel("contribution of a length\n(loss per unit of input)")
         right.plot(lengths, positive(frame["survives"]), color=BRANCH, label="… number of paths × mean norm")
         look = {"color": COLOURS[3], "ls": (0, (4, 1.5))}
@@ -165,6 +176,7 @@ def cancellation_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             log_ticks(axes, "y")
             axes.set_xlabel("path length (blocks)")
             axes.xaxis.set_major_locator(block_ticks())
+        left.set_xlim(right.get_xlim())
         legend_outside(left, DOUBLE)
     return figure
 

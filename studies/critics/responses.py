@@ -135,8 +135,9 @@ def state(page: Page, networks: Sequence[str]) -> None:
                     found.append(names | correlation(blocks, response, harm))
         stem = f"responses-{network}"
         tables.put(stem, make_table(RESPONSES, rows))
-        caption = f"Rise of the error without a block's branch (95 % intervals) against its response: {network}."
-        page.figure(stem, partial(responses_figure, rows), caption)
+        caption = f"Loss without a block's branch against its response: {network}."
+        intact = next(row["loss"] for row in tables[f"lesions-{network}"].rows if row["count"] == 0)
+        page.figure(stem, partial(responses_figure, rows, intact), caption)
         page.table(stem)
         page.measured(f"deviations-{network}")
     tables.put("responses", make_table(CORRELATIONS, found))

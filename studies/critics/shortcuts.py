@@ -38,7 +38,7 @@ PAIRS = (
     (
         "worse",
         "",
-        "what hurts more to delete, where the 95 % intervals of both errors do not overlap: shortcut or branch",
+        "what is shown to hurt more to delete: shortcut or branch (one-sided tests, Holm over the blocks)",
     ),
     ("harm_branch", "fraction", "error_branch minus error_intact, on the same images"),
     ("harm_p", "", "McNemar's exact test of it, corrected by Holm's method over the blocks"),
@@ -82,7 +82,7 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
     """Both lesions of each block side by side, from the tables of delete-blocks and delete-skips."""
     intact = next(float(row["error"]) for row in branches.rows if row["count"] == 0)
     by_block = {row["block"]: row for row in skips.rows if row["block"] is not None}
-    rows = []
+    told, rows = worse(branches, skips), []
     for branch in (row for row in branches.rows if row["block"] is not None):
         skip = by_block[branch["block"]]
         difference, low, high = newcombe(skip, branch)
@@ -95,7 +95,7 @@ def pair_rows(branches: Table, skips: Table) -> list[dict[str, Any]]:
                 "difference": difference,
                 "difference_low": low,
                 "difference_high": high,
-                "worse": worse(branch, skip),
+                "worse": told[branch["block"]],
                 "harm_branch": branch["difference"],
                 "harm_p": branch["p_holm"],
                 "loss_branch": branch["loss"],

@@ -106,6 +106,8 @@ MECHANISM = (
     ("weight_decay", "", "of the runs"),
     _WHAT[1],
     ("scale", "", "which of the scales"),
+    ("since", "", "first epoch counted"),
+    ("moves", "", "in each run: from one kept epoch to the next"),
     ("seeds", "", "runs"),
     ("rho", "", "Spearman's rank correlation of their changes from one kept epoch to the next in a run, mean of seeds"),
     ("rho_low", "", "lower end of Student's 95 % interval of it over seeds"),

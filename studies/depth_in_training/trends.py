@@ -129,13 +129,19 @@ def _tested(name: str, values: Sequence[float]) -> dict[str, float | None]:
     return {**spread(name, values), f"{name}_p": p}
 
 
-def driven_by(gains: Sequence[Row], ranges: Sequence[Row]) -> list[dict[str, Any]]:
+def driven_by(gains: Sequence[Row], ranges: Sequence[Row], since: int) -> list[dict[str, Any]]:
     """Rows of the table ``mechanism``: within a run, does a scale move with the mean length?
 
     Both fall over training, so that their values correlate whatever causes them. What is correlated are the changes
     from one kept epoch to the next.
+
+    Args:
+        gains: rows of the table of that name.
+        ranges: likewise.
+        since: first epoch to count from.
     """
     found = []
+    gains = [row for row in gains if row["epoch"] >= since]
     lengths = {(row["run"], row["epoch"], row["contribution"]): row for row in ranges if row["mode"] == "train"}
     kinds = list(dict.fromkeys(row["contribution"] for row in lengths.values()))
     for (decay,), own in grouped(gains, "weight_decay").items():
@@ -155,5 +161,6 @@ def driven_by(gains: Sequence[Row], ranges: Sequence[Row]) -> list[dict[str, Any
                 if ranks:
                     ratio = statistics.fmean(ratios) if name == "predicted_length" else None
                     start = {"weight_decay": decay, "contribution": kind, "scale": name, "seeds": len(ranks)}
+                    start |= {"since": since, "moves": len(moves)}
                     found.append({**start, **spread("rho", ranks), "measured_over_predicted": ratio})
     return found

@@ -8,7 +8,7 @@ environment names the folder of the published network: ``PATHLENS_MODELS`` holds
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -180,7 +180,14 @@ def beside_a_resnet(page: Page, names: Sequence[str]) -> None:
     ):
         beside = {name: page.tables[f"{kind}-{name}"] for name in names}
         beside["ResNet-56, CIFAR-10"] = read_table(RESNET / f"{kind}-resnet56.csv")
-        page.figure(f"beside-{kind}", partial(figures.deletions, beside), caption)
+        page.figure(f"beside-{kind}", partial(deletions_beside, beside), caption)
+
+
+def deletions_beside(tables: Mapping[str, Table]) -> figures.Figure:
+    """Deletions of language models and of a network for images, whose errors are of different things."""
+    figure = figures.deletions(tables)
+    figure.axes[0].set_ylabel("test error (% of tokens;\nResNet-56: % of images)")
+    return figure
 
 
 def drawn(table: Table) -> Any:

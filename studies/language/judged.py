@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pathlens.results.measured import members
 from pathlens.tables import Table
-from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, row
+from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, row, shown
+from studies.rules.lesions import Cost, costlier, costs
 from studies.rules.networks import judge
-from studies.rules.veit import DOWNSAMPLING
+from studies.rules.veit import COMPARED, DOWNSAMPLING, OTHERS
 
 MLP = Claim(
     "MLP against attention",
@@ -16,7 +20,7 @@ MLP = Claim(
     OURS,
     "Agrees where in more than half of the layers the MLP is shown to cost more, disagrees where in more than half the "
     "attention is.",
-    "Per layer the 95 % intervals of both paired differences do not overlap.",
+    COMPARED.format("layer"),
 )
 BEYOND = Claim(
     "a layer is more than its blocks",
@@ -24,9 +28,16 @@ BEYOND = Claim(
     OURS,
     "Cost is error above that of the intact network. Agrees where in more than half of the layers the cost of both "
     "is shown to be above the sum, disagrees where in more than half it is shown to be below.",
-    "Per layer the 95 % interval of the cost of the layer against the sum of the ends of those of its blocks.",
+    COMPARED.format("layer").replace("both costs", "the cost and the sum"),
 )
-
+#: the paper's claim with nothing that downsamples
+NONE_ALONE = replace(
+    OTHERS,
+    name="no block is noticed alone",
+    says="no single deletion is noticed: nothing downsamples here",
+    source=OURS,
+    rule=OTHERS.rule.replace("block that does not downsample", "block"),
+)
 
 #: kinds of tables of a network that claims are judged by
 JUDGED = ("lesions", "skips", "sets", "orders", "gradients", "layers")
@@ -58,37 +69,41 @@ def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
     """
     found = judge(tables)
     del found[DOWNSAMPLING]  # no block changes the shape
-    pairs = layers(tables)
-    return {**found, MLP: mlp_against_attention(pairs), BEYOND: beyond_its_blocks(pairs)}
+    found[NONE_ALONE] = found.pop(OTHERS)
+    both, attention, mlp = layers(tables)
+    return {**found, MLP: mlp_against_attention(attention, mlp), BEYOND: beyond_its_blocks(both, attention, mlp)}
 
 
-def layers(tables: Mapping[str, Table]) -> list[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]:
-    """The rows of each layer, of its attention and of its MLP."""
-    single = {row["block"]: row for row in tables["lesions"].rows if row["block"] is not None}
-    rows = [row for row in tables["layers"].rows if row["block"] is not None]
-    return [(row, *(single[int(block)] for block in row["blocks"].split(","))) for row in rows]
+def layers(tables: Mapping[str, Table]) -> tuple[list[Cost], list[Cost], list[Cost]]:
+    """What deleting each layer costs, and what its attention and its MLP cost alone."""
+    single = {cost.block: cost for cost in costs(tables["lesions"])}
+    parts = [[single[block] for block in members(row)] for row in tables["layers"].rows if row["block"] is not None]
+    attention, mlp = map(list, zip(*parts, strict=True))
+    return costs(tables["layers"]), attention, mlp
 
 
-def mlp_against_attention(pairs: list[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]) -> Verdict:
+def mlp_against_attention(attention: Sequence[Cost], mlp: Sequence[Cost]) -> Verdict:
     """In how many layers does the MLP cost more?"""
-    more = sum(mlp["difference_low"] > attention["difference_high"] for _, attention, mlp in pairs)
-    less = sum(mlp["difference_high"] < attention["difference_low"] for _, attention, mlp in pairs)
+    more, less = costlier(mlp, attention)
+    outcome, p = majority(more, less)
     return Verdict(
-        majority(len(pairs), more, less),
-        f"the MLP costs more in {more} of {len(pairs)} layers and the attention in {less}",
-        more / len(pairs),
+        outcome,
+        f"the MLP costs more in {shown(more)} of {len(more)} layers and the attention in {shown(less)}",
+        shown(more) / len(more),
+        p=p,
     )
 
 
-def beyond_its_blocks(pairs: list[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]) -> Verdict:
+def beyond_its_blocks(both: Sequence[Cost], attention: Sequence[Cost], mlp: Sequence[Cost]) -> Verdict:
     """In how many layers does deleting both cost more than the sum of each?"""
-    more = sum(both["difference_low"] > one["difference_high"] + two["difference_high"] for both, one, two in pairs)
-    less = sum(both["difference_high"] < one["difference_low"] + two["difference_low"] for both, one, two in pairs)
-    sums = [both["difference"] - one["difference"] - two["difference"] for both, one, two in pairs]
-    middle = sorted(sums)[len(sums) // 2]
+    more, less = costlier(both, attention, mlp)
+    outcome, p = majority(more, less)
+    parts = zip(both, attention, mlp, strict=True)
+    middle = statistics.median(layer.difference - one.difference - two.difference for layer, one, two in parts)
     return Verdict(
-        majority(len(pairs), more, less),
-        f"the layer costs more than the sum in {more} of {len(pairs)} layers and less in {less}; median "
+        outcome,
+        f"the layer costs more than the sum in {shown(more)} of {len(more)} layers and less in {shown(less)}; median "
         f"{100 * middle:+.1f} points beyond the sum",
         middle,
+        p=p,
     )

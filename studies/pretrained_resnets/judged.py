@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import OURS, Claim, Verdict, majority, row
+from studies.rules.claims import OURS, Claim, Verdict, majority, row, shown
 from studies.rules.networks import judge
 
 TWIN = Claim(
-    "shortcuts make deletions harmless",
+    "deletions cost more without shortcuts",
     "deleting a block costs more where the same network was trained without shortcuts",
     OURS,
     "Agrees where in more than half of the blocks the cost without shortcuts is shown to be higher, disagrees where in "
     "more than half it is shown to be lower. It is about these two trainings.",
-    "Per block the 95 % intervals of both paired differences do not overlap.",
+    veit_claims.COMPARED.format("block"),
 )
 
 
@@ -45,15 +46,15 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str], pair: str, twin:
 
 def compare_twins(lesions: Table, twin: Table) -> Verdict:
     """Does deleting the same block cost more without shortcuts?"""
-    own = {row["block"]: row for row in lesions.rows if row["block"] is not None}
-    pairs = [(row, own[row["block"]]) for row in twin.rows if row["block"] is not None]
-    higher = sum(plain["difference_low"] > row["difference_high"] for plain, row in pairs)
-    lower = sum(plain["difference_high"] < row["difference_low"] for plain, row in pairs)
-    costs = [sorted(one[side]["difference"] for one in pairs) for side in (0, 1)]
-    plain, short = (100 * values[len(values) // 2] for values in costs)
+    own = {cost.block: cost for cost in lesion_rules.costs(lesions)}
+    without = lesion_rules.costs(twin)
+    higher, lower = lesion_rules.costlier(without, [own[cost.block] for cost in without])
+    outcome, p = majority(higher, lower)
+    plain, short = (100 * statistics.median(cost.difference for cost in costs) for costs in (without, own.values()))
     return Verdict(
-        majority(len(pairs), higher, lower),
-        f"a deleted block costs more without shortcuts in {higher} of {len(pairs)} blocks and less in {lower}; median "
-        f"{plain:+.1f} points against {short:+.1f}",
-        higher / len(pairs),
+        outcome,
+        f"a deleted block costs more without shortcuts in {shown(higher)} of {len(higher)} blocks and less in "
+        f"{shown(lower)}; median {plain:+.1f} points against {short:+.1f}",
+        shown(higher) / len(higher),
+        p=p,
     )

@@ -44,6 +44,7 @@ COLUMNS = (
     ("p", "", "p value where the rule is a test, corrected where the test says so"),
     ("here", "", "the same in words"),
     ("outcome", "", "agrees, disagrees, or cannot tell"),
+    ("rests", "", "observation that several claims rest on, which are no independent evidence; missing for one alone"),
 )
 
 
@@ -57,6 +58,7 @@ class Claim:
         source: paper with section or figure, or ``ours``.
         rule: what the numbers have to show.
         test: the interval or test behind it, with its correction.
+        rests: the observation that it shares with other claims; empty where it has its own.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Claim:
     source: str
     rule: str
     test: str
+    rests: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,15 +118,24 @@ def near(low: float | None, high: float | None, expected: float, slack: float) -
     return DISAGREES if high < expected - slack or low > expected + slack else CANNOT_TELL
 
 
-def majority(of: int, shown: int, shown_not: int) -> str:
-    """An outcome by what is shown of more than half of some things, each by a test of its own.
+def majority(holds: Sequence[float], fails: Sequence[float]) -> tuple[str, float]:
+    """An outcome by what is shown of more than half of some things, and the p value that decides it.
 
     Args:
-        of: how many things there are.
-        shown: for how many the claim is shown to hold.
-        shown_not: for how many it is shown not to.
+        holds: for each thing the corrected p value of the test that shows that the claim holds.
+        fails: of the one that shows that it does not.
+
+    Returns:
+        The outcome, and the largest p value of the smallest majority.
     """
-    return AGREES if shown > of / 2 else DISAGREES if shown_not > of / 2 else CANNOT_TELL
+    middle = len(holds) // 2
+    p, p_not = sorted(holds)[middle], sorted(fails)[middle]
+    return (AGREES, p) if p < LEVEL else (DISAGREES, p_not) if p_not < LEVEL else (CANNOT_TELL, min(p, p_not))
+
+
+def shown(ps: Iterable[float]) -> int:
+    """How many of some corrected p values show what they test."""
+    return sum(p < LEVEL for p in ps)
 
 
 def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
@@ -202,6 +214,7 @@ def row(claim: Claim, network: str, verdict: Verdict) -> dict[str, Any]:
         "p": verdict.p,
         "here": verdict.here,
         "outcome": verdict.outcome,
+        "rests": claim.rests or None,
     }
 
 
@@ -225,15 +238,26 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tally(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many verdicts on claims of others there are of each outcome, and how many claims are ours."""
+    """How many verdicts on claims of others there are of each outcome, and how many claims are ours.
+
+    Verdicts of one outcome on one network that rest on one observation are counted once beside it.
+    """
     theirs = [row for row in rows if row["source"] != OURS]
     counts = ", ".join(f"{one} {sum(row['outcome'] == one for row in theirs)}" for one in OUTCOMES)
     names = {row["claim"] for row in theirs}
     ours = len({row["claim"] for row in rows} - names)
-    return (
-        f"Claims of others: {len(names)}, with {len(theirs)} verdicts (networks): {counts}. Claims of our own: {ours}, "
-        "which are no evidence for or against a paper."
-    )
+    said = f"Claims of others: {len(names)}, with {len(theirs)} verdicts (networks): {counts}."
+    shared: dict[str, list[str]] = {}
+    for row in theirs:
+        if row["rests"] and row["claim"] not in shared.setdefault(row["rests"], []):
+            shared[row["rests"]].append(row["claim"])
+    shared = {rests: claims for rests, claims in shared.items() if len(claims) > 1}
+    if shared:
+        once = {(row["outcome"], row["network"], row["rests"] or row["claim"]) for row in theirs}
+        counted = ", ".join(f"{one} {sum(outcome == one for outcome, *_ in once)}" for one in OUTCOMES)
+        which = "; ".join(f"{rests} ({', '.join(claims)})" for rests, claims in shared.items())
+        said += f" Some rest on one observation: {which}. Counted once for each: {counted}."
+    return f"{said} Claims of our own: {ours}, which are no evidence for or against a paper."
 
 
 def in_short(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from scipy import stats
 
 from pathlens.metrics import holm
+from pathlens.results.measured import members
 from pathlens.tables import Table
-from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority, shown
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
 
 _Z = float(stats.norm.ppf(0.975))
@@ -33,6 +34,7 @@ class Cost:
         high: upper end.
         p_holm: of McNemar's exact test, corrected over the blocks.
         noticeable: corrected p value of the one-sided test that it is above the margin.
+        small: of the one that it is below.
     """
 
     block: int
@@ -43,6 +45,7 @@ class Cost:
     high: float
     p_holm: float
     noticeable: float
+    small: float
 
     @property
     def downsamples(self) -> bool:
@@ -57,26 +60,26 @@ class Cost:
     @property
     def is_small(self) -> bool:
         """Whether it is shown to cost less than the margin."""
-        return self.high < NOTICEABLE
+        return self.small < LEVEL
 
 
 def costs(lesions: Table) -> list[Cost]:
     """The cost of each single deletion of a table of ``delete-blocks``."""
     rows = [row for row in lesions.rows if row["block"] is not None]
-    above = holm([_above(row, NOTICEABLE) for row in rows])
+    beyond = [
+        holm([_beyond(sign * (row["difference"] - NOTICEABLE), abs(row["difference"] - row[end])) for row in rows])
+        for sign, end in ((1, "difference_low"), (-1, "difference_high"))
+    ]
     ends = ("difference", "difference_low", "difference_high", "p_holm")
     return [
-        Cost(row["block"], row["name"], row["kind"], *(float(row[name]) for name in ends), noticeable)
-        for row, noticeable in zip(rows, above, strict=True)
+        Cost(row["block"], row["name"], row["kind"], *(float(row[name]) for name in ends), *ps)
+        for row, *ps in zip(rows, *beyond, strict=True)
     ]
 
 
-def _above(row: Mapping[str, Any], margin: float) -> float:
-    """One-sided p value that a difference is above a margin, with the standard error of its interval on that side."""
-    error = (row["difference"] - row["difference_low"]) / _Z
-    if not error:
-        return 0.0 if row["difference"] > margin else 1.0
-    return float(stats.norm.sf((row["difference"] - margin) / error))
+def _beyond(gap: float, half: float) -> float:
+    """One-sided p value that a number is above 0, by the half of its 95 % interval on that side."""
+    return float(stats.norm.sf(gap * _Z / half)) if half else (0.0 if gap > 0 else 1.0)
 
 
 def _points(value: float) -> str:
@@ -91,16 +94,18 @@ def critical_blocks(lesions: Table) -> list[int]:
 def single(lesions: Table) -> Verdict:
     """Does deleting one block cost little, in most blocks?"""
     found = costs(lesions)
-    small, large = sum(cost.is_small for cost in found), sum(cost.is_noticeable for cost in found)
+    small, large = [cost.small for cost in found], [cost.noticeable for cost in found]
+    outcome, p = majority(small, large)
     differ = sum(cost.p_holm < LEVEL for cost in found)
     middle = statistics.median(cost.difference for cost in found)
     worst = max(found, key=lambda cost: cost.difference)
     return Verdict(
-        majority(len(found), small, large),
-        f"{small} of {len(found)} deletions are shown to cost less than 5 points and {large} to cost more; {differ} "
-        f"differ from the intact network at all (paired, Holm); median {_points(middle)} points, largest "
-        f"{_points(worst.difference)} (block {worst.block})",
+        outcome,
+        f"{shown(small)} of {len(found)} deletions are shown to cost less than 5 points and {shown(large)} to cost "
+        f"more; {differ} differ from the intact network at all (paired, Holm); median {_points(middle)} points, "
+        f"largest {_points(worst.difference)} (block {worst.block})",
         middle,
+        p=p,
     )
 
 
@@ -109,7 +114,7 @@ def others(lesions: Table) -> Verdict:
     found = [cost for cost in costs(lesions) if not cost.downsamples]
     large = [cost for cost in found if cost.is_noticeable]
     worst = max(found, key=lambda cost: cost.difference)
-    outcome = DISAGREES if large else AGREES if all(cost.is_small for cost in found) else CANNOT_TELL
+    outcome = DISAGREES if large else AGREES if all(cost.high < NOTICEABLE for cost in found) else CANNOT_TELL
     named = f" (block{'s' * (len(large) > 1)} {', '.join(str(cost.block) for cost in large)})" if large else ""
     return Verdict(
         outcome,
@@ -128,27 +133,39 @@ def downsampling(lesions: Table) -> Verdict:
     changing, rest = [cost for cost in found if cost.downsamples], [cost for cost in found if not cost.downsamples]
     if not changing or not rest:
         return Verdict(CANNOT_TELL, "no block downsamples")
-    pairs = [(one, other) for one in changing for other in rest]
-    shown = all(_larger(one, other) < LEVEL for one, other in pairs)
-    against = min(holm([_larger(other, one) for one, other in pairs]))
+    tests = [_against(one, [other]) for one in changing for other in rest]
+    every = max(more for more, _ in tests)
+    against = min(holm([less for _, less in tests]))
     order = sorted(found, key=lambda cost: -cost.difference)
     ranks = [str(order.index(cost) + 1) for cost in changing]
     told = "; ".join(f"block {cost.block} {_points(cost.difference)} points" for cost in changing)
     best = max(rest, key=lambda cost: cost.difference)
     return Verdict(
-        AGREES if shown else DISAGREES if against < LEVEL else CANNOT_TELL,
+        AGREES if every < LEVEL else DISAGREES if against < LEVEL else CANNOT_TELL,
         f"downsampling blocks are at rank {' and '.join(ranks)} of {len(found)} ({told}); the costliest other, block "
         f"{best.block}, {_points(best.difference)}",
         min(cost.difference for cost in changing) - best.difference,
-        p=against,
+        p=every if every < LEVEL else against,
     )
 
 
-def _larger(one: Cost, other: Cost) -> float:
-    """One-sided p value that one deletion costs more than another."""
-    error = math.hypot(one.difference - one.low, other.high - other.difference) / _Z
-    gap = one.difference - other.difference
-    return float(stats.norm.sf(gap / error)) if error else (0.0 if gap > 0 else 1.0)
+def _against(one: Cost, others: Sequence[Cost]) -> tuple[float, float]:
+    """One-sided p values that one deletion costs more than some others together, and that it costs less."""
+    gap = one.difference - sum(other.difference for other in others)
+    below = math.hypot(one.difference - one.low, *(other.high - other.difference for other in others))
+    above = math.hypot(one.high - one.difference, *(other.difference - other.low for other in others))
+    return _beyond(gap, below), _beyond(-gap, above)
+
+
+def costlier(costs_of: Sequence[Cost], *others: Sequence[Cost]) -> tuple[list[float], list[float]]:
+    """P values that each deletion costs more than those of the others, added up; and that it costs less.
+
+    One-sided tests by the difference, with variances added as if of different images (too wide rather than too
+    narrow); Holm over the deletions and both directions.
+    """
+    tests = [_against(one, rest) for one, *rest in zip(costs_of, *others, strict=True)]
+    ps = holm([p for both in tests for p in both])
+    return list(ps[::2]), list(ps[1::2])
 
 
 def at_chance(lesions: Table) -> Verdict:
@@ -156,15 +173,15 @@ def at_chance(lesions: Table) -> Verdict:
     bound = 1 - 1 / CLASSES - NEAR_CHANCE
     rows = [row for row in lesions.rows if row["count"] == 1]
     wrong = [(round(row["error"] * row["n"]), row["n"]) for row in rows]
-    shown = all(stats.binomtest(k, n, bound, "greater").pvalue < LEVEL for k, n in wrong)
+    every = max(float(stats.binomtest(k, n, bound, "greater").pvalue) for k, n in wrong)
     below = holm([float(stats.binomtest(k, n, bound, "less").pvalue) for k, n in wrong])
     errors = [row["error"] for row in rows]
     return Verdict(
-        AGREES if shown else DISAGREES if min(below) < LEVEL else CANNOT_TELL,
+        AGREES if every < LEVEL else DISAGREES if min(below) < LEVEL else CANNOT_TELL,
         f"without one of {len(rows)} layers the error is {min(errors):.1%} to {max(errors):.1%}, median "
         f"{statistics.median(errors):.1%}; {sum(p < LEVEL for p in below)} are shown to be below 85 % (Holm)",
         min(errors),
-        p=min(below),
+        p=every if every < LEVEL else min(below),
     )
 
 
@@ -188,17 +205,13 @@ class Drawn:
 def distinct_sets(table: Table) -> list[Drawn]:
     """The distinct sets of a table of ``delete-blocks --count``."""
     rows = {row["blocks"]: row for row in table.rows if row["sample"] is not None}
-    return [Drawn(row["count"], row["count"], _members(row["blocks"]), row["error"]) for row in rows.values()]
+    return [Drawn(row["count"], row["count"], frozenset(members(row)), row["error"]) for row in rows.values()]
 
 
 def distinct_orders(table: Table) -> list[Drawn]:
     """The distinct orders of a table of ``reorder-blocks`` but the trained one; distance is 1 minus Kendall's tau."""
     rows = {row["order"]: row for row in table.rows if row["sample"] is not None and row["moved"]}
-    return [Drawn(row["swaps"], 1 - row["kendall_tau"], _members(row["blocks"]), row["error"]) for row in rows.values()]
-
-
-def _members(blocks: str | None) -> frozenset[int]:
-    return frozenset(map(int, str(blocks).split(","))) if blocks not in (None, "") else frozenset()
+    return [Drawn(row["swaps"], 1 - row["kendall_tau"], frozenset(members(row)), row["error"]) for row in rows.values()]
 
 
 def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verdict:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import Claim, Verdict, majority
+from studies.rules.claims import LEVEL, Claim, Verdict, majority, shown
 
 
 def judge(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
@@ -40,23 +39,33 @@ def judge(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
 
 def shortcuts(lesions: Table, skips: Table) -> Verdict:
     """In how many of the blocks does the shortcut hurt more to delete than the branch?"""
-    branch = {row["block"]: row for row in lesions.rows if row["block"] is not None}
-    told = [worse(branch[row["block"]], row) for row in skips.rows if row["block"] is not None]
-    shortcut, other = told.count("shortcut"), told.count("branch")
+    ps = _compared(lesions, skips)
+    shortcut, branch = ([p[side] for p in ps.values()] for side in (0, 1))
+    outcome, p = majority(shortcut, branch)
     return Verdict(
-        majority(len(told), shortcut, other),
-        f"the shortcut hurts more in {shortcut} of {len(told)} blocks and the branch in {other}",
-        shortcut / len(told),
+        outcome,
+        f"the shortcut hurts more in {shown(shortcut)} of {len(ps)} blocks and the branch in {shown(branch)}",
+        shown(shortcut) / len(ps),
+        p=p,
     )
 
 
-def worse(branch: Mapping[str, Any], skip: Mapping[str, Any]) -> str | None:
-    """What of a block hurts more to delete, by intervals that do not overlap; None where they do.
+def worse(lesions: Table, skips: Table) -> dict[int, str | None]:
+    """What of each block is shown to hurt more to delete; None where neither is.
 
     Args:
-        branch: row of ``delete-blocks``.
-        skip: row of ``delete-skips``.
+        lesions: of ``delete-blocks``.
+        skips: of ``delete-skips``, of the same network and images.
     """
-    if skip["error_low"] > branch["error_high"]:
-        return "shortcut"
-    return "branch" if branch["error_low"] > skip["error_high"] else None
+    return {
+        block: "shortcut" if more < LEVEL else "branch" if less < LEVEL else None
+        for block, (more, less) in _compared(lesions, skips).items()
+    }
+
+
+def _compared(lesions: Table, skips: Table) -> dict[int, tuple[float, float]]:
+    """For each block the p values that its shortcut costs more than its branch, and that it costs less."""
+    branch = {cost.block: cost for cost in lesion_rules.costs(lesions)}
+    shortcut = lesion_rules.costs(skips)
+    ps = lesion_rules.costlier(shortcut, [branch[cost.block] for cost in shortcut])
+    return {cost.block: both for cost, both in zip(shortcut, zip(*ps, strict=True), strict=True)}

@@ -16,6 +16,9 @@ MARGIN = 0.005
 #: errors this far below chance are still at chance
 NEAR_CHANCE = 0.05
 CLASSES = 10
+#: what several claims rest on
+CRITICAL = "which blocks are critical"
+INTERVAL = "the interval of effective lengths"
 #: error of guessing
 CHANCE = 1 - 1 / CLASSES
 #: share of all paths that the effective ones may hold and still be few; the paper's hold 0.45 %
@@ -32,13 +35,19 @@ _NOTICED = (
     "noticeable: above 5 points by a one-sided test from that interval, corrected by Holm over the blocks."
 )
 
+#: how the costs of pairs of deletions are compared, one pair in each block or layer
+COMPARED = (
+    "Per {0} the difference of both costs, with variances added as if of different images (too wide rather than too "
+    "narrow), one-sided; Holm over the {0}s and both directions."
+)
+
 SINGLE = Claim(
     "single deletions",
     '"removing single layers from residual networks at test time does not noticeably affect their performance"',
     f"{PAPER}, section 1 and figure 3",
     "Agrees where more than half of the blocks are shown to cost less than 5 points of error each, disagrees where "
     "more than half are shown to cost more.",
-    _NOTICED + " Shown not to be: the interval lies below 5 points.",
+    _NOTICED + " Shown not to be: below 5 points, likewise.",
 )
 OTHERS = Claim(
     "no block but those that downsample",
@@ -47,15 +56,17 @@ OTHERS = Claim(
     "Agrees where every block that does not downsample is shown to cost less than 5 points, disagrees where at least "
     "one is shown to cost more.",
     _NOTICED + " For all to be below, each interval has to be (no correction is due).",
+    CRITICAL,
 )
 DOWNSAMPLING = Claim(
     "downsampling blocks",
-    '"Removing downsampling blocks does have a modest impact" (the peaks of figure 3)',
+    "the peaks of figure 3 are the downsampling blocks (the paper calls their impact modest, which is not judged)",
     f"{PAPER}, section 4.1 and figure 3",
     "Agrees where every downsampling block is shown to cost more than every other block, disagrees where some other "
     "block is shown to cost more than some downsampling block.",
     "Each downsampling block against each other block, by the difference of their costs, with variances added as if of "
     "different images (too wide rather than too narrow); Holm over the pairs for the second.",
+    CRITICAL,
 )
 PLAIN = Claim(
     "plain network",
@@ -72,9 +83,10 @@ SETS = Claim(
     "Agrees where the error rises with the number, and sets with a critical block (one that is shown to cost more than "
     "5 points alone) and sets of the same size without one differ by less than 5 points. Disagrees where it falls, or "
     "where the former are shown to cost over 5 points more: then the curve is a mixture of two kinds of sets, even if "
-    "it rises within each.",
+    "it rises within each. A network with a critical block can hardly agree.",
     "95 % bootstrap intervals over the distinct sets, of Spearman's rank correlation and of the difference between the "
     "two kinds of sets within a size.",
+    CRITICAL,
 )
 ORDERS = Claim(
     "reordering",
@@ -84,6 +96,7 @@ ORDERS = Claim(
     "a critical block.",
     "95 % bootstrap intervals over the distinct orders, of Spearman's rank correlation and of the difference between "
     "the two kinds of orders within a number of exchanges.",
+    CRITICAL,
 )
 DECAY = Claim(
     "gradient of single paths",
@@ -102,6 +115,7 @@ SHORT = Claim(
     "longest length is below half the number of blocks, around which the numbers of paths are centred, disagrees where "
     "that is above half.",
     "95 % bootstrap interval of the longest length over paths and images, the same images for all lengths.",
+    INTERVAL,
 )
 FEW = Claim(
     "effective paths are few",
@@ -110,6 +124,7 @@ FEW = Claim(
     "Agrees where the effective lengths hold less than 5 % of all paths, disagrees where they hold more. It depends on "
     "the depth: of few blocks even short paths are many.",
     "As for the longest length.",
+    INTERVAL,
 )
 EXACT = Claim(
     "short paths survive cancellation",
@@ -132,7 +147,7 @@ SHORTCUTS = Claim(
     OURS,
     "Agrees where in more than half of the blocks the shortcut is shown to hurt more, disagrees where in more than "
     "half the branch is.",
-    "Per block the 95 % intervals of both errors do not overlap (wider than a paired test).",
+    COMPARED.format("block"),
 )
 RETRAINED = Claim(
     "training on effective paths",
@@ -141,7 +156,8 @@ RETRAINED = Claim(
     f"{PAPER}, section 5.3",
     "Agrees where its test error is shown to be at most 0.5 points above that of the whole network (non-inferiority), "
     "disagrees where it is shown to be more than that above.",
-    "Difference paired by seed, Student's 95 % interval over seeds; Holm over the numbers of blocks.",
+    "Difference paired by seed, Student's 95 % interval over seeds, and a one-sided t test against the margin; Holm "
+    "over the numbers of blocks.",
 )
 OTHER_NUMBERS = Claim(
     "training on other numbers of blocks",
@@ -155,7 +171,8 @@ STOCHASTIC = Claim(
     "training with stochastic depth improves the resilience to deleted modules slightly",
     f"{PAPER}, section 6 and figure 8",
     "Mean rise of error over the single deletions, after stochastic depth minus after full training. Agrees where it "
-    "is below zero, disagrees where it is above.",
+    "is below zero, disagrees where it is above. Of all blocks, and of those that are critical in neither network: the "
+    "mean over all is mostly of the critical ones.",
     "Difference paired by seed, Student's 95 % interval over seeds.",
 )
 HARDER = Claim(
@@ -163,9 +180,10 @@ HARDER = Claim(
     f"a network that was trained on few random blocks in each batch loses less when {HURT} random blocks are deleted",
     OURS,
     f"Mean rise of error over random sets of {HURT} blocks, minus that of the whole network's training. Agrees "
-    "where it is below zero, disagrees where it is above. Seed 0, in which it was noticed, is left out where there are "
-    "at least four seeds.",
-    "Difference paired by seed, Student's 95 % interval over seeds; Holm over the numbers of blocks.",
+    "where it is below zero, disagrees where it is above. Of all sets, and of those without a block that is critical "
+    "in the whole network. Seed 0, in which it was noticed, is left out where there are at least four seeds.",
+    "Difference paired by seed, Student's 95 % interval over seeds; Holm over the numbers of blocks and both kinds of "
+    "sets.",
 )
 HIGHWAY = Claim(
     "highway network",

@@ -1,28 +1,18 @@
 """Strict residual U-Nets (Youssin, "Training deep resnets"): shares of blocks, plateaus, depth, checkerboards.
 
 Run ``python -m studies.strict_resnets --scale cpu``; see ``studies/common.py`` for the options and for scales.
-Trainings run one after the other in this process, with the threads that ``OMP_NUM_THREADS`` says. ``--only times``
-measures how long an epoch takes, on a machine that should do nothing else; the tables of the rest stay as they are in
-``--out``.
+Trainings run one after the other in this process, with the threads that ``OMP_NUM_THREADS`` says.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import pathlens
-from pathlens.tables import Table
-from pathlens.training import Recipe
 from studies import record
-from studies.common import Page, StudySetting, carry_out, check_rest, say, setting, start_fresh, train_all
-from studies.record import make_table
+from studies.common import Page, StudySetting, carry_out, say, setting, start_fresh, train_all
 from studies.strict_resnets import checkerboard, drawing, judged, shares, trained
-from studies.strict_resnets.nets import NETWORKS
-from studies.timed import TIMED, TIMES, TIMES_SHOWN, time_rows
 
 NAME = "strict_resnets"
 QUESTION = (
@@ -47,9 +37,8 @@ PROTOCOL = (
     "differ in their sampling 640 images once, in 40. Of the former three seeds are trained, of the latter one. The "
     "power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
     "layer at its input, is averaged over test images and channels of a U-Net of two levels, initial (batch norms "
-    "with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. How "
-    "long an epoch takes is measured apart from the trainings, the networks in turn in one process, at every scale of "
-    "networks as deep and wide as the post's: 100, 200 and 300 blocks at 12x12 pixels, and 21 wider ones. "
+    "with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. Depth and "
+    "width are compared at equal multiply-adds; times are not measured. "
     "Differences from the post: other images, short trainings, the recipe, and widths that double with each level. Of "
     "the post no more is claimed here than what stands below as its claim."
 )
@@ -58,20 +47,8 @@ COSTS_SHOWN = {
 }  # fmt: skip
 
 
-def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]]:
-    """Everything that the page is made from; returns where the trained networks come from.
-
-    Args:
-        study: what was asked for.
-        only: the part that is measured; None for all.
-
-    Raises:
-        SystemExit: there are no tables of the rest at this scale beside the part.
-    """
-    if only is not None:
-        check_rest(study, only)
-        study.tables.put(TIMED, _times(study))
-        return []
+def measure(study: StudySetting) -> list[dict[str, Any]]:
+    """Everything that the page is made from; returns where the trained networks come from."""
     costs = trained.costs(study)
     tables = shares.measure(study)
     done = train_all({one.name: one.arguments for one in trained.trainings(study)}, study, here=True)
@@ -80,19 +57,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     start_fresh(study.out)
     for stem, table in tables.items():
         study.tables.put(stem, table)
-    study.tables.put(TIMED, _times(study))
     return [record.training(name, folder) for name, folder in done.items()]
-
-
-def _times(study: StudySetting) -> Table:
-    """How long an epoch takes of the networks of different depth and width, as many and as wide as the post's."""
-    networks = trained.Networks.of(study, "smoke" if study.scale == "smoke" else "paper")
-    names = (*networks.depths, networks.wide)
-    recipe = Recipe(epochs=2, batch_size=study.pick(2, 16, 16), **trained.RATES)
-    train = pathlens.open_data(trained.DATA, split="train")
-    data = pathlens.open_data(trained.DATA, split="train", limit=recipe.batch_size * study.pick(1, 2, 10))
-    rows = time_rows({name: NETWORKS[name]() for name in names}, data, recipe, train.n, study)
-    return make_table(TIMES, rows, study=NAME, scale=study.scale, **record.images(data))
 
 
 def state(study: StudySetting) -> Page:
@@ -136,10 +101,6 @@ def state(study: StudySetting) -> Page:
         rows=lambda row: row["part"] != trained.SAMPLING,
     )  # fmt: skip
     page.table("epochs")
-    if TIMED in tables:
-        page.table(TIMED, TIMES_SHOWN)
-    else:
-        page.text(f"How long an epoch takes was not measured; `--only {TIMED}` does.")
     page.section(
         "Checkerboards",
         "How many weights reach an output of a transposed convolution, by its place modulo the stride; and how many "
@@ -168,11 +129,7 @@ def state(study: StudySetting) -> Page:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--only", choices=(TIMED,))
-    options, rest = own.parse_known_args(argv)
-    measured = partial(measure, only=options.only)
-    return carry_out(setting(NAME, __doc__, rest), PROTOCOL, measured, state, options.only)
+    return carry_out(setting(NAME, __doc__, argv), PROTOCOL, measure, state)
 
 
 if __name__ == "__main__":

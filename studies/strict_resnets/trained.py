@@ -82,18 +82,11 @@ class Networks:
     wide: str
 
     @classmethod
-    def of(cls, study: StudySetting, scale: str | None = None) -> Networks:
-        """Those of a scale.
-
-        Args:
-            study: what was asked for.
-            scale: another one than the study's.
-        """
-        counts, channels, deep, wide = {
-            "smoke": ((5, 10, 20), 2, 20, "1x4"),
-            "cpu": ((20, 40, 60), 4, 40, "6x8"),
-            "paper": ((100, 200, 300), 16, 100, "21x32"),
-        }[scale or study.scale]
+    def of(cls, study: StudySetting) -> Networks:
+        """Those of the scale that was asked for."""
+        counts, channels, deep, wide = study.pick(
+            ((5, 10, 20), 2, 20, "1x4"), ((20, 40, 60), 4, 40, "6x8"), ((100, 200, 300), 16, 100, "21x32")
+        )
         return cls(
             (
                 *(f"bottom{counts[0]}x{channels}_{norms}" for norms in ("each", "end", "block")),

@@ -11,7 +11,7 @@ from scipy import stats
 
 from pathlens.metrics import holm, sample_interval
 from pathlens.tables import read_table
-from studies.rules.claims import LEVEL, Verdict, decide, of_seeds, paired
+from studies.rules.claims import CANNOT_TELL, LEVEL, Verdict, decide, of_seeds, paired
 from studies.rules.veit import MARGIN
 from studies.veit2016.trainings import Training
 
@@ -47,8 +47,10 @@ SUMMARY = (
     ("difference_low", "fraction", "lower end of Student's 95 % interval of it"),
     ("difference_high", "fraction", "upper end of it"),
     ("p", "", "two-sided paired t test of the difference against 0; missing where it does not vary"),
-    ("p_inferior", "", "one-sided paired t test that it is at least the margin; small: not inferior"),
+    ("p_inferior", "", "p value of the null hypothesis that it is the margin or more (t test); small: not inferior"),
     ("p_inferior_holm", "", "the same after Holm's correction over the numbers of random blocks"),
+    ("p_not_inferior", "", "p value of the null hypothesis that it is the margin or less (t test); small: inferior"),
+    ("p_not_inferior_holm", "", "the same after Holm's correction over the numbers of random blocks"),
 )
 
 HISTORY = (
@@ -121,14 +123,16 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
             row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
             row |= {"difference_low": made.low, "difference_high": made.high}
             if made.p is not None:
-                row["p_inferior"] = float(stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue)
+                for name, side in (("p_inferior", "less"), ("p_not_inferior", "greater")):
+                    row[name] = float(stats.ttest_1samp(differences, MARGIN, alternative=side).pvalue)
         found.append(row)
     for network in {row["network"] for row in found}:
         family = [
             row for row in found if row["network"] == network and is_blocks(row) and row["p_inferior"] is not None
         ]
-        for row, p in zip(family, holm([row["p_inferior"] for row in family]), strict=True):
-            row["p_inferior_holm"] = p
+        for name in ("p_inferior", "p_not_inferior"):
+            for row, p in zip(family, holm([row[name] for row in family]), strict=True):
+                row[f"{name}_holm"] = p
     return found
 
 
@@ -140,11 +144,13 @@ def is_blocks(row: Row) -> bool:
 def as_good(row: Row) -> Verdict:
     """Is a network that was trained on a part of its paths as good as the whole one, but for the margin?"""
     low, high = row["difference_low"], row["difference_high"]
-    outcome = decide(low, high, below=MARGIN)
-    if outcome == "agrees" and (row["p_inferior_holm"] is None or row["p_inferior_holm"] >= LEVEL):
-        outcome = "cannot tell"
+    outcome, above = decide(low, high, below=MARGIN), row["difference"] > MARGIN
+    p = row["p_not_inferior_holm" if above else "p_inferior_holm"]
+    if p is None or p >= LEVEL:
+        outcome = CANNOT_TELL
     interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    corrected = "" if row["p_inferior_holm"] is None else f", p of non-inferiority {row['p_inferior_holm']:.2g}"
+    shown = f"{'more' if above else 'less'} than {100 * MARGIN:g} points above"
+    corrected = "" if p is None else f", {shown}: p {p:.2g} after Holm's correction"
     return of_seeds(
         Verdict(
             outcome,
@@ -153,7 +159,7 @@ def as_good(row: Row) -> Verdict:
             row["difference"],
             low,
             high,
-            row["p_inferior_holm"],
+            p,
         ),
         row["seeds"],
     )

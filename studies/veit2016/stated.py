@@ -1,4 +1,4 @@
-"""The page: what the tables show, and the verdicts."""
+"""The page: what the tables show."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from functools import partial
 from typing import Any
 
 from pathlens import figures
-from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting
 from studies.rules import lesions as lesion_rules
 from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
-from studies.rules.networks import judge
 from studies.veit2016 import left, retraining
 from studies.veit2016.cifar import SCHEDULE, Kept
-from studies.veit2016.trainings import PAPER_BLOCKS
+from studies.veit2016.judged import verdicts
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
 WORDS = {
@@ -293,7 +290,7 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     shown = {
         "network": "", "data": "", "trained": "", "seeds": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%",
         "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g",
-        "p_inferior_holm": ".2g",
+        "p_inferior_holm": ".2g", "p_not_inferior_holm": ".2g",
     }  # fmt: skip
     page.table("retraining", shown)
     own = [one for one in page.tables["effective"].rows if one["contribution"] == "sampled"]
@@ -308,92 +305,3 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.text(f"Epochs: {', '.join(f'{network} {count}' for network, count in epochs)}; the paper trained 200.")
     page.table("runs")
     page.table("epochs")
-
-
-def verdicts(tables: Mapping[str, Table], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the table of claims."""
-    found = []
-    for network in dict.fromkeys(run["network"] for run in runs):
-        own = [run for run in runs if run["network"] == network]
-        found += _of_networks(tables, network, own)
-        found += _of_training(tables, network, own)
-    return sorted(found, key=lambda one: one["source"] == OURS)
-
-
-def _of_networks(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Claims about trained networks, each judged for every seed."""
-    judged: dict[Claim, list[Verdict]] = {}
-    for run in runs:
-        name, trained = run["run"], run["trained"]
-        if trained == "full" and f"gradients-{name}" in tables:
-            keys = ("lesions", "sets", "orders", "gradients")
-            for claim, verdict in judge({key: tables[f"{key}-{name}"] for key in keys}).items():
-                judged.setdefault(claim, []).append(verdict)
-        elif trained == "plain":
-            judged.setdefault(veit_claims.PLAIN, []).append(lesion_rules.at_chance(tables[f"lesions-{name}"]))
-        elif trained == "highway":
-            judged.setdefault(veit_claims.HIGHWAY, []).append(lesion_rules.single(tables[f"lesions-{name}"]))
-    return [row(claim, network, over_networks(own)) for claim, own in judged.items()]
-
-
-def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Claims about what a training does, over seeds."""
-    by_rule: dict[str, dict[int, str]] = {}
-    for run in runs:
-        by_rule.setdefault(run["trained"], {})[run["seed"]] = run["run"]
-    whole = by_rule.get("full", {})
-    found = [
-        row(
-            veit_claims.RETRAINED if one["trained"] == f"m{PAPER_BLOCKS}" else veit_claims.OTHER_NUMBERS,
-            f"{network}, {one['trained']}",
-            retraining.as_good(one),
-        )
-        for one in tables["retraining"].rows
-        if one["network"] == network and retraining.is_blocks(one) and one["difference"] is not None
-    ]
-    deep = {seed: name for seed, name in by_rule.get("sd", {}).items() if seed in whole}
-    if deep:
-        rises = {one["run"]: one["mean"] for one in tables["singles"].rows}
-        gaps = [rises[name] - rises[whole[seed]] for seed, name in deep.items()]
-        found.append(row(veit_claims.STOCHASTIC, network, _lower(gaps, "single deletions cost")))
-    harder = _harder(tables, by_rule, whole)
-    ps = holm([verdict.p if verdict.p is not None else 1.0 for verdict in harder.values()])
-    for (rule, verdict), p in zip(harder.items(), ps, strict=True):
-        outcome = verdict.outcome if p < lesion_rules.LEVEL else "cannot tell"
-        told = f"{verdict.here}, p {p:.2g} after Holm's correction"
-        corrected = Verdict(outcome, told, verdict.value, verdict.low, verdict.high, p, verdict.seeds)
-        found.append(row(veit_claims.HARDER, f"{network}, {rule}", corrected))
-    return found
-
-
-def _lower(gaps: Sequence[float], what: str) -> Verdict:
-    """Is a paired difference over seeds below zero?"""
-    made = paired(gaps)
-    interval = "no interval" if made.low is None else f"{100 * made.low:+.2f} to {100 * (made.high or 0):+.2f}"
-    told = f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, {made.pairs} seeds)"
-    return of_seeds(
-        Verdict(decide(made.low, made.high, below=0), told, made.mean, made.low, made.high, made.p), made.pairs
-    )
-
-
-def _harder(
-    tables: Mapping[str, Table], by_rule: Mapping[str, Mapping[int, str]], whole: Mapping[int, str]
-) -> dict[str, Verdict]:
-    """For each number of random blocks, what six deletions cost against the whole network of the same seed."""
-    found = {}
-    for rule, own in by_rule.items():
-        seeds = [seed for seed in own if seed in whole and f"sets-{own[seed]}" in tables]
-        if not rule[1:].isdigit() or not seeds:
-            continue
-        if len(seeds) > 3:
-            seeds = [seed for seed in seeds if seed != 0]
-        size = min(veit_claims.HURT, max(one["size"] for one in tables["many"].rows if one["run"] == own[seeds[0]]))
-        gaps = [_rise(tables[f"sets-{own[seed]}"], size) - _rise(tables[f"sets-{whole[seed]}"], size) for seed in seeds]
-        found[rule] = _lower(gaps, f"{size} deletions cost")
-    return found
-
-
-def _rise(sets: Table, size: int) -> float:
-    """Mean rise of error over the distinct sets of a size."""
-    (intact,) = [one["error"] for one in sets.rows if one["count"] == 0]
-    return statistics.fmean(one.error for one in lesion_rules.distinct_sets(sets) if one.size == size) - intact

@@ -2,8 +2,7 @@
 
 Run ``python -m studies.wider_or_deeper --scale cpu``; see ``studies/common.py`` for the options and for scales. The
 networks on CIFAR-10 and the paper scale need ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``). ``--only cifar``
-trains and measures those on CIFAR-10 alone, ``--only times`` how long an epoch of them takes; the tables of the rest
-stay as they are in ``--out``.
+trains and measures those on CIFAR-10 alone; the tables of the rest stay as they are in ``--out``.
 """
 
 from __future__ import annotations
@@ -14,18 +13,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pathlens
 from pathlens.tables import Table
-from pathlens.training import Recipe
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, say, setting, start_fresh, train_all
 from studies.record import make_table
-from studies.timed import TIMED, TIMES, TIMES_SHOWN, time_rows
 from studies.wider_or_deeper.compared import DISCUSSION, summary_rows, verdicts
-from studies.wider_or_deeper.drawing import costs_figure, depths_figure, epochs_figure
+from studies.wider_or_deeper.drawing import depths_figure, epochs_figure
 from studies.wider_or_deeper.trained import (
     CIFAR,
-    NETS,
     Part,
     cifar_part,
     costs,
@@ -50,8 +45,7 @@ PROTOCOL = (
     "8x8 digits, the deep network has 27 blocks, training takes 30 epochs, and the test split has 360 images. A second "
     "set of networks, with whole gradients alone, is trained there on CIFAR-10 (as JPEG files) resized to 16x16: 27 "
     "narrow blocks against 9 and 3 wider ones, 19,000 training images, 16 epochs, three seeds, all 10,000 test images; "
-    "the rule of its verdicts is that of the digits, with Holm's correction over its own comparisons. How long an "
-    "epoch takes is measured apart from the trainings, the networks in turn in one process."
+    "the rule of its verdicts is that of the digits, with Holm's correction over its own comparisons."
 )
 
 NETWORKS = (
@@ -97,9 +91,14 @@ SUMMARY = (
     ("error_difference_high", "fraction", "upper end"),
     ("error_p", "", "two-sided paired t test of it against 0; empty where all seeds differ alike"),
     ("error_p_holm", "", "the same after Holm's correction over all comparisons of error and loss"),
-    ("both_low", "fraction", "lower end of the 95 % bootstrap interval of error_difference over seeds and test images"),
+    (
+        "both_low",
+        "fraction",
+        "lower end of the 95 % interval of error_difference over seeds and test images (Student)",
+    ),
     ("both_high", "fraction", "upper end"),
-    ("p_inferior", "", "one-sided paired t test that it is at least 0.5 points; of cut gradients corrected (Holm)"),
+    ("p_if_worse", "", "null hypothesis: at least 0.5 points; one-sided paired t test, Holm over the cut gradients"),
+    ("p_if_not_worse", "", "null hypothesis: at most 0.5 points; likewise"),
     ("test_loss", "nats", "mean over seeds"),
     ("test_loss_low", "nats", "lower end of Student's 95 % interval over seeds"),
     ("test_loss_high", "nats", "upper end"),
@@ -162,7 +161,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     parts = [] if only is not None else [main_part(study)]
     if cifar is None and study.scale != "paper":
         say("the networks on CIFAR-10 are left out: PATHLENS_DATA has no folder cifar10-jpeg")
-    if cifar is not None and only != TIMED:
+    if cifar is not None:
         parts.append(cifar)
     measured = [_measure_part(part, study) for part in parts]
     if only is None:
@@ -170,8 +169,6 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     for tables, _ in measured:
         for stem, table in tables.items():
             study.tables.put(stem, table)
-    if cifar is not None and only != CIFAR:
-        study.tables.put(f"{CIFAR}-times", _times(cifar, study))
     return [one for _, done in measured for one in done]
 
 
@@ -189,17 +186,8 @@ def _measure_part(part: Part, study: StudySetting) -> tuple[dict[str, Table], li
     return tables, [record.training(name, folder) for name, folder in done.items()]
 
 
-def _times(part: Part, study: StudySetting) -> Table:
-    """How long an epoch of each network of a part takes."""
-    recipe = Recipe(epochs=2, crop=2)
-    data = part.images(min(study.pick(1, 10, 10) * recipe.batch_size, part.epoch_images), "train")
-    networks = {name: pathlens.load_model(f"{NETS}:{name}").model for name in part.networks}
-    rows = time_rows(networks, data, recipe, part.epoch_images, study)
-    return make_table(TIMES, rows, **_facts(part, study, "train"))
-
-
-def _facts(part: Part, study: StudySetting, split: str = "test") -> dict[str, Any]:
-    return {"study": NAME, "scale": study.scale, **record.images(part.images(split=split))}
+def _facts(part: Part, study: StudySetting) -> dict[str, Any]:
+    return {"study": NAME, "scale": study.scale, **record.images(part.images())}
 
 
 def state(study: StudySetting) -> Page:
@@ -261,20 +249,14 @@ def _state_cifar(page: Page) -> list[dict[str, Any]]:
     summary = summary_rows(runs)
     tables.put(f"{CIFAR}-summary", make_table(SUMMARY, summary))
     tables.put(f"{CIFAR}-lengths", make_table(LENGTHS, summary))
-    times = list(tables[f"{CIFAR}-times"].rows) if f"{CIFAR}-times" in tables else []
     page.table(f"{CIFAR}-networks", NETWORKS_SHOWN)
     page.figure(
-        f"{CIFAR}-costs",
-        lambda: costs_figure(summary, runs, times),
-        "Test error: mean over seeds with Student's 95 % interval; small points are the seeds. Time of an epoch: "
-        "median over the repeats, and their range.",
+        f"{CIFAR}-errors",
+        lambda: depths_figure(summary, runs),
+        "Test error and loss: mean over seeds with Student's 95 % interval; small points are the seeds.",
     )
     page.table(f"{CIFAR}-summary", {name: look for name, look in SUMMARY_SHOWN.items() if name != "effective_depth"})
     page.table(f"{CIFAR}-runs")
-    if times:
-        page.table(f"{CIFAR}-times", TIMES_SHOWN)
-    else:
-        page.text(f"How long an epoch takes was not measured; `--only {TIMED}` does.")
     page.figure(
         f"{CIFAR}-epochs",
         lambda: epochs_figure(epochs),
@@ -288,7 +270,7 @@ def _state_cifar(page: Page) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--only", choices=(CIFAR, TIMED))
+    own.add_argument("--only", choices=(CIFAR,))
     options, rest = own.parse_known_args(argv)
     measured = partial(measure, only=options.only)
     return carry_out(setting(NAME, __doc__, rest), PROTOCOL, measured, state, options.only)

@@ -66,34 +66,6 @@ def short(network: str) -> str:
     return network.partition("_")[0]
 
 
-def costs_figure(summary: Rows, runs: Rows, times: Rows) -> Figure:
-    """Test error of networks of equal multiply-adds, and beside it the time of an epoch where it was measured."""
-    names = [row["network"] for row in summary]
-    with style():
-        figure = new_figure(DOUBLE, 2.4)
-        panels = list(figure.subplots(1, 2 if times else 1, squeeze=False)[0])
-        for place, row in enumerate(summary):
-            own = [100 * run["test_error"] for run in runs if run["network"] == row["network"]]
-            panels[0].plot([place + 0.15] * len(own), own, "o", ms=2.2, mew=0, color=COLOURS[place], alpha=0.5)
-            _point(panels[0], place, *(row[f"test_error{end}"] for end in ("", "_low", "_high")), factor=100)
-        panels[0].set_ylabel("test error (%)")
-        for place, row in enumerate(times):
-            _point(panels[1], place, *(row[f"epoch_seconds{end}"] for end in ("", "_min", "_max")))
-        if times:
-            panels[1].set_ylabel("time of an epoch (s)")
-        for axes in panels:
-            axes.set_xticks(range(len(names)), [short(name) for name in names])
-            axes.set_xlim(-0.5, len(names) - 0.5)
-            axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-    return figure
-
-
-def _point(axes: Axes, place: int, middle: float, low: float | None, high: float | None, factor: float = 1) -> None:
-    if low is not None and high is not None:
-        axes.plot([place, place], [factor * low, factor * high], color=COLOURS[place], lw=1)
-    axes.plot(place, factor * middle, "o", ms=4, mew=0, color=COLOURS[place])
-
-
 def epochs_figure(rows: Rows) -> Figure:
     """Training loss and validation error by epoch, means over the seeds."""
     frame = pd.DataFrame(rows)

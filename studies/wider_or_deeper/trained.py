@@ -58,7 +58,6 @@ class Part:
         recipe: further arguments of ``pathlens train``.
         lengths: test images whose gradients are resolved by path length.
         image_size: pixels that images are resized to; None leaves them.
-        epoch_images: training images of an epoch, where times are taken.
     """
 
     name: str
@@ -70,7 +69,6 @@ class Part:
     recipe: tuple[str, ...]
     lengths: int
     image_size: int | None = None
-    epoch_images: int = 0
 
     def images(self, limit: int | None = None, split: str = "test") -> ImageData:
         """The first images of a split."""
@@ -127,7 +125,6 @@ def cifar_part(study: StudySetting) -> Part | None:
         (*recipe.split(), *(() if size is None else ("--image-size", str(size)))),
         study.pick(6, 64, 64),
         size,
-        images,
     )
 
 

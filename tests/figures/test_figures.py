@@ -32,7 +32,7 @@ def reordered() -> Table:
         for sample in range(10):
             tau = float(1 - 0.013 * swaps * generator.uniform(0.3, 1.2))
             error = float(np.clip(0.06 + 3 * (1 - tau) * generator.normal(1, 0.3), 0, 0.9))
-            rows.append(measured(error, swaps=swaps, sample=sample, kendall_tau=tau, order="1,0"))
+            rows.append(measured(error, swaps=swaps, sample=sample, kendall_tau=tau, order=f"{swaps},{sample}"))
     return table(REORDER, rows)
 
 
@@ -196,6 +196,23 @@ def test_a_mean_is_of_five_orders_or_more():
     few = figures.reordering(table(REORDER, rows[:4]))
     assert legend(few) == ["one order"]
     assert not few.axes[0].containers
+
+
+def test_an_order_that_was_drawn_again_counts_once():
+    facts = [(0.9, 0.3, "a"), (0.9, 0.5, "b"), (0.8, 0.6, "c"), (0.8, 0.7, "d"), (0.8, 0.2, "e")]
+    rows = [
+        measured(error, swaps=1 + number // 5, sample=number, kendall_tau=tau, order=order)
+        for number, (tau, error, order) in enumerate(facts + 7 * facts[:1])
+    ]
+    figure = figures.reordering(table(REORDER, rows))
+    (points,) = [line for line in figure.axes[0].lines if line.get_label() == "one order"]
+    assert sorted(points.get_ydata()) == pytest.approx([20, 30, 50, 60, 70])
+    ((found,),) = (drawn.values() for drawn in bars(figure).values())
+    interval = ttest_1samp([30, 50, 60, 70, 20], 0).confidence_interval(0.95)
+    assert found == pytest.approx((46, interval.low, interval.high))
+    few = figures.reordering(table(REORDER, [row for row in rows if row["order"] != "e"]))
+    assert not few.axes[0].containers  # four orders in eleven rows are no five
+    assert_legible(figure)
 
 
 def test_several_networks_stand_in_one_panel():

@@ -171,6 +171,23 @@ def test_methods_that_were_not_run_are_not_drawn(methods, panels, entries):
     assert_legible(figure)
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("path_norm_q05", "5 to 95 % of sampled paths and examples"),
+        ("path_norm_median", "median of sampled paths and examples"),
+    ],
+)
+def test_the_legend_lists_what_is_drawn(name, entry):
+    rows = [dict(row) for row in measured(9).rows]
+    whole = legend(figures.path_gradients(table(COLUMNS, rows)))
+    for row in rows[1:]:
+        row[name] = 0.0  # most sampled paths have no gradient, and a single length makes no line
+    found = legend(figures.path_gradients(table(COLUMNS, rows)))
+    assert found == [one for one in whole if one != entry]
+    assert len(found) == len(whole) - 1
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 3, 9, 24, 54, 110, 600, 1200])
 @pytest.mark.parametrize("effective", [None, (0, 1)])
 def test_path_gradients_are_legible(blocks, effective):

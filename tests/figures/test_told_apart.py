@@ -7,6 +7,7 @@ import pytest
 
 from pathlens import figures
 from pathlens.errors import UsageError
+from studies.language.__main__ import deletions_beside
 from tests.helpers.figure_checks import assert_legible, legend, table
 from tests.helpers.lesion_tables import LESION, REORDER, bars, measured, sets, single
 
@@ -36,6 +37,12 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
         without = [{name: row[name] for name in columns if name in row and name != "blocks"} for row in (*cut, *moved)]
         with pytest.raises(UsageError, match="needs column 'blocks'"):
             draw(table([name for name in columns if name != "blocks"], without), critical=[1])
+
+
+def test_errors_of_tokens_and_of_images_are_told_apart():
+    figure = deletions_beside({"tokens": sets(6), "images": sets(9)})
+    assert figure.axes[0].get_ylabel() == "test error (% of tokens;\nResNet-56: % of images)"
+    assert_legible(figure)
 
 
 def test_chance_and_small_errors_are_shown_where_asked_for():

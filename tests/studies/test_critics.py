@@ -10,7 +10,7 @@ from scipy import stats
 import pathlens
 from pathlens.tables import Column, Table, read_table
 from studies import common, subjects
-from studies.critics import judged, responses, shortcuts, tails
+from studies.critics import drawing, judged, responses, shortcuts, tails
 from tests.helpers.study_modules import run_study
 
 PER_NETWORK = ("shortcuts", "responses", "path-gradients", "cancellation", "tails")
@@ -183,11 +183,22 @@ def test_tails_by_hand():
     assert row["rms"] == row["mean"] * row["tail_example"] == pytest.approx(np.sqrt(43))
     assert row["missed"] == pytest.approx(8 / np.sqrt(43))
     assert row["top_share"] == pytest.approx(13 / 32)
-    assert (row["tail_example_low"], row["tail_example_high"]) == (row["tail_example"],) * 2  # both examples are alike
+    # both examples are alike, but the same paths serve both: the interval is that over paths, widened by what is missed
+    within = stats.bootstrap(
+        (np.array([1.0, 1.0, 1.0, 13.0]),),
+        lambda drawn, axis: np.sqrt((drawn**2).mean(axis=axis)) / drawn.mean(axis=axis),
+        n_resamples=20000,
+        method="percentile",
+        rng=np.random.default_rng(8),
+    ).confidence_interval
+    assert row["tail_example_low"] == pytest.approx(within.low)
+    assert row["tail_example_high"] == pytest.approx(within.high * 8 / np.sqrt(43))
+    found = tails.tail_row("n", tails.Tail(3, norms), {**signed, "path_norm_rms": 3.0}, 99)
+    assert found["tail_example_low"] == pytest.approx(within.low * 3 / np.sqrt(43))  # paths at large are less uneven
+    assert found["tail_example_high"] == pytest.approx(within.high)
     uneven = tails.tail_row("n", tails.Tail(3, norms * [[1.0, 2.0]] + [[0.0, 9.0]]), signed, 9)
     each = [np.sqrt((one**2).mean()) / one.mean() for one in (norms * [[1.0, 2.0]] + [[0.0, 9.0]]).T]
     assert uneven["tail_example"] == pytest.approx(np.mean(each))
-    assert uneven["tail_example_low"] < uneven["tail_example"] < uneven["tail_example_high"]
     # the mean of four paths has a standard error of 6 / 2, and a root mean square of 8 one of 0.1
     assert row["tail_error"] == pytest.approx(2 * np.hypot(0.1 / 8, 3 / 4))
     squares = np.array([1.0, 1.0, 1.0, 169.0])
@@ -195,6 +206,24 @@ def test_tails_by_hand():
     assert row["rms_error"] == pytest.approx(np.sqrt(picked).std(), rel=0.05)
     # below the mean are draws without the heavy path; one heavy path of four gives the mean itself
     assert row["four_below"] == pytest.approx(0.75**4, abs=0.03)
+
+
+def test_the_interval_of_a_tail_is_over_paths_and_examples():
+    rng = np.random.default_rng(3)
+    norms = rng.lognormal(0, 1.2, (12, 1)) * rng.lognormal(0, 0.8, (12, 5))
+    drawn = []
+    for _ in range(4000):
+        paths, examples = rng.integers(0, 12, 12), rng.integers(0, 5, 5)
+        picked = norms[paths][:, examples]
+        drawn.append((np.sqrt((picked**2).mean(axis=0)) / picked.mean(axis=0)).mean())
+    low, high = tails.within_interval(norms, 4000)
+    assert (low, high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), rel=0.03)
+    # paths vary where there is one example, and nothing where there is one path
+    assert tails.within_interval(norms[:, :1], 4000)[1] > tails.within_interval(norms[:, :1], 4000)[0] > 1
+    assert tails.within_interval(norms[:1], 99) == (None, None)
+    # an example without any gradient has no uneven paths
+    low, high = tails.within_interval(np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), 999)
+    assert 1 <= low <= high <= np.sqrt(3)
 
 
 def test_paths_of_a_tail_are_distinct(network):
@@ -230,16 +259,81 @@ def test_verdicts_follow_the_numbers():
     assert response({**rows[0], "rho": None}) == "cannot tell"
     identity = Table(tuple(map(Column, rows[0])), (rows[0], {**rows[0], "which": "identity", "rho_low": -0.1}))
     assert judged.response(identity, "n").outcome == "cannot tell"  # of blocks that change no shapes
-    tail = {"network": "n", "length": 5, "paths": 100, "images": 9, "tail_example": 3.0, "tail_example_low": 2.5}
-    tail |= {"tail_example_high": 3.5}
 
-    def heavy(**more):
-        row = {**tail, **more}
-        return judged.tail(Table(tuple(Column(name) for name in row), (row,)), "n", 5).outcome
 
-    assert heavy() == "agrees"
-    assert heavy(tail_example_low=1.5) == heavy(tail_example_low=None) == "cannot tell"
-    assert heavy(tail_example_low=1.1, tail_example_high=1.9) == "disagrees"
+def test_tails_are_heavy_where_they_are_at_all_effective_lengths():
+    names = ("network", "length", "paths", "images", "tail_example", "tail_example_low", "tail_example_high")
+
+    def heavy(*rows):
+        table = Table(tuple(map(Column, names)), tuple(dict(zip(names, row, strict=True)) for row in rows))
+        return judged.tail(table, "n", {"first": 2, "last": 7})
+
+    def at(length, value, low, high, network="n"):
+        return network, length, 100, 9, value, low, high
+
+    above, below, other = at(5, 3.0, 2.5, 3.5), at(5, 1.4, 1.1, 1.9), at(7, 2.6, 2.1, 4.5)
+    assert heavy(above).outcome == heavy(above, other).outcome == "agrees"
+    assert heavy(below).outcome == "disagrees"
+    assert heavy(below, other).outcome == heavy(above, at(7, 2.6, 1.9, 4.5)).outcome == "cannot tell"
+    assert heavy(below, at(7, 1.8, 1.6, 2.2)).outcome == "cannot tell"
+    assert heavy(above, at(7, 2.6, None, None)).outcome == "cannot tell"
+    # lengths that are not effective, and other networks, do not count
+    assert heavy(above, at(8, 1.4, 1.1, 1.9), at(6, 1.4, 1.1, 1.9, "m")).outcome == "agrees"
+    assert heavy(at(8, 3.0, 2.5, 3.5)).outcome == "cannot tell"
+    found = heavy(above, other)
+    assert found.here.startswith("2.60 to 3.00 times")
+    assert (found.value, found.low, found.high) == (pytest.approx(2.8), 2.1, 4.5)
+
+
+def test_nothing_is_told_of_a_single_training_of_ours(monkeypatch):
+    monkeypatch.setattr(judged, "_beyond", lambda tables: [])
+    for name, seeds, outcome in (("resnet56", None, "agrees"), ("digits54", 1, "cannot tell")):
+        of_effective = {"network": name, "contribution": "exact", "first": 2, "last": 7}
+        rho = {"network": name, "which": "all", "response": "relative_std", "harm": "loss", "n_blocks": 9, "ties": 0}
+        rho |= {"rho": 0.5, "rho_low": 0.1, "rho_high": 0.8}
+        tail = {"network": name, "length": 5, "paths": 100, "images": 9, "tail_example": 3.0}
+        tail |= {"tail_example_low": 2.5, "tail_example_high": 3.5}
+        given = {
+            stem: Table(tuple(map(Column, row)), (row,), {"taken_from": "elsewhere"})
+            for stem, row in (
+                (f"path-gradients-{name}", {"length": 0}),
+                (f"lesions-{name}", {"block": 0}),
+                ("effective", of_effective),
+                ("responses", rho),
+                ("tails", tail),
+            )
+        }
+        rows = judged.verdicts(given, [name])
+        assert {(row["claim"], row["seeds"], row["outcome"]) for row in rows} == {
+            (claim.name, seeds, outcome) for claim in (judged.RESPONSE, judged.TAILS)
+        }
+        assert all("2." in row["here"] or "0.50" in row["here"] for row in rows)  # the numbers stay
+
+
+def test_figures_draw_what_is_judged_and_what_matters():
+    rows = [{"kind": "identity", "branch_std": 0.1 * i, "relative_std": 0.2 * i, "loss": 0.3 * i} for i in range(1, 6)]
+    for axes, name in zip(drawing.responses_figure(rows, 0.25).axes, ("branch_std", "relative_std"), strict=True):
+        points, intact = axes.lines
+        assert list(zip(*points.get_data(), strict=True)) == [(row[name], row["loss"]) for row in rows]
+        assert set(intact.get_ydata()) == {0.25}
+    norms = [10.0**-power for power in range(0, 40, 3)]
+    rows = [
+        {
+            **dict.fromkeys(("contribution", "incoherent", "total_norm", "survives", "coherence"), norm),
+            "length": length,
+            "n_paths": 1,
+            "contribution_low": norm / 2,
+            "contribution_high": 2 * norm,
+        }
+        for length, norm in enumerate(norms)
+    ]
+    left, right = drawing.cancellation_figure(rows).axes
+    for line in left.lines:
+        assert [not np.isnan(y) for y in line.get_ydata()] == [norm >= 1e-12 for norm in norms]
+    assert left.get_ylim()[0] > 1e-15
+    assert [text.get_text() for text in left.texts] == ["below 10⁻¹² not drawn"]
+    assert list(right.lines[0].get_ydata()) == norms
+    assert left.get_xlim() == right.get_xlim()
 
 
 def test_a_measurement_that_another_study_made_is_taken(tmp_path):

@@ -36,7 +36,7 @@ TABLES = {
     "curves": {"epoch", "contribution", "length", "share"},
     "gains": {"run", "epoch", "gamma", "response_ratio", "gradient_ratio", "predicted_length"},
     "gains-by-epoch": {"epoch", "gamma", "gamma_low", "gamma_high", "gradient_ratio_low"},
-    "mechanism": {"contribution", "scale", "rho", "measured_over_predicted"},
+    "mechanism": {"contribution", "scale", "since", "moves", "rho", "measured_over_predicted"},
 }
 
 
@@ -53,7 +53,13 @@ def done(tmp_path_factory):
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
     assert str(done) not in page
-    for title in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## Mechanism", "## What was claimed"):
+    for title in (
+        "**Question.**",
+        "**Protocol.**",
+        "**Scale and hardware.**",
+        "## Scales of the branches",
+        "## What was claimed",
+    ):
         assert title in page
     for stem, columns in TABLES.items():
         assert columns <= set(read_table(done / "out" / f"{stem}.parquet").names)
@@ -192,10 +198,29 @@ def test_a_scale_that_moves_in_step_is_told_from_one_that_only_falls():
         | {"gradient_ratio": in_step[epoch], "predicted_length": in_step[epoch]}
         for epoch in range(5)
     ]
-    rows = {row["scale"]: row for row in trends.driven_by(scales, ranges)}
+    rows = {row["scale"]: row for row in trends.driven_by(scales, ranges, 0)}
+    assert {row["moves"] for row in rows.values()} == {4}
     assert rows["response_ratio"]["rho"] == pytest.approx(1)
     assert rows["gamma"]["rho"] == pytest.approx(stats.spearmanr(moves, moves[::-1]).statistic)
     assert trends.rank_correlation(falling, lengths) == pytest.approx(1)  # what both trends say
+    late = {row["scale"]: row for row in trends.driven_by(scales, ranges, 1)}  # without the first move
+    assert {(row["since"], row["moves"]) for row in late.values()} == {(1, 3)}
+    assert late["gamma"]["rho"] == pytest.approx(stats.spearmanr(moves[1:], moves[-2::-1]).statistic)
+    assert trends.driven_by(scales, ranges, 2) == []  # two moves have no correlation
+
+
+def test_nothing_is_said_of_a_mechanism_where_the_interval_contains_0():
+    key = {"weight_decay": 0.0, "contribution": "exact", "moves": 5}
+    rows = [
+        {**key, "scale": "gamma", "rho_low": -0.2, "rho_high": 0.4},
+        {**key, "scale": "response_ratio", "rho_low": 0.2, "rho_high": 0.8},
+        {**key, "scale": "gradient_ratio", "rho_low": None, "rho_high": None},
+    ]
+    told = judged.moves_told(rows, 10)
+    assert "from epoch 10 on, 5 in each run" in told
+    assert "leaves 0 out in 1 of 3 rows" in told
+    assert "for gamma and exact (weight decay 0), gradient_ratio and exact (weight decay 0)." in told
+    assert "too few kept epochs" in judged.moves_told([], 10)
 
 
 def test_verdicts_follow_the_numbers():
@@ -222,22 +247,29 @@ def test_verdicts_follow_the_numbers():
 
 
 @pytest.mark.parametrize(
-    ("gamma", "low", "high", "outcome"),
+    ("gamma", "change", "with_decay", "outcome"),
     [
-        (1.01, -6, -5, "disagrees"),
-        (1.5, -6, -5, "cannot tell"),
-        (1.01, -0.4, 0.5, "agrees"),
-        (1.01, -3, 1, "cannot tell"),
+        (1.01, (-6, -5), (-6, -5), "disagrees"),
+        (1.5, (-6, -5), (-6, -5), "cannot tell"),  # gamma moves where it should not
+        (1.01, (-0.4, 0.5), (-6, -5), "agrees"),
+        (1.01, (-0.4, 0.5), (-6, 0.5), "cannot tell"),  # lengths may not move where gamma does either
+        (1.01, (-3, 1), (-6, -5), "cannot tell"),
     ],
 )
-def test_the_scale_is_judged_where_it_stands_still(gamma, low, high, outcome):
-    key = {"weight_decay": 0, "mode": "train", "contribution": "exact"}
-    test = {**key, "since": 0, "change": (low + high) / 2, "change_low": low, "change_high": high, "seeds": 3}
-    scales = [
-        {"weight_decay": 0, "epoch": epoch, "gamma": value, "gamma_low": value, "gamma_high": value}
-        for epoch, value in ((60, gamma), (0, 1.0))
-    ]
-    assert judged.scale([{**key, "epoch": 0, "mean_length": 10.0}], [test], scales).outcome == outcome
+def test_gamma_is_judged_where_it_stands_still_and_where_it_moves(gamma, change, with_decay, outcome):
+    means, tests, scales = [], [], []
+    for rate, end, (low, high) in ((0, gamma, change), (0.1, 0.5, with_decay)):
+        key = {"weight_decay": rate, "mode": "train", "contribution": "exact"}
+        # from initialisation all of it would look otherwise
+        means += [{**key, "epoch": epoch, "mean_length": length} for epoch, length in ((0, 99.0), (10, 10.0))]
+        test = {**key, "change": (low + high) / 2, "change_low": low, "change_high": high, "seeds": 3}
+        tests += [{**test, "since": 10}, {**test, "since": 0, "change_low": -90, "change_high": -80}]
+        scales += [
+            {"weight_decay": rate, "epoch": epoch, "response_ratio": 0.2}
+            | {"gamma": value, "gamma_low": value, "gamma_high": value}
+            for epoch, value in ((60, end), (10, 1.0), (0, 7.0))
+        ]
+    assert judged.scale(means, tests, scales, 0.1).outcome == outcome
 
 
 def test_the_cpu_scale_takes_the_runs_of_the_first_study(monkeypatch, tmp_path):

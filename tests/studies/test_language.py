@@ -11,6 +11,7 @@ import pathlens
 from pathlens.tables import read_table
 from studies.language import judged, stories, trained
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
+from studies.rules.lesions import Cost
 from tests.helpers.study_modules import run_study
 
 KINDS = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients")
@@ -70,18 +71,18 @@ def test_stories_are_drawn_from_what_the_network_predicts() -> None:
     torch.testing.assert_close(shares, wanted, rtol=0, atol=0.04)  # five standard deviations
 
 
-def costs(low: float, high: float) -> dict[str, float]:
-    return {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
+def cost(low: float, high: float) -> Cost:
+    return Cost(0, "", "identity", (low + high) / 2, low, high, p_holm=1, noticeable=1, small=1)
 
 
-def test_layers_are_compared_by_intervals() -> None:
-    small, large = costs(0.0, 0.1), costs(0.2, 0.3)
-    assert judged.mlp_against_attention([(large, small, large)] * 2).outcome == AGREES
-    assert judged.mlp_against_attention([(large, large, small)] * 2).outcome == DISAGREES
-    assert judged.mlp_against_attention([(large, small, large), (large, large, small)]).outcome == CANNOT_TELL
-    assert judged.beyond_its_blocks([(costs(0.5, 0.6), small, large)] * 3).outcome == AGREES
-    assert judged.beyond_its_blocks([(costs(0.3, 0.5), small, large)] * 3).outcome == CANNOT_TELL
-    verdict = judged.beyond_its_blocks([(costs(0.05, 0.15), small, large)] * 3)
+def test_layers_are_compared_by_tests() -> None:
+    small, large = cost(0.0, 0.1), cost(0.2, 0.3)
+    assert judged.mlp_against_attention([small] * 2, [large] * 2).outcome == AGREES
+    assert judged.mlp_against_attention([large] * 2, [small] * 2).outcome == DISAGREES
+    assert judged.mlp_against_attention([small, large], [large, small]).outcome == CANNOT_TELL
+    assert judged.beyond_its_blocks([cost(0.5, 0.6)] * 3, [small] * 3, [large] * 3).outcome == AGREES
+    assert judged.beyond_its_blocks([cost(0.3, 0.5)] * 3, [small] * 3, [large] * 3).outcome == CANNOT_TELL
+    verdict = judged.beyond_its_blocks([cost(0.05, 0.15)] * 3, [small] * 3, [large] * 3)
     assert verdict.outcome == DISAGREES
     assert verdict.value == pytest.approx(0.1 - 0.05 - 0.25)
 

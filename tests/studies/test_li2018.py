@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
+from pathlens import figures
 from pathlens.tables import read_table
+from studies.common import ROOT
 from studies.li2018 import judged, measured
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
 from tests.helpers.study_modules import run_study
@@ -63,12 +66,10 @@ def number(
 def test_rules() -> None:
     with_, without = measured.WITH, measured.WITHOUT
     rows = [number(with_, d, 0.5 + d / 100) for d in range(4)] + [number(without, d, 0.2 - d / 100) for d in range(4)]
-    verdict = judged.by_draw(rows, with_, without, measured.PUBLISHED, "basin")
+    verdict = judged.by_directions(rows, with_, without, "basin", measured.PUBLISHED)
     assert verdict.outcome == AGREES
     assert verdict.value == pytest.approx(0.33)
-    assert judged.by_draw(rows, without, with_, measured.PUBLISHED, "basin").outcome == DISAGREES
-    noisy = [number(with_, d, d % 2) for d in range(4)] + [number(without, d, (d + 1) % 2) for d in range(4)]
-    assert judged.by_draw(noisy, with_, without, measured.PUBLISHED, "basin").outcome == CANNOT_TELL
+    assert judged.by_directions(rows, without, with_, "basin", measured.PUBLISHED).outcome == DISAGREES
     own = [
         number(kind, draw, base + seed / 50 + slope * seed, seed=seed)
         for kind, base, slope in ((with_, 0.6, 0.01), (without, 0.3, 0.0))
@@ -81,6 +82,55 @@ def test_rules() -> None:
     both = [number(with_, d, 1.0 + d) for d in range(3)] + [number(with_, d, 2.0 + 1.1 * d, moved) for d in range(3)]
     assert judged.by_treatment(both, moved, measured.PUBLISHED).outcome == AGREES
     assert judged.by_treatment(both, measured.PUBLISHED, moved).outcome == DISAGREES
+
+
+def test_directions_of_two_networks_are_no_pairs() -> None:
+    values = {measured.WITH: [0.1, 0.2, 0.3, 0.4], measured.WITHOUT: [0.35, 0.4, 0.45, 0.5]}
+    rows = [number(kind, draw, value) for kind, own in values.items() for draw, value in enumerate(own)]
+    verdict = judged.by_directions(rows, measured.WITHOUT, measured.WITH, "basin", measured.PUBLISHED)
+    welch = stats.ttest_ind(values[measured.WITHOUT], values[measured.WITH], equal_var=False).confidence_interval()
+    assert (verdict.low, verdict.high) == pytest.approx(tuple(welch))
+    assert verdict.outcome == CANNOT_TELL
+    pairs = stats.ttest_rel(values[measured.WITHOUT], values[measured.WITH]).confidence_interval()
+    assert pairs.low > 0  # of pairs it would agree
+    alike = [number(kind, draw, 1 / 9) for kind in values for draw in range(4)]
+    verdict = judged.by_directions(alike, measured.WITH, measured.WITHOUT, "basin", measured.PUBLISHED)
+    assert (verdict.outcome, verdict.low) == (CANNOT_TELL, None)
+    assert "the grid cannot tell" in verdict.here
+
+
+def test_every_treatment_has_to_show_it() -> None:
+    first, second = measured.TREATMENTS[:2]
+
+    def rows(of_second: float) -> list[dict[str, Any]]:
+        return [
+            number(kind, draw, value + draw / 100, treatment)
+            for treatment, shift in ((first, 0.3), (second, of_second))
+            for kind, value in ((measured.WITHOUT, 0.2 + shift), (measured.WITH, 0.2))
+            for draw in range(4)
+        ]
+
+    for of_second, outcome in ((0.2, AGREES), (-0.2, CANNOT_TELL), (0.0, CANNOT_TELL)):
+        verdict = judged.over_treatments(
+            rows(of_second), measured.WITHOUT, measured.WITH, "basin", measured.TREATMENTS[:2]
+        )
+        assert (verdict.outcome, verdict.value) == (outcome, pytest.approx(0.3))
+        assert "still, kept" in verdict.here
+        assert "moved, kept" in verdict.here
+
+
+def test_labels_of_contours_are_inside_and_apart() -> None:
+    names = ("resnet56b", "plain56", "resnet56b-cut")
+    figure = figures.surfaces({name: read_table(ROOT / f"results/li2018/surface-{name}.csv") for name in names})
+    figure.draw_without_rendering()
+    found = 0
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        found += len(boxes)
+        for box in boxes:
+            assert all(axes.bbox.contains(*corner) for corner in box.corners())
+            assert sum(other.overlaps(box) for other in boxes) == 1  # itself
+    assert found > 3
 
 
 def test_trace_is_compared_by_both_standard_errors() -> None:

@@ -88,11 +88,13 @@ def test_a_block_of_the_twin_is_both_of_its_layers(done):
 
 def test_twins_are_compared_block_by_block():
     def table(differences):
-        rows = [{"block": None, "difference": None, "difference_low": None, "difference_high": None}]
-        rows += [
-            {"block": block, "difference": one, "difference_low": one - 0.02, "difference_high": one + 0.02}
+        rows = [
+            {
+                "block": block, "name": "", "kind": "identity", "p_holm": 1.0, "difference": one,
+                "difference_low": one - 0.02, "difference_high": one + 0.02,
+            }
             for block, one in enumerate(differences)
-        ]
+        ]  # fmt: skip
         return Table(tuple(Column(name) for name in rows[0]), tuple(rows))
 
     short, plain = table((0.01, 0.01, 0.60)), table((0.7, 0.8, 0.61))

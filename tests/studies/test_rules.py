@@ -43,7 +43,16 @@ def test_outcomes_of_intervals():
     assert claims.decide(4, 5, above=3) == "agrees"
     assert claims.decide(1, 2, above=3) == "disagrees"
     assert claims.decide(None, 2, below=3) == claims.decide(math.nan, math.nan, above=3) == "cannot tell"
-    assert [claims.majority(9, 5, 0), claims.majority(9, 4, 5), claims.majority(9, 4, 4)] == list(claims.OUTCOMES)
+
+
+def test_more_than_half_have_to_be_shown():
+    few, most = [0.01] * 4 + [0.5] * 5, [0.01] * 4 + [0.04] + [0.5] * 4
+    none = [1.0] * 9
+    assert claims.majority(most, none) == ("agrees", 0.04)
+    assert claims.majority(few, most) == ("disagrees", 0.04)
+    assert claims.majority(few, none) == ("cannot tell", 0.5)
+    assert claims.majority([0.01, 0.5], [1, 1])[0] == "cannot tell"
+    assert claims.shown(most) == 5
 
 
 def test_trained_networks_need_three_seeds_that_show_the_same():
@@ -265,14 +274,28 @@ def test_the_ratio_that_a_table_states_is_judged():
 
 
 def test_shortcut_and_branch():
-    def errors(values):
-        rows = [{"block": None, "error_low": 0.0, "error_high": 0.1}]
-        return table(rows + [{"block": i, "error_low": v - 0.02, "error_high": v + 0.02} for i, v in enumerate(values)])
-
-    low, high = errors((0.1, 0.1, 0.5)), errors((0.8, 0.9, 0.5))
+    low, high = lesions([20, 20, 400]), lesions([600, 700, 400])
     assert networks.shortcuts(low, high).outcome == "agrees"
     assert networks.shortcuts(high, low).outcome == "disagrees"
     assert networks.shortcuts(low, low).outcome == "cannot tell"
+    assert networks.worse(low, high) == {0: "shortcut", 1: "shortcut", 2: None}
+
+
+def test_costs_are_compared_by_their_difference_over_both_directions_of_all_pairs():
+    first, second = rules.costs(lesions([100, 130, 60])), rules.costs(lesions([60, 100, 100]))
+    ps = []
+    for one, other in zip(first, second, strict=True):
+        gap = one.difference - other.difference
+        for sign, a, b in ((1, one.low, other.high), (-1, one.high, other.low)):
+            error = math.hypot(one.difference - a, b - other.difference) / stats.norm.ppf(0.975)
+            ps.append(stats.norm.sf(sign * gap / error))
+    more, less = rules.costlier(first, second)
+    assert np.transpose([more, less]) == pytest.approx(np.reshape(holm(ps), (3, 2)))
+    assert ([p < 0.05 for p in more], [p < 0.05 for p in less]) == ([True, False, False], [False, False, True])
+    # what one costs against the sum of two others
+    for lost, signs in ((100, (False, False)), (300, (True, False)), (20, (False, True))):
+        told = rules.costlier(rules.costs(lesions([lost])), second[:1], second[:1])
+        assert tuple(p < 0.05 for (p,) in told) == signs, lost
 
 
 def test_every_claim_has_all_that_it_needs_and_one_name():
@@ -296,5 +319,9 @@ def test_a_page_says_what_a_table_of_claims_holds():
     assert claims.in_short(again) == (
         "Claims of others: *agrees* on single deletions (a; c). Claims of our own: *disagrees* on highway network (b)."
     )
+    # two claims on one observation are counted once beside the others
+    mixed = [claims.row(claim, "a", claims.Verdict("disagrees", "")) for claim in (veit.SETS, veit.ORDERS)]
+    assert "agrees 1, disagrees 2, cannot tell 0. Some rest on one observation" in claims.tally(rows + mixed)
+    assert "Counted once for each: agrees 1, disagrees 1, cannot tell 0." in claims.tally(rows + mixed)
     found = claims.table([{**row, "data": "d"} for row in rows])
     assert found.values("claim") == ("single deletions", "highway network")
