@@ -29,9 +29,9 @@ WIDER = Claim(
     "Test error of the wide network minus that of the deep one. Agrees where it is below zero, disagrees where it is "
     "above: by the interval over seeds and test images, and by the test.",
     "Difference paired by seed. Student's 95 % interval over seeds, whose standard error has the sampling of the test "
-    "images in it: one draw for all seeds, but taken as different ones for the two networks (too wide rather than too "
-    "narrow). Paired t test over seeds, Holm's correction over all comparisons with the deep network, of error and "
-    "loss.",
+    "images in it (Satterthwaite's degrees of freedom): one draw for all seeds, but taken as different ones for the "
+    "two networks (too wide rather than too narrow). Paired t test over seeds, Holm's correction over all comparisons "
+    "with the deep network, of error and loss.",
 )
 ENOUGH = Claim(
     "long paths need no gradient",
@@ -103,7 +103,8 @@ def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[flo
 
     All seeds are read on the same images, so that their part of the variance is not divided by the number of seeds.
     Which images a network gets wrong is not kept: the part is that of two networks on images of their own, which is
-    the larger one for networks that get the same images wrong.
+    the larger one for networks that get the same images wrong. Degrees of freedom are Satterthwaite's, with those of
+    the images without end; never narrower than the interval over seeds alone.
     """
     if len(own) < 2:
         return None, None
@@ -112,7 +113,9 @@ def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[flo
         sum(run["test_error"] * (1 - run["test_error"]) / run["test_images"] for run in (own[seed], whole[seed]))
         for seed in own
     )
-    half = stats.t.ppf(0.975, len(gaps) - 1) * math.sqrt(statistics.variance(gaps) / len(gaps) + images)
+    seeds, freedom = statistics.variance(gaps) / len(gaps), len(gaps) - 1
+    both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
+    half = max(stats.t.ppf(0.975, freedom) * math.sqrt(seeds), stats.t.ppf(0.975, both) * math.sqrt(seeds + images))
     middle = statistics.fmean(gaps)
     return float(middle - half), float(middle + half)
 

@@ -235,7 +235,7 @@ def test_the_interval_is_over_seeds_and_images():
         for name, error in (("a", 0.2), ("b", 0.1))
     }
     # seeds do not differ, so that the interval is that of the images, which more seeds do not narrow
-    half = stats.t(39).ppf(0.975) * ((0.2 * 0.8 + 0.1 * 0.9) / 400) ** 0.5
+    half = stats.norm.ppf(0.975) * ((0.2 * 0.8 + 0.1 * 0.9) / 400) ** 0.5
     assert compared.both_interval(runs["a"], runs["b"]) == pytest.approx((0.1 - half, 0.1 + half))
     # of endless images it is Student's over the seeds
     endless = {
@@ -244,6 +244,12 @@ def test_the_interval_is_over_seeds_and_images():
     }
     students = stats.ttest_rel((0.2, 0.22, 0.18), (0.1, 0.1, 0.1)).confidence_interval()
     assert compared.both_interval(endless["a"], endless["b"]) == pytest.approx(tuple(students))
+    # of both, with Satterthwaite's degrees of freedom; never narrower than Student's over the seeds
+    few = {name: {seed: {**run, "test_images": 2000} for seed, run in own.items()} for name, own in endless.items()}
+    seeds, images = np.var([0.1, 0.12, 0.08], ddof=1) / 3, (0.2 * 0.8 + 0.22 * 0.78 + 0.18 * 0.82 + 0.27) / 3 / 2000
+    half = stats.t((seeds + images) ** 2 / (seeds**2 / 2)).ppf(0.975) * (seeds + images) ** 0.5
+    low, high = compared.both_interval(few["a"], few["b"])
+    assert (low, high) == pytest.approx((min(0.1 - half, students.low), max(0.1 + half, students.high)))
     single = {0: runs["a"][0]}
     assert compared.both_interval(single, {0: runs["b"][0]}) == (None, None)
 
