@@ -168,11 +168,12 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
         which = f"one of {len(critical)} critical blocks" if len(critical) > _LISTED else f"block {listed}"
         groups = {
             f"one {what}": [row for row in rows if id(row) not in those],
-            f"one that {does} {which}": [row for row in rows if id(row) in those],
+            f"one {what} that {does} {which}": [row for row in rows if id(row) in those],
         }
     for (label, group), colour, marker in zip(groups.items(), (COLOURS[0], COLOURS[3]), "oD", strict=False):
-        points = series(group)
-        axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
+        if group:
+            points = series(group)
+            axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
 
 
 def _lesions(

@@ -18,21 +18,24 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
     moved = [
         measured(0.1 * i, swaps=1, kendall_tau=0.9, sample=i, blocks=blocks) for i, blocks in enumerate(chosen)
     ]  # fmt: skip
-    for figure, does in (
-        (figures.deletion(table(LESION, [measured(0.06, count=0), *cut]), critical=[1, 0]), "holds"),
-        (figures.reordering(table([*REORDER, "blocks"], moved), critical=[1, 0]), "moves"),
+    for figure, words in (
+        (figures.deletion(table(LESION, [measured(0.06, count=0), *cut]), critical=[1, 0]), "set holds"),
+        (figures.reordering(table([*REORDER, "blocks"], moved), critical=[1, 0]), "order moves"),
     ):
-        what = "set" if does == "holds" else "order"
+        what, does = words.split()
         drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
         assert drawn[f"one {what}"] == pytest.approx([0, 30])
-        assert drawn[f"one that {does} block 0 or 1"] == pytest.approx([10, 20])
+        assert drawn[f"one {what} that {does} block 0 or 1"] == pytest.approx([10, 20])
         assert_legible(figure)
     # a data frame reads single blocks as numbers
     frame = pd.DataFrame([{**dict.fromkeys(LESION), **row, "blocks": float(row["sample"])} for row in cut])
     drawn = {line.get_label(): list(line.get_ydata()) for line in figures.deletion(frame, critical=[2]).axes[0].lines}
-    assert drawn["one that holds block 2"] == pytest.approx([20])
+    assert drawn["one set that holds block 2"] == pytest.approx([20])
     many = figures.deletion(table(LESION, cut), critical=range(2, 12))
-    assert "one that holds one of 10 critical blocks" in legend(many)
+    assert "one set that holds one of 10 critical blocks" in legend(many)
+    every = legend(figures.deletion(table(LESION, cut), critical=range(12)))
+    assert "one set that holds one of 12 critical blocks" in every
+    assert "one set" not in every  # of which there is none
     for draw, columns in ((figures.deletion, LESION), (figures.reordering, REORDER)):
         without = [{name: row[name] for name in columns if name in row and name != "blocks"} for row in (*cut, *moved)]
         with pytest.raises(UsageError, match="needs column 'blocks'"):
