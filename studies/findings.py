@@ -44,7 +44,7 @@ FINDINGS = (
         "With and without shortcuts",
         [
             ("pretrained_resnets", "deletions cost more without shortcuts"),
-            ("pretrained_resnets", "plain network"),
+            ("pretrained_resnets", "a plain twin at chance"),
             ("veit2016", "plain network"),
         ],
         ["pretrained_resnets/twins.png"],
