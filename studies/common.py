@@ -276,7 +276,7 @@ class Page:
             lines = [f"| {' | '.join(name.replace('_', ' ') for name in shown)} |", "|" + "---|" * len(shown)]
             for row in self.tables[stem].rows:
                 if rows is None or rows(row):
-                    cells = (_cell(row[name], look) for name, look in shown.items())
+                    cells = (_cell(name, row[name], look) for name, look in shown.items())
                     lines.append(f"| {' | '.join(cells)} |")
             self._parts.append("\n".join(lines))
         self._parts.append(f"Table: [{stem}.csv]({stem}.csv), with columns and provenance in `{stem}.meta.json`.")
@@ -360,9 +360,12 @@ def _made(known: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(value: Any, look: str) -> str:
+def _cell(name: str, value: Any, look: str) -> str:
+    """A value as a page shows it; a p value that is too small for a float is no zero."""
     if value is None:
         return ""
+    if value == 0 and (name == "p" or name.startswith("p_")):
+        return "<1e-300"
     return str(value) if not look or isinstance(value, str) else format(value, look)
 
 

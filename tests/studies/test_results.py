@@ -94,3 +94,15 @@ def test_a_record_says_what_it_lacks() -> None:
     assert record.gaps([whole]) == ""
     said = record.gaps([whole, {**whole, "date": None, "hardware": None, "note": "old"}])
     assert said == " Provenance is incomplete: the record lacks date and hardware of 1 of 2 trainings (old)."
+
+
+def test_a_p_value_below_all_floats_is_no_zero(tmp_path: Path) -> None:
+    setting = common.StudySetting("demo", "smoke", tmp_path, tmp_path, "cpu", 1, draws=False)
+    page = common.Page(setting, "Demo", "Is it?")
+    columns = (("block", "", "which"), ("p_holm", "", "its p value"))
+    rows = [{"block": 0, "p_holm": 0.0}, {"block": 1, "p_holm": 0.04}, {"block": 2, "p_holm": None}]
+    setting.tables.put("lesions", record.make_table(columns, rows))
+    page.table("lesions", {"block": "d", "p_holm": ".2g"})
+    step = {"date": "2026", "commit": "c", "versions": {"torch": "2"}, "hardware": None}
+    said = page.text_of("", {"scale": "smoke", "measured": step, "page": step})
+    assert "| 0 | <1e-300 |\n| 1 | 0.04 |\n| 2 |  |" in said
