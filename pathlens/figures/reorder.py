@@ -13,9 +13,8 @@ from pathlens.errors import UsageError
 from pathlens.figures.lesions import error_label, intact_line, mean_line, one_each, percent_axis
 from pathlens.figures.style import SINGLE, legend_outside, new_figure, style, to_rows
 from pathlens.results.charts import Series
-from pathlens.results.measured import error_series, intact_row
+from pathlens.results.measured import distinct, error_series, intact_row
 from pathlens.results.reordering import order_rows
-from pathlens.results.result import Row, Rows
 from pathlens.tables import Table
 
 _FEWEST = 5  # orders of a mean; the interval of two is as wide as the page
@@ -46,7 +45,7 @@ def reordering(
     rows = to_rows(table, (*NEEDED, *(("blocks",) if critical else ())), "reordering")
     if bins < 1:
         raise UsageError(f"{bins} bins were asked for; give at least 1")
-    orders = _distinct(order_rows(rows))
+    orders = distinct(order_rows(rows), "order")
     intact, points = intact_row(rows), error_series(orders, "kendall_tau", intervals=False)
     if not points["x"]:
         raise UsageError("the table has no reordered network; give one from reorder-blocks with --swaps above 0")
@@ -72,11 +71,6 @@ def reordering(
         axes.set_xlabel("Kendall's tau to the trained order")
         legend_outside(axes, width)
     return figure
-
-
-def _distinct(orders: Rows) -> list[Row]:
-    """Each order once; one that does not say which it is counts as different from all others."""
-    return list({row.get("order") or number: row for number, row in enumerate(orders)}.values())
 
 
 def _binned(points: Series, bins: int) -> Series:

@@ -104,7 +104,7 @@ def differing(rows: Rows, what: str, provenance: Provenance) -> list[Headline]:
         what: lesions are called, in the plural.
         provenance: of the table, which names its task.
     """
-    tested = {row.get("order") or row.get("blocks") or at: row for at, row in enumerate(rows)}.values()
+    tested = distinct(rows, "order", "blocks")
     both = [(row["p"], row["p_holm"]) for row in tested if None not in (row.get("p"), row.get("p_holm"))]
     if not both:
         return []
@@ -134,6 +134,17 @@ def members(row: Row) -> list[int]:
     """
     listed = row["blocks"]
     return [] if listed in (None, "") else [int(float(block)) for block in str(listed).split(",")]
+
+
+def distinct(rows: Rows, *names: str) -> list[Row]:
+    """Each lesion once: rows that say the same in the first of some columns that has a value are of one lesion.
+
+    Args:
+        rows: of a table; one without a value in any of the columns is of a lesion of its own.
+        names: of the columns.
+    """
+    told = {next(filter(None, map(row.get, names)), number): row for number, row in enumerate(rows)}
+    return list(told.values())
 
 
 def is_intact(row: Row) -> bool:

@@ -20,7 +20,7 @@ MLP = Claim(
     OURS,
     "Agrees where in more than half of the layers the MLP is shown to cost more, disagrees where in more than half the "
     "attention is.",
-    COMPARED.format("layer"),
+    COMPARED.format(part="layer", what="both costs"),
 )
 BEYOND = Claim(
     "a layer is more than its blocks",
@@ -28,7 +28,7 @@ BEYOND = Claim(
     OURS,
     "Cost is error above that of the intact network. Agrees where in more than half of the layers the cost of both "
     "is shown to be above the sum, disagrees where in more than half it is shown to be below.",
-    COMPARED.format("layer").replace("both costs", "the cost and the sum"),
+    COMPARED.format(part="layer", what="the cost and the sum"),
 )
 #: the paper's claim with nothing that downsamples
 NONE_ALONE = replace(

@@ -19,7 +19,7 @@ TWIN = Claim(
     OURS,
     "Agrees where in more than half of the blocks the cost without shortcuts is shown to be higher, disagrees where in "
     "more than half it is shown to be lower. It is about these two trainings.",
-    veit_claims.COMPARED.format("block"),
+    veit_claims.COMPARED.format(part="block", what="both costs"),
 )
 #: the paper's claim is about VGG
 PLAIN = replace(

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from pathlens.metrics import holm
-from pathlens.results.measured import members
+from pathlens.results.measured import distinct, members
 from pathlens.tables import Table
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority, shown
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
@@ -140,13 +140,24 @@ def downsampling(lesions: Table) -> Verdict:
     ranks = [str(order.index(cost) + 1) for cost in changing]
     told = "; ".join(f"block {cost.block} {_points(cost.difference)} points" for cost in changing)
     best = max(rest, key=lambda cost: cost.difference)
+    outcome, p = _decided(every, against)
     return Verdict(
-        AGREES if every < LEVEL else DISAGREES if against < LEVEL else CANNOT_TELL,
+        outcome,
         f"downsampling blocks are at rank {' and '.join(ranks)} of {len(found)} ({told}); the costliest other, block "
         f"{best.block}, {_points(best.difference)}",
         min(cost.difference for cost in changing) - best.difference,
-        p=every if every < LEVEL else against,
+        p=p,
     )
+
+
+def _decided(every: float, against: float) -> tuple[str, float]:
+    """An outcome, and the p value behind it, of a claim about all of many things.
+
+    Args:
+        every: largest p value of the tests that each shows it.
+        against: smallest corrected p value of those that one does not.
+    """
+    return (AGREES, every) if every < LEVEL else (DISAGREES if against < LEVEL else CANNOT_TELL, against)
 
 
 def _against(one: Cost, others: Sequence[Cost]) -> tuple[float, float]:
@@ -176,12 +187,13 @@ def at_chance(lesions: Table) -> Verdict:
     every = max(float(stats.binomtest(k, n, bound, "greater").pvalue) for k, n in wrong)
     below = holm([float(stats.binomtest(k, n, bound, "less").pvalue) for k, n in wrong])
     errors = [row["error"] for row in rows]
+    outcome, p = _decided(every, min(below))
     return Verdict(
-        AGREES if every < LEVEL else DISAGREES if min(below) < LEVEL else CANNOT_TELL,
+        outcome,
         f"without one of {len(rows)} layers the error is {min(errors):.1%} to {max(errors):.1%}, median "
         f"{statistics.median(errors):.1%}; {sum(p < LEVEL for p in below)} are shown to be below 85 % (Holm)",
         min(errors),
-        p=every if every < LEVEL else min(below),
+        p=p,
     )
 
 
@@ -204,14 +216,14 @@ class Drawn:
 
 def distinct_sets(table: Table) -> list[Drawn]:
     """The distinct sets of a table of ``delete-blocks --count``."""
-    rows = {row["blocks"]: row for row in table.rows if row["sample"] is not None}
-    return [Drawn(row["count"], row["count"], frozenset(members(row)), row["error"]) for row in rows.values()]
+    rows = distinct([row for row in table.rows if row["sample"] is not None], "blocks")
+    return [Drawn(row["count"], row["count"], frozenset(members(row)), row["error"]) for row in rows]
 
 
 def distinct_orders(table: Table) -> list[Drawn]:
     """The distinct orders of a table of ``reorder-blocks`` but the trained one; distance is 1 minus Kendall's tau."""
-    rows = {row["order"]: row for row in table.rows if row["sample"] is not None and row["moved"]}
-    return [Drawn(row["swaps"], 1 - row["kendall_tau"], frozenset(members(row)), row["error"]) for row in rows.values()]
+    rows = distinct([row for row in table.rows if row["sample"] is not None and row["moved"]], "order")
+    return [Drawn(row["swaps"], 1 - row["kendall_tau"], frozenset(members(row)), row["error"]) for row in rows]
 
 
 def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verdict:

@@ -35,10 +35,10 @@ _NOTICED = (
     "noticeable: above 5 points by a one-sided test from that interval, corrected by Holm over the blocks."
 )
 
-#: how the costs of pairs of deletions are compared, one pair in each block or layer
+#: how two costs are compared in each block or layer
 COMPARED = (
-    "Per {0} the difference of both costs, with variances added as if of different images (too wide rather than too "
-    "narrow), one-sided; Holm over the {0}s and both directions."
+    "Per {part} the difference of {what}, with variances added as if of different images (too wide rather than too "
+    "narrow), one-sided; Holm over the {part}s and both directions."
 )
 
 SINGLE = Claim(
@@ -147,7 +147,7 @@ SHORTCUTS = Claim(
     OURS,
     "Agrees where in more than half of the blocks the shortcut is shown to hurt more, disagrees where in more than "
     "half the branch is.",
-    COMPARED.format("block"),
+    COMPARED.format(part="block", what="both costs"),
 )
 RETRAINED = Claim(
     "training on effective paths",
