@@ -11,8 +11,6 @@ from studies.rules.claims import OURS, Claim
 PAPER = "Veit et al. 2016"
 #: what counts as a noticeable rise of error: 5 points, as in the first version of these studies
 NOTICEABLE = 0.05
-#: by how much a network that was trained on fewer paths may be worse and still be as good (non-inferiority)
-MARGIN = 0.005
 #: errors this far below chance are still at chance
 NEAR_CHANCE = 0.05
 CLASSES = 10

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
-from pathlens.metrics import holm, sample_interval
+from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
-from studies.rules.claims import CANNOT_TELL, LEVEL, Verdict, decide, of_seeds, paired
-from studies.rules.veit import MARGIN
+from studies.rules import margin
+from studies.rules.claims import Verdict, of_seeds, paired
 from studies.veit2016.trainings import Training
 
 Row = Mapping[str, Any]
@@ -47,10 +45,7 @@ SUMMARY = (
     ("difference_low", "fraction", "lower end of Student's 95 % interval of it"),
     ("difference_high", "fraction", "upper end of it"),
     ("p", "", "two-sided paired t test of the difference against 0; missing where it does not vary"),
-    ("p_inferior", "", "p value of the null hypothesis that it is the margin or more (t test); small: not inferior"),
-    ("p_inferior_holm", "", "the same after Holm's correction over the numbers of random blocks"),
-    ("p_not_inferior", "", "p value of the null hypothesis that it is the margin or less (t test); small: inferior"),
-    ("p_not_inferior_holm", "", "the same after Holm's correction over the numbers of random blocks"),
+    *margin.COLUMNS,
 )
 
 HISTORY = (
@@ -122,17 +117,10 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
             made = paired(differences)
             row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
             row |= {"difference_low": made.low, "difference_high": made.high}
-            if made.p is not None:
-                for name, side in (("p_inferior", "less"), ("p_not_inferior", "greater")):
-                    row[name] = float(stats.ttest_1samp(differences, MARGIN, alternative=side).pvalue)
+            row |= margin.tested(differences if is_blocks(row) else ())
         found.append(row)
     for network in {row["network"] for row in found}:
-        family = [
-            row for row in found if row["network"] == network and is_blocks(row) and row["p_inferior"] is not None
-        ]
-        for name in ("p_inferior", "p_not_inferior"):
-            for row, p in zip(family, holm([row[name] for row in family]), strict=True):
-                row[f"{name}_holm"] = p
+        margin.correct([row for row in found if row["network"] == network])
     return found
 
 
@@ -144,18 +132,14 @@ def is_blocks(row: Row) -> bool:
 def as_good(row: Row) -> Verdict:
     """Is a network that was trained on a part of its paths as good as the whole one, but for the margin?"""
     low, high = row["difference_low"], row["difference_high"]
-    outcome, above = decide(low, high, below=MARGIN), row["difference"] > MARGIN
-    p = row["p_not_inferior_holm" if above else "p_inferior_holm"]
-    if p is None or p >= LEVEL:
-        outcome = CANNOT_TELL
+    outcome, p, told = margin.judged(row, row["difference"], low, high)
     interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    shown = f"{'more' if above else 'less'} than {100 * MARGIN:g} points above"
-    corrected = "" if p is None else f", {shown}: p {p:.2g} after Holm's correction"
+    evidence = "; ".join(filter(None, (interval, told, f"{row['seeds']} seeds")))
     return of_seeds(
         Verdict(
             outcome,
             f"{row['trained'][1:]} blocks a batch: {100 * row['difference']:+.2f} points of error against the whole "
-            f"network ({interval}{corrected}, {row['seeds']} seeds)",
+            f"network ({evidence})",
             row["difference"],
             low,
             high,

@@ -17,6 +17,7 @@ from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, say, setting, start_fresh, train_all
 from studies.record import make_table
+from studies.rules import margin
 from studies.wider_or_deeper.compared import DISCUSSION, summary_rows, verdicts
 from studies.wider_or_deeper.drawing import depths_figure, epochs_figure
 from studies.wider_or_deeper.trained import (
@@ -97,8 +98,7 @@ SUMMARY = (
         "lower end of the 95 % interval of error_difference over seeds and test images (Student)",
     ),
     ("both_high", "fraction", "upper end"),
-    ("p_if_worse", "", "null hypothesis: at least 0.5 points; one-sided paired t test, Holm over the cut gradients"),
-    ("p_if_not_worse", "", "null hypothesis: at most 0.5 points; likewise"),
+    *margin.COLUMNS,
     ("test_loss", "nats", "mean over seeds"),
     ("test_loss_low", "nats", "lower end of Student's 95 % interval over seeds"),
     ("test_loss_high", "nats", "upper end"),

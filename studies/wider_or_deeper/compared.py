@@ -10,18 +10,12 @@ from typing import Any
 from scipy import stats
 
 from pathlens.metrics import holm, sample_interval
+from studies.rules import margin
 from studies.rules.claims import CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
-from studies.rules.veit import MARGIN
 
 Row = Mapping[str, Any]
 
 PAPER = "Wu, Shen, van den Hengel 2019"
-#: column -> alternative of the one-sided test against the margin, and the null hypothesis in words
-_ONE_SIDED = {
-    "p_if_worse": ("less", f"worse by {100 * MARGIN:g} points or more"),
-    "p_if_not_worse": ("greater", f"worse by {100 * MARGIN:g} points at most"),
-}
-
 WIDER = Claim(
     "wider instead of deeper",
     "a wider, shallower network does better than a very deep one of the same cost",
@@ -74,28 +68,24 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
             parts = ("difference", "difference_low", "difference_high", "p", "p_holm")
             one |= {f"{name}_{part}": None for part in parts}
             if own is not whole:
-                made = paired([run[f"test_{name}"] - whole[seed][f"test_{name}"] for seed, run in own.items()])
+                made = paired(gaps(own, whole, name))
                 ends = (made.mean, made.low, made.high, made.p)
                 one |= {f"{name}_{part}": value for part, value in zip(parts[:4], ends, strict=True)}
         one["both_low"], one["both_high"] = (None, None) if own is whole else both_interval(own, whole)
-        for name, (alternative, _) in _ONE_SIDED.items():
-            one[name] = None if depth == "all" else _beyond(own, whole, alternative)
+        one |= margin.tested(() if depth == "all" else gaps(own, whole))
         for name in ("train_loss", "first", "last", "mean_length"):
             one[name] = statistics.fmean(run[name] for run in own.values())
         found.append(one)
     _correct(found)
+    margin.correct(found)
     return found
 
 
 def _correct(found: list[dict[str, Any]]) -> None:
-    """Holm's correction: over all comparisons of error and loss, and against the margin over the cut gradients."""
+    """Holm's correction over all comparisons of error and loss."""
     family = [(one, name) for one in found for name in ("error", "loss") if one[f"{name}_p"] is not None]
     for (one, name), p in zip(family, holm([one[f"{name}_p"] for one, name in family]), strict=True):
         one[f"{name}_p_holm"] = p
-    for name in _ONE_SIDED:
-        cut = [one for one in found if one[name] is not None]
-        for one, p in zip(cut, holm([one[name] for one in cut]), strict=True):
-            one[name] = p
 
 
 def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
@@ -108,22 +98,21 @@ def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[flo
     """
     if len(own) < 2:
         return None, None
-    gaps = [run["test_error"] - whole[seed]["test_error"] for seed, run in own.items()]
+    found = gaps(own, whole)
     images = statistics.fmean(
         sum(run["test_error"] * (1 - run["test_error"]) / run["test_images"] for run in (own[seed], whole[seed]))
         for seed in own
     )
-    seeds, freedom = statistics.variance(gaps) / len(gaps), len(gaps) - 1
+    seeds, freedom = statistics.variance(found) / len(found), len(found) - 1
     both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
     half = max(stats.t.ppf(0.975, freedom) * math.sqrt(seeds), stats.t.ppf(0.975, both) * math.sqrt(seeds + images))
-    middle = statistics.fmean(gaps)
+    middle = statistics.fmean(found)
     return float(middle - half), float(middle + half)
 
 
-def _beyond(own: Mapping[int, Row], whole: Mapping[int, Row], alternative: str) -> float | None:
-    """One-sided t test of the differences of error against the margin."""
-    gaps = [run["test_error"] - whole[seed]["test_error"] for seed, run in own.items()]
-    return float(stats.ttest_1samp(gaps, MARGIN, alternative=alternative).pvalue) if len(set(gaps)) > 1 else None
+def gaps(own: Mapping[int, Row], whole: Mapping[int, Row], name: str = "error") -> list[float]:
+    """Differences of test error or loss, one for each seed."""
+    return [run[f"test_{name}"] - whole[seed][f"test_{name}"] for seed, run in own.items()]
 
 
 def verdicts(summary: Sequence[Row], costs: Sequence[Row]) -> list[dict[str, Any]]:
@@ -159,9 +148,7 @@ def wider(one: Row) -> Verdict:
 
 def enough(one: Row) -> Verdict:
     """Is a network as good that was trained with the gradient of short paths alone?"""
-    name = "p_if_not_worse" if one["error_difference"] > MARGIN else "p_if_worse"
-    low, high, p = one["both_low"], one["both_high"], one[name]
-    outcome = decide(low, high, below=MARGIN) if p is not None and p < LEVEL else CANNOT_TELL
-    null = f'p value of the null hypothesis "{_ONE_SIDED[name][1]}"'
-    corrected = "" if p is None else f"; {null} {p:.2g} after Holm's correction"
-    return of_seeds(Verdict(outcome, f"{_told(one)}{corrected}", one["error_difference"], low, high, p), one["seeds"])
+    low, high = one["both_low"], one["both_high"]
+    outcome, p, corrected = margin.judged(one, one["error_difference"], low, high)
+    told = "; ".join(filter(None, (_told(one), corrected)))
+    return of_seeds(Verdict(outcome, told, one["error_difference"], low, high, p), one["seeds"])

@@ -133,12 +133,12 @@ def test_retraining_is_judged_by_a_margin_and_a_correction() -> None:
     rows = {row["trained"]: row for row in retraining.summary_rows(_runs({"full": full, "m23": same, "m7": worse}))}
     gaps = [a - b for a, b in zip(same, full, strict=True)]
     p = stats.ttest_1samp(gaps, 0.005, alternative="less").pvalue
-    assert rows["m23"]["p_inferior"] == pytest.approx(p)
-    assert rows["m23"]["p_inferior_holm"] == pytest.approx(2 * p)
+    assert rows["m23"]["p_if_worse"] == pytest.approx(p)
+    assert rows["m23"]["p_if_worse_holm"] == pytest.approx(2 * p)
     assert rows["m23"]["p"] == pytest.approx(stats.ttest_rel(same, full).pvalue)
     assert retraining.as_good(rows["m23"]).outcome == "agrees"
     assert retraining.as_good(rows["m7"]).outcome == "disagrees"
-    assert retraining.as_good({**rows["m23"], "p_inferior_holm": 0.06}).outcome == "cannot tell"
+    assert retraining.as_good({**rows["m23"], "p_if_worse_holm": 0.06}).outcome == "cannot tell"
     two = {row["trained"]: row for row in retraining.summary_rows(_runs({"full": full[:2], "m7": worse[:2]}))}
     assert retraining.as_good(two["m7"]).outcome == "cannot tell"
     assert rows["full"]["difference"] is None

@@ -211,7 +211,7 @@ def test_differences_are_paired():
     assert wide["error_p_holm"] == 1
     for name, alternative in (("p_if_worse", "less"), ("p_if_not_worse", "greater")):
         one = stats.ttest_1samp((0.10, 0.12, 0.08), 0.005, alternative=alternative)
-        assert cut[name] == pytest.approx(one.pvalue)
+        assert cut[name] == cut[f"{name}_holm"] == pytest.approx(one.pvalue)
         assert wide[name] is None  # the margin is that of cut gradients
     assert whole["error_difference"] is whole["loss_p"] is None
     assert whole["test_error"] == pytest.approx(0.12)
@@ -226,7 +226,7 @@ def test_both_tests_against_the_margin_are_corrected_over_the_depths():
             stats.ttest_1samp([gap - shift for gap in (0.10, 0.12, 0.08)], 0.005, alternative=alternative).pvalue
             for shift in (0, 0.02)
         ]
-        assert min(cut[name] for cut in cuts) == pytest.approx(min(1, 2 * min(plain)))
+        assert min(cut[f"{name}_holm"] for cut in cuts) == pytest.approx(min(1, 2 * min(plain)))
 
 
 def test_the_interval_is_over_seeds_and_images():
@@ -268,7 +268,7 @@ def test_the_interval_of_three_seeds_covers():
 
 
 def test_verdicts_need_interval_test_and_seeds():
-    row = dict.fromkeys(("error_p", "loss_p", "loss_p_holm", "p_if_worse", "p_if_not_worse"), 0.001)
+    row = dict.fromkeys(("error_p", "loss_p", "loss_p_holm", "p_if_worse_holm", "p_if_not_worse_holm"), 0.001)
     row |= {"error_difference": -0.02, "loss_difference": -0.1, "both_low": -0.03, "both_high": -0.01, "seeds": 5}
     assert compared.wider({**row, "error_p_holm": 0.01}).outcome == "agrees"
     assert compared.wider({**row, "error_p_holm": 0.06}).outcome == "cannot tell"
@@ -278,9 +278,9 @@ def test_verdicts_need_interval_test_and_seeds():
     assert compared.enough(row).outcome == "agrees"
     assert compared.enough({**row, "both_high": 0.004}).outcome == "agrees"
     assert compared.enough({**row, "both_high": 0.006}).outcome == "cannot tell"
-    assert compared.enough({**row, "p_if_worse": 0.06}).outcome == "cannot tell"
-    worse = {**row, "error_difference": 0.02, "both_low": 0.006, "both_high": 0.03, "p_if_worse": 1.0}
+    assert compared.enough({**row, "p_if_worse_holm": 0.06}).outcome == "cannot tell"
+    worse = {**row, "error_difference": 0.02, "both_low": 0.006, "both_high": 0.03, "p_if_worse_holm": 1.0}
     verdict = compared.enough(worse)
     assert (verdict.outcome, verdict.p) == ("disagrees", 0.001)
-    assert '"worse by 0.5 points at most" 0.001 after Holm' in verdict.here
-    assert compared.enough({**worse, "p_if_not_worse": 0.06}).outcome == "cannot tell"
+    assert "p 0.001 after Holm's correction if the difference were 0.5 points or less" in verdict.here
+    assert compared.enough({**worse, "p_if_not_worse_holm": 0.06}).outcome == "cannot tell"
