@@ -73,6 +73,8 @@ RUNS = (
     ("test_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
     ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "images", "read once, after the last epoch"),
+    ("lost", "images", "test images that the deep network, whole gradients, same seed, alone gets right"),
+    ("gained", "images", "test images that this network alone gets right"),
     ("test_loss", "nats", "mean cross-entropy of the test images"),
     ("train_loss", "nats", "mean loss of the last epoch as trained"),
     ("first", "blocks", "shortest effective length of the whole gradient after training (exact, 95 %)"),

@@ -22,10 +22,9 @@ WIDER = Claim(
     f"{PAPER} (the paper compares designs on ImageNet; equal multiply-adds are our reading of the same cost)",
     "Test error of the wide network minus that of the deep one. Agrees where it is below zero, disagrees where it is "
     "above: by the interval over seeds and test images, and by the test.",
-    "Difference paired by seed. Student's 95 % interval over seeds, whose standard error has the sampling of the test "
-    "images in it (Satterthwaite's degrees of freedom): one draw for all seeds, but taken as different ones for the "
-    "two networks (too wide rather than too narrow). Paired t test over seeds, Holm's correction over all comparisons "
-    "with the deep network, of error and loss.",
+    "Difference paired by seed and by image. Student's 95 % interval over seeds, whose standard error has the sampling "
+    "of the test images in it (Satterthwaite's degrees of freedom), one draw for all seeds and both networks. Paired t "
+    "test over seeds, Holm's correction over all comparisons with the deep network, of error and loss.",
 )
 ENOUGH = Claim(
     "long paths need no gradient",
@@ -91,17 +90,19 @@ def _correct(found: list[dict[str, Any]]) -> None:
 def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
     """Student's 95 % interval of the mean difference of error over seeds, with the sampling of test images in it.
 
-    All seeds are read on the same images, so that their part of the variance is not divided by the number of seeds.
-    Which images a network gets wrong is not kept: the part is that of two networks on images of their own, which is
-    the larger one for networks that get the same images wrong. Degrees of freedom are Satterthwaite's, with those of
-    the images without end; never narrower than the interval over seeds alone.
+    All seeds are read on the same images, so that their part of the variance is not divided by the number of seeds. It
+    is that of the difference on an image, which is 1 where the network has lost it, -1 where it has gained it, 0
+    elsewhere. What a seed does to single images is in both parts, so that the interval is too wide rather than too
+    narrow. Degrees of freedom are Satterthwaite's, with those of the images without end; never narrower than the
+    interval over seeds alone.
     """
     if len(own) < 2:
         return None, None
     found = gaps(own, whole)
     images = statistics.fmean(
-        sum(run["test_error"] * (1 - run["test_error"]) / run["test_images"] for run in (own[seed], whole[seed]))
-        for seed in own
+        (run["lost"] + run["gained"] - (run["lost"] - run["gained"]) ** 2 / run["test_images"])
+        / run["test_images"] ** 2
+        for run in own.values()
     )
     seeds, freedom = statistics.variance(found) / len(found), len(found) - 1
     both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
