@@ -13,6 +13,7 @@ from functools import partial
 
 import pathlens
 from pathlens import figures
+from pathlens.data import ImageData
 from pathlens.tables import Table
 from studies.common import Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.pretrained_resnets.judged import intact, verdicts
@@ -35,12 +36,11 @@ PROTOCOL = (
     "deleted, blocks exchanged inside their stages; gradients of training images at the input by path length: sampled "
     "single paths, root mean square by random signs, exact sums. Of the twin each layer is deleted, and each pair of "
     "layers that is a block's branch in the other network. Every lesioned network is compared with the intact one on "
-    "the same images (McNemar's exact test, Holm's correction over the table): single lesions on all 10,000 test "
-    "images, sets and orders on the first 2,000, where how sets differ is more than how images do. Differences from "
-    "the paper: it studies pre-activation networks of 54 blocks, and these have a ReLU after the addition, so that a "
-    "shortcut is not linear; the test images are JPEG files of CIFAR-10 (`cifar10-jpeg`), on which the networks err "
-    "more than on the original ones, so that errors here are comparable with each other alone. One training each: what "
-    "is said is of these networks, and not of their kind."
+    "the same images, all 10,000 of the test split (McNemar's exact test, Holm's correction over the table). "
+    "Differences from the paper: it studies pre-activation networks of 54 blocks, and these have a ReLU after the "
+    "addition, so that a shortcut is not linear; the test images are JPEG files of CIFAR-10 (`cifar10-jpeg`), on which "
+    "the networks err more than on the original ones, so that errors here are comparable with each other alone. One "
+    "training each: what is said is of these networks, and not of their kind."
 )
 LESIONS = {
     "block": "d", "name": "", "kind": "", "error": ".2%", "difference": "+.2%", "difference_low": "+.2%",
@@ -73,10 +73,9 @@ def measure(study: StudySetting) -> None:
     """All measurements of all networks."""
     *chosen, twin = subjects_of(study)
     start_fresh(study.out)
-    every = study.pick(16, 10_000, 10_000)
     for subject in (*chosen, twin):
         say(f"single lesions of {subject.name}")
-        view, data, options = subject.view, subject.images(every), _kept(study, subject)
+        view, data, options = subject.view, _tested(study, subject), _kept(study, subject)
         keep(study, f"lesions-{subject.name}", partial(pathlens.delete_blocks, view, data, **options))
         if subject is twin:
             keep(study, f"twin-{subject.name}", partial(blocks_of_twin, view, data, **options))
@@ -88,7 +87,7 @@ def measure(study: StudySetting) -> None:
 
 def _measure_many(study: StudySetting, subject: Subject) -> None:
     pick, name, view = study.pick, subject.name, subject.view
-    options, data = _kept(study, subject), subject.images(pick(16, 2000, 10_000))
+    options, data = _kept(study, subject), _tested(study, subject)
     say(f"random sets of {name}")
     most, samples = min(len(view), pick(2, 10, 20)), pick(2, 10, 10)
     sets = partial(pathlens.delete_blocks, view, data, count=range(1, most + 1), samples=samples, **options)
@@ -103,6 +102,11 @@ def _measure_many(study: StudySetting, subject: Subject) -> None:
     images = subject.images(pick(4, 512, 512), split="train")
     measured = partial(pathlens.path_gradients, view, images, **gradients, **subject.options)
     keep(study, f"gradients-{name}", measured)
+
+
+def _tested(study: StudySetting, subject: Subject) -> ImageData:
+    """All test images."""
+    return subject.images(study.pick(16, 10_000, 10_000))
 
 
 def _kept(study: StudySetting, subject: Subject) -> dict[str, object]:
