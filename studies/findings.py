@@ -209,6 +209,32 @@ FINDINGS = (
         "the growth of the squared gradient backwards through the block and c the factor of its sum.",
     ),
     Finding(
+        "Growth laws and shattered gradients at initialisation",
+        [
+            ("udl11", claim)
+            for claim in (
+                "nearby-unrelated",
+                "deeper-less-alike",
+                "residual-more-alike",
+                "small-scale-more-alike",
+                "variance-doubles",
+                "gradient-doubles",
+                "stable",
+                "linear-growth",
+                "unit-variance",
+                "normed-layer",
+                "deep-plain-worse",
+                "deep-residual-better",
+                "autocorrelation",
+                "signal-halves",
+                "biases-take-over",
+                "parameters",
+            )
+        ],
+        ["udl11/shattered.png", "udl11/growth.png"],
+        "Networks drawn as the textbook's are, with which these means lie elsewhere.",
+    ),
+    Finding(
         "Strict residual networks: where batch norms are, and what up- and downsampling leave",
         [
             ("strict_resnets", claim)
@@ -216,7 +242,7 @@ FINDINGS = (
                 "norms shrink the first blocks, in variance",
                 "norms shrink the first blocks, in norm",
                 "the shrinking is geometric",
-                "a norm at the end alone leaves all blocks alike",
+                "a norm at the end alone leaves no trend over the blocks",
                 "Glorot leaves more to the stem",
                 "normal or uniform does not matter",
                 "training starts on a plateau",
@@ -225,6 +251,7 @@ FINDINGS = (
                 "sizes of sub-kernels",
                 "uneven sub-kernels show in outputs",
                 "uneven sub-kernels show in gradients",
+                "interpolation and pooling leave less",
             )
         ],
         ["strict_resnets/shares.png", "strict_resnets/checkerboards.png"],

@@ -14,7 +14,11 @@ from pathlens.figures.style import COLOURS, INK, SINGLE, block_ticks, legend_out
 from studies.civitelli2021.kinds import KINDS, LEARNSCALAR
 
 Rows = Sequence[Mapping[str, Any]]
-_COLOURS = {kind.name: COLOURS[index % len(COLOURS)] for index, kind in enumerate(KINDS)}
+# LearnScalar, which the signals are drawn without, comes last, so that all figures have the same colours
+_COLOURS = {
+    kind.name: COLOURS[index % len(COLOURS)]
+    for index, kind in enumerate(sorted(KINDS, key=lambda kind: kind is LEARNSCALAR))
+}
 _MARKS = dict(zip(_COLOURS, "osvD^<>", strict=True))
 
 

@@ -75,7 +75,9 @@ def state(study: StudySetting) -> Page:
     lines = [row for row in tables["lines"].rows if row["seed"] is None]
     page.section("What moves and what is kept", SECTIONS["treatments"])
     page.figure(
-        "treatments", lambda: lines_figure(lines), "Loss along random lines: mean over directions, with their range."
+        "treatments",
+        lambda: lines_figure(lines),
+        "Loss along random lines, of a point at most 10 nats: mean over directions, with their range.",
     )
     page.table("lines")
     numbers = {"network": "", "one_dimensional": "", "batch_norm": "", "draw": "d", "mean_loss": ".3f", "basin": ".1%",
@@ -87,7 +89,11 @@ def state(study: StudySetting) -> Page:
     )
     page.section("Trained here", SECTIONS["own"])
     own = [row for row in tables["lines"].rows if row["seed"] is not None]
-    page.figure("own", lambda: lines_figure(own), "Loss along random lines: mean over directions and seeds, and range.")
+    page.figure(
+        "own",
+        lambda: lines_figure(own),
+        "Loss along random lines, of a point at most 10 nats: mean over directions and seeds, and range.",
+    )
     page.claims(verdicts(tables), lambda _: tables["numbers"].provenance["data"])
     page.section("What the numbers can and cannot say", DISCUSSION)
     return page

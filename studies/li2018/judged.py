@@ -18,7 +18,6 @@ Row = Mapping[str, Any]
 
 PAPER = "Li et al. 2018"
 _FAILS = 0.8
-_Z = float(stats.norm.ppf(0.975))
 _WELCH = "Welch's 95 % interval of the difference of two means over random directions, which are of each network alone."
 
 FLATTER = Claim(
@@ -72,7 +71,7 @@ ROBUST = Claim(
 )
 NO_PLAIN = Claim(
     "a cut network is no plain network",
-    "a network whose shortcuts are deleted by a plan does not sit in a minimum of the plain network's loss",
+    "a network whose shortcuts are deleted by a plan errs like one that was never trained",
     OURS,
     f"It classifies more than {_FAILS:.0%} of the images wrongly; disagrees where it classifies fewer wrongly.",
     "Wilson's 95 % interval over images.",
@@ -83,7 +82,7 @@ TRACE = Claim(
     OURS,
     "The difference of the traces is above 0; disagrees where it is below. Weights before batch norms have no scale of "
     "their own, so this compares these two networks and not their kinds.",
-    "Normal 95 % interval from the standard errors over random vectors.",
+    "Welch's 95 % interval from the standard errors over random vectors.",
 )
 
 
@@ -106,7 +105,8 @@ def _judged(tables: Mapping[str, Table]) -> Iterator[tuple[Claim, str, Verdict]]
         yield STATISTICS, name, by_treatment(own, PUBLISHED, ("still", "re-estimated"))
         yield ONE_DIMENSIONAL, name, by_treatment(own, ("moved", "kept"), PUBLISHED)
     yield NO_PLAIN, names[CUT], fails(tables[f"surface-{names[CUT]}"])
-    yield TRACE, both, trace(tables["curvature"].rows)
+    vectors = {kind: tables[f"surface-{names[kind]}"].provenance["curvature"]["probes"] for kind in (WITH, WITHOUT)}
+    yield TRACE, both, trace(tables["curvature"].rows, vectors)
 
 
 def _values(rows: Sequence[Row], treatment: tuple[str, str], name: str) -> list[float]:
@@ -153,13 +153,19 @@ def by_directions(rows: Sequence[Row], more: str, less: str, name: str, treatmen
 
 def welch_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
     """Welch's 95 % interval of the difference of two means; None where neither side varies."""
-    parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (first, second)]
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    return _welch(
+        difference, [(statistics.variance(values) / len(values), len(values) - 1) for values in (first, second)]
+    )
+
+
+def _welch(difference: float, parts: Sequence[tuple[float, int]]) -> tuple[float | None, float | None]:
+    """The interval of a difference whose two sides have these variances, with these degrees of freedom."""
     variance = sum(part for part, _ in parts)
     if not variance:
         return None, None
     freedom = variance**2 / sum(part**2 / own for part, own in parts)
     half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
-    difference = statistics.fmean(first) - statistics.fmean(second)
     return difference - half, difference + half
 
 
@@ -196,12 +202,21 @@ def fails(table: Table) -> Verdict:
     return Verdict(decide(low, high, above=_FAILS), here, centre["error"], low, high)
 
 
-def trace(rows: Sequence[Row]) -> Verdict:
-    """Whether the trace is larger without shortcuts."""
+def trace(rows: Sequence[Row], vectors: Mapping[str, int]) -> Verdict:
+    """Whether the trace is larger without shortcuts.
+
+    Args:
+        rows: of ``curvature``.
+        vectors: random vectors behind the trace of each kind of network.
+    """
     by_kind = {one["kind"]: one for one in rows}
     first, second = by_kind[WITHOUT], by_kind[WITH]
     difference = first["trace"] - second["trace"]
-    slack = _Z * (first["trace_standard_error"] ** 2 + second["trace_standard_error"] ** 2) ** 0.5
-    here = f"trace {first['trace']:.4g} {WITHOUT} and {second['trace']:.4g} {WITH}"
-    low, high = difference - slack, difference + slack
+    low, high = _welch(
+        difference, [(one["trace_standard_error"] ** 2, vectors[one["kind"]] - 1) for one in (first, second)]
+    )
+    here = (
+        f"trace {first['trace']:.4g} {WITHOUT} ({vectors[WITHOUT]} random vectors) and {second['trace']:.4g} {WITH} "
+        f"({vectors[WITH]})"
+    )
     return Verdict(decide(low, high, above=0), here, difference, low, high)

@@ -7,6 +7,7 @@ Trainings run one after the other in this process, with the threads that ``OMP_N
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,9 @@ QUESTION = (
 PROTOCOL = (
     "Shares are those of the last sum before the head, batch norms with statistics of the batch, in float64: of a row "
     "of blocks by `pathlens decompose`, and of U-Nets of three levels block by block, carried in the same way (a norm "
-    "centres each summand by itself and divides it by the deviation of the whole); transposed convolutions, which the "
-    "schemes do not concern, are drawn by the mean number of weights that reach an output. Trainings are on "
+    "centres each summand by itself and divides it by the deviation of the whole), at `--scale cpu` over 16 test "
+    "images (pooled by four) and over 8; transposed convolutions, which the schemes do not concern, are drawn by the "
+    "mean number of weights that reach an output. Trainings are on "
     "`digit-scenes` (48x48 pixels, 11 classes), with SGD (Nesterov momentum 0.9, weight decay 1e-4) at a constant "
     "rate of 0.05, without warm-up, crops or flips; the rate was chosen on one run of the network with norms between "
     "levels, whose loss hardly reached that of a constant answer with AdamW at 0.001; all blocks lie at the lowest of "
@@ -36,9 +38,9 @@ PROTOCOL = (
     "images for 20 epochs of 8 steps, those of different depth and width 960 images once, in 60 steps, and those that "
     "differ in their sampling 640 images once, in 40. Of the former three seeds are trained, of the latter one. The "
     "power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
-    "layer at its input, is averaged over test images and channels of a U-Net of two levels, initial (batch norms "
-    "with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. Depth and "
-    "width are compared at equal multiply-adds; times are not measured. "
+    "layer at its input, is averaged over 32 test images and all channels of a U-Net of two levels, initial (batch "
+    "norms with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. Depth "
+    "and width are compared at equal multiply-adds; times are not measured. "
     "Differences from the post: other images, short trainings, the recipe, and widths that double with each level. Of "
     "the post no more is claimed here than what stands below as its claim."
 )
@@ -115,10 +117,13 @@ def state(study: StudySetting) -> Page:
     )
     page.table("checkerboards")
     page.claims(judged.verdicts(tables), lambda _: trained.DATA)
+    errors = [row["test_error"] for row in rows["runs"] if row["part"] == trained.DEPTH]
+    ((_, alike),) = Counter(errors).most_common(1)
     page.section(
         "What the numbers can and cannot say",
         "The trainings of the cpu scale are short, few and of narrow networks: they show how training starts, and not "
-        "where it ends; after 60 steps most errors are those of a constant answer. They start from the weights that "
+        f"where it ends; after the last step {alike} of {len(errors)} networks of different depth and width have the "
+        "same error, that of a constant answer, and only their losses differ. They start from the weights that "
         "torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is one on "
         "these. A plateau is defined by a loss above that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "

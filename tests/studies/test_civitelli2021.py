@@ -126,18 +126,28 @@ def test_a_training_that_diverges_is_a_result_where_it_may(tmp_path):
         common.train_all({one.name: arguments}, study)
 
 
-def grown(claim, forward, backward, seeds=3):
+def grown(*arguments, **more):
+    return judged_growth(*arguments, **more).outcome
+
+
+def judged_growth(claim, forward, backward, seeds=3):
     names = {"growth": forward, "gradient_growth": backward}
     row = {
         f"{name}{end}": value
         for name, three in names.items()
         for end, value in zip(("", "_low", "_high"), three, strict=True)
     }
-    return judged._grown(claim, {**row, "seeds": seeds}).outcome
+    return judged._grown(claim, {**row, "seeds": seeds}, 10)
 
 
 def test_verdicts_on_growth():
     up, flat, wide, none = (3.0, 2.5, 3.5), (1.0, 0.95, 1.05), (1.0, 0.8, 1.2), (None, None, None)
+    down = (0.9, 0.88, 0.92)  # of ten blocks the last has at most 0.92^10 = 0.43 of what the first has
+    kept = judged_growth(judged.KEEPS, flat, down)
+    assert kept.outcome == "disagrees"
+    assert (kept.value, kept.low) == pytest.approx((1.0, 0.95**10))
+    assert "backward 0.349 over 10 blocks (0.279 to 0.434)" in kept.here
+    assert "backward 0.9 a block" in judged_growth(judged.EXPLODES, flat, down).here
     assert grown(judged.EXPLODES, up, up) == grown(judged.KEEPS, flat, flat) == "agrees"
     assert grown(judged.EXPLODES, up, flat) == grown(judged.KEEPS, flat, up) == "disagrees"
     assert grown(judged.EXPLODES, up, none) == grown(judged.KEEPS, flat, wide) == "cannot tell"
@@ -159,7 +169,9 @@ def test_verdicts_on_errors():
         *runs(kinds.BATCH_NORM, (0.41, 0.42, 0.43)),
     ]
     found = {(row["claim"], row["network"]): row for row in judged._errors(rows)}
-    assert found[judged.FAILS.name, "n, plain, Brock"]["outcome"] == "agrees"
+    # three that diverge alike have no spread, and so no interval
+    assert found[judged.FAILS.name, "n, plain, Brock"]["outcome"] == "cannot tell"
+    assert found[judged.FAILS.name, "n, plain, Brock"]["value_low"] is None
     assert "3 diverged" in found[judged.FAILS.name, "n, plain, Brock"]["here"]
     assert found[judged.TRAINS.name, "n, IdShort"]["outcome"] == "agrees"
     assert found[judged.TRAINS.name, "n, LearnScalar"]["outcome"] == "cannot tell"

@@ -140,6 +140,10 @@ def test_trace_is_compared_by_both_standard_errors() -> None:
             for kind, trace in ((measured.WITH, 10.0), (measured.WITHOUT, 15.0))
         ]
 
-    assert judged.trace(rows(1.0)).outcome == AGREES
-    assert judged.trace(rows(1.0)).low == pytest.approx(5 - 1.959964 * 2**0.5)
-    assert judged.trace(rows(3.0)).outcome == CANNOT_TELL
+    vectors = {measured.WITH: 9, measured.WITHOUT: 9}
+    assert judged.trace(rows(1.0), vectors).outcome == AGREES
+    assert judged.trace(rows(1.0), vectors).low == pytest.approx(5 - stats.t.ppf(0.975, 16) * 2**0.5)
+    assert judged.trace(rows(3.0), vectors).outcome == CANNOT_TELL
+    # two vectors tell less than nine
+    assert judged.trace(rows(1.5), vectors).outcome == AGREES
+    assert judged.trace(rows(1.5), {**vectors, measured.WITHOUT: 2}).outcome == CANNOT_TELL

@@ -77,8 +77,8 @@ def test_no_verdict_without_a_test_and_three_seeds(name: str) -> None:
 
 def test_findings_are_what_the_tables_of_claims_say() -> None:
     assert findings.text(RESULTS) == (RESULTS / findings.NAME).read_text()
-    studies = {study for finding in findings.FINDINGS for study, _ in finding.claims}
-    for study in studies & set(STUDIES):
+    assert {study for finding in findings.FINDINGS for study, _ in finding.claims} == set(STUDIES)
+    for study in STUDIES:
         told = {row["claim"] for row in read_table(RESULTS / study / "claims.csv").rows}
         assert told == {claim for finding in findings.FINDINGS for of, claim in finding.claims if of == study}
 
