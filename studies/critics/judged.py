@@ -39,9 +39,11 @@ RESPONSE = Claim(
     "harm rises with the response",
     "blocks whose branches add more are those that cost more to delete",
     OURS,
-    "Rank correlation of the response relative to the shortcut and the loss without the branch, over the blocks with "
-    "identity shortcuts where there are others. Agrees above zero, disagrees below.",
-    "95 % bootstrap interval over blocks; Spearman's rank correlation with average ranks where blocks tie.",
+    "Rank correlation of the response relative to the shortcut and the harm, over the blocks with identity shortcuts "
+    "where there are others, by the loss without the branch and by the error without it. Agrees where both are above "
+    "zero, disagrees where both are below.",
+    "95 % bootstrap interval over blocks; Spearman's rank correlation with average ranks where blocks tie. Both have "
+    "to show it (no correction is due).",
 )
 TAILS = Claim(
     "heavy tails",
@@ -102,22 +104,30 @@ def taken_over(table: Table) -> bool:
 
 
 def response(correlations: Table, name: str) -> Verdict:
-    """Does the loss without a branch go with its response?"""
-    own = {
-        one["which"]: one
-        for one in correlations.rows
-        if (one["network"], one["response"], one["harm"]) == (name, "relative_std", "loss")
-    }
-    one = own.get("identity", own["all"])
-    if one["rho"] is None:
-        return Verdict(CANNOT_TELL, "harm or response does not vary")
+    """Does the harm of a branch's deletion, by loss and by error, go with its response?"""
+    outcomes, told, first = [], [], None
+    for harm in ("loss", "error"):
+        own = {
+            one["which"]: one
+            for one in correlations.rows
+            if (one["network"], one["response"], one["harm"]) == (name, "relative_std", harm)
+        }
+        one = own.get("identity", own["all"])
+        if one["rho"] is None:
+            return Verdict(CANNOT_TELL, "harm or response does not vary")
+        first = first or one
+        outcomes.append(decide(one["rho_low"], one["rho_high"], above=0))
+        told.append(
+            f"by {harm} {one['rho']:.2f} ({one['rho_low']:.2f} to {one['rho_high']:.2f}, {one['ties']} tied, square "
+            f"{one['rho'] ** 2:.0%})"
+        )
+    assert first is not None
     return Verdict(
-        decide(one["rho_low"], one["rho_high"], above=0),
-        f"rank correlation {one['rho']:.2f} ({one['rho_low']:.2f} to {one['rho_high']:.2f}, {one['n_blocks']} blocks, "
-        f"{one['ties']} tied); its square is {one['rho'] ** 2:.0%}",
-        one["rho"],
-        one["rho_low"],
-        one["rho_high"],
+        outcomes[0] if len(set(outcomes)) == 1 else CANNOT_TELL,
+        f"rank correlation over {first['n_blocks']} blocks {', '.join(told)}",
+        first["rho"],
+        first["rho_low"],
+        first["rho_high"],
     )
 
 

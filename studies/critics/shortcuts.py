@@ -11,6 +11,7 @@ from typing import Any
 from scipy import stats
 
 import pathlens
+from pathlens.metrics import sample_interval
 from pathlens.tables import Table
 from studies.common import Page, StudySetting, keep, say
 from studies.critics.drawing import counts_figure, pairs_figure
@@ -71,7 +72,7 @@ COUNTS = (
     (
         "error_low",
         "fraction",
-        "lower end of the 95 % interval: of the mean over sets (bootstrap; missing where they do not differ), of the "
+        "lower end of the 95 % interval: of the mean over sets (Student; missing where they do not differ), of the "
         "intact network over images (Wilson)",
     ),
     ("error_high", "fraction", "upper end of it"),
@@ -148,7 +149,7 @@ def count_rows(network: str, tables: Mapping[str, Table]) -> list[dict[str, Any]
         drawn = distinct_sets(table)
         for size in sorted({one.size for one in drawn}):
             errors = [one.error for one in drawn if one.size == size]
-            low, high = mean_interval(errors)
+            low, high = sample_interval(errors, bounds=(0, 1)) if len(set(errors)) > 1 else (None, None)
             ends = {"error": statistics.fmean(errors), "error_low": low, "error_high": high}
             rows.append({"network": network, "deleted": deleted, "count": size, "sets": len(errors), **ends})
     return rows

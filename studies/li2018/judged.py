@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scipy import stats
-
 from pathlens.metrics import wilson_interval
 from pathlens.tables import Table
 from studies.li2018.measured import CUT, PUBLISHED, TREATMENTS, WITH, WITHOUT
-from studies.rules.claims import CANNOT_TELL, OURS, Claim, Verdict, decide, of_seeds, paired, row
+from studies.rules.claims import CANNOT_TELL, OURS, Claim, Verdict, decide, of_seeds, paired, row, welch
 
 Row = Mapping[str, Any]
 
@@ -154,19 +152,9 @@ def by_directions(rows: Sequence[Row], more: str, less: str, name: str, treatmen
 def welch_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
     """Welch's 95 % interval of the difference of two means; None where neither side varies."""
     difference = statistics.fmean(first) - statistics.fmean(second)
-    return _welch(
+    return welch(
         difference, [(statistics.variance(values) / len(values), len(values) - 1) for values in (first, second)]
     )
-
-
-def _welch(difference: float, parts: Sequence[tuple[float, int]]) -> tuple[float | None, float | None]:
-    """The interval of a difference whose two sides have these variances, with these degrees of freedom."""
-    variance = sum(part for part, _ in parts)
-    if not variance:
-        return None, None
-    freedom = variance**2 / sum(part**2 / own for part, own in parts)
-    half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
-    return difference - half, difference + half
 
 
 def by_seed(rows: Sequence[Row], name: str) -> Verdict:
@@ -212,7 +200,7 @@ def trace(rows: Sequence[Row], vectors: Mapping[str, int]) -> Verdict:
     by_kind = {one["kind"]: one for one in rows}
     first, second = by_kind[WITHOUT], by_kind[WITH]
     difference = first["trace"] - second["trace"]
-    low, high = _welch(
+    low, high = welch(
         difference, [(one["trace_standard_error"] ** 2, vectors[one["kind"]] - 1) for one in (first, second)]
     )
     here = (

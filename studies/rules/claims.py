@@ -188,6 +188,24 @@ def paired(differences: Sequence[float]) -> Differences:
     return Differences(statistics.fmean(differences), low, high, p, len(differences))
 
 
+def welch(difference: float, parts: Iterable[tuple[float, int]]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of a sum or difference of independent means, with Satterthwaite's degrees of freedom.
+
+    Args:
+        difference: in the middle of it.
+        parts: variance of each mean, and its degrees of freedom.
+
+    Returns:
+        Lower and upper end; None where nothing varies.
+    """
+    parts = [part for part in parts if part[0]]
+    variance = sum(part for part, _ in parts)
+    if not variance:
+        return None, None
+    half = float(stats.t.ppf(0.975, variance**2 / sum(part**2 / own for part, own in parts))) * variance**0.5
+    return difference - half, difference + half
+
+
 def mean_interval(values: Sequence[float], resamples: int = 9999) -> tuple[float | None, float | None]:
     """95 % percentile bootstrap interval of a mean; None where nothing varies."""
     if len(values) < 2 or np.ptp(values) == 0:

@@ -14,7 +14,7 @@ from scipy import stats
 from pathlens.metrics import holm
 from pathlens.results.measured import distinct, members
 from pathlens.tables import Table
-from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority, shown
+from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority, shown, welch
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
 
 _Z = float(stats.norm.ppf(0.975))
@@ -276,31 +276,29 @@ def _named(blocks: set[int]) -> str:
 def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | None, float | None, float | None]:
     """Mean error of sets with a critical block minus that of sets of the same size without, over the sizes.
 
-    Sizes weigh by how well they tell the difference (the harmonic mean of the two numbers of sets). The interval is a
-    95 % percentile bootstrap within the sizes and kinds; None where no size has two of both kinds, or nothing varies.
+    Sizes weigh by how well they tell the difference (the harmonic mean of the two numbers of sets). The interval is
+    Student's 95 %, with Satterthwaite's degrees of freedom, from the variances within the sizes and kinds; None where
+    no size has two of both kinds, or nothing varies.
     """
     pairs = [
-        [np.array([one.error for one in kind if one.size == size]) for kind in (with_it, without)]
+        [[one.error for one in kind if one.size == size] for kind in (with_it, without)]
         for size in sorted({one.size for one in with_it})
     ]
-    pairs = [(a, b) for a, b in pairs if min(len(a), len(b)) > 1]
+    pairs = [pair for pair in pairs if min(map(len, pair)) > 1]
     if not pairs:
         return None, None, None
-    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
-    gaps = np.array([a.mean() - b.mean() for a, b in pairs])
-    rng = np.random.default_rng(0)
-    drawn = sum(
-        weight * (_resampled(a, rng).mean(axis=1) - _resampled(b, rng).mean(axis=1))
-        for weight, (a, b) in zip(weights / weights.sum(), pairs, strict=True)
+    weights = [statistics.harmonic_mean(map(len, pair)) for pair in pairs]
+    shares = [weight / sum(weights) for weight in weights]
+    gap = sum(
+        share * (statistics.fmean(with_one) - statistics.fmean(others))
+        for share, (with_one, others) in zip(shares, pairs, strict=True)
     )
-    if np.ptp(drawn) == 0:
-        return float(gaps @ weights / weights.sum()), None, None
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(gaps @ weights / weights.sum()), float(low), float(high)
-
-
-def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return values[rng.integers(0, len(values), size=(_RESAMPLES, len(values)))]
+    parts = [
+        (share**2 * statistics.variance(errors) / len(errors), len(errors) - 1)
+        for share, pair in zip(shares, pairs, strict=True)
+        for errors in pair
+    ]
+    return gap, *welch(gap, parts)
 
 
 def rank_interval(

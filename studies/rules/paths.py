@@ -132,13 +132,20 @@ def few(row: dict[str, Any]) -> Verdict:
 def decay(table: Table) -> Verdict:
     """Does the mean norm of a path fall exponentially with its length? Lengths whose mean is 0 have no logarithm."""
     left_out = sum(row["path_norm_mean"] == 0 for row in table.rows)
+    # a mean that few of the paths carry is a mean of few numbers
+    rare = sum(row["path_norm_median"] == 0 < row["path_norm_mean"] for row in table.rows)
     line = with_intervals(table).provenance["decay"]
     falls = decide(line["low"], line["high"], below=0)
     return Verdict(
         CANNOT_TELL if falls == AGREES and line["explained"] < STRAIGHT else falls,
         f"the mean norm changes by {line['slope']:+.2f} decades a block ({line['low']:+.2f} to {line['high']:+.2f}); a "
         f"straight line explains {line['explained']:.1%} of the variance of its logarithm"
-        + (f"; {left_out} lengths of which no sampled path has a gradient are left out" if left_out else ""),
+        + (f"; {left_out} lengths of which no sampled path has a gradient are left out" if left_out else "")
+        + (
+            f"; at {rare} lengths more than half of the sampled gradients are zero, so that few carry it"
+            if rare
+            else ""
+        ),
         line["slope"],
         line["low"],
         line["high"],

@@ -243,22 +243,27 @@ def test_means_of_counts_are_over_distinct_sets():
     intact, two, three = shortcuts.count_rows("n", {"branches": table})
     assert (intact["error"], intact["error_low"]) == (0.1, 0.05)
     assert (two["sets"], two["error"]) == (2, pytest.approx(0.4))
-    assert (two["error_low"], two["error_high"]) == (pytest.approx(0.2), pytest.approx(0.6))
+    # Student's interval of two sets, inside of what an error can be
+    assert (two["error_low"], two["error_high"]) == (0, 1)
     assert (three["sets"], three["error"], three["error_low"]) == (1, 0.9, None)
 
 
 def test_verdicts_follow_the_numbers():
     key = {"network": "n", "which": "all", "response": "relative_std", "harm": "loss", "n_blocks": 9, "ties": 0}
-    rows = [{**key, "rho": 0.5, "rho_low": 0.1, "rho_high": 0.8}]
+    loss = {**key, "rho": 0.5, "rho_low": 0.1, "rho_high": 0.8}
+    error = {**loss, "harm": "error", "rho": 0.4}
 
-    def response(row):
-        return judged.response(Table(tuple(Column(name) for name in row), (row,)), "n").outcome
+    def response(*rows):
+        return judged.response(Table(tuple(Column(name) for name in loss), rows), "n").outcome
 
-    assert response(rows[0]) == "agrees"
-    assert response({**rows[0], "rho_low": -0.1}) == "cannot tell"
-    assert response({**rows[0], "rho": None}) == "cannot tell"
-    identity = Table(tuple(map(Column, rows[0])), (rows[0], {**rows[0], "which": "identity", "rho_low": -0.1}))
-    assert judged.response(identity, "n").outcome == "cannot tell"  # of blocks that change no shapes
+    falls = {"rho": -0.5, "rho_low": -0.8, "rho_high": -0.1}
+    assert response(loss, error) == "agrees"
+    assert response({**loss, **falls}, {**error, **falls}) == "disagrees"
+    for one, other in ((loss, {**error, "rho_low": -0.1}), ({**loss, "rho_low": -0.1}, error), (loss, error | falls)):
+        assert response(one, other) == "cannot tell"  # loss and error both have to show it
+    assert response({**loss, "rho": None}, error) == "cannot tell"
+    identity = {**loss, "which": "identity", "rho_low": -0.1}
+    assert response(loss, error, identity, {**error, "which": "identity"}) == "cannot tell"  # blocks that keep shapes
 
 
 def test_tails_are_heavy_where_they_are_at_all_effective_lengths():
@@ -294,13 +299,13 @@ def test_nothing_is_told_of_a_single_training_of_ours(monkeypatch):
         tail = {"network": name, "length": 5, "paths": 100, "images": 9, "tail_example": 3.0}
         tail |= {"tail_example_low": 2.5, "tail_example_high": 3.5}
         given = {
-            stem: Table(tuple(map(Column, row)), (row,), {"taken_from": "elsewhere"})
-            for stem, row in (
-                (f"path-gradients-{name}", {"length": 0}),
-                (f"lesions-{name}", {"block": 0}),
-                ("effective", of_effective),
-                ("responses", rho),
-                ("tails", tail),
+            stem: Table(tuple(map(Column, rows[0])), rows, {"taken_from": "elsewhere"})
+            for stem, rows in (
+                (f"path-gradients-{name}", ({"length": 0},)),
+                (f"lesions-{name}", ({"block": 0},)),
+                ("effective", (of_effective,)),
+                ("responses", (rho, {**rho, "harm": "error"})),
+                ("tails", (tail,)),
             )
         }
         rows = judged.verdicts(given, [name])

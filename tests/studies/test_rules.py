@@ -175,10 +175,11 @@ def test_repeated_draws_count_once():
     assert [(one["critical"], one["n"], one["median"]) for one in split] == [("with", 1, 0.2), ("without", 0, None)]
 
 
-def gradients(blocks, decades, noise=0.0, share=0.95, dead=()):
+def gradients(blocks, decades, noise=0.0, share=0.95, dead=(), rare=()):
     """A table of path-gradients whose mean norms fall by so many decades a block, with sums that are a hundredth.
 
-    Of lengths that are ``dead`` no sampled path has a gradient. Other samples have the same noise, and 5 % more.
+    Of lengths that are ``dead`` no sampled path has a gradient, of those that are ``rare`` few have. Other samples have
+    the same noise, and 5 % more.
     """
     rng = np.random.default_rng(0)
     rows = []
@@ -186,10 +187,11 @@ def gradients(blocks, decades, noise=0.0, share=0.95, dead=()):
         norm = 10 ** (decades * length + noise * rng.standard_normal())
         total = 0.01 * count * norm
         row = {"length": length, "n_paths": count, "path_norm_mean": norm, "path_norm_low": 0.9 * norm}
+        row["path_norm_median"] = 0.0 if length in rare else norm
         row |= {"path_norm_high": 1.1 * norm, "path_norm_rms": 2 * norm, "path_norm_rms_error": 0.1 * norm}
         rows.append({**row, "total_norm": total, "total_low": 0.8 * total, "total_high": 1.2 * total})
         if length in dead:
-            rows[-1]["path_norm_mean"] = 0.0
+            rows[-1] |= {"path_norm_mean": 0.0, "path_norm_median": 0.0}
     means = np.array([row["path_norm_mean"] for row in rows])
     others = means * 10 ** (noise * rng.standard_normal((200, len(rows)))) * rng.normal(1, 0.05, (200, len(rows)))
     said = {"decay": vars(decay(rows, others)), "effective": effective(rows, others, share)}
@@ -225,6 +227,9 @@ def test_norms_of_paths_decay_exponentially():
     ends = paths.decay(gradients(20, -0.5, dead=(18, 19, 20)))
     assert ends.value == pytest.approx(-0.5)
     assert "3 lengths of which no sampled path has a gradient are left out" in ends.here
+    assert "half" not in ends.here
+    rare = paths.decay(gradients(20, -0.5, dead=(20,), rare=(17, 18, 19)))
+    assert "at 3 lengths more than half of the sampled gradients are zero" in rare.here
 
 
 def test_effective_lengths_with_their_intervals():
