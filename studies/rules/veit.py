@@ -154,8 +154,8 @@ RETRAINED = Claim(
     f"{PAPER}, section 5.3",
     "Agrees where its test error is shown to be at most 0.5 points above that of the whole network (non-inferiority), "
     "disagrees where it is shown to be more than that above.",
-    "Difference paired by seed, Student's 95 % interval over seeds, and a one-sided t test against the margin; Holm "
-    "over the numbers of blocks.",
+    "Difference paired by seed and by image: Student's 95 % interval over seeds, whose standard error has the sampling "
+    "of the test images in it, and a one-sided t test over seeds against the margin; Holm over the numbers of blocks.",
 )
 OTHER_NUMBERS = Claim(
     "training on other numbers of blocks",

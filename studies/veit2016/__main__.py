@@ -18,7 +18,7 @@ from typing import Any
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, keep_checkpoint, setting, start_fresh, train_all
 from studies.veit2016 import cifar, retraining, stated
-from studies.veit2016.measured import measure_imagenet, measure_kept, measure_trained
+from studies.veit2016.measured import measure_imagenet, measure_kept, measure_trained, right_answers
 from studies.veit2016.trainings import cifar as cifar_data
 from studies.veit2016.trainings import trainings
 
@@ -60,6 +60,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     rows = retraining.runs_table(done, wanted)
     others = cifar.kept() if study.scale != "smoke" else []
     rows += [cifar.run_row(one) for one in others]
+    retraining.compare(rows, right_answers(study, wanted, done, others))
     study.tables.put("runs", record.make_table(retraining.RUNS, rows))
     study.tables.put("epochs", record.make_table(retraining.HISTORY, retraining.history_rows(done, wanted)))
     measure_trained(study, wanted, done)
@@ -80,7 +81,9 @@ def _measure_only(study: StudySetting) -> list[dict[str, Any]]:
         raise SystemExit(f"--only {CIFAR} needs {needed}; {cifar.__name__} trains the networks")
     names = {one.name for one in others}
     rows = [row for row in study.tables["runs"].rows if row["run"] not in names]
-    study.tables.put("runs", record.make_table(retraining.RUNS, [*rows, *map(cifar.run_row, others)]))
+    added = [cifar.run_row(one) for one in others]
+    retraining.compare(added, right_answers(study, (), {}, others))
+    study.tables.put("runs", record.make_table(retraining.RUNS, [*rows, *added]))
     measure_kept(study, others)
     return cifar.phases_of(others)
 

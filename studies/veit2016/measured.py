@@ -9,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pathlens
 from pathlens.data import ImageData
 from pathlens.residual import ResidualView, view_of
 from pathlens.tables import Table
 from studies.common import StudySetting, keep, say
+from studies.rules import answers
 from studies.veit2016.cifar import Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
 
@@ -50,12 +53,30 @@ class Network:
         return pathlens.open_data(self.spec, split=split, limit=limit)
 
 
+def right_answers(
+    study: StudySetting, wanted: Sequence[Training], done: Mapping[str, Path], kept: Sequence[Kept]
+) -> dict[str, torch.Tensor]:
+    """Which test images every network gets right, by name of its run; without those whose images are not there."""
+    say("which test images the networks get right")
+    networks = [
+        Network(one.name, one.network, done[one.name] / "weights.safetensors", _spec(one.data)) for one in wanted
+    ] + [Network(one.name, one.network, one.weights, str(cifar())) for one in kept if cifar() is not None]
+    return {
+        one.name: answers.is_right(pathlens.load_model(one.model, one.weights), one.images(10**9), study)
+        for one in networks
+    }
+
+
+def _spec(data: str) -> str:
+    return "digits" if data == "digits" else str(cifar())
+
+
 def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mapping[str, Path]) -> None:
     """Lesions of every network whose claim needs them, and path gradients of the whole ones."""
     pick = study.pick
     for training in wanted:
-        spec = "digits" if training.data == "digits" else str(cifar())
-        network = Network(training.name, training.network, done[training.name] / "weights.safetensors", spec)
+        weights = done[training.name] / "weights.safetensors"
+        network = Network(training.name, training.network, weights, _spec(training.data))
         many = training.residual and training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
         single = many or not training.residual
         measure_one(

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
-from studies.rules import margin
+from studies.rules import answers, margin
 from studies.rules.claims import Verdict, of_seeds, paired
 from studies.veit2016.trainings import Training
 
@@ -29,6 +31,7 @@ RUNS = (
     ("test_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
     ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "", "images"),
+    *answers.COLUMNS,
     ("train_loss", "nats", "mean loss of the last epoch as trained"),
     ("commit", "", "of the code that trained it"),
 )
@@ -44,6 +47,7 @@ SUMMARY = (
     ("difference", "fraction", "mean over seeds of this error minus that of the full network with the same seed"),
     ("difference_low", "fraction", "lower end of Student's 95 % interval of it"),
     ("difference_high", "fraction", "upper end of it"),
+    *answers.BOTH,
     ("p", "", "two-sided paired t test of the difference against 0; missing where it does not vary"),
     *margin.COLUMNS,
 )
@@ -88,6 +92,17 @@ def runs_table(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dic
     return rows
 
 
+def compare(rows: Sequence[dict[str, Any]], right: Mapping[str, torch.Tensor]) -> None:
+    """Write into the rows of runs which test images they lose and gain against the whole network of their seed.
+
+    Args:
+        rows: of runs.
+        right: by name of the run, of :func:`studies.rules.answers.is_right`.
+    """
+    whole = {(row["network"], row["seed"]): row["run"] for row in rows if row["trained"] == "full"}
+    answers.compare(rows, right, lambda row: whole.get((row["network"], row["seed"])))
+
+
 def history_rows(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dict[str, Any]]:
     """The histories of all runs, one after the other."""
     return [
@@ -117,6 +132,7 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
             made = paired(differences)
             row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
             row |= {"difference_low": made.low, "difference_high": made.high}
+            row["both_low"], row["both_high"] = answers.both_interval({seed: own[seed] for seed in common}, whole)
             row |= margin.tested(differences if is_blocks(row) else ())
         found.append(row)
     for network in {row["network"] for row in found}:
@@ -131,9 +147,9 @@ def is_blocks(row: Row) -> bool:
 
 def as_good(row: Row) -> Verdict:
     """Is a network that was trained on a part of its paths as good as the whole one, but for the margin?"""
-    low, high = row["difference_low"], row["difference_high"]
+    low, high = row["both_low"], row["both_high"]
     outcome, p, told = margin.judged(row, row["difference"], low, high)
-    interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+    interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f} over seeds and images"
     evidence = "; ".join(filter(None, (interval, told, f"{row['seeds']} seeds")))
     return of_seeds(
         Verdict(

@@ -290,8 +290,8 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     )
     shown = {
         "network": "", "data": "", "trained": "", "seeds": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%",
-        "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "p": ".2g",
-        **margin.SHOWN,
+        "difference": "+.2%", "difference_low": "+.2%", "difference_high": "+.2%", "both_low": "+.2%",
+        "both_high": "+.2%", "p": ".2g", **margin.SHOWN,
     }  # fmt: skip
     page.table("retraining", shown)
     own = [one for one in page.tables["effective"].rows if one["contribution"] == "sampled"]

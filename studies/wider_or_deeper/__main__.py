@@ -17,7 +17,7 @@ from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, say, setting, start_fresh, train_all
 from studies.record import make_table
-from studies.rules import margin
+from studies.rules import answers, margin
 from studies.wider_or_deeper.compared import DISCUSSION, summary_rows, verdicts
 from studies.wider_or_deeper.drawing import depths_figure, epochs_figure
 from studies.wider_or_deeper.trained import (
@@ -73,8 +73,7 @@ RUNS = (
     ("test_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
     ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "images", "read once, after the last epoch"),
-    ("lost", "images", "test images that the deep network, whole gradients, same seed, alone gets right"),
-    ("gained", "images", "test images that this network alone gets right"),
+    *answers.COLUMNS,
     ("test_loss", "nats", "mean cross-entropy of the test images"),
     ("train_loss", "nats", "mean loss of the last epoch as trained"),
     ("first", "blocks", "shortest effective length of the whole gradient after training (exact, 95 %)"),
@@ -94,12 +93,7 @@ SUMMARY = (
     ("error_difference_high", "fraction", "upper end"),
     ("error_p", "", "two-sided paired t test of it against 0; empty where all seeds differ alike"),
     ("error_p_holm", "", "the same after Holm's correction over all comparisons of error and loss"),
-    (
-        "both_low",
-        "fraction",
-        "lower end of the 95 % interval of error_difference over seeds and test images (Student)",
-    ),
-    ("both_high", "fraction", "upper end"),
+    *answers.BOTH,
     *margin.COLUMNS,
     ("test_loss", "nats", "mean over seeds"),
     ("test_loss_low", "nats", "lower end of Student's 95 % interval over seeds"),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from pathlens.metrics import holm, sample_interval
 from studies.rules import margin
+from studies.rules.answers import both_interval
 from studies.rules.claims import CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
 
 Row = Mapping[str, Any]
@@ -85,30 +83,6 @@ def _correct(found: list[dict[str, Any]]) -> None:
     family = [(one, name) for one in found for name in ("error", "loss") if one[f"{name}_p"] is not None]
     for (one, name), p in zip(family, holm([one[f"{name}_p"] for one, name in family]), strict=True):
         one[f"{name}_p_holm"] = p
-
-
-def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
-    """Student's 95 % interval of the mean difference of error over seeds, with the sampling of test images in it.
-
-    All seeds are read on the same images, so that their part of the variance is not divided by the number of seeds. It
-    is that of the difference on an image, which is 1 where the network has lost it, -1 where it has gained it, 0
-    elsewhere. What a seed does to single images is in both parts, so that the interval is too wide rather than too
-    narrow. Degrees of freedom are Satterthwaite's, with those of the images without end; never narrower than the
-    interval over seeds alone.
-    """
-    if len(own) < 2:
-        return None, None
-    found = gaps(own, whole)
-    images = statistics.fmean(
-        (run["lost"] + run["gained"] - (run["lost"] - run["gained"]) ** 2 / run["test_images"])
-        / run["test_images"] ** 2
-        for run in own.values()
-    )
-    seeds, freedom = statistics.variance(found) / len(found), len(found) - 1
-    both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
-    half = max(stats.t.ppf(0.975, freedom) * math.sqrt(seeds), stats.t.ppf(0.975, both) * math.sqrt(seeds + images))
-    middle = statistics.fmean(found)
-    return float(middle - half), float(middle + half)
 
 
 def gaps(own: Mapping[int, Row], whole: Mapping[int, Row], name: str = "error") -> list[float]:

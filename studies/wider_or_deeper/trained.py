@@ -15,10 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
-from pathlens.metrics import count_answers, count_pairs
-from pathlens.models import LoadedModel
 from pathlens.tables import read_table
 from studies.common import StudySetting
+from studies.rules import answers
 
 NETS = Path(__file__).resolve().parent / "nets.py"
 ALL = "all"
@@ -198,17 +197,17 @@ def costs(part: Part) -> list[dict[str, Any]]:
 def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``runs``: errors of each run, and which path lengths carry its whole gradient afterwards."""
     data, tested = part.images(part.lengths), part.images()
-    where = torch.device(study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
-    answers: dict[tuple[str, int | str, int], torch.Tensor] = {}
+    right: dict[str, torch.Tensor] = {}
     for training in trainings(part, study):
         folder = done[training.name]
         result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
         (test,) = [row for row in result.rows if row["split"] == "test"]
         loaded = pathlens.load_model(f"{NETS}:{training.network}", folder / "weights.safetensors")
-        model = loaded.model.eval().to(where)
-        answers[training.network, training.depth, training.seed] = is_right(loaded, tested, where)
-        table = pathlens.path_gradients(model, data, method="exact", batch_size=64, mean=loaded.mean, std=loaded.std)
+        right[training.name] = answers.is_right(loaded, tested, study)
+        table = pathlens.path_gradients(
+            loaded.model, data, method="exact", batch_size=64, mean=loaded.mean, std=loaded.std
+        )
         norms = [row["total_norm"] for row in table.rows]
         effective = table.provenance["effective"]["exact"]
         rows.append(
@@ -230,18 +229,9 @@ def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[
                 "commit": result.provenance["commit"],
             }
         )
-    for row, right in zip(rows, answers.values(), strict=True):
-        deep = answers[part.networks[0], ALL, row["seed"]]
-        _, (lost, gained) = count_pairs(torch.stack([deep, right])).long().tolist()
-        row |= {"lost": lost, "gained": gained}
+    deep = {one.seed: one.name for one in trainings(part, study) if (one.network, one.depth) == (part.networks[0], ALL)}
+    answers.compare(rows, right, lambda row: deep[row["seed"]])
     return rows
-
-
-def is_right(loaded: LoadedModel, data: ImageData, device: torch.device) -> torch.Tensor:
-    """Whether a network classifies each image correctly, bool, shape (n,)."""
-    batches = data.batches(250, mean=loaded.mean, std=loaded.std, device=device)
-    with torch.no_grad():
-        return torch.cat([count_answers(loaded.model(batch.images), batch.labels)[1] for batch in batches])
 
 
 def history_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:

@@ -79,6 +79,18 @@ def test_retraining_is_read_from_the_runs(page: Path) -> None:
     for row in runs.rows:
         result = read_table(page / "runs" / str(row["run"]) / "result.csv")
         assert row["test_error"] == next(r["error"] for r in result.rows if r["split"] == "test")
+    # which images were lost and gained, by a forward pass of both networks
+    data, right = pathlens.open_data("digits"), {}
+    for name in ("preresnet20-full-seed0", "preresnet20-m4-seed0"):
+        loaded = pathlens.load_model("preresnet20", page / "runs" / name / "weights.safetensors")
+        batch = data.batch(0, data.n, mean=loaded.mean, std=loaded.std)
+        with torch.no_grad():
+            right[name] = loaded.model.eval()(batch.images).argmax(1) == batch.labels
+    whole, less = right.values()
+    counts = {row["run"]: (row["lost"], row["gained"]) for row in runs.rows}
+    assert counts["preresnet20-m4-seed0"] == ((whole & ~less).sum(), (less & ~whole).sum())
+    assert counts["preresnet20-full-seed0"] == (0, 0)
+    assert counts["highway19-seed0"] == (None, None)
     blocks = {row["run"]: row["blocks"] for row in runs.rows}
     assert blocks["preresnet20-full-seed0"] == 9
     assert blocks["preresnet20-m4-seed0"] == 4
@@ -120,7 +132,8 @@ def test_the_page_is_made_from_the_tables_alone(page: Path, tmp_path: Path) -> N
 
 def _runs(errors: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
     return [
-        {"network": "n", "data": "d", "trained": trained, "seed": seed, "test_error": error}
+        {"network": "n", "data": "d", "trained": trained, "seed": seed, "test_error": error, "test_images": 10**6}
+        | {"lost": 0, "gained": 0}
         for trained, own in errors.items()
         for seed, error in enumerate(own)
     ]
@@ -139,6 +152,13 @@ def test_retraining_is_judged_by_a_margin_and_a_correction() -> None:
     assert retraining.as_good(rows["m23"]).outcome == "agrees"
     assert retraining.as_good(rows["m7"]).outcome == "disagrees"
     assert retraining.as_good({**rows["m23"], "p_if_worse_holm": 0.06}).outcome == "cannot tell"
+    # of few images, of which some are lost and as many gained, less is shown
+    few = [{**row, "test_images": 1000, "lost": 40, "gained": 40} for row in _runs({"full": full, "m23": same})]
+    unsure = retraining.summary_rows(few)[1]
+    assert unsure["both_high"] > 0.005 > unsure["difference_high"]
+    assert retraining.as_good(unsure).outcome == "cannot tell"
+    unknown = [{**row, "lost": None, "gained": None} for row in few]
+    assert retraining.as_good(retraining.summary_rows(unknown)[1]).outcome == "cannot tell"
     two = {row["trained"]: row for row in retraining.summary_rows(_runs({"full": full[:2], "m7": worse[:2]}))}
     assert retraining.as_good(two["m7"]).outcome == "cannot tell"
     assert rows["full"]["difference"] is None

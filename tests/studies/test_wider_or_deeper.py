@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pathlens
 from pathlens.tables import read_table
 from studies import common, record
+from studies.rules import answers
 from studies.wider_or_deeper import compared, nets, trained
 from tests.helpers.study_modules import run_study
 
@@ -257,20 +258,20 @@ def _trained(errors, images, lost=0, gained=0):
 def test_the_interval_is_over_seeds_and_images():
     # seeds do not differ, so that the interval is that of the paired images, which more seeds do not narrow
     own, whole = _trained([0.2] * 40, 400, 60, 20), _trained([0.1] * 40, 400)
-    answers = np.repeat([1, -1, 0], [60, 20, 320])
-    half = stats.norm.ppf(0.975) * (answers.var() / 400) ** 0.5
-    assert compared.both_interval(own, whole) == pytest.approx((0.1 - half, 0.1 + half))
+    changes = np.repeat([1, -1, 0], [60, 20, 320])
+    half = stats.norm.ppf(0.975) * (changes.var() / 400) ** 0.5
+    assert answers.both_interval(own, whole) == pytest.approx((0.1 - half, 0.1 + half))
     # of endless images it is Student's over the seeds
     errors, deep = (0.2, 0.22, 0.18), (0.1, 0.1, 0.1)
     students = stats.ttest_rel(errors, deep).confidence_interval()
-    endless = compared.both_interval(_trained(errors, 10**12), _trained(deep, 10**12))
+    endless = answers.both_interval(_trained(errors, 10**12), _trained(deep, 10**12))
     assert endless == pytest.approx(tuple(students))
     # of both, with Satterthwaite's degrees of freedom; never narrower than Student's over the seeds
     seeds, images = np.var([0.1, 0.12, 0.08], ddof=1) / 3, np.repeat([1, -1, 0], [300, 100, 1600]).var() / 2000
     half = stats.t((seeds + images) ** 2 / (seeds**2 / 2)).ppf(0.975) * (seeds + images) ** 0.5
-    low, high = compared.both_interval(_trained(errors, 2000, 300, 100), _trained(deep, 2000))
+    low, high = answers.both_interval(_trained(errors, 2000, 300, 100), _trained(deep, 2000))
     assert (low, high) == pytest.approx((min(0.1 - half, students.low), max(0.1 + half, students.high)))
-    assert compared.both_interval(_trained([0.2], 400), _trained([0.1], 400)) == (None, None)
+    assert answers.both_interval(_trained([0.2], 400), _trained([0.1], 400)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -283,10 +284,10 @@ def test_the_interval_of_three_seeds_covers(alike, least):
         common, own = (
             rng.choice([1, -1, 0], (3, 500), p=[part / 2, part / 2, 1 - part]) for part in (alike, 0.2 - alike)
         )
-        answers = np.where(common[:1] != 0, common[:1], own)
-        errors = 0.3 + answers.mean(1) + rng.normal(0, 0.02, 3)
-        trained_here = _trained(errors, 500, (answers > 0).sum(1), (answers < 0).sum(1))
-        low, high = compared.both_interval(trained_here, _trained([0.3] * 3, 500))
+        changes = np.where(common[:1] != 0, common[:1], own)
+        errors = 0.3 + changes.mean(1) + rng.normal(0, 0.02, 3)
+        trained_here = _trained(errors, 500, (changes > 0).sum(1), (changes < 0).sum(1))
+        low, high = answers.both_interval(trained_here, _trained([0.3] * 3, 500))
         covered += low <= 0 <= high
     assert covered >= least
 

@@ -1,0 +1,90 @@
+"""Which test images trained networks get right, and differences of their errors over seeds and images."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from scipy import stats
+
+from pathlens.data import ImageData
+from pathlens.metrics import count_answers, count_pairs
+from pathlens.models import LoadedModel
+from studies.common import StudySetting
+
+Row = Mapping[str, Any]
+
+COLUMNS = (
+    ("lost", "images", "test images that the network it is compared with, of the same seed, alone gets right"),
+    ("gained", "images", "test images that this network alone gets right"),
+)
+BOTH = (
+    (
+        "both_low",
+        "fraction",
+        "lower end of the 95 % interval of that difference over seeds and test images (Student); missing where "
+        "the images were not there",
+    ),
+    ("both_high", "fraction", "upper end"),
+)
+
+
+def is_right(loaded: LoadedModel, data: ImageData, study: StudySetting) -> torch.Tensor:
+    """Whether a network classifies each image correctly, bool, shape (n,), on the CPU."""
+    device = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = loaded.model.float().eval().to(device)
+    batches = data.batches(250, mean=loaded.mean, std=loaded.std, device=device)
+    with torch.no_grad():
+        return torch.cat([count_answers(model(batch.images), batch.labels)[1] for batch in batches]).cpu()
+
+
+def compare(
+    rows: Sequence[dict[str, Any]], answers: Mapping[str, torch.Tensor], beside: Callable[[Row], str | None]
+) -> None:
+    """Write into the rows of runs which images they lose and gain.
+
+    Args:
+        rows: with the name of their ``run``.
+        answers: by name of the run, of :func:`is_right`; a run without is compared with none.
+        beside: name of the run that a row is compared with; None for none.
+    """
+    for row in rows:
+        other = beside(row)
+        row |= {"lost": None, "gained": None}
+        if other in answers and row["run"] in answers:
+            _, (lost, gained) = count_pairs(torch.stack([answers[other], answers[row["run"]]])).long().tolist()
+            row |= {"lost": lost, "gained": gained}
+
+
+def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of the mean difference of error over seeds, with the sampling of test images in it.
+
+    All seeds are read on the same images, so that their part of the variance is not divided by the number of seeds. It
+    is that of the difference on an image, which is 1 where the network has lost it, -1 where it has gained it, 0
+    elsewhere. What a seed does to single images is in both parts, so that the interval is too wide rather than too
+    narrow. Degrees of freedom are Satterthwaite's, with those of the images without end; never narrower than the
+    interval over seeds alone.
+
+    Args:
+        own: seed -> row of the run, with its error and what it lost and gained.
+        whole: of the network that it is compared with, of at least these seeds.
+
+    Returns:
+        None for both ends of a single seed, or where which images were lost is not known.
+    """
+    if len(own) < 2 or any(run["lost"] is None for run in own.values()):
+        return None, None
+    found = [run["test_error"] - whole[seed]["test_error"] for seed, run in own.items()]
+    images = statistics.fmean(
+        (run["lost"] + run["gained"] - (run["lost"] - run["gained"]) ** 2 / run["test_images"])
+        / run["test_images"] ** 2
+        for run in own.values()
+    )
+    seeds, freedom = statistics.variance(found) / len(found), len(found) - 1
+    both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
+    half = max(stats.t.ppf(0.975, freedom) * math.sqrt(seeds), stats.t.ppf(0.975, both) * math.sqrt(seeds + images))
+    middle = statistics.fmean(found)
+    return float(middle - half), float(middle + half)
