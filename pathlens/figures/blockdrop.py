@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
 from pathlens.errors import UsageError
@@ -18,6 +19,9 @@ from pathlens.tables import Table
 _NEEDED = ("network", "sample", "blocks", "error", "error_low", "error_high")
 _BESIDE = 7.0
 """Points between the middles of marks at the same number of blocks."""
+_APART = 5
+"""How many times the policy's error another has to be for an axis that is not linear."""
+_TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 _MARKERS = {"policy": "D", "random": "o", "single": "s", "greedy": "^", "tuned": "v"}
 
 
@@ -57,9 +61,15 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
             look |= {"ms": 4.5, "elinewidth": 0.8, "capsize": 1.5}
             axes.errorbar(series["x"], series["y"], whiskers(series), fmt=_MARKERS[kind], label=WORDS[kind], **look)
         whole = next(iter(rows_of(rows, "intact")), None)
-        axes.set_xlim(math.floor(min(counts)) - 1, math.ceil(max(counts)) + 1)
+        most = math.inf if whole is None else whole["blocks"] + 0.5
+        axes.set_xlim(math.floor(min(counts)) - 1, min(math.ceil(max(counts)) + 1, most))
         axes.xaxis.set_major_locator(block_ticks())
         finish(axes, whole, rows, f"{blocks_label(of(table))}, mean", width, error=error_label(table))
+        if max(row["error"] for row in rows) > _APART * (small := max(points["policy"][0]["error_high"], 0.01)):
+            # linear up to the errors that matter, logarithmic above, where random sets may be far worse
+            axes.set_yscale("symlog", linthresh=100 * small)
+            axes.set_yticks([tick for tick in _TICKS if tick <= axes.get_ylim()[1]])
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return figure
 
 

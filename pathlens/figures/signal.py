@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,8 +34,9 @@ def signal_propagation(
 ) -> Figure:
     """A quantity of the activations and of the gradients against the block, on logarithmic axes.
 
-    A line for each scheme or network, with its 95 % interval as a band; what theory expects is dashed (Brock, De, Smith
-    2021, figure 1; Civitelli et al. 2021, figures 2 and 6). The first point is the stem, at block -1.
+    A line for each scheme or network; what theory expects is dashed (Brock, De, Smith 2021, figure 1; Civitelli et al.
+    2021, figures 2 and 6). The first point is the stem, at block -1. The band is a 95 % interval of the logarithm, from
+    that of the mean in the table (delta method).
 
     Args:
         table: of ``signal-propagation``, or the rows of several such tables.
@@ -63,7 +66,6 @@ def signal_propagation(
             if axes.has_data():
                 axes.set_yscale("log")
                 powers_of_ten(axes)
-                _bands(axes, list(by_label.values()), key)
             axes.set_ylabel(words)
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(block_ticks())
@@ -74,25 +76,19 @@ def signal_propagation(
 
 
 def _line(axes: Axes, rows: list[Row], key: str, label: str, colour: str) -> None:
-    """What was measured, and what is expected; a logarithmic axis has no place for zero."""
+    """What was measured, with its interval, and what is expected; a logarithmic axis has no place for zero."""
     assert key in QUANTITIES or key in GRADIENTS
     positive = [row for row in rows if row[key] is not None and row[key] > 0]
     if positive:
         blocks = [row["block"] for row in positive]
         axes.plot(blocks, [row[key] for row in positive], color=colour, label=label, marker="o", ms=2)
+        banded = [row for row in positive if row.get(f"{key}_high") is not None]
+        # of the logarithm, whose standard error is that of the mean over the mean: it never reaches zero
+        factors = [math.exp((row[f"{key}_high"] - row[f"{key}_low"]) / (2 * row[key])) for row in banded]
+        low, high = ([row[key] * factor**sign for row, factor in zip(banded, factors, strict=True)] for sign in (-1, 1))
+        axes.fill_between([row["block"] for row in banded], low, high, color=colour, alpha=0.2, lw=0)
     due = [row for row in rows if row.get(f"expected_{key}") is not None and row[f"expected_{key}"] > 0]
     if due:
         axes.plot(
             [row["block"] for row in due], [row[f"expected_{key}"] for row in due], color=colour, ls=_DASHES, lw=0.8
         )
-
-
-def _bands(axes: Axes, lines: list[list[Row]], key: str) -> None:
-    """The intervals of what was measured; one that reaches zero is drawn to the end of the axis."""
-    banded = [[row for row in rows if row.get(f"{key}_low") is not None and row[key] > 0] for rows in lines]
-    bottom = min([axes.get_ylim()[0], *(row[f"{key}_low"] for rows in banded for row in rows if row[f"{key}_low"] > 0)])
-    for index, rows in enumerate(banded):
-        low, high = [max(row[f"{key}_low"], bottom) for row in rows], [row[f"{key}_high"] for row in rows]
-        colour = COLOURS[index % len(COLOURS)]
-        axes.fill_between([row["block"] for row in rows], low, high, color=colour, alpha=0.2, lw=0)
-    axes.set_ylim(bottom=bottom)

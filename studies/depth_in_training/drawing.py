@@ -101,7 +101,7 @@ def curves_figure(rows: Rows) -> Figure:
     words = {"sampled": "a  number × mean norm of sampled paths", "exact": "b  norm of the sum (exact)"}
     with style():
         figure = new_figure(DOUBLE, 2.6)
-        panels: list[Axes] = list(figure.subplots(1, len(kinds), squeeze=False)[0])
+        panels: list[Axes] = list(figure.subplots(1, len(kinds), sharex=True, squeeze=False)[0])
         for axes, kind in zip(panels, kinds, strict=True):
             for colour, epoch in zip(palette, epochs, strict=True):
                 line = frame[(frame["contribution"] == kind) & (frame["epoch"] == epoch)].sort_values("length")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from pathlens.figures import DOUBLE, Figure
 from pathlens.figures.style import COLOURS, INK, MUTED, block_ticks, legend_outside, new_figure, style
@@ -73,7 +74,11 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
                 axes.fill_between(line["step"], low, high, color=colour, alpha=0.15, lw=0)
             axes.axhline(constant, color=MUTED, lw=0.8, label="best constant answer")
             axes.axhline(LEFT * constant, color=INK, lw=0.8, ls=_DASHED, label="end of the plateau")
-            axes.set_ylim(0.4 * constant, 1.6 * constant)
+            axes.set_yscale("log")
+            axes.set_ylim(0.4 * constant, 1.1 * frame.loc[frame["part"] == PLATEAU, "train_loss"].max())
+            axes.yaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 4]))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.minorticks_off()
             axes.set_xlabel("step")
             axes.set_title(words)
         bottom.set_ylabel("training loss (nats)")
