@@ -73,7 +73,8 @@ def state(study: StudySetting) -> Page:
             stem,
             partial(drawing.signals_figure, tables[stem].rows),
             f"{size}: second moment of activations (left) and of the gradient of the loss (right) behind each block, "
-            "mean over initialisations with a 95 % interval of its logarithm; dashed: expected. LearnScalar starts as IdShort.",
+            "mean over initialisations with a 95 % interval of its logarithm; dashed: expected. LearnScalar starts as "
+            "IdShort.",
         )
         page.table(stem)
         page.measured(stem)

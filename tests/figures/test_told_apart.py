@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
 from pathlens import figures
 from pathlens.errors import UsageError
+from pathlens.figures.blockdrop import trade_off
 from studies.language.__main__ import deletions_beside
 from tests.helpers.figure_checks import assert_legible, legend, table
 from tests.helpers.lesion_tables import LESION, REORDER, bars, measured, sets, single
@@ -65,3 +68,41 @@ def test_chance_and_small_errors_are_shown_where_asked_for():
         figure = figures.deletion(given, chance=0.9)
         assert "chance" in legend(figure)
         assert figure.axes[0].get_ylim()[1] > 90
+
+
+def _traded(policy, random):
+    kinds = [("intact", 0.01, 54), ("policy", policy, 36.5), ("random", random, 37), ("greedy", 0.02, 37)]
+    rows = [
+        {"network": kind, "sample": None, "blocks": blocks, "error": error, "error_low": 0.5 * error,
+         "error_high": 1.5 * error}
+        for kind, error, blocks in kinds
+    ]  # fmt: skip
+    return table(rows[0], [*rows, {**rows[2], "sample": 0}])
+
+
+def test_small_errors_of_a_policy_stand_beside_large_ones_of_random_sets():
+    (axes,) = trade_off(_traded(0.012, 0.6)).axes
+    assert axes.get_yscale() == "symlog"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2", "5", "10", "20", "50"]
+    # as far from each other as the errors' ratio: 1.2 % is not drawn upon 2 %
+    low, high = (axes.transData.transform((37, error))[1] for error in (1.2, 2.0))
+    assert (high - low) / axes.bbox.height > 0.05
+    (axes,) = trade_off(_traded(0.2, 0.6)).axes
+    assert axes.get_yscale() == "linear"
+    near = [{**row, "blocks": 53.8} if row["blocks"] == 37 else row for row in _traded(0.2, 0.6).rows]
+    (axes,) = trade_off(table(near[0], near)).axes
+    assert axes.get_xlim() == (35, 54.5)  # no network runs more blocks than it has
+
+
+def test_a_signal_whose_interval_reaches_zero_has_a_band_all_along():
+    row = {"network": "n", "weights": "w", "stage": 0, "place": "output", "gradient_second_moment": None}
+    rows = [
+        {**row, "block": block, "second_moment": 2.0, "second_moment_low": 2 - half, "second_moment_high": 2 + half}
+        for block, half in enumerate((0.2, 2.0, 6.0))
+    ]
+    axes = figures.signal_propagation(table(rows[0], rows)).axes[0]
+    (band,) = (one for one in axes.collections if one.get_label() != "stages")
+    heights = {x: sorted(y for at, y in band.get_paths()[0].vertices if at == x) for x in range(3)}
+    for block, half in enumerate((0.2, 2.0, 6.0)):
+        assert heights[block][0] == pytest.approx(2 * math.exp(-half / 2))
+        assert heights[block][-1] == pytest.approx(2 * math.exp(half / 2))
