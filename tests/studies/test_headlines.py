@@ -109,7 +109,8 @@ def test_retraining_is_the_difference_of_runs_with_the_same_seed(blocks: str) ->
     assert told["seeds"] == len(gaps) == 5
     # lost minus gained images are the difference, and their variance joins that of the seeds
     assert ((own["lost"] - own["gained"]) / 360).to_numpy() == pytest.approx(gaps.to_numpy())
-    changes = [np.repeat([1, -1, 0], [run.lost, run.gained, 360 - run.lost - run.gained]) for run in own.itertuples()]
+    counts = own[["lost", "gained"]].astype(int).to_numpy()
+    changes = [np.repeat([1, -1, 0], [lost, gained, 360 - lost - gained]) for lost, gained in counts]
     seeds, images = gaps.var() / 5, np.mean([change.var() / 360 for change in changes])
     interval = stats.t((seeds + images) ** 2 / (seeds**2 / 4)).interval(0.95, gaps.mean(), (seeds + images) ** 0.5)
     assert (told["value_low"], told["value_high"]) == pytest.approx(interval)
