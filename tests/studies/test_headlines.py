@@ -112,7 +112,8 @@ def test_retraining_is_the_difference_of_runs_with_the_same_seed(blocks: str) ->
     counts = own[["lost", "gained"]].astype(int).to_numpy()
     changes = [np.repeat([1, -1, 0], [lost, gained, 360 - lost - gained]) for lost, gained in counts]
     seeds, images = gaps.var() / 5, np.mean([change.var() / 360 for change in changes])
-    interval = stats.t((seeds + images) ** 2 / (seeds**2 / 4)).interval(0.95, gaps.mean(), (seeds + images) ** 0.5)
+    freedom = (seeds + images) ** 2 / (seeds**2 / 4)
+    interval = stats.t.interval(0.95, freedom, gaps.mean(), (seeds + images) ** 0.5)
     assert (told["value_low"], told["value_high"]) == pytest.approx(interval)
 
 
