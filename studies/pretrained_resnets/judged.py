@@ -10,7 +10,7 @@ from typing import Any
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import OURS, Claim, Verdict, majority, row, shown
+from studies.rules.claims import LEVEL, OURS, Claim, Verdict, majority, row, shown
 from studies.rules.networks import judge
 
 TWIN = Claim(
@@ -60,10 +60,15 @@ def compare_twins(lesions: Table, twin: Table) -> Verdict:
     higher, lower = lesion_rules.costlier(without, [own[cost.block] for cost in without])
     outcome, p = majority(higher, lower)
     plain, short = (100 * statistics.median(cost.difference for cost in costs) for costs in (without, own.values()))
+    # what is near chance without a block can cost no more
+    errors, errors_without = ({row["block"]: row["error"] for row in table.rows} for table in (lesions, twin))
+    less = [cost.block for cost, p_less in zip(without, lower, strict=True) if p_less < LEVEL]
+    worse = sum(errors_without[block] > errors[block] for block in less)
+    ceiling = f" (of which {worse} err more without them)" if worse else ""
     return Verdict(
         outcome,
         f"a deleted block costs more without shortcuts in {shown(higher)} of {len(higher)} blocks and less in "
-        f"{shown(lower)}; median {plain:+.1f} points against {short:+.1f}",
+        f"{shown(lower)}{ceiling}; median {plain:+.1f} points against {short:+.1f}",
         shown(higher) / len(higher),
         p=p,
     )

@@ -87,11 +87,11 @@ def test_a_block_of_the_twin_is_both_of_its_layers(done):
 
 
 def test_twins_are_compared_block_by_block():
-    def table(differences):
+    def table(differences, intact=0.1):
         rows = [
             {
                 "block": block, "name": "", "kind": "identity", "p_holm": 1.0, "difference": one,
-                "difference_low": one - 0.02, "difference_high": one + 0.02,
+                "difference_low": one - 0.02, "difference_high": one + 0.02, "error": intact + one,
             }
             for block, one in enumerate(differences)
         ]  # fmt: skip
@@ -102,7 +102,12 @@ def test_twins_are_compared_block_by_block():
     assert verdict.outcome == "agrees"
     assert verdict.value == pytest.approx(2 / 3)
     assert "in 2 of 3 blocks and less in 0; median +70.0 points against +1.0" in verdict.here
-    assert judged.compare_twins(plain, short).outcome == "disagrees"
+    fewer = judged.compare_twins(plain, short)
+    assert fewer.outcome == "disagrees"
+    assert "less in 2; median" in fewer.here
+    # 0.7 from 0.1 costs more than 0.2 from 0.65, which errs more all the same
+    high = judged.compare_twins(plain, table((0.2, 0.1, 0.2), intact=0.65))
+    assert "less in 3 (of which 2 err more without them); median" in high.here
     assert judged.compare_twins(short, table((0.02, 0.03, 0.61))).outcome == "cannot tell"
 
 
