@@ -61,7 +61,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     others = cifar.kept() if study.scale != "smoke" else []
     rows += [cifar.run_row(one) for one in others]
     retraining.compare(rows, right_answers(study, wanted, done, others))
-    study.tables.put("runs", record.make_table(retraining.RUNS, rows))
+    study.tables.put("runs", record.make_table(retraining.COMPARED, rows))
     study.tables.put("epochs", record.make_table(retraining.HISTORY, retraining.history_rows(done, wanted)))
     measure_trained(study, wanted, done)
     measure_kept(study, others)
@@ -83,7 +83,7 @@ def _measure_only(study: StudySetting) -> list[dict[str, Any]]:
     rows = [row for row in study.tables["runs"].rows if row["run"] not in names]
     added = [cifar.run_row(one) for one in others]
     retraining.compare(added, right_answers(study, (), {}, others))
-    study.tables.put("runs", record.make_table(retraining.RUNS, [*rows, *added]))
+    study.tables.put("runs", record.make_table(retraining.COMPARED, [*rows, *added]))
     measure_kept(study, others)
     return cifar.phases_of(others)
 

@@ -31,10 +31,10 @@ RUNS = (
     ("test_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
     ("test_error_high", "fraction", "upper end of it"),
     ("test_images", "", "images"),
-    *answers.COLUMNS,
     ("train_loss", "nats", "mean loss of the last epoch as trained"),
     ("commit", "", "of the code that trained it"),
 )
+COMPARED = (*RUNS, *answers.COLUMNS)
 
 SUMMARY = (
     ("network", "", "reference name"),
