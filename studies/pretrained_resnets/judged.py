@@ -64,7 +64,7 @@ def compare_twins(lesions: Table, twin: Table) -> Verdict:
     errors, errors_without = ({row["block"]: row["error"] for row in table.rows} for table in (lesions, twin))
     less = [cost.block for cost, p_less in zip(without, lower, strict=True) if p_less < LEVEL]
     worse = sum(errors_without[block] > errors[block] for block in less)
-    ceiling = f" (of which {worse} err more without them)" if worse else ""
+    ceiling = f" (in {worse} of these the error is higher without them)" if worse else ""
     return Verdict(
         outcome,
         f"a deleted block costs more without shortcuts in {shown(higher)} of {len(higher)} blocks and less in "
