@@ -16,6 +16,7 @@ from pathlens.data import ImageData
 from pathlens.errors import DataError
 from pathlens.models import LoadedModel
 from pathlens.residual import view_of
+from pathlens.runtime.processes import pick_device
 from studies.common import StudySetting
 
 
@@ -99,10 +100,7 @@ def subject(
     study: StudySetting, name: str, words: str, loaded: LoadedModel, spec: str = "digits", **more: Any
 ) -> Subject:
     """A network on the device that the study was asked for, with images of a data set."""
-    wanted = study.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded.model.to(wanted)
+    loaded.model.to(pick_device(study.device))
     mean, std = more.pop("mean", loaded.mean), more.pop("std", loaded.std)
     return Subject(name, words, loaded, spec, more.pop("data_name", spec), mean, std, **more)
 

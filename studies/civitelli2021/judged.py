@@ -174,23 +174,24 @@ def _signals(tables: Mapping[str, Table]) -> Iterator[dict[str, Any]]:
 def _grown(claim: Claim, one: Row, blocks: int) -> Verdict:
     """Both directions: all that is shown agrees, one that is shown not to disagrees."""
     power, over = (1, "a block") if claim is EXPLODES else (blocks, f"over {blocks} blocks")
-    outcomes, words, forward = [], [], []
-    for name, direction in (("growth", "forward"), ("gradient_growth", "backward")):
-        values = [one[f"{name}{end}"] for end in ("", "_low", "_high")]
-        value, low, high = (None if value is None else value**power for value in values)
+    factors = {
+        direction: [None if (end := one[f"{name}{which}"]) is None else end**power for which in ("", "_low", "_high")]
+        for name, direction in (("growth", "forward"), ("gradient_growth", "backward"))
+    }
+    outcomes, words = set(), []
+    for direction, (value, low, high) in factors.items():
         if claim is EXPLODES:
-            outcomes.append(decide(low, high, above=_GROWS))
+            outcomes.add(decide(low, high, above=_GROWS))
         else:
             logs = (None if end is None else math.log(end) for end in (low, high))
-            outcomes.append(near(*logs, 0.0, math.log(_KEPT)))
+            outcomes.add(near(*logs, 0.0, math.log(_KEPT)))
         words.append(
             f"{direction} no gradient"
             if value is None
             else f"{direction} {value:.3g} {over}" + ("" if low is None else f" ({low:.3g} to {high:.3g})")
         )
-        forward = forward or [value, low, high]
-    told = DISAGREES if DISAGREES in outcomes else AGREES if set(outcomes) == {AGREES} else CANNOT_TELL
-    return of_seeds(Verdict(told, ", ".join(words), *forward), one["seeds"])
+    told = DISAGREES if DISAGREES in outcomes else AGREES if outcomes == {AGREES} else CANNOT_TELL
+    return of_seeds(Verdict(told, ", ".join(words), *factors["forward"]), one["seeds"])
 
 
 def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:

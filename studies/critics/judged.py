@@ -105,29 +105,29 @@ def taken_over(table: Table) -> bool:
 
 def response(correlations: Table, name: str) -> Verdict:
     """Does the harm of a branch's deletion, by loss and by error, go with its response?"""
-    outcomes, told, first = [], [], None
+    both = {}
     for harm in ("loss", "error"):
         own = {
             one["which"]: one
             for one in correlations.rows
             if (one["network"], one["response"], one["harm"]) == (name, "relative_std", harm)
         }
-        one = own.get("identity", own["all"])
-        if one["rho"] is None:
-            return Verdict(CANNOT_TELL, "harm or response does not vary")
-        first = first or one
-        outcomes.append(decide(one["rho_low"], one["rho_high"], above=0))
-        told.append(
-            f"by {harm} {one['rho']:.2f} ({one['rho_low']:.2f} to {one['rho_high']:.2f}, {one['ties']} tied, square "
-            f"{one['rho'] ** 2:.0%})"
-        )
-    assert first is not None
+        both[harm] = own.get("identity", own["all"])
+    if any(one["rho"] is None for one in both.values()):
+        return Verdict(CANNOT_TELL, "harm or response does not vary")
+    outcomes = {decide(one["rho_low"], one["rho_high"], above=0) for one in both.values()}
+    told = ", ".join(
+        f"by {harm} {one['rho']:.2f} ({one['rho_low']:.2f} to {one['rho_high']:.2f}, {one['ties']} tied, square "
+        f"{one['rho'] ** 2:.0%})"
+        for harm, one in both.items()
+    )
+    by_loss = both["loss"]
     return Verdict(
-        outcomes[0] if len(set(outcomes)) == 1 else CANNOT_TELL,
-        f"rank correlation over {first['n_blocks']} blocks {', '.join(told)}",
-        first["rho"],
-        first["rho_low"],
-        first["rho_high"],
+        outcomes.pop() if len(outcomes) == 1 else CANNOT_TELL,
+        f"rank correlation over {by_loss['n_blocks']} blocks {told}",
+        by_loss["rho"],
+        by_loss["rho_low"],
+        by_loss["rho_high"],
     )
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import read_table
 from studies.common import ROOT, StudySetting
 from studies.depth_in_training.cells import Cell
@@ -87,7 +86,7 @@ def _more_seeds(whole: Mapping[str, WatchedTraining], seeds: int) -> dict[str, W
 
 def cells(study: StudySetting, runs: Mapping[str, WatchedTraining], done: Mapping[str, Path]) -> list[Cell]:
     """Every kept checkpoint of every run."""
-    device = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(pick_device(study.device))
     data = str(cifar()) if study.scale == "paper" else "digits"
     found = []
     for name, run in runs.items():

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy import stats
 
 from pathlens.data import ImageData
 from pathlens.metrics import count_answers, count_pairs
 from pathlens.models import LoadedModel
-from studies.common import StudySetting
+from studies.rules.claims import welch
 
 Row = Mapping[str, Any]
 
@@ -32,9 +31,8 @@ BOTH = (
 )
 
 
-def is_right(loaded: LoadedModel, data: ImageData, study: StudySetting) -> torch.Tensor:
+def is_right(loaded: LoadedModel, data: ImageData, device: torch.device) -> torch.Tensor:
     """Whether a network classifies each image correctly, bool, shape (n,), on the CPU."""
-    device = study.device if study.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.float().eval().to(device)
     batches = data.batches(250, mean=loaded.mean, std=loaded.std, device=device)
     with torch.no_grad():
@@ -59,6 +57,17 @@ def compare(
             row |= {"lost": lost, "gained": gained}
 
 
+def gaps(own: Mapping[int, Row], whole: Mapping[int, Row], name: str = "error") -> list[float]:
+    """Differences of test error or loss, one for each seed.
+
+    Args:
+        own: seed -> row of the run.
+        whole: of the network that it is compared with, of at least these seeds.
+        name: ``error`` or ``loss``.
+    """
+    return [run[f"test_{name}"] - whole[seed][f"test_{name}"] for seed, run in own.items()]
+
+
 def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[float | None, float | None]:
     """Student's 95 % interval of the mean difference of error over seeds, with the sampling of test images in it.
 
@@ -77,14 +86,13 @@ def both_interval(own: Mapping[int, Row], whole: Mapping[int, Row]) -> tuple[flo
     """
     if len(own) < 2 or any(run["lost"] is None for run in own.values()):
         return None, None
-    found = [run["test_error"] - whole[seed]["test_error"] for seed, run in own.items()]
+    found = gaps(own, whole)
+    middle, seeds = statistics.fmean(found), (statistics.variance(found) / len(found), len(found) - 1)
     images = statistics.fmean(
         (run["lost"] + run["gained"] - (run["lost"] - run["gained"]) ** 2 / run["test_images"])
         / run["test_images"] ** 2
         for run in own.values()
     )
-    seeds, freedom = statistics.variance(found) / len(found), len(found) - 1
-    both = freedom * (1 + images / seeds) ** 2 if seeds else math.inf
-    half = max(stats.t.ppf(0.975, freedom) * math.sqrt(seeds), stats.t.ppf(0.975, both) * math.sqrt(seeds + images))
-    middle = statistics.fmean(found)
-    return float(middle - half), float(middle + half)
+    intervals = welch(middle, [seeds]), welch(middle, [seeds, (images, math.inf)])
+    ends = [end for interval in intervals for end in interval if end is not None]
+    return min(ends, default=middle), max(ends, default=middle)

@@ -188,12 +188,12 @@ def paired(differences: Sequence[float]) -> Differences:
     return Differences(statistics.fmean(differences), low, high, p, len(differences))
 
 
-def welch(difference: float, parts: Iterable[tuple[float, int]]) -> tuple[float | None, float | None]:
+def welch(difference: float, parts: Iterable[tuple[float, float]]) -> tuple[float | None, float | None]:
     """Student's 95 % interval of a sum or difference of independent means, with Satterthwaite's degrees of freedom.
 
     Args:
         difference: in the middle of it.
-        parts: variance of each mean, and its degrees of freedom.
+        parts: variance of each mean, and its degrees of freedom; infinity where the variance is known.
 
     Returns:
         Lower and upper end; None where nothing varies.
@@ -202,7 +202,8 @@ def welch(difference: float, parts: Iterable[tuple[float, int]]) -> tuple[float 
     variance = sum(part for part, _ in parts)
     if not variance:
         return None, None
-    half = float(stats.t.ppf(0.975, variance**2 / sum(part**2 / own for part, own in parts))) * variance**0.5
+    unsure = sum(part**2 / freedom for part, freedom in parts)
+    half = float(stats.t.ppf(0.975, variance**2 / unsure if unsure else math.inf)) * variance**0.5
     return difference - half, difference + half
 
 

@@ -112,12 +112,13 @@ SUBKERNELS = Claim(
     "The sizes that are counted are these.",
     "Counted exactly, at outputs of transposed convolutions and at gradients of strided ones; nothing is drawn.",
 )
+_EXCESS = "Excess at that frequency, in decibels, minus that of the other way above 0."
 UPWARDS = Claim(
     "uneven sub-kernels show in outputs",
     "upsampling with sub-kernels of different sizes leaves more power at the frequency of the stride than with equal "
     "ones",
     OURS,
-    "Excess at that frequency, in decibels, minus that of the other way above 0.",
+    _EXCESS,
     _PAIRED,
 )
 DOWNWARDS = Claim(
@@ -125,14 +126,14 @@ DOWNWARDS = Claim(
     "gradients through a strided 3x3 convolution have more power at the stride's frequency than through one whose "
     "sub-kernels are equal",
     OURS,
-    "Excess at that frequency, in decibels, minus that of the other way above 0.",
+    _EXCESS,
     _PAIRED,
 )
 SMOOTHED = Claim(
     "interpolation and pooling leave less",
     "transposed and strided convolutions leave more power at the stride's frequency than interpolation and pooling",
     OURS,
-    "Excess at that frequency, in decibels, minus that of the other way above 0.",
+    _EXCESS,
     _PAIRED,
 )
 

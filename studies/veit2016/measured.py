@@ -14,6 +14,7 @@ import torch
 import pathlens
 from pathlens.data import ImageData
 from pathlens.residual import ResidualView, view_of
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table
 from studies.common import StudySetting, keep, say
 from studies.rules import answers
@@ -58,25 +59,30 @@ def right_answers(
 ) -> dict[str, torch.Tensor]:
     """Which test images every network gets right, by name of its run; without those whose images are not there."""
     say("which test images the networks get right")
-    networks = [
-        Network(one.name, one.network, done[one.name] / "weights.safetensors", _spec(one.data)) for one in wanted
-    ] + [Network(one.name, one.network, one.weights, str(cifar())) for one in kept if cifar() is not None]
+    networks = [_trained(one, done) for one in wanted]
+    networks += [_kept(one) for one in kept if cifar() is not None]
     return {
-        one.name: answers.is_right(pathlens.load_model(one.model, one.weights), one.images(10**9), study)
+        one.name: answers.is_right(
+            pathlens.load_model(one.model, one.weights), one.images(10**9), pick_device(study.device)
+        )
         for one in networks
     }
 
 
-def _spec(data: str) -> str:
-    return "digits" if data == "digits" else str(cifar())
+def _trained(training: Training, done: Mapping[str, Path]) -> Network:
+    spec = "digits" if training.data == "digits" else str(cifar())
+    return Network(training.name, training.network, done[training.name] / "weights.safetensors", spec)
+
+
+def _kept(one: Kept) -> Network:
+    return Network(one.name, one.network, one.weights, str(cifar()))
 
 
 def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mapping[str, Path]) -> None:
     """Lesions of every network whose claim needs them, and path gradients of the whole ones."""
     pick = study.pick
     for training in wanted:
-        weights = done[training.name] / "weights.safetensors"
-        network = Network(training.name, training.network, weights, _spec(training.data))
+        network = _trained(training, done)
         many = training.residual and training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
         single = many or not training.residual
         measure_one(
@@ -90,13 +96,11 @@ def measure_kept(study: StudySetting, kept: Sequence[Kept]) -> None:
     Raises:
         SystemExit: a table of a network is of other weights.
     """
-    spec = cifar()
-    if kept and spec is None:
+    if kept and cifar() is None:
         say("the networks on CIFAR-10 are left out: PATHLENS_DATA is not set")
         return
     for one in kept:
-        network = Network(one.name, one.network, one.weights, str(spec))
-        measure_one(study, network, True, True, one.trained == "full", 10_000, study.pick(40, 2000, 10_000))
+        measure_one(study, _kept(one), True, True, one.trained == "full", 10_000, study.pick(40, 2000, 10_000))
 
 
 def measure_one(

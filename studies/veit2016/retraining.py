@@ -126,13 +126,13 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
         row: dict[str, Any] = dict.fromkeys(name for name, *_ in SUMMARY)
         row |= {"network": network, "data": next(iter(own.values()))["data"], "trained": trained, "seeds": len(own)}
         row |= {"error": statistics.fmean(errors), "error_low": low, "error_high": high}
-        common = [seed for seed in own if seed in whole]
+        common = {seed: run for seed, run in own.items() if seed in whole}
         if trained != "full" and common:
-            differences = [own[seed]["test_error"] - whole[seed]["test_error"] for seed in common]
+            differences = answers.gaps(common, whole)
             made = paired(differences)
             row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
             row |= {"difference_low": made.low, "difference_high": made.high}
-            row["both_low"], row["both_high"] = answers.both_interval({seed: own[seed] for seed in common}, whole)
+            row["both_low"], row["both_high"] = answers.both_interval(common, whole)
             row |= margin.tested(differences if is_blocks(row) else ())
         found.append(row)
     for network in {row["network"] for row in found}:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pathlens.metrics import holm, sample_interval
 from studies.rules import margin
-from studies.rules.answers import both_interval
+from studies.rules.answers import both_interval, gaps
 from studies.rules.claims import CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
 
 Row = Mapping[str, Any]
@@ -83,11 +83,6 @@ def _correct(found: list[dict[str, Any]]) -> None:
     family = [(one, name) for one in found for name in ("error", "loss") if one[f"{name}_p"] is not None]
     for (one, name), p in zip(family, holm([one[f"{name}_p"] for one, name in family]), strict=True):
         one[f"{name}_p_holm"] = p
-
-
-def gaps(own: Mapping[int, Row], whole: Mapping[int, Row], name: str = "error") -> list[float]:
-    """Differences of test error or loss, one for each seed."""
-    return [run[f"test_{name}"] - whole[seed][f"test_{name}"] for seed, run in own.items()]
 
 
 def verdicts(summary: Sequence[Row], costs: Sequence[Row]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import read_table
 from studies.common import StudySetting
 from studies.rules import answers
@@ -196,7 +197,7 @@ def costs(part: Part) -> list[dict[str, Any]]:
 
 def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[dict[str, Any]]:
     """Rows of the table ``runs``: errors of each run, and which path lengths carry its whole gradient afterwards."""
-    data, tested = part.images(part.lengths), part.images()
+    data, tested, where = part.images(part.lengths), part.images(), pick_device(study.device)
     rows: list[dict[str, Any]] = []
     right: dict[str, torch.Tensor] = {}
     for training in trainings(part, study):
@@ -204,9 +205,9 @@ def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[
         result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
         (test,) = [row for row in result.rows if row["split"] == "test"]
         loaded = pathlens.load_model(f"{NETS}:{training.network}", folder / "weights.safetensors")
-        right[training.name] = answers.is_right(loaded, tested, study)
+        right[training.name] = answers.is_right(loaded, tested, where)
         table = pathlens.path_gradients(
-            loaded.model, data, method="exact", batch_size=64, mean=loaded.mean, std=loaded.std
+            loaded.model, data, method="exact", batch_size=64, mean=loaded.mean, std=loaded.std, device=where
         )
         norms = [row["total_norm"] for row in table.rows]
         effective = table.provenance["effective"]["exact"]
@@ -229,7 +230,9 @@ def run_rows(part: Part, done: Mapping[str, Path], study: StudySetting) -> list[
                 "commit": result.provenance["commit"],
             }
         )
-    deep = {one.seed: one.name for one in trainings(part, study) if (one.network, one.depth) == (part.networks[0], ALL)}
+    deep = {
+        row["seed"]: row["run"] for row in rows if (row["network"], row["effective_depth"]) == (part.networks[0], ALL)
+    }
     answers.compare(rows, right, lambda row: deep[row["seed"]])
     return rows
 

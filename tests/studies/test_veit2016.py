@@ -21,7 +21,7 @@ from studies import common, record
 from studies.veit2016 import __main__ as study
 from studies.veit2016 import cifar, left, retraining, trainings
 from tests.helpers.data_files import image_folder, noise, png, write
-from tests.helpers.study_modules import run_study
+from tests.helpers.study_modules import is_right, run_study
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,11 @@ def test_retraining_is_read_from_the_runs(page: Path) -> None:
         result = read_table(page / "runs" / str(row["run"]) / "result.csv")
         assert row["test_error"] == next(r["error"] for r in result.rows if r["split"] == "test")
     # which images were lost and gained, by a forward pass of both networks
-    data, right = pathlens.open_data("digits"), {}
-    for name in ("preresnet20-full-seed0", "preresnet20-m4-seed0"):
-        loaded = pathlens.load_model("preresnet20", page / "runs" / name / "weights.safetensors")
-        batch = data.batch(0, data.n, mean=loaded.mean, std=loaded.std)
-        with torch.no_grad():
-            right[name] = loaded.model.eval()(batch.images).argmax(1) == batch.labels
-    whole, less = right.values()
+    data = pathlens.open_data("digits")
+    whole, less = (
+        is_right(pathlens.load_model("preresnet20", page / "runs" / name / "weights.safetensors"), data)
+        for name in ("preresnet20-full-seed0", "preresnet20-m4-seed0")
+    )
     counts = {row["run"]: (row["lost"], row["gained"]) for row in runs.rows}
     assert counts["preresnet20-m4-seed0"] == ((whole & ~less).sum(), (less & ~whole).sum())
     assert counts["preresnet20-full-seed0"] == (0, 0)

@@ -16,7 +16,7 @@ from pathlens.tables import read_table
 from studies import common, record
 from studies.rules import answers
 from studies.wider_or_deeper import compared, nets, trained
-from tests.helpers.study_modules import run_study
+from tests.helpers.study_modules import is_right, run_study
 
 TABLES = {
     "networks": {"network", "blocks", "widths", "parameters", "multiply_adds", "ratio"},
@@ -81,19 +81,13 @@ def test_numbers_are_those_of_the_runs(done):
     # which images were lost and gained, by a forward pass of each network
     images = pathlens.open_data("digits", split="test")
     (whole_right, cut_right) = (
-        _right(pathlens.load_model(f"{trained.NETS}:deep9", done / "runs" / name / "weights.safetensors"), images)
+        is_right(pathlens.load_model(f"{trained.NETS}:deep9", done / "runs" / name / "weights.safetensors"), images)
         for name in ("deep9-Lall-seed0", "deep9-L1-seed0")
     )
     assert rows["deep9-L1-seed0"]["lost"] == (whole_right & ~cut_right).sum()
     assert rows["deep9-L1-seed0"]["gained"] == (cut_right & ~whole_right).sum() != whole_right.sum()
     assert (whole["lost"], whole["gained"]) == (0, 0)
     assert cut["error_difference"] == pytest.approx(float(whole_right.sum() - cut_right.sum()) / images.n)
-
-
-def _right(loaded, images):
-    batch = images.batch(0, images.n, mean=loaded.mean, std=loaded.std)
-    with torch.no_grad():
-        return loaded.model.eval()(batch.images).argmax(1) == batch.labels
 
 
 @pytest.mark.slow
