@@ -115,7 +115,7 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     Args:
         run: folder of ``pathlens train``.
         folder: of the kept ones.
-        convolutions: how they were computed where it was not by torch's own kernels.
+        convolutions: how they were computed where not by torch's own kernels.
 
     Raises:
         SystemExit: it is not finished, or too large.
@@ -142,7 +142,11 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     }
     half = run.with_name(f"{run.name}-half")
     phases = [phase for phase in (half, run) if (phase / "manifest.json").is_file()]
-    said = {"row": row, "convolutions": convolutions, "phases": [record.training(phase.name, phase) for phase in phases]}
+    said = {
+        "row": row,
+        "convolutions": convolutions,
+        "phases": [record.training(phase.name, phase) for phase in phases],
+    }
     atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
     for phase in phases:
         read_table(phase / "history.csv").write(folder, f"history-{phase.name}")

@@ -41,7 +41,10 @@ def kernel() -> ctypes.CDLL | None:
         compiled, library = Path(folder, "winograd.o"), Path(folder, "winograd.so")
         # linked apart and without -fopenmp, so that it takes its threads from torch's OpenMP and not from a second one
         options = ["-std=c++17", "-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-c"]
-        for command in ([compiler, *options, _SOURCE, "-o", compiled], [compiler, "-shared", compiled, "-o", library]):
+        for command in (
+            [compiler, *options, str(_SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(library)],
+        ):
             if subprocess.run(command, capture_output=True, check=False).returncode != 0:
                 return None
         try:
