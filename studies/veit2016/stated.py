@@ -78,8 +78,10 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
         page.text(
             f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by "
             f"`python -m studies.veit2016.cifar NAME`. Nothing is said of them, and what needs three of their seeds "
-            f"cannot tell. {SCHEDULE}"
+            f"cannot tell."
         )
+    if missing or kept:
+        page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{_convolutions(kept)}")
     tables = page.tables
     waiting = [one for one in kept if f"lesions-{one.name}" not in tables]
     if waiting and study.scale == "cpu":
@@ -97,6 +99,18 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     data = {run["network"]: run["data"] for run in runs}
     page.claims(verdicts(tables, runs), lambda network: data[network.split(",")[0]])
     return page
+
+
+def _convolutions(kept: Sequence[Kept]) -> str:
+    """A sentence on those that torch's own kernels did not compute, with a blank before it; nothing where none."""
+    names = [name for one in kept if (name := one.facts.get("convolutions"))]
+    if not names:
+        return ""
+    return (
+        f" In {len(names)} of the {len(kept)} that are there the 3x3 convolutions of training were computed by "
+        f"{' and '.join(dict.fromkeys(names))} (`studies/veit2016/winograd/`), which rounds otherwise than torch's own "
+        "convolutions, by which everything is measured."
+    )
 
 
 def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None:
