@@ -1,4 +1,4 @@
-"""The networks on CIFAR-10 that are trained beside this study, for days: kept as they come, and used where they are.
+"""The networks on CIFAR-10 that are trained beside this study, for hours: kept as they come, and used where they are.
 
 ``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks; several
 names, one after the other) trains a network, or goes on with it, and keeps it: its weights in half precision, its
@@ -118,7 +118,7 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     Args:
         run: folder of ``pathlens train``.
         folder: of the kept ones.
-        convolutions: how they were computed where not by torch's own kernels.
+        convolutions: how those in float32 on a CPU were computed, where not by torch's own kernels.
 
     Raises:
         SystemExit: it is not finished, or too large.
@@ -143,11 +143,12 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
         "train_loss": history.rows[-1]["train_loss"],
         "commit": facts["commit"],
     }
+    on_cpu = (facts["device"], facts["dtype"]) == ("cpu", "float32")
     half = run.with_name(f"{run.name}-half")
     phases = [phase for phase in (half, run) if (phase / "manifest.json").is_file()]
     said = {
         "row": row,
-        "convolutions": convolutions,
+        "convolutions": convolutions if on_cpu else None,
         "phases": [record.training(phase.name, phase) for phase in phases],
     }
     atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())

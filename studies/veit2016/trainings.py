@@ -1,7 +1,7 @@
 """The networks to train: whole, through random blocks, by stochastic depth; a plain one and a highway network.
 
-The networks on CIFAR-10 take days, and are trained beside this study; ``studies.veit2016.cifar`` takes their weights as
-they come.
+The networks on CIFAR-10 take hours, and are trained beside this study; ``studies.veit2016.cifar`` takes their weights
+as they come.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlens.models.checkpoints import save_weights
 from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
-from studies.veit2016 import cifar, left, retraining, trainings
+from studies.veit2016 import cifar, left, retraining, trainings, winograd
 from tests.helpers.data_files import image_folder, noise, png, write
 from tests.helpers.study_modules import is_right, run_study
 
@@ -219,6 +219,7 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     assert cifar.main([name, *where]) == 0
     (one,) = cifar.kept(out)
     half, whole = one.facts["phases"]
+    assert one.facts["convolutions"] == (None if winograd.kernel() is None else winograd.NAME)
     assert (half["run"], whole["run"]) == (f"{name}-half", name)
     assert str(tmp_path) not in (out / f"{name}.json").read_text()
     # of the 4 of 9 blocks the branches are multiplied by 4/9 once, at the end
