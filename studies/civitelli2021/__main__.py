@@ -35,7 +35,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale, **record.images(pathlens.open_data(data))}
     tables = {
         "costs": (signals.COSTS, signals.cost_rows(study)),
-        "runs": (trained.RUNS, trained.run_rows(wanted, done)),
+        "runs": (trained.RUNS, trained.run_rows(study, data, wanted, done)),
         "epochs": (trained.EPOCHS, trained.epoch_rows(wanted, done)),
         "profiles": (profiles.PROFILES, started + moving),
         "lengths": (profiles.LENGTHS, start_lengths),

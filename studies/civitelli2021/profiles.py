@@ -17,7 +17,7 @@ from pathlens.data import ImageData
 from pathlens.tables import Table
 from studies.civitelli2021.kinds import KINDS, Kind, fresh, images, spec
 from studies.civitelli2021.signals import sizes
-from studies.civitelli2021.trained import Training, kept_epochs
+from studies.civitelli2021.trained import Training, image_size, kept_epochs
 from studies.common import DIVERGED, StudySetting, once, say
 
 _WHICH = (
@@ -77,7 +77,7 @@ def in_training(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``profiles`` and of ``lengths`` of the weights that were kept, without runs that diverged."""
     rows, lengths = [], []
-    batch = images(study, data, 64, None if study.scale != "cpu" else 16)
+    batch = images(study, data, 64, image_size(study))
     groups: dict[tuple[str, str, int], list[Table]] = {}
     for training in wanted:
         folder = done[training.name]

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import pathlens
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import read_table
-from studies.civitelli2021.kinds import KINDS, Kind, spec
+from studies.civitelli2021.kinds import BATCH_NORM, KINDS, Kind, spec
 from studies.common import DIVERGED, StudySetting, over_seeds
+from studies.rules import answers
 from studies.subjects import cifar10
 
 _WHICH = (("network", "", "reference name, or function of nets.py"), ("kind", "", "how its blocks add up and start"))
@@ -22,7 +27,8 @@ RUNS = (
     ("diverged", "", "whether the loss became NaN or infinite, which ended the run"),
     ("train_error", "fraction", "share classified wrongly as trained, in the last epoch"),
     ("test_error", "fraction", "share of test images classified wrongly after the last epoch; missing if it diverged"),
-    ("test_images", "images", "read once, after the last epoch"),
+    ("test_images", "images", "of the data"),
+    *answers.COLUMNS,
 )
 EPOCHS = (
     *_WHICH,
@@ -90,6 +96,11 @@ def data_of(study: StudySetting) -> str:
     return "digits" if study.scale == "smoke" else cifar10()
 
 
+def image_size(study: StudySetting) -> int | None:
+    """Of the images that networks are trained on; None for that of the data."""
+    return 16 if study.scale == "cpu" else None
+
+
 def kept_epochs(study: StudySetting) -> range:
     """Epochs after which weights are kept."""
     kept: range = study.pick(range(0, 3, 2), range(0, 13, 3), range(0, 201, 40))
@@ -119,9 +130,13 @@ def trainings(study: StudySetting) -> list[Training]:
     return found
 
 
-def run_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Rows of ``runs``."""
-    rows = []
+def run_rows(
+    study: StudySetting, data: str, wanted: Sequence[Training], done: Mapping[str, Path]
+) -> list[dict[str, Any]]:
+    """Rows of ``runs``; the images that a network loses and gains are those against batch norm, of the same seed."""
+    tested, where = pathlens.open_data(data, image_size=image_size(study)), pick_device(study.device)
+    rows: list[dict[str, Any]] = []
+    right: dict[str, torch.Tensor] = {}
     for training in wanted:
         folder = done[training.name]
         row: dict[str, Any] = {
@@ -146,7 +161,11 @@ def run_rows(wanted: Sequence[Training], done: Mapping[str, Path]) -> list[dict[
                 "test_error": test["error"],
                 "test_images": test["n"],
             }
+            loaded = pathlens.load_model(spec(training.network, training.kind), folder / "weights.safetensors")
+            right[training.name] = answers.is_right(loaded, tested, where)
         rows.append(row)
+    beside = {(one.network, one.seed): one.name for one in wanted if one.kind is BATCH_NORM}
+    answers.compare(rows, right, lambda row: beside.get((row["network"], row["seed"])))
     return rows
 
 

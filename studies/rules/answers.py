@@ -16,6 +16,11 @@ from studies.rules.claims import welch
 
 Row = Mapping[str, Any]
 
+PAIRED = (
+    "Difference paired by seed and by image. Student's 95 % interval over seeds, whose standard error has the sampling "
+    "of the test images in it (Satterthwaite's degrees of freedom)"
+)
+"""What :func:`both_interval` is, for the pages."""
 COLUMNS = (
     ("lost", "images", "test images that the network it is compared with, of the same seed, alone gets right"),
     ("gained", "images", "test images that this network alone gets right"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pathlens.metrics import holm, sample_interval
 from studies.rules import margin
-from studies.rules.answers import both_interval, gaps
+from studies.rules.answers import PAIRED, both_interval, gaps
 from studies.rules.claims import CANNOT_TELL, LEVEL, Claim, Verdict, decide, of_seeds, paired, row
 
 Row = Mapping[str, Any]
@@ -20,9 +20,8 @@ WIDER = Claim(
     f"{PAPER} (the paper compares designs on ImageNet; equal multiply-adds are our reading of the same cost)",
     "Test error of the wide network minus that of the deep one. Agrees where it is below zero, disagrees where it is "
     "above: by the interval over seeds and test images, and by the test.",
-    "Difference paired by seed and by image. Student's 95 % interval over seeds, whose standard error has the sampling "
-    "of the test images in it (Satterthwaite's degrees of freedom), one draw for all seeds and both networks. Paired t "
-    "test over seeds, Holm's correction over all comparisons with the deep network, of error and loss.",
+    f"{PAIRED}, one draw for all seeds and both networks. Paired t test over seeds, Holm's correction over all "
+    "comparisons with the deep network, of error and loss.",
 )
 ENOUGH = Claim(
     "long paths need no gradient",

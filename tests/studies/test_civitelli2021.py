@@ -17,7 +17,7 @@ from tests.helpers.study_modules import run_study
 TABLES = {
     "costs": {"parameters", "parameters_stated", "gflops", "gflops_stated"},
     "signals-tiny18": {"network", "block", "place", "second_moment", "gradient_second_moment", "growth"},
-    "runs": {"run", "kind", "seed", "diverged", "train_error", "test_error"},
+    "runs": {"run", "kind", "seed", "diverged", "train_error", "test_error", "lost", "gained"},
     "epochs": {"kind", "epoch", "train_loss", "train_loss_low", "validation_error"},
     "profiles": {"kind", "epoch", "seed", "mean_length", "share_length", "expected_length", "first", "last"},
     "lengths": {"kind", "length", "total_share"},
@@ -58,6 +58,10 @@ def test_numbers_are_those_of_the_runs(done):
     run = done / "runs" / "tiny18-plain-scaled-ws-seed0"
     (test,) = [row for row in read_table(run / "result.csv").rows if row["split"] == "test"]
     assert rows[run.name]["test_error"] == test["error"]
+    for row in rows.values():
+        if not row["diverged"]:
+            beside = rows["tiny18-batchnorm-seed0"]["test_error"]
+            assert row["lost"] - row["gained"] == round((row["test_error"] - beside) * row["test_images"])
     loaded = pathlens.load_model(kinds.spec("tiny18", kinds.STANDARDISED), run / "epochs" / "epoch-002.safetensors")
     data = pathlens.open_data("digits", limit=8)
     table = pathlens.path_gradients(
@@ -119,8 +123,8 @@ def test_a_training_that_diverges_is_a_result_where_it_may(tmp_path):
     arguments = (*one.arguments, "--lr", "1e30")
     done = common.train_all({one.name: arguments}, study, may_diverge=True)
     assert "NaN or infinite" in (done[one.name] / common.DIVERGED).read_text()
-    (row,) = trained.run_rows([one], done)
-    assert (row["diverged"], row["test_error"]) == (True, None)
+    (row,) = trained.run_rows(study, "digits", [one], done)
+    assert (row["diverged"], row["test_error"], row["lost"]) == (True, None, None)
     assert trained.epoch_rows([one], done) == []
     with pytest.raises(SystemExit, match="NaN or infinite"):
         common.train_all({one.name: arguments}, study)
@@ -155,11 +159,12 @@ def test_verdicts_on_growth():
 
 
 def test_verdicts_on_errors():
-    def runs(kind, errors):
+    def runs(kind, errors, lost=None, gained=None, images=1000):
         return [
-            {"network": "n", "kind": kind.name, "seed": seed, "diverged": error is None, "test_error": error}
+            {"network": "n", "kind": kind.name, "seed": seed, "diverged": error is None, "test_error": error,
+             "test_images": images, "lost": lost, "gained": gained}
             for seed, error in enumerate(errors)
-        ]
+        ]  # fmt: skip
 
     rows = [
         *runs(kinds.BROCK, (None, None, None)),
@@ -175,7 +180,20 @@ def test_verdicts_on_errors():
     assert "3 diverged" in found[judged.FAILS.name, "n, plain, Brock"]["here"]
     assert found[judged.TRAINS.name, "n, IdShort"]["outcome"] == "agrees"
     assert found[judged.TRAINS.name, "n, LearnScalar"]["outcome"] == "cannot tell"
-    assert found[judged.COMPETES.name, "n"]["value"] == pytest.approx(-0.01)
+    assert found[judged.COMPETES.name, "n"]["outcome"] == "cannot tell"  # which images are lost is not known
+
+    def competes(images, lost, gained):
+        conv = runs(kinds.CONVSHORT, (0.40, 0.41, 0.421), lost, gained, images)
+        rows = [*conv, *runs(kinds.BATCH_NORM, (0.41, 0.42, 0.43), images=images)]
+        (row,) = [one for one in judged._errors([*rows, *runs(kinds.BROCK, (0.5,)), *others]) if one["claim"] == name]
+        return row
+
+    name = judged.COMPETES.name
+    others = [one for kind in kinds.SCHEMES[:2] for one in runs(kind, (0.5,))]
+    many, few = competes(100_000, 3000, 4000), competes(100, 20, 21)
+    assert many["value"] == few["value"] == pytest.approx(-0.029 / 3)
+    assert (many["outcome"], few["outcome"]) == ("agrees", "cannot tell")  # few images: the same errors tell nothing
+    assert few["value_low"] < many["value_low"] < many["value"] < many["value_high"] < few["value_high"]
 
 
 def lengths(kind, values, epoch=0, expected=None):
