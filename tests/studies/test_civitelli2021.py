@@ -180,6 +180,7 @@ def test_verdicts_on_errors():
     assert "3 diverged" in found[judged.FAILS.name, "n, plain, Brock"]["here"]
     assert found[judged.TRAINS.name, "n, IdShort"]["outcome"] == "agrees"
     assert found[judged.TRAINS.name, "n, LearnScalar"]["outcome"] == "cannot tell"
+    assert found[judged.COMPETES.name, "n"]["value"] == pytest.approx(-0.01)
     assert found[judged.COMPETES.name, "n"]["outcome"] == "cannot tell"  # which images are lost is not known
 
     def competes(images, lost, gained):
