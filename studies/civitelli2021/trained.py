@@ -46,13 +46,15 @@ EPOCHS = (
     ),
 )
 
+_SMALL = 16
+"""Size of the images at the scale of a CPU."""
 _SGD = (
     *("--lr", "0.01", "--momentum", "0.9", "--no-nesterov", "--batch-size", "128"),
     *("--schedule", "cosine", "--warmup", "0"),
 )
 RECIPES = {
     "smoke": ("--data", "digits", "--epochs", "2", "--limit", "64", "--validation", "16", *_SGD),
-    "cpu": ("--limit", "10000", "--image-size", "16", "--epochs", "12", *_SGD),
+    "cpu": ("--limit", "10000", "--image-size", str(_SMALL), "--epochs", "12", *_SGD),
     # the number of epochs is not the paper's but the default
     "paper": ("--augment", "randaugment", *_SGD),
 }
@@ -98,7 +100,7 @@ def data_of(study: StudySetting) -> str:
 
 def image_size(study: StudySetting) -> int | None:
     """Of the images that networks are trained on; None for that of the data."""
-    return 16 if study.scale == "cpu" else None
+    return _SMALL if study.scale == "cpu" else None
 
 
 def kept_epochs(study: StudySetting) -> range:
