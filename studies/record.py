@@ -165,7 +165,7 @@ def protocol_of(table: Table) -> str:
     if "batch_size" in facts:
         said.append(f"batches of {facts['batch_size']}")
     if "mode" in facts:
-        said.append(f"batch norms in {facts['mode']} mode")
+        said.append(f"{'batch norms in ' if facts.get('examples', 'images') == 'images' else ''}{facts['mode']} mode")
     if facts.get("verb") == "path-gradients":
         samples = [row["samples"] for row in table.rows if row.get("samples")]
         if samples:

@@ -28,6 +28,7 @@ OUTCOMES = (AGREES, DISAGREES, CANNOT_TELL)
 SEEDS = 3
 LEVEL = 0.05
 OURS = "ours"
+_MIXED = "mixed"
 
 COLUMNS = (
     ("claim", "", "name of the claim"),
@@ -133,6 +134,11 @@ def majority(holds: Sequence[float], fails: Sequence[float]) -> tuple[str, float
     return (AGREES, p) if p < LEVEL else (DISAGREES, p_not) if p_not < LEVEL else (CANNOT_TELL, min(p, p_not))
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words such as ``1 seed``."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def shown(ps: Iterable[float]) -> int:
     """How many of some corrected p values show what they test."""
     return sum(p < LEVEL for p in ps)
@@ -146,9 +152,13 @@ def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     middle = sorted(verdicts, key=lambda verdict: math.inf if verdict.value is None else verdict.value)
     told = middle[(len(values) - 1) // 2 if values else 0]
+    which = "the first" if not values else "the one in the middle" if len(values) % 2 else "the lower in the middle"
+    if 0 < len(values) < len(verdicts):
+        which += f" of the {len(values)} with a number"
+    of = f"of {len(verdicts)} trained networks; {which}" if len(verdicts) > 1 else "trained network"
     return Verdict(
         outcome=outcomes[0] if alike else CANNOT_TELL,
-        here=f"{counts} of {len(verdicts)} trained networks; the one in the middle: {told.here}",
+        here=f"{counts} {of}: {told.here}",
         value=statistics.median(values) if values else None,
         low=min(values, default=None),
         high=max(values, default=None),
@@ -259,7 +269,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
 def tally(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many verdicts on claims of others there are of each outcome, and how many claims are ours.
 
-    Verdicts of one outcome on one network that rest on one observation are counted once beside it.
+    Verdicts on one network that rest on one observation are counted once beside it: as mixed where they differ.
     """
     theirs = [row for row in rows if row["source"] != OURS]
     counts = ", ".join(f"{one} {sum(row['outcome'] == one for row in theirs)}" for one in OUTCOMES)
@@ -272,10 +282,16 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> str:
             shared[row["rests"]].append(row["claim"])
     shared = {rests: claims for rests, claims in shared.items() if len(claims) > 1}
     if shared:
-        once = {(row["outcome"], row["network"], row["rests"] or row["claim"]) for row in theirs}
-        counted = ", ".join(f"{one} {sum(outcome == one for outcome, *_ in once)}" for one in OUTCOMES)
+        outcomes: dict[tuple[str, str], set[str]] = {}
+        for row in theirs:
+            outcomes.setdefault((row["network"], row["rests"] or row["claim"]), set()).add(row["outcome"])
+        once = [found.pop() if len(found) == 1 else _MIXED for found in outcomes.values()]
+        told = [one for one in (*OUTCOMES, _MIXED) if one != _MIXED or _MIXED in once]
         which = "; ".join(f"{rests} ({', '.join(claims)})" for rests, claims in shared.items())
-        said += f" Some rest on one observation: {which}. Counted once for each: {counted}."
+        said += (
+            f" Some rest on one observation: {which}. Counted once for each: "
+            f"{', '.join(f'{one} {once.count(one)}' for one in told)}."
+        )
     return f"{said} Claims of our own: {ours}, which are no evidence for or against a paper."
 
 

@@ -116,9 +116,10 @@ def others(lesions: Table) -> Verdict:
     worst = max(found, key=lambda cost: cost.difference)
     outcome = DISAGREES if large else AGREES if all(cost.high < NOTICEABLE for cost in found) else CANNOT_TELL
     named = f" (block{'s' * (len(large) > 1)} {', '.join(str(cost.block) for cost in large)})" if large else ""
+    which = "blocks that do not downsample" if len(found) < len(costs(lesions)) else "blocks"
     return Verdict(
         outcome,
-        f"{len(large)} of {len(found)} blocks that do not downsample are shown to cost more than 5 points{named}; the "
+        f"{len(large)} of {len(found)} {which} are shown to cost more than 5 points{named}; the "
         f"largest of them {_points(worst.difference)} points ({_points(worst.low)} to {_points(worst.high)})",
         worst.difference,
         worst.low,
@@ -245,7 +246,7 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         return Verdict(rises, f"{told}; no block is critical", rho, rho_low, rho_high)
     with_it = [one for one in drawn if one.blocks & critical]
     without = [one for one in drawn if not one.blocks & critical]
-    gap, low, high = step(with_it, without)
+    gap, low, high, many = step(with_it, without)
     if gap is None or low is None or high is None:
         kinds = f"{len(with_it)} {what} {verb} one of the critical blocks {_named(critical)} and {len(without)} do not"
         outcome = DISAGREES if rises == DISAGREES else CANNOT_TELL
@@ -258,10 +259,9 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
     return Verdict(
         outcome,
         f"{told}; {what} that {verb} one of the critical blocks {_named(critical)} have {_points(gap)} points of error "
-        f"({_points(low)} to {_points(high)}) against others of the same size (medians "
-        f"{statistics.median(one.error for one in with_it):.1%} and "
-        f"{statistics.median(one.error for one in without):.1%}); within the two kinds the rank correlation is "
-        f"{alone[0].statistic:.2f} and {alone[1].statistic:.2f}",
+        f"({_points(low)} to {_points(high)}) against others of the same size, by the {many} {what} of the sizes that "
+        f"have two of both; within the two kinds the rank correlation is {alone[0].statistic:.2f} and "
+        f"{alone[1].statistic:.2f}",
         gap,
         low,
         high,
@@ -273,12 +273,12 @@ def _named(blocks: set[int]) -> str:
     return ", ".join(map(str, first[:6])) + (f" and {len(first) - 6} more" if len(first) > 6 else "")
 
 
-def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | None, float | None, float | None]:
+def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | None, float | None, float | None, int]:
     """Mean error of sets with a critical block minus that of sets of the same size without, over the sizes.
 
     Sizes weigh by how well they tell the difference (the harmonic mean of the two numbers of sets). The interval is
     Student's 95 %, with Satterthwaite's degrees of freedom, from the variances within the sizes and kinds; None where
-    no size has two of both kinds, or nothing varies.
+    no size has two of both kinds, or nothing varies. Last is how many sets it rests on.
     """
     pairs = [
         [[one.error for one in kind if one.size == size] for kind in (with_it, without)]
@@ -286,7 +286,7 @@ def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | No
     ]
     pairs = [pair for pair in pairs if min(map(len, pair)) > 1]
     if not pairs:
-        return None, None, None
+        return None, None, None, 0
     weights = [statistics.harmonic_mean(map(len, pair)) for pair in pairs]
     shares = [weight / sum(weights) for weight in weights]
     gap = sum(
@@ -298,7 +298,7 @@ def step(with_it: Sequence[Drawn], without: Sequence[Drawn]) -> tuple[float | No
         for share, pair in zip(shares, pairs, strict=True)
         for errors in pair
     ]
-    return gap, *welch(gap, parts)
+    return gap, *welch(gap, parts), sum(len(kind) for pair in pairs for kind in pair)
 
 
 def rank_interval(

@@ -21,7 +21,7 @@ COLUMNS = tuple(
     for name, (_, null) in _TESTS.items()
     for column in (
         (name, "", f"p value if the difference were {null}: one-sided paired t test; missing where none varies"),
-        (f"{name}_holm", "", "the same after Holm's correction over all rows that are tested against the margin"),
+        (f"{name}_holm", "", "the same after Holm's correction; over which rows, the test of the claim says"),
     )
 )
 SHOWN = {f"{name}_holm": ".2g" for name in _TESTS}
