@@ -45,10 +45,8 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale, **record.images(data)}
     for network, table in grids:
         study.tables.put(f"surface-{network.name}", table)
-    rows = [measured.line_rows(*one) for one in lines]
     tables = {
-        "lines": (measured.LINES, [row for points, _ in rows for row in points]),
-        "numbers": (measured.NUMBERS, [row for _, numbers in rows for row in numbers]),
+        "lines": (measured.LINES, [row for one in lines for row in measured.line_rows(*one)]),
         "curvature": (measured.CURVATURE, [measured.curvature_row(*one) for one in grids]),
     }
     for stem, (columns, all_rows) in tables.items():
@@ -62,6 +60,7 @@ def state(study: StudySetting) -> Page:
     tables = page.tables
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: networks with random weights. Its numbers mean nothing.**")
+    tables.put("numbers", make_table(measured.NUMBERS, measured.number_rows(tables["lines"].rows)))
     curved = tables["curvature"].rows
     page.section("Surfaces (figure 1 of the paper, figure 11.13 of the book)", SECTIONS["surfaces"])
     page.figure(
@@ -94,7 +93,7 @@ def state(study: StudySetting) -> Page:
         lambda: lines_figure(own),
         "Loss along random lines, of a point at most 10 nats: mean over directions and seeds, and range.",
     )
-    page.claims(verdicts(tables), lambda _: tables["numbers"].provenance["data"])
+    page.claims(verdicts(tables), lambda _: tables["lines"].provenance["data"])
     page.section("What the numbers can and cannot say", DISCUSSION)
     return page
 

@@ -32,9 +32,9 @@ CHAOTIC = Claim(
     "without shortcuts the surface is not convex",
     "without shortcuts surfaces of deep networks go from nearly convex to chaotic",
     f"{PAPER}, section 6",
-    "The share of inner points of a line at which the loss curves down is larger in the network trained without "
-    "shortcuts, by each treatment of parameters of one dimension and of statistics that was measured; disagrees where "
-    "it is smaller by each.",
+    "The share of inner points of a line at which the loss itself, however high, curves down is larger in the network "
+    "trained without shortcuts, by each treatment of parameters of one dimension and of statistics that was measured; "
+    "disagrees where it is smaller by each.",
     f"{_WELCH} Each treatment has to show it (no correction is due); value and interval are by the published one.",
 )
 TWINS = Claim(
@@ -168,7 +168,15 @@ def by_seed(rows: Sequence[Row], name: str) -> Verdict:
     difference = paired([mean(WITH, seed) - mean(WITHOUT, seed) for seed in seeds])
     here = ", ".join(f"{statistics.fmean(mean(kind, seed) for seed in seeds):.1%} {kind}" for kind in (WITH, WITHOUT))
     outcome = decide(difference.low, difference.high, above=0)
-    return of_seeds(Verdict(outcome, f"{name} {here}", difference.mean, difference.low, difference.high), len(seeds))
+    here = f"{name} {here}{_ends(difference.low, difference.high, 100, '.1f', 'points')}"
+    return of_seeds(Verdict(outcome, here, difference.mean, difference.low, difference.high), len(seeds))
+
+
+def _ends(low: float | None, high: float | None, times: float, look: str, unit: str) -> str:
+    """The interval of a difference in words, to end a sentence with."""
+    if low is None or high is None:
+        return ", no interval"
+    return f", difference {format(times * low, f'+{look}')} to {format(times * high, f'+{look}')} {unit}"
 
 
 def by_treatment(rows: Sequence[Row], more: tuple[str, str], less: tuple[str, str]) -> Verdict:
@@ -177,6 +185,7 @@ def by_treatment(rows: Sequence[Row], more: tuple[str, str], less: tuple[str, st
     difference = paired([a - b for a, b in zip(first, second, strict=True)])
     named = zip((first, second), (more, less), strict=True)
     here = "mean loss " + " and ".join(f"{statistics.fmean(own):.3f} nats ({', '.join(which)})" for own, which in named)
+    here += _ends(difference.low, difference.high, 1, ".3f", "nats")
     return Verdict(
         decide(difference.low, difference.high, above=0), here, difference.mean, difference.low, difference.high
     )
@@ -206,5 +215,5 @@ def trace(rows: Sequence[Row], vectors: Mapping[str, int]) -> Verdict:
     here = (
         f"trace {first['trace']:.4g} {WITHOUT} ({vectors[WITHOUT]} random vectors) and {second['trace']:.4g} {WITH} "
         f"({vectors[WITH]})"
-    )
+    ) + _ends(low, high, 1, ".3g", "nats / weight^2")
     return Verdict(decide(low, high, above=0), here, difference, low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlens import plans
 from pathlens.data import ImageData
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView, view_of
-from pathlens.results.surface import basin_share, draws_of, has_basin
+from pathlens.results.surface import basin_share, has_basin
 from pathlens.tables import Table
 from studies.common import StudySetting, once, say
 from studies.subjects import cifar10, published, untrained
@@ -54,7 +55,11 @@ NUMBERS = (
     ("mean_loss", "nats", "over the points of the line, each counted as 10 nats at most"),
     ("basin", "fraction", "share of the points within 0.1 nat of the smallest loss"),
     ("has_basin", "", "whether the smallest loss lies inside the line"),
-    ("concave", "fraction", "share of the inner points at which the loss curves down, by second differences"),
+    (
+        "concave",
+        "fraction",
+        "share of the inner points at which the loss curves down, by second differences of the loss itself",
+    ),
 )
 CURVATURE = (
     ("network", "", "which"),
@@ -183,14 +188,25 @@ def _surface(
     return once(study, stem, measure)
 
 
-def line_rows(network: Network, treatment: tuple[str, str], table: Table) -> tuple[list[Row], list[Row]]:
-    """The rows of ``LINES``, and those of ``NUMBERS``."""
+def line_rows(network: Network, treatment: tuple[str, str], table: Table) -> list[Row]:
+    """The rows of ``LINES``."""
     which = dict(
         zip((name for name, _, _ in _WHICH), (network.name, network.kind, network.seed, *treatment), strict=False)
     )
-    points = [{**which, **{name: row[name] for name in ("draw", "x", "loss", "error")}} for row in table.rows]
-    numbers = [{**which, "draw": draw, **numbers_of(part)} for draw, part in draws_of(table.rows).items()]
-    return points, numbers
+    return [{**which, **{name: row[name] for name in ("draw", "x", "loss", "error")}} for row in table.rows]
+
+
+def number_rows(lines: Sequence[Row]) -> list[Row]:
+    """The rows of ``NUMBERS``, one for each line.
+
+    Args:
+        lines: rows of ``LINES``, those of a line one after the other.
+    """
+    by_line: dict[tuple[Any, ...], list[Row]] = {}
+    for row in lines:
+        by_line.setdefault(tuple(row[name] for name, _, _ in _WHICH), []).append(row)
+    names = [name for name, _, _ in _WHICH]
+    return [{**dict(zip(names, which, strict=True)), **numbers_of(rows)} for which, rows in by_line.items()]
 
 
 def numbers_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -199,11 +215,11 @@ def numbers_of(rows: Sequence[Row]) -> dict[str, Any]:
     Args:
         rows: in the order of their coordinates.
     """
-    losses = [HIGHEST if row["loss"] is None else min(row["loss"], HIGHEST) for row in rows]
+    losses = [math.inf if row["loss"] is None else row["loss"] for row in rows]
     bends = [before - 2 * here + behind for before, here, behind in zip(losses, losses[1:], losses[2:], strict=False)]
     return {
         "loss": rows[len(rows) // 2]["loss"],
-        "mean_loss": statistics.fmean(losses),
+        "mean_loss": statistics.fmean(min(loss, HIGHEST) for loss in losses),
         "basin": basin_share(rows),
         "has_basin": has_basin(rows),
         "concave": statistics.fmean(bend < 0 for bend in bends),

@@ -53,6 +53,23 @@ def test_numbers_of_a_line() -> None:
     numbers = measured.numbers_of(bent)
     assert numbers["concave"] == 2 / 3
     assert not numbers["has_basin"]
+    # a loss above what a figure shows bends no line
+    steep = [{**row, "loss": loss} for row, loss in zip(rows, (1.0, 2.0, 1e2, 1e4, None), strict=True)]
+    numbers = measured.numbers_of(steep)
+    assert numbers["concave"] == 0
+    assert numbers["mean_loss"] == pytest.approx((1 + 2 + 3 * 10) / 5)
+
+
+def test_numbers_are_of_each_line() -> None:
+    which = {"network": "n", "kind": measured.WITH, "seed": None, "one_dimensional": "still", "batch_norm": "kept"}
+    lines = [
+        {**which, "draw": draw, "x": x, "error": 0.0, "loss": loss}
+        for draw, losses in ((0, (4.0, 1.0, 4.0)), (1, (1.0, 3.0, 4.0)))
+        for x, loss in zip((-1, 0, 1), losses, strict=True)
+    ]
+    first, second = measured.number_rows(lines)
+    assert (first["draw"], first["network"], first["concave"]) == (0, "n", 0)
+    assert (second["draw"], second["concave"], second["loss"]) == (1, 1, 3)
 
 
 def number(
