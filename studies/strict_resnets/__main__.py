@@ -76,8 +76,8 @@ def state(study: StudySetting) -> Page:
     page.figure(
         "shares",
         lambda: drawing.shares_figure(rows["shares"]),
-        "Mean over initialisations with Student's 95 % interval. Above: a row of blocks. Below: U-Nets, blocks in the "
-        "order of the forward pass.",
+        f"Mean over {rows['shares'][0]['seeds']} initialisations with Student's 95 % interval. Above: a row of blocks. "
+        "Below: U-Nets, blocks in the order of the forward pass.",
     )
     page.table("shares")
     page.table(

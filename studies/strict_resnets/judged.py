@@ -173,7 +173,7 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
                 else:
                     outcome = decide(low, high, above=STRAIGHT if claim is GEOMETRIC else FACTOR)
                 verdict = Verdict(outcome, f"{what} {value:.3f}{_between(low, high)}", value, low, high)
-                found[claim].append(row(claim, f"{network}, {init}", verdict))
+                found[claim].append(row(claim, f"{network}, {init}", of_seeds(verdict, len(values))))
     for network, norms in ((network, norms) for network, places in shares.NORMS.items() for norms in places):
         for claim, one, other in (
             (GLOROT, "glorot-normal", "he-normal"),
@@ -187,7 +187,7 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
             ends = gaps.low, gaps.high
             outcome = decide(*ends, above=ALIKE) if claim is GLOROT else near(*ends, 0, ALIKE)
             here = f"difference {gaps.mean:+.3f}{_between(gaps.low, gaps.high)}"
-            verdict = Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, gaps.p)
+            verdict = of_seeds(Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, gaps.p), gaps.pairs)
             found[claim].append(row(claim, f"{network}, norms: {norms}, {one} against {other}", verdict))
     return [one for rows_of_claim in found.values() for one in rows_of_claim]
 

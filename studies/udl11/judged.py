@@ -10,12 +10,13 @@ from typing import Any
 
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
 from pathlens.tables import Table
 from studies.rules.claims import (
     AGREES,
     CANNOT_TELL,
     DISAGREES,
+    LEVEL,
     OURS,
     SEEDS,
     Claim,
@@ -38,7 +39,10 @@ BOOK = "Prince, Understanding Deep Learning"
 
 
 _MEAN = "Mean over networks with Student's 95 % interval; each row is judged by itself."
-_WELCH = "Welch's 95 % interval of the difference of two means over networks; each row is judged by itself."
+_WELCH = (
+    "Difference of two means over networks: Welch's 95 % interval, and his t test with Holm's correction over the rows "
+    "of the claim."
+)
 _PAIRED = "Difference paired by seed with Student's 95 % interval; each row is judged by itself."
 
 
@@ -185,13 +189,27 @@ def difference(claim: Claim, network: str, one: Sequence[float], other: Sequence
     networks = min(len(one), len(other))
     if not networks:
         return row(claim, network, Verdict(CANNOT_TELL, "no number"))
-    low = high = None
+    low = high = p = None
     if networks >= SEEDS:
-        found = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
-        low, high = float(found.low), float(found.high)
+        tested = stats.ttest_ind(one, other, equal_var=False)
+        found = tested.confidence_interval()
+        low, high, p = float(found.low), float(found.high), float(tested.pvalue)
     mean = statistics.fmean(one) - statistics.fmean(other)
-    verdict = Verdict(_direction(low, high, sign), f"{mean:+.4g}{_ends(low, high)}", mean, low, high)
+    verdict = Verdict(_direction(low, high, sign), f"{mean:+.4g}{_ends(low, high)}", mean, low, high, p)
     return row(claim, network, of_seeds(verdict, networks))
+
+
+def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one claim by :func:`difference`, their p values corrected; what is not shown then cannot tell."""
+    ps = [one["p"] for one in rows if one["p"] is not None and math.isfinite(one["p"])]
+    holms = iter(holm(ps))
+    found = []
+    for one in rows:
+        p = next(holms) if one["p"] is not None and math.isfinite(one["p"]) else None
+        shown = p is not None and p < LEVEL
+        told = one["here"] if p is None else f"{one['here']}, p {p:.2g} after Holm's correction"
+        found.append({**one, "p": p, "here": told, "outcome": one["outcome"] if shown else CANNOT_TELL})
+    return found
 
 
 def _direction(low: float | None, high: float | None, sign: int) -> str:
@@ -219,17 +237,21 @@ def _correlations(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
         compared(RELATED, f"{spec.name}, lag 4", at(4, spec), 0.0, CORRELATION)
         for spec in (plain[1], plain[2], *normed, *shattered.NOTEBOOKS[1:])
     ]
-    found += [
-        difference(DEEPER, f"{one.name}, minus {other.name}; lag 4", at(4, one), at(4, other), -1)
-        for family in (plain, [plain[0], *normed], shattered.NOTEBOOKS)
-        for other, one in pairwise(family)
-    ]
-    found += [
-        difference(RESIDUAL, f"{one.name}, minus {normed[1].name}; lag 4", at(4, one), at(4, normed[1]), 1)
-        for one in residual
-    ]
+    found += corrected(
+        [
+            difference(DEEPER, f"{one.name}, minus {other.name}; lag 4", at(4, one), at(4, other), -1)
+            for family in (plain, [plain[0], *normed], shattered.NOTEBOOKS)
+            for other, one in pairwise(family)
+        ]
+    )
+    found += corrected(
+        [
+            difference(RESIDUAL, f"{one.name}, minus {normed[1].name}; lag 4", at(4, one), at(4, normed[1]), 1)
+            for one in residual
+        ]
+    )
     one, other = residual[1], residual[0]
-    return [*found, difference(SCALE, "scale 0.1 minus scale 1; lag 4", at(4, one), at(4, other), 1)]
+    return [*found, *corrected([difference(SCALE, "scale 0.1 minus scale 1; lag 4", at(4, one), at(4, other), 1)])]
 
 
 def _notebook(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -243,9 +265,11 @@ def _notebook(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     ratios = [one["signal_ratio"] for one in tables["notebook-halving"].rows]
     return [
         compared(HALVES, "notebook, 24 layers: factor of the signal's variance", ratios, 0.5, FACTOR * 0.5),
-        *(
-            difference(BIASES, f"50 layers, lag 4: {other.name}, minus notebook", at(other), at(own), -1)
-            for other in (first, double)
+        *corrected(
+            [
+                difference(BIASES, f"50 layers, lag 4: {other.name}, minus notebook", at(other), at(own), -1)
+                for other in (first, double)
+            ]
         ),
     ]
 

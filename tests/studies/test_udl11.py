@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import pathlens
@@ -233,6 +234,17 @@ def test_verdicts_need_an_interval():
     assert judged.difference(claim, "n", one, other, -1)["outcome"] == claims.AGREES
     assert judged.difference(claim, "n", one, other, 1)["outcome"] == claims.DISAGREES
     assert judged.difference(claim, "n", one, [1.05, 1.1, 0.95], 1)["outcome"] == claims.CANNOT_TELL
+    # of several rows one that is shown by itself alone is not shown
+    weak = [1.0, 1.1, 0.9, 1.05], [1.2, 1.3, 1.1, 1.2]
+    rows = [judged.difference(claim, "n", *weak, -1), *(judged.difference(claim, "n", one, one, -1) for _ in range(2))]
+    p = stats.ttest_ind(*weak, equal_var=False).pvalue
+    assert p < 0.05 < 3 * p
+    assert rows[0]["outcome"] == claims.AGREES
+    found = judged.corrected([*rows, judged.difference(claim, "n", one, [1.0], -1)])
+    assert found[0]["p"] == pytest.approx(3 * p)
+    assert {row["outcome"] for row in found} == {claims.CANNOT_TELL}
+    assert found[-1]["p"] is None
+    assert judged.corrected([judged.difference(claim, "n", one, other, 1)])[0]["outcome"] == claims.DISAGREES
 
 
 def test_blocks_to_count_run():
