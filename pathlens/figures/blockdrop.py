@@ -71,6 +71,7 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
             axes.set_yscale("symlog", linthresh=100 * small)
             axes.set_yticks([tick for tick in _TICKS if tick <= axes.get_ylim()[1]])
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.set_ylabel(f"{axes.get_ylabel()}\n(logarithmic above {100 * small:.1f})")
     return figure
 
 
@@ -93,6 +94,7 @@ def choices(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
         left, right = figure.subplots(1, 2)
         counts = pd.Series([row["blocks"] for row in rows]).value_counts().sort_index()
         left.bar(counts.index, counts, color=COLOURS[0], width=0.9)
+        left.set_xlim(-0.7, len(shares) + 0.7)
         left.xaxis.set_major_locator(block_ticks())
         examples = f"{example_of(of(table))}s"
         left.set_xlabel(blocks_label(of(table)))

@@ -14,7 +14,7 @@ from typing import Any
 import pathlens
 from studies import record
 from studies.civitelli2021 import drawing, profiles, signals, trained
-from studies.civitelli2021.judged import verdicts
+from studies.civitelli2021.judged import beside_plain, verdicts
 from studies.civitelli2021.words import DISCUSSION, PROTOCOL, QUESTION, SECTIONS
 from studies.common import DIVERGED, Page, StudySetting, carry_out, setting, start_fresh, train_all
 from studies.record import make_table
@@ -89,6 +89,8 @@ def state(study: StudySetting) -> Page:
         "network": "", "kind": "", "seed": "d", "diverged": "", "train_error": ".1%", "test_error": ".1%",
     }  # fmt: skip
     page.table("runs", shown)
+    for text in beside_plain(rows["runs"]):
+        page.text(text)
     page.table("epochs")
     page.section("Lengths of paths at initialisation", SECTIONS["start"])
     started = [row for row in rows["profiles"] if row["expected_length"] is not None]
@@ -96,7 +98,7 @@ def state(study: StudySetting) -> Page:
         "profiles",
         lambda: drawing.profiles_figure(rows["lengths"]),
         "Norm of the sum over all paths of a length (exact), as a share of that of all lengths, mean over "
-        "initialisations.",
+        "initialisations. Where curves coincide, thinner ones lie on wider ones.",
     )
     page.table("lengths")
     page.figure(

@@ -10,21 +10,25 @@ from matplotlib.axes import Axes
 
 from pathlens import figures
 from pathlens.figures import DOUBLE, Figure
-from pathlens.figures.style import COLOURS, INK, SINGLE, block_ticks, legend_outside, new_figure, style
+from pathlens.figures.style import COLOURS, INK, MUTED, SINGLE, block_ticks, legend_outside, new_figure, style
 from studies.civitelli2021.kinds import KINDS, LEARNSCALAR
 
 Rows = Sequence[Mapping[str, Any]]
 # LearnScalar, which the signals are drawn without, comes last, so that all figures have the same colours
 _COLOURS = {
-    kind.name: COLOURS[index % len(COLOURS)]
+    kind.name: MUTED if kind is LEARNSCALAR else COLOURS[index % len(COLOURS)]
     for index, kind in enumerate(sorted(KINDS, key=lambda kind: kind is LEARNSCALAR))
 }
 _MARKS = dict(zip(_COLOURS, "osvD^<>", strict=True))
+# of curves that may coincide: later ones are thinner
+_WIDTHS = dict(zip((kind.name for kind in KINDS), (1.2, 4.0, 3.0, 1.0, 2.8, 1.8, 0.7), strict=True))
 
 
 def signals_figure(rows: Rows) -> Figure:
     """Signals of all kinds but LearnScalar, which starts as IdShort."""
-    return figures.signal_propagation([row for row in rows if row["network"] != LEARNSCALAR.name], width=6.4)
+    # the kind says what its weights are
+    kinds = [{**row, "network": "", "weights": row["network"]} for row in rows if row["network"] != LEARNSCALAR.name]
+    return figures.signal_propagation(kinds, width=6.4)
 
 
 def epochs_figure(rows: Rows) -> Figure:
@@ -43,18 +47,16 @@ def epochs_figure(rows: Rows) -> Figure:
             panels[1][column].set_xlabel("epoch")
             panels[1][column].xaxis.set_major_locator(block_ticks())
         panels[0][0].set_ylabel("training loss (nats)")
-        panels[0][0].set_ylim(bottom=0)
         panels[1][0].set_ylabel("validation error (%)")
-        panels[1][0].set_ylim(0, 100)
         legend_outside(panels[0][0], DOUBLE)
     return figure
 
 
 def _band(axes: Axes, own: pd.DataFrame, name: str, factor: float, kind: str) -> None:
-    axes.plot(own["epoch"], factor * own[name], color=_COLOURS[kind], marker=".", ms=3, label=kind)
+    axes.plot(own["epoch"], factor * own[name], color=_COLOURS[kind], marker=_MARKS[kind], ms=3, mew=0, label=kind)
     if own[f"{name}_low"].notna().all():
         low, high = (factor * own[f"{name}_{end}"].astype(float) for end in ("low", "high"))
-        axes.fill_between(own["epoch"], low, high, color=_COLOURS[kind], alpha=0.15, lw=0)
+        axes.fill_between(own["epoch"], low, high, color=_COLOURS[kind], alpha=0.1, lw=0)
 
 
 def profiles_figure(rows: Rows) -> Figure:
@@ -66,7 +68,8 @@ def profiles_figure(rows: Rows) -> Figure:
         panels = figure.subplots(1, len(networks), sharey=False, squeeze=False)[0]
         for axes, network in zip(panels, networks, strict=True):
             for kind, own in frame[frame["network"] == network].groupby("kind", sort=False):
-                axes.plot(own["length"], 100 * own["total_share"], color=_COLOURS[str(kind)], label=kind)
+                look = {"color": _COLOURS[str(kind)], "lw": _WIDTHS[str(kind)]}
+                axes.plot(own["length"], 100 * own["total_share"], label=kind, **look)
             axes.set_title(network)
             axes.set_xlabel("path length (blocks)")
             axes.xaxis.set_major_locator(block_ticks())
@@ -121,7 +124,6 @@ def moving_figure(rows: Rows) -> Figure:
             axes.set_title(network)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(block_ticks())
-            axes.set_ylim(0, 1)
-        panels[0].set_ylabel("mean path length (part of the blocks)")
+        panels[0].set_ylabel("mean path length\n(part of the blocks)")
         legend_outside(panels[0], DOUBLE)
     return figure

@@ -220,6 +220,23 @@ def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
         yield row(COMPETES, network, _verdict(outcome, here, found))
 
 
+def beside_plain(runs: Sequence[Row]) -> Iterator[str]:
+    """For each network what the schemes do beside the plain network with weights by He et al.: a paragraph."""
+    for network in dict.fromkeys(run["network"] for run in runs):
+        plain = _test_errors(runs, network, PLAIN)
+        told = []
+        for kind in SCHEMES:
+            own = _test_errors(runs, network, kind)
+            found = paired([own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())])
+            told.append(f"{kind.name} {100 * found.mean:+.2f} points{_ends(found, 100, '+.2f')}")
+        yield (
+            f"The control of {network} is the plain network with weights by He et al., without normalisation and "
+            f"without any scheme, which ends at {_percent(statistics.fmean(plain.values()), None, None)}. Against it, "
+            f"paired by seed (Student's 95 % interval): {', '.join(told)}. Where it trains as well, that the schemes "
+            "train is no merit of theirs: this network is not deep enough to need them."
+        )
+
+
 def _test_errors(runs: Sequence[Row], network: str, kind: Kind) -> dict[int, float]:
     """By seed; chance for a run that diverged."""
     return {

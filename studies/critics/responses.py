@@ -101,6 +101,34 @@ def correlation(rows: Sequence[Mapping[str, Any]], response: str, harm: str) -> 
     return found | {"rho": rho, "rho_low": low, "rho_high": high}
 
 
+def without_better_losses(network: str, rows: Sequence[Mapping[str, Any]], intact: float) -> str:
+    """Which blocks lower the loss while they raise the error, and the correlation by loss without them; else empty.
+
+    Args:
+        network: its name.
+        rows: of the blocks that are judged.
+        intact: loss of the whole network.
+    """
+    odd = [row for row in rows if row["loss"] < intact and row["increase_low"] > 0]
+    if not odd:
+        return ""
+    blocks = ", ".join(
+        f"{row['block']} (loss {row['loss']:.3f} against {intact:.3f} nats, error {100 * row['increase']:+.2f} points)"
+        for row in odd
+    )
+    rest = correlation([row for row in rows if row not in odd], "relative_std", "loss")
+    between = (
+        "does not vary"
+        if rest["rho"] is None
+        else (f"is {rest['rho']:.2f} ({rest['rho_low']:.2f} to {rest['rho_high']:.2f})")
+    )
+    return (
+        f"In {network} the loss falls and the error rises without the branch of block {blocks}: a network that is too "
+        f"sure of its answers gains in loss by being less so. Without {'it' if len(odd) == 1 else 'them'} the rank "
+        f"correlation by loss {between}. The verdict below takes all blocks, as its rule was set."
+    )
+
+
 def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
     """The responses of all blocks."""
     for subject in subjects:
@@ -138,6 +166,8 @@ def state(page: Page, networks: Sequence[str]) -> None:
         caption = f"Loss without a block's branch against its response: {network}."
         intact = next(row["loss"] for row in tables[f"lesions-{network}"].rows if row["count"] == 0)
         page.figure(stem, partial(responses_figure, rows, intact), caption)
+        if told := without_better_losses(network, identity or rows, intact):
+            page.text(told)
         page.table(stem)
         page.measured(f"deviations-{network}")
     tables.put("responses", make_table(CORRELATIONS, found))

@@ -61,11 +61,12 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
     """Training loss by step and place of the norms, and test loss by depth and width."""
     frame = pd.DataFrame(epochs)
     constant = runs[0]["constant_loss"]
+    plateau = frame[frame["part"] == PLATEAU]
     with style():
         figure = new_figure(DOUBLE, 2.7)
         bottom, row, right = figure.subplots(1, 3)
         for axes, start, words in ((bottom, "bottom", "three levels"), (row, "row", "one level")):
-            own = frame[(frame["part"] == PLATEAU) & frame["network"].str.startswith(start)]
+            own = plateau[plateau["network"].str.startswith(start)]
             for network, line in own.groupby("network", sort=False):
                 norms = str(network).rpartition("_")[2]
                 colour = COLOURS[list(_PLACES).index(norms)]
@@ -75,7 +76,10 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
             axes.axhline(constant, color=MUTED, lw=0.8, label="best constant answer")
             axes.axhline(LEFT * constant, color=INK, lw=0.8, ls=_DASHED, label="end of the plateau")
             axes.set_yscale("log")
-            axes.set_ylim(0.4 * constant, 1.1 * frame.loc[frame["part"] == PLATEAU, "train_loss"].max())
+            axes.set_ylim(
+                0.95 * plateau["train_loss_low"].clip(lower=0.2 * constant).min(),
+                1.05 * plateau["train_loss_high"].max(),
+            )
             axes.yaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 4]))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.minorticks_off()

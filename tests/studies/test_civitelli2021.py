@@ -183,6 +183,12 @@ def test_verdicts_on_errors():
     assert found[judged.COMPETES.name, "n"]["value"] == pytest.approx(-0.01)
     assert found[judged.COMPETES.name, "n"]["outcome"] == "cannot tell"  # which images are lost is not known
 
+    plain = runs(kinds.PLAIN, (0.46, 0.44, 0.48))
+    (told,) = judged.beside_plain([*rows, *plain])
+    assert "which ends at 46.0%" in told
+    assert "IdShort +5.00 points (+" in told  # 4, 7 and 4 points
+    assert "ConvShort -5.00 points (-" in told
+
     def competes(images, lost, gained):
         conv = runs(kinds.CONVSHORT, (0.40, 0.41, 0.421), lost, gained, images)
         rows = [*conv, *runs(kinds.BATCH_NORM, (0.41, 0.42, 0.43), images=images)]

@@ -46,6 +46,18 @@ def network():
     return pathlens.find_blocks(loaded.model, data.batch(0, 2).images), data
 
 
+def test_a_loss_that_falls_while_the_error_rises_is_said():
+    rows = [
+        {"block": block, "loss": loss, "relative_std": float(block), "increase": low + 0.01, "increase_low": low}
+        for block, (loss, low) in enumerate([(1.2, 0.01), (1.3, 0.02), (1.4, 0.03), (0.7, 0.02), (0.9, -0.01)])
+    ]
+    assert responses.without_better_losses("n", rows[:3], 1.0) == ""
+    told = responses.without_better_losses("n", rows, 1.0)
+    assert "without the branch of block 3 (loss 0.700 against 1.000 nats, error +3.00 points)" in told
+    rest = [(row["relative_std"], row["loss"]) for row in rows if row["block"] != 3]
+    assert f"is {stats.spearmanr(rest).statistic:.2f} (" in told
+
+
 @pytest.mark.slow
 def test_it_writes_page_tables_and_figures(done):
     page = (done / "out" / "README.md").read_text()
