@@ -56,9 +56,16 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str
         for claim, verdict in judge_one({kind: tables[f"{kind}-{name}"] for kind in JUDGED}).items():
             judged.setdefault((claim, network), []).append(verdict)
     return [
-        row(claim, network, own[0] if f"{network}-seed0" not in names else over_networks(own))
+        row(_of_text(claim), network, own[0] if f"{network}-seed0" not in names else over_networks(own))
         for (claim, network), own in judged.items()
     ]
+
+
+def _of_text(claim: Claim) -> Claim:
+    """A claim with the examples of this study in its rule and test."""
+    return replace(
+        claim, rule=claim.rule.replace("images", "sequences"), test=claim.test.replace("images", "sequences")
+    )
 
 
 def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
