@@ -79,8 +79,7 @@ FINDINGS = (
         ],
         ["pretrained_resnets/lesions-resnet20.png", "veit2016/lesions-digits54-full-seed0.png"],
         "ResNet-20 has nine blocks, of which none can be spared: other networks of nine blocks that lose little. The "
-        "54-block network on digits depends on its first blocks: seeds, or images with more to tell, for which it does "
-        "not.",
+        "54-block network on digits depends on its first blocks: seeds for which it does not.",
         claims.DISAGREES,
     ),
     Finding(
@@ -144,7 +143,8 @@ FINDINGS = (
             ("veit2016", "single deletions after stochastic depth"),
         ],
         ["veit2016/sets-digits54.png"],
-        "Seeds other than that in which it was noticed, or another data set, in which deletions cost as much.",
+        "Where it agrees: other seeds, or other data, in which deletions cost as much. Where it cannot tell nothing is "
+        "claimed; more seeds would tell.",
     ),
     Finding(
         "The ensemble in training",
@@ -182,7 +182,8 @@ FINDINGS = (
             )
         ],
         ["li2018/surfaces.png"],
-        "Other pairs of twins, or other random directions, in which the basin is as wide without shortcuts.",
+        "Where it agrees: other pairs of twins, or other random directions, with which it comes out otherwise. Where "
+        "it cannot tell nothing is claimed; lines of more points would tell.",
     ),
     Finding(
         "Blocks that are chosen for each image",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import CANNOT_TELL, OURS, Claim, Verdict, decide, of_seeds, over_networks, paired, row
+from studies.rules.claims import (
+    CANNOT_TELL,
+    OURS,
+    Claim,
+    Verdict,
+    counted,
+    decide,
+    of_seeds,
+    over_networks,
+    paired,
+    row,
+)
 from studies.rules.networks import judge
 from studies.veit2016 import retraining
 from studies.veit2016.trainings import PAPER_BLOCKS
@@ -60,12 +72,13 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     for kind, gaps in _after_stochastic_depth(tables, by_rule.get("sd", {}), whole).items():
         found.append(row(veit_claims.STOCHASTIC, f"{network}{kind}", _lower(gaps, "single deletions cost")))
     harder = _harder(tables, by_rule, whole)
-    ps = holm([verdict.p if verdict.p is not None else 1.0 for verdict in harder.values()])
-    for (rule, verdict), p in zip(harder.items(), ps, strict=True):
-        outcome = verdict.outcome if p < lesion_rules.LEVEL else CANNOT_TELL
-        told = f"{verdict.here}, p {p:.2g} after Holm's correction"
-        corrected = Verdict(outcome, told, verdict.value, verdict.low, verdict.high, p, verdict.seeds)
-        found.append(row(veit_claims.HARDER, f"{network}, {rule}", corrected))
+    ps = {rule: verdict.p for rule, verdict in harder.items() if verdict.p is not None}
+    corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
+    for rule, verdict in harder.items():
+        p = corrected.get(rule)
+        outcome = verdict.outcome if p is not None and p < lesion_rules.LEVEL else CANNOT_TELL
+        told = verdict.here if p is None else f"{verdict.here}, p {p:.2g} after Holm's correction"
+        found.append(row(veit_claims.HARDER, f"{network}, {rule}", replace(verdict, outcome=outcome, here=told, p=p)))
     return found
 
 
@@ -89,7 +102,9 @@ def _lower(gaps: Sequence[float], what: str) -> Verdict:
     """Is a paired difference over seeds below zero?"""
     made = paired(gaps)
     interval = "no interval" if made.low is None else f"{100 * made.low:+.2f} to {100 * (made.high or 0):+.2f}"
-    told = f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, {made.pairs} seeds)"
+    told = (
+        f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, {counted(made.pairs, 'seed')})"
+    )
     return of_seeds(
         Verdict(decide(made.low, made.high, below=0), told, made.mean, made.low, made.high, made.p), made.pairs
     )

@@ -12,7 +12,7 @@ import torch
 from pathlens.metrics import sample_interval
 from pathlens.tables import read_table
 from studies.rules import answers, margin
-from studies.rules.claims import Verdict, of_seeds, paired
+from studies.rules.claims import Verdict, counted, of_seeds, paired
 from studies.veit2016.trainings import Training
 
 Row = Mapping[str, Any]
@@ -24,7 +24,7 @@ RUNS = (
     ("rule", "", "which paths were trained"),
     ("trained", "", "the same, short: full, mN for N random blocks a batch, sd for stochastic depth"),
     ("seed", "", "of the run"),
-    ("epochs", "", "of the run"),
+    ("epochs", "", "of the run, of all its phases"),
     ("dtype", "", "numbers it was trained with"),
     ("blocks", "", "residual blocks in a step's sub-network, mean"),
     ("test_error", "fraction", "share of test images classified wrongly after the last epoch"),
@@ -150,7 +150,7 @@ def as_good(row: Row) -> Verdict:
     low, high = row["both_low"], row["both_high"]
     outcome, p, told = margin.judged(row, row["difference"], low, high)
     interval = "no interval" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f} over seeds and images"
-    evidence = "; ".join(filter(None, (interval, told, f"{row['seeds']} seeds")))
+    evidence = "; ".join(filter(None, (interval, told, counted(row["seeds"], "seed"))))
     return of_seeds(
         Verdict(
             outcome,

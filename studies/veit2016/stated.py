@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,8 +27,8 @@ WORDS = {
     "plain": "the plain network, its layers deleted",
     "highway": "the highway network",
 }
-#: up to which errors are shown once more, where those of all networks hide the small ones
-ZOOM = 0.1
+#: sizes of sets that the page shows; the table has all
+SIZES = (1, 2, 5, 10, 15, 20)
 
 SINGLES = (
     ("run", "", "name of the training run"),
@@ -77,13 +78,14 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     if missing:
         page.text(
             f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by "
-            f"`python -m studies.veit2016.cifar NAME`. Nothing is said of them, and what needs three of their seeds "
-            f"cannot tell."
+            f"`python -m studies.veit2016.cifar NAME`, where own stands for mN, with the number N of blocks that the "
+            f"effective lengths of seed 0 ask for (`effective`). Nothing is said of them, and what needs three of "
+            f"their seeds cannot tell."
         )
     if missing or kept:
         page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{_convolutions(kept)}")
     tables = page.tables
-    waiting = [one for one in kept if f"lesions-{one.name}" not in tables]
+    waiting = [one for one in kept if f"sets-{one.name}" not in tables]
     if waiting and study.scale == "cpu":
         errors = ", ".join(f"{one.name} ({one.facts['row']['test_error']:.2%} test error)" for one in waiting)
         page.text(f"**Trained and not measured yet**: {errors}, by `python -m studies.veit2016 --only cifar`.")
@@ -95,7 +97,7 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     _left(page, runs)
     if "lesions-imagenet" in tables:
         _imagenet(page)
-    _retraining(page, runs)
+    _retraining(page, runs, kept)
     data = {run["network"]: run["data"] for run in runs}
     page.claims(verdicts(tables, runs), lambda network: data[network.split(",")[0]])
     return page
@@ -107,9 +109,9 @@ def _convolutions(kept: Sequence[Kept]) -> str:
     if not names:
         return ""
     return (
-        f" In {len(names)} of the {len(kept)} that are there the 3x3 convolutions of training were computed by "
-        f"{' and '.join(dict.fromkeys(names))} (`studies/veit2016/winograd/`), which rounds otherwise than torch's own "
-        "convolutions, by which everything is measured."
+        f" In {len(names)} of the {len(kept)} that are there the 3x3 convolutions of training, but for the first and "
+        f"those of stride 2, were computed by {' and '.join(dict.fromkeys(names))} (`studies/veit2016/winograd/`), "
+        "which rounds otherwise than torch's own convolutions, by which everything is measured."
     )
 
 
@@ -160,28 +162,15 @@ def _first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.section(
         "Deleting single blocks (figures 3 and 8)",
-        "Every block of every trained network; the figures show the first seed of each. Highway networks are ours: the "
-        "paper deletes none.",
+        "Every block of the networks of the table below; the figures show seed 0. Highway networks are ours: the paper "
+        "deletes none.",
     )
     own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
     for data in dict.fromkeys(run["data"] for run in own):
-        panel = {
-            f"{run['network']} {run['trained']}": page.tables[f"lesions-{run['run']}"]
-            for run in own
-            if run["trained"] in ("full", "plain", "highway") and run["data"] == data
-        }
-        if not panel:
-            continue
-        caption = (
-            f"Error with each block deleted in turn, in one panel (of the plain network each layer), {data}, seed 0; "
-            f"below, the same up to {100 * ZOOM:g} %. Bars: 95 % intervals over images (Wilson)."
-        )
-        draw = partial(figures.deletions, panel, chance=veit_claims.CHANCE, zoom=ZOOM)
-        page.figure("lesions" if data == own[0]["data"] else f"lesions-{data}", draw, caption)
+        _lesions_panel(page, data, [run for run in own if run["data"] == data], "" if data == own[0]["data"] else data)
     for run in own:
         stem = f"lesions-{run['run']}"
-        words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
-        caption = f"Error with each block deleted in turn: {run['network']}, {words}."
+        caption = f"Error with each block deleted in turn: {run['network']}, {_words(run)}, {run['data']}."
         chance = veit_claims.CHANCE if run["trained"] == "plain" else None
         page.figure(stem, partial(figures.deletion, page.tables[stem], chance=chance), caption)
         page.measured(stem)
@@ -192,16 +181,38 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.table("singles", shown)
 
 
+def _words(run: Mapping[str, Any]) -> str:
+    return WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
+
+
+def _lesions_panel(page: Page, data: str, runs: Sequence[Mapping[str, Any]], ending: str) -> None:
+    """Figure 3, of networks of several kinds; of one kind alone all its trainings, as in figure 8."""
+    kinds = [run for run in runs if run["trained"] in ("full", "plain", "highway")]
+    kinds = kinds if any(run["trained"] != "full" for run in kinds) else list(runs)
+    tables = {f"{run['network']}, {_words(run).split(',')[0]}": page.tables[f"lesions-{run['run']}"] for run in kinds}
+    layers = " (of the plain network each layer)" if any(run["trained"] == "plain" for run in kinds) else ""
+    # the smallest multiple of 10 % that leaves 5 points above every intact network
+    intact = max(row["error"] for table in tables.values() for row in table.rows if row["count"] == 0)
+    zoom = math.ceil(10 * intact + 0.5) / 10
+    caption = (
+        f"Error with each block deleted in turn{layers}, {data}, seed 0; below, the same up to {100 * zoom:g} %. Bars: "
+        "95 % intervals over images (Wilson)."
+    )
+    draw = partial(figures.deletions, tables, chance=veit_claims.CHANCE, zoom=zoom)
+    page.figure("-".join(filter(None, ("lesions", ending))), draw, caption)
+
+
 def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.section(
         "Deleting many blocks (figure 5a), and reordering (figure 5b)",
         "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
         "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
-        "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above.",
+        "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above. "
+        "Sets and orders on CIFAR-10 are of the first 2,000 test images, so that their errors differ from those above.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         panel = {
-            WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch"): page.tables[f"sets-{run['run']}"]
+            _words(run): page.tables[f"sets-{run['run']}"]
             for run in _first(runs)
             if run["network"] == network and f"sets-{run['run']}" in page.tables
         }
@@ -215,17 +226,20 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     for run in _first(runs):
         stem = f"sets-{run['run']}"
         if stem in page.tables:
-            words = WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
-            caption = f"Error with random sets of blocks deleted: {run['network']}, trained {words}."
+            caption = f"Error with random sets of blocks deleted: {run['network']}, {_words(run)}, {run['data']}."
             page.figure(stem, partial(figures.deletion, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
     wanted = {run["run"] for run in _first(runs) if run["trained"] == "full"}
     shown = {"run": "", "size": "d", "critical": "", "n": "d", "mean": ".2%", "median": ".2%", "smallest": ".2%"}
-    page.table("many", shown | {"largest": ".2%"}, rows=lambda one: one["run"] in wanted and one["n"] > 0)
+    page.table(
+        "many",
+        shown | {"largest": ".2%"},
+        rows=lambda one: one["run"] in wanted and one["size"] in SIZES and one["n"] > 0,
+    )
     for run in _first(runs):
         stem = f"orders-{run['run']}"
         if stem in page.tables:
-            caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}."
+            caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}, {run['data']}."
             page.figure(stem, partial(figures.reordering, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
 
@@ -241,13 +255,18 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "paths. The exact curve is the norm of the sum over all paths of a length, which the paper could not compute: "
         "gradients of different paths partly cancel, which the product does not see.",
     )
-    for run in _first(runs):
+    own = [run for run in _first(runs) if f"gradients-{run['run']}" in page.tables]
+    for blocks in dict.fromkeys(page.tables[f"gradients-{run['run']}"].provenance["blocks"] for run in own):
+        page.text(path_rules.lengths_of_paths(blocks))
+    for run in own:
         stem = f"gradients-{run['run']}"
         if stem in page.tables:
             table = page.tables[stem]
-            page.text(path_rules.lengths_of_paths(table.provenance["blocks"]))
             effective = table.provenance["effective"]["sampled"]
-            caption = f"Number of paths, norm of a path's gradient, and contribution, by length: {run['network']}."
+            caption = (
+                f"Number of paths, norm of a path's gradient, and contribution, by length: {run['network']}, "
+                f"{run['data']}."
+            )
             shaded = (effective["first"], effective["last"])
             page.figure(stem, partial(figures.path_gradients, table, effective=shaded), caption)
             page.measured(stem)
@@ -294,13 +313,14 @@ def _imagenet(page: Page) -> None:
     page.table("lesions-imagenet", LESIONS)
 
 
-def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Kept]) -> None:
     page.section(
         "Training on effective paths (section 5.3), and stochastic depth",
         "The paper trained a 54-block network with 23 random blocks in each batch, so that the lengths of the paths it "
         "sees are those that carry the gradient: 5.96 % error, against 6.10 % of the full network (CIFAR-10). At test "
-        "time all blocks run, each branch times the probability that it was in a batch. Errors are of the test split, "
-        f"read once, after the last epoch; the margin of {100 * margin.MARGIN:g} points was set before.",
+        "time all blocks run, each branch times the probability that it was in a batch. Errors are of the test split "
+        f"after the last epoch, read once but for what is said above of CIFAR-10; the margin of "
+        f"{100 * margin.MARGIN:g} points was set before.",
     )
     shown = {
         "network": "", "data": "", "trained": "", "seeds": "d", "error": ".2%", "error_low": ".2%", "error_high": ".2%",
@@ -312,11 +332,14 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         asked = [one["blocks_per_batch"] for one in own if one["network"].startswith(f"{network}-")]
         if asked:
-            page.text(
-                f"The effective lengths of {network} ask for {min(asked)} to {max(asked)} blocks a batch over "
-                f"{len(asked)} seed{'s' * (len(asked) > 1)} (median {statistics.median(asked):g})."
-            )
+            span = f"{min(asked)} to {max(asked)} blocks a batch over {len(asked)} seeds"
+            span = f"{span} (median {statistics.median(asked):g})" if len(asked) > 1 else f"{asked[0]} blocks a batch"
+            page.text(f"The effective lengths of {network} ask for {span}.")
     epochs = dict.fromkeys((run["network"], run["epochs"]) for run in runs)
     page.text(f"Epochs: {', '.join(f'{network} {count}' for network, count in epochs)}; the paper trained 200.")
     page.table("runs")
     page.table("epochs")
+    if kept:
+        page.text(
+            "Histories of the trainings on CIFAR-10: `../cifar10/history-NAME.csv`, and `-half` of their first phase."
+        )
