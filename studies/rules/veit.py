@@ -6,6 +6,7 @@ from here. What the paper does not claim is marked as ours.
 
 from __future__ import annotations
 
+from studies.rules.answers import PAIRED
 from studies.rules.claims import OURS, Claim
 
 PAPER = "Veit et al. 2016"
@@ -158,8 +159,7 @@ RETRAINED = Claim(
     f"{PAPER}, section 5.3",
     "Agrees where its test error is shown to be at most 0.5 points above that of the whole network (non-inferiority), "
     "disagrees where it is shown to be more than that above.",
-    "Difference paired by seed and by image: Student's 95 % interval over seeds, whose standard error has the sampling "
-    "of the test images in it, and a one-sided t test over seeds against the margin; Holm over the numbers of blocks.",
+    f"{PAIRED}, and a one-sided t test over seeds against the margin; Holm over the numbers of blocks of a network.",
 )
 OTHER_NUMBERS = Claim(
     "training on other numbers of blocks",
