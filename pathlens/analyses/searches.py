@@ -18,7 +18,6 @@ from pathlens.analyses.sources import Data
 from pathlens.analyses.sweep import PHASE, SweepResult
 from pathlens.data import DataSet
 from pathlens.errors import UsageError
-from pathlens.metrics import holm
 from pathlens.residual import ResidualView
 from pathlens.results.searches import EXHAUSTIVE, GREEDY, SELECTED, GreedyRow, SetRow
 from pathlens.tables import Table
@@ -53,8 +52,10 @@ def delete_blocks_greedy(
         **options: see :func:`.evaluating`.
 
     Returns:
-        A row for the intact network and one for each step. ``p_holm`` is corrected for all networks that the search
-        evaluated, so that the choice among them is accounted for.
+        A row for the intact network and one for each step. Which sets are evaluated depends on the images, so that
+        Holm's correction over these would not account for the choice: ``p_holm`` is corrected by Bonferroni's for all
+        sets of a step's size and for the steps. ``difference`` and its interval are those of the chosen set on the
+        images that it was chosen on.
 
     Raises:
         UsageError: a number of blocks that the network does not have.
@@ -67,6 +68,7 @@ def delete_blocks_greedy(
     deleted: list[int] = []
     table_rows: list[MutableRow] = []
     p_values: list[float] = []
+    corrected: list[float] = []
     chosen: list[int] = []
     results: list[SweepResult] = []
     networks = sum(len(view) - step + 1 for step in range(count))
@@ -80,6 +82,7 @@ def delete_blocks_greedy(
             best = min(range(len(left)), key=lambda index: cost(measured[index]))
             chosen.append(len(p_values) + best)
             p_values += [row["p"] for row in measured]
+            corrected += [min(1.0, row["p"] * count * math.comb(len(view), step + 1)) for row in measured]
             deleted.append(left[best])
             block = view[left[best]]
             table_rows += [] if step else [rows.row_of(GreedyRow, intact, count=0)]
@@ -87,11 +90,10 @@ def delete_blocks_greedy(
             blocks = ",".join(map(str, deleted))
             table_rows.append(rows.row_of(GreedyRow, measured[best], count=step + 1, **about, blocks=blocks))
         record = evaluation.record(results)
-    corrected = holm(p_values)
     for row, index in zip(table_rows[1:], chosen, strict=True):
         row["p_holm"] = corrected[index]
     compared = comparison(evaluation.task, list(zip(p_values, corrected, strict=True))) or {}
-    compared["correction"] = f"Holm's, over the {len(p_values)} lesioned networks that the search evaluated"
+    compared["correction"] = f"Bonferroni's, over all sets of a step's size and over the {count} steps"
     record = replace(record, comparison=compared, notes=(*record.notes, SELECTED))
     return GREEDY.table(table_rows, record.entries())
 

@@ -32,6 +32,10 @@ class _Step:
 class GreedyRow(measured.Measured, _Step):
     """The network after one more block was deleted: the one without which it errs least."""
 
+    p_holm: float | None = column(
+        "", "p after Bonferroni's correction over all sets of as many blocks and over the steps of the search"
+    )
+
 
 _NAMED: Mapping[str, Shown] = {
     "count": Shown(),
