@@ -124,6 +124,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+#: what is left of a sum of squares where all is alike, as a part of it
+ROUNDING = 1e-12
+
+
 def sample_interval(
     values: Sequence[float], confidence: float = 0.95, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float | None, float | None]:
@@ -166,30 +170,49 @@ def interval_of_sums(n: int, total: float, squares: float) -> tuple[float | None
         squares: the sum of their squares.
 
     Returns:
-        Lower and upper end; ``(None, None)`` for fewer than two samples, or sums that are not finite.
+        Lower and upper end; ``(None, None)`` for fewer than two samples, sums that are not finite, and samples that are
+        alike but for rounding, which tell no spread unless all are 0.
     """
     from scipy.special import stdtrit
 
     if n < 2 or not (math.isfinite(total) and math.isfinite(squares)):
         return None, None
-    mean = total / n
-    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(max(0.0, squares / n - mean**2) / (n - 1))
+    deviation = deviation_of_sums(n, total, squares)
+    if not deviation and squares:
+        return None, None
+    mean, half = total / n, float(stdtrit(n - 1, 0.975)) * deviation
     return mean - half, mean + half
 
 
+def deviation_of_sums(n: int, total: float, squares: float) -> float:
+    """Standard error of the mean of samples of which only sums are known; 0 where they are alike but for rounding.
+
+    Args:
+        n: samples, at least two.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+    spread = squares / n - (total / n) ** 2
+    return math.sqrt(spread / (n - 1)) if spread > ROUNDING * squares / n else 0.0
+
+
 def t_test(mean: float, deviation: float | None, n: int) -> float:
-    """Two-sided p value of Student's t test that a mean is 0; 1 where nothing tells its spread.
+    """Two-sided p value of Student's t test that a mean is 0; of the sign test where all samples are alike.
+
+    1 for a single sample, which tells no spread, and for a mean of 0.
 
     Args:
         mean: over independent samples.
-        deviation: its standard error, or None where there is none.
+        deviation: its standard error; None for a single sample, 0 where all are alike.
         n: samples.
     """
     from scipy.special import stdtr
 
     if deviation is None or not mean:
         return 1.0
-    return min(1.0, 2 * float(stdtr(n - 1, -abs(mean) / deviation))) if deviation else 0.0
+    if not deviation:
+        return float(0.5 ** (n - 1))
+    return min(1.0, 2 * float(stdtr(n - 1, -abs(mean) / deviation)))
 
 
 def kendall_tau(order: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, NumericsError
-from pathlens.metrics.intervals import interval_of_sums, t_test
+from pathlens.metrics.intervals import deviation_of_sums, interval_of_sums, t_test
 from pathlens.metrics.sums import OfExamples, Sums
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class RegressionCounts(OfExamples):
         # what is left of equal numbers is rounding
         if squares <= 1e-12 * self.target_squares:
             raise NumericsError(
-                f"all targets of the {self.n} examples are equal, and errors are stated relative to their variance; "
-                "give examples of different targets"
+                f"all targets of the {self.n} examples are equal, but for less than a millionth of their size, and "
+                "errors are stated relative to their variance; give examples of different targets, or subtract what "
+                "they have in common"
             )
         return squares / (self.elements * len(self.target_sums))
 
@@ -111,7 +112,7 @@ class RegressionPairs(Sums):
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
-        """The 95 % interval of the difference over examples; missing for a single one."""
+        """The 95 % interval of the difference over examples; missing for a single one and where all change alike."""
         low, high = interval_of_sums(self.counts.n, self.total, self.squares)
         return (
             None if low is None else low / self.counts.variance,
@@ -122,10 +123,7 @@ class RegressionPairs(Sums):
     def p(self) -> float:
         """Two-sided paired t test of no difference over examples; 1 for a single one, which tells no spread."""
         n = self.counts.n
-        if n < 2:
-            return 1.0
-        mean = self.total / n
-        return t_test(mean, math.sqrt(max(0.0, self.squares / n - mean**2) / (n - 1)), n)
+        return t_test(self.total / n, deviation_of_sums(n, self.total, self.squares), n) if n > 1 else 1.0
 
 
 def squared_errors(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

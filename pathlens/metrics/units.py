@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pathlens.errors import DataError, NumericsError
 from pathlens.metrics.classification import holds_indices
-from pathlens.metrics.intervals import t_test
+from pathlens.metrics.intervals import ROUNDING, t_test, wilson_interval
 from pathlens.metrics.sums import OfExamples, Sums
 
 if TYPE_CHECKING:
@@ -71,13 +71,17 @@ class UnitCounts(OfExamples):
         return math.nan if self.nonfinite else self.loss_sum / self.units
 
     def columns(self) -> dict[str, float | None]:
-        """Examples, error with its interval over examples, and loss; an interval needs two examples.
+        """Examples, error with its interval over examples, and loss; an interval needs two examples that differ.
+
+        Where no unit is wrong, or all are, it is Wilson's of the share of examples with a wrong, or right, unit.
 
         Raises:
             NumericsError: no units were counted.
         """
         deviation = _deviation(self.error, self.n, self.units, self.wrong_squares, self.wrong_units, self.unit_squares)
         low, high = _interval(self.error, deviation, self.n, (0.0, 1.0))
+        if deviation == 0 and self.error in (0, 1):
+            low, high = wilson_interval(round(self.error) * self.n, self.n)
         loss = None if self.nonfinite else self.loss
         return {"n": self.n, "error": self.error, "error_low": low, "error_high": high, "loss": loss}
 
@@ -115,7 +119,13 @@ class UnitPairs(Sums):
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
-        """The 95 % interval of the difference over examples; missing for a single one."""
+        """The 95 % interval of the difference over examples; missing for a single one and where all change alike.
+
+        Where none changes, it is Wilson's of the share of examples that change, in both directions.
+        """
+        if self.n > 1 and self.lost == self.gained == 0:
+            _, high = wilson_interval(0, self.n)
+            return -high, high
         return _interval(self.difference, self._deviation, self.n, (-1.0, 1.0))
 
     @property
@@ -309,7 +319,7 @@ def _deviation(rate: float, n: int, units: int, squares: float, products: float,
         return None
     residual = max(0.0, squares - 2 * rate * products + rate**2 * unit_squares)
     # sums of whole numbers are exact; what is left of them where all examples agree is rounding
-    if residual <= 1e-12 * max(squares, rate**2 * unit_squares):
+    if residual <= ROUNDING * max(squares, rate**2 * unit_squares):
         return 0.0
     return math.sqrt(residual * n / (n - 1)) / units
 
@@ -319,7 +329,7 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     from scipy.special import stdtrit
 
-    if deviation is None:
+    if not deviation:  # a single example, or nothing that tells the spread
         return None, None
     half = float(stdtrit(n - 1, 0.975)) * deviation
     return max(bounds[0], rate - half), min(bounds[1], rate + half)

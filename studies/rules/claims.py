@@ -177,7 +177,7 @@ class Differences:
 
     Attributes:
         mean: over the pairs.
-        low: lower end of Student's 95 % interval; None for a single pair.
+        low: lower end of Student's 95 % interval; None where there is no spread.
         high: upper end.
         p: two-sided paired t test against 0; None where there is no spread.
         pairs: how many.
@@ -192,8 +192,8 @@ class Differences:
 
 def paired(differences: Sequence[float]) -> Differences:
     """Mean, Student's interval and the t test of paired differences, in any unit."""
-    low, high = sample_interval(differences)
     varies = len(differences) > 1 and not math.isclose(min(differences), max(differences), rel_tol=1e-9)
+    low, high = sample_interval(differences) if varies else (None, None)
     p = float(stats.ttest_1samp(differences, 0).pvalue) if varies else None
     return Differences(statistics.fmean(differences), low, high, p, len(differences))
 

@@ -65,7 +65,12 @@ class Cost:
 
 def costs(lesions: Table) -> list[Cost]:
     """The cost of each single deletion of a table of ``delete-blocks``."""
-    rows = [row for row in lesions.rows if row["block"] is not None]
+    widest = {"difference_low": -1.0, "difference_high": 1.0}  # where nothing tells the spread
+    rows = [
+        {**row, **{end: bound if row[end] is None else row[end] for end, bound in widest.items()}}
+        for row in lesions.rows
+        if row["block"] is not None
+    ]
     beyond = [
         holm([_beyond(sign * (row["difference"] - NOTICEABLE), abs(row["difference"] - row[end])) for row in rows])
         for sign, end in ((1, "difference_low"), (-1, "difference_high"))

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from pathlens.errors import DataError, ModelError, NumericsError, UsageError
-from pathlens.metrics import UnitCounts, task_for, task_named
+from pathlens.metrics import UnitCounts, task_for, task_named, wilson_interval
 from pathlens.metrics import units as counting
 from pathlens.metrics.tasks import CLASSIFICATION, NEXT_TOKEN, SEGMENTATION
 from pathlens.metrics.units import IGNORED
@@ -135,8 +135,14 @@ def test_what_tells_no_spread():
     worse = logits.clone()
     worse[..., 1] = 1  # wrong everywhere, where the first is right everywhere
     (_, same), (_, pairs) = of(NEXT_TOKEN, [logits, worse], targets)
-    assert (same.p, same.interval) == (1.0, (0.0, 0.0))
-    assert (pairs.difference, pairs.interval, pairs.p) == (1.0, (1.0, 1.0), 0.0)
+    # no example of four changes, and all change alike: neither makes sure of others
+    assert same.p == 1
+    assert same.interval == pytest.approx((-wilson_interval(0, 4)[1], wilson_interval(0, 4)[1]))
+    assert (pairs.difference, pairs.interval, pairs.p) == (1.0, (None, None), stats.binomtest(4, 4).pvalue)
+    ((right, _), (wrong, _)) = of(NEXT_TOKEN, [logits, worse], targets)
+    for counts, k in ((right, 0), (wrong, 4)):
+        found = counts.columns()
+        assert (found["error_low"], found["error_high"]) == wilson_interval(k, 4)
 
 
 def test_what_does_not_fit_is_refused():
