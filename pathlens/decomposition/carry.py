@@ -30,6 +30,7 @@ from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
 from pathlens.residual.segments import cut
 from pathlens.residual.simplify import batch_norm_update
+from pathlens.runtime.randomness import seeded
 
 aten = torch.ops.aten
 
@@ -80,8 +81,7 @@ class Decomposition:
         module, stem = self._segment.graph_module, self._chain.boundaries[0].name
         carrier = _Carrier(module, self._carried, self._links, stem)
         # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
-        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(0, inputs.device):
             whole = carrier.run(inputs, *self._chain.trace.fetch(self._segment.tensor_names))[0]
         summands = carrier.summands[self._target.name]
         _check_sum(self._target, whole, summands)

@@ -7,13 +7,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from pathlens.errors import ModelError, UsageError
@@ -23,9 +20,7 @@ from pathlens.models.huggingface import huggingface_entry
 from pathlens.models.reading import read_metadata
 from pathlens.models.registry import DEFAULT_NAME, REFERENCES, packaged_file, reference_names
 from pathlens.models.userfile import is_user_spec, load_user_model
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pathlens.runtime.randomness import seeded
 
 _LONGEST_SIDE = (
     100_000  # pixels that metadata may state; whether such an input fits in memory is checked when it is made
@@ -107,7 +102,7 @@ def load_model(
     if not -(2**63) <= seed < 2**64:
         raise UsageError(f"seed {seed}: give an integer of at most 64 bits")
     name = DEFAULT_NAME if spec is None else spec
-    with _seeded(seed):
+    with seeded(seed):
         if is_user_spec(name):
             loaded = _load_user(name, weights, seed)
         else:
@@ -118,14 +113,6 @@ def load_model(
     loaded.model.eval().cpu()
     check_finite(loaded.model, loaded.weights if weights is not None else name)
     return replace(loaded, sha256=state_sha256(loaded.model))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # Only the CPU generator: torch.manual_seed would also reseed the generators of every GPU.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _load_user(spec: str, weights: str | os.PathLike[str] | None, seed: int) -> LoadedModel:

@@ -17,6 +17,7 @@ from pathlens.propagation.moments import Moments, moments
 from pathlens.residual.chain import Chain
 from pathlens.residual.losses import Loss
 from pathlens.residual.segments import cut
+from pathlens.runtime.randomness import seeded
 
 PLACES = ("stem", "branch", "shortcut", "sum", "output")
 """Where a block is read: ends of its branch and shortcut, their sum, and what leaves it; before them all, the stem."""
@@ -89,8 +90,7 @@ def measure(chain: Chain, images: Tensor, labels: Tensor, loss: Loss) -> dict[Pl
     segment = cut(chain.trace, chain.trace.source, [*nodes.values(), chain.trace.main])
     reader = _Tapped(segment.graph_module, at, tap)
     # a network may draw at random in train mode (stochastic depth); the user's random state stays as it is
-    with torch.enable_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(0)
+    with torch.enable_grad(), seeded(0, images.device):
         source = images.detach().clone()
         if source.is_floating_point():
             root.append(source.requires_grad_())

@@ -12,6 +12,7 @@ import pathlens
 from pathlens.propagation import Moments, measure, moments
 from pathlens.residual.losses import cross_entropy
 from pathlens.residual.modes import in_mode
+from pathlens.runtime.randomness import seeded
 
 
 def by_definition(x: Tensor) -> Moments:
@@ -73,6 +74,20 @@ class Rough(nn.Module):
             found[i, "sum"] = found[i, "branch"] + found[i, "shortcut"]
             x = found[i, "output"] = F.relu(found[i, "sum"])
         return found, self.head(x.mean((2, 3)))
+
+
+def test_generators_of_gpus_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(0)
+    assert seeds == [0]  # which is what is not called below
+    net, x = Rough(True).double(), torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    seeds.clear()
+    measure(pathlens.find_blocks(net, x).chain(x), x, torch.arange(6) % 5, cross_entropy)
+    with seeded(3, x.device):
+        first = torch.rand(4)
+    assert seeds == []
+    assert torch.equal(first, torch.rand(4, generator=torch.Generator().manual_seed(3)))
 
 
 @pytest.mark.parametrize("training", [False, True])
