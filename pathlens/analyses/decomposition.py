@@ -41,6 +41,8 @@ _DTYPES = ("float32", "float64")
 
 #: by key of the summand: of one initialisation
 _Values = dict[int, Contribution]
+#: examples of a batch, and for each summand its key and numbers
+_Batch = tuple[int, list[list[float]]]
 
 
 def decompose(
@@ -135,10 +137,10 @@ def decompose(
 
 def _measuring(
     view: ResidualView, run: Opened, at: str | int, task: Task | None
-) -> Callable[[int, Tensor, Tensor], list[list[float]]]:
+) -> Callable[[int, Tensor, Tensor], _Batch]:
     prepared: dict[Chain, Decomposition] = {}
 
-    def compute(batch: int, images: Tensor, targets: Tensor) -> list[list[float]]:
+    def compute(batch: int, images: Tensor, targets: Tensor) -> _Batch:
         check_batch(run, batch, images)
         images = run.moved(images)
         chain = view.chain(images)
@@ -147,25 +149,28 @@ def _measuring(
             prepared[chain] = Decomposition(chain, target)
         whole, summands = prepared[chain](images)
         numbers = measure_summands(chain, whole, summands, block, task, targets.to(run.runner.device))
-        return [[key, *astuple(contribution)] for key, contribution in numbers.items()]
+        return len(images), [[key, *astuple(contribution)] for key, contribution in numbers.items()]
 
     return compute
 
 
-def _averaged(batches: Iterable[list[list[float]]]) -> _Values:
-    """The numbers of each summand: moments averaged over batches, counts added up."""
+def _averaged(batches: Iterable[_Batch]) -> _Values:
+    """The numbers of each summand: moments averaged over batches by their examples, counts added up."""
     by_key: dict[int, list[Contribution]] = {}
-    for batch in batches:
+    examples = []
+    for size, batch in batches:
+        examples.append(size)
         for key, *numbers in batch:
             by_key.setdefault(int(key), []).append(Contribution(*numbers))
     if not by_key:
         raise DataError("the data has no examples; give at least one batch")
-    return {key: _together(parts) for key, parts in by_key.items()}
+    return {key: _together(parts, examples) for key, parts in by_key.items()}
 
 
-def _together(parts: Sequence[Contribution]) -> Contribution:
+def _together(parts: Sequence[Contribution], examples: Sequence[int]) -> Contribution:
     second_moment, variance, covariance, *counts = zip(*map(astuple, parts), strict=True)
-    return Contribution(*map(fmean, (second_moment, variance, covariance)), *map(sum, counts))
+    means = (fmean(moments, examples) for moments in (second_moment, variance, covariance))
+    return Contribution(*means, *map(sum, counts))
 
 
 def _rows(label: str, seeds: Sequence[_Values], view: ResidualView) -> Iterator[MutableRow]:

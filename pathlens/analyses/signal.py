@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Unpack
 
 import torch
@@ -173,20 +174,24 @@ def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> 
         readings = measure(chain, images, labels.to(run.runner.device), loss)
         due = {} if trained else expect(chain, readings)
         none = [None] * len(QUANTITIES)
-        return [
+        values = [
             [*(reading.forward or none), *(reading.backward or none), *vars(due.get(place, Expected())).values()]
             for place, reading in readings.items()
         ]
+        return len(images), values
 
     return compute
 
 
-def _averaged(batches: Iterable[list[list[float | None]]], view: ResidualView) -> _Values:
-    """Means over batches; missing where any is."""
-    stacked = list(batches)
+def _averaged(batches: Iterable[tuple[int, list[list[float | None]]]], view: ResidualView) -> _Values:
+    """Means over batches, each as often as it has examples; missing where any is."""
+    examples, stacked = zip(*batches, strict=True) if (batches := list(batches)) else ((), ())
     if not stacked:
         raise DataError("the data has no images; give at least one batch")
-    means = [[mean(values) for values in zip(*of_batches, strict=True)] for of_batches in zip(*stacked, strict=True)]
+    means = [
+        [None if None in values else fmean(values, examples) for values in zip(*of_batches, strict=True)]
+        for of_batches in zip(*stacked, strict=True)
+    ]
     return dict(zip(places(view.chain()), means, strict=True))
 
 

@@ -81,6 +81,14 @@ def test_moments_of_the_last_sum_by_definition() -> None:
     assert table.provenance["at"] == "sum of block 2"
 
 
+def test_a_smaller_last_batch_counts_by_its_examples() -> None:
+    torch.manual_seed(0)
+    net, (whole,) = Net().double(), batches(1, 33)
+    parts = [tuple(tensor[start : start + 16] for tensor in whole) for start in (0, 16, 32)]
+    for one, several in zip(pathlens.decompose(net, [whole]).rows, pathlens.decompose(net, parts).rows, strict=True):
+        assert one["norm"] == pytest.approx(several["norm"], rel=1e-12), one["summand"]
+
+
 def test_logits_of_a_trained_network_add_up_to_its_own() -> None:
     loaded = pathlens.load_model("digits54")
     data = pathlens.open_data("digits", limit=20)

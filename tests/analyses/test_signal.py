@@ -221,3 +221,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err.strip()
         assert words in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_smaller_last_batch_counts_by_its_examples() -> None:
+    model = pathlens.load_model("preresnet20", "random").model.double()
+    images = torch.randn(33, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(33) % 10
+    parts = [(images[start : start + 16], labels[start : start + 16]) for start in (0, 16, 32)]
+    tables = [pathlens.signal_propagation(model, data, mode="eval") for data in ([(images, labels)], parts)]
+    for one, several in zip(*(table.rows for table in tables), strict=True):
+        for name in ("second_moment", "gradient_second_moment"):
+            assert one[name] == pytest.approx(several[name], rel=1e-9), (name, one["name"], one["place"])
