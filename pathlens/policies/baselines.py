@@ -30,11 +30,13 @@ class Fixed:
         network: ``random``, ``single`` or ``greedy``.
         kept: the blocks, in order.
         sample: number of the random set.
+        is_drawn: whether the random sets are some of those that there are; of all of them a mean has no interval.
     """
 
     network: str
     kept: tuple[int, ...]
     sample: int | None = None
+    is_drawn: bool = True
 
 
 def fixed_sets(
@@ -70,7 +72,9 @@ def fixed_sets(
     def without(deleted: Iterable[int]) -> tuple[int, ...]:
         return tuple(sorted(set(range(blocks)).difference(deleted)))
 
-    sets = [Fixed("random", without(deleted), number) for number, deleted in enumerate(draws.plans)]
+    sets = [
+        Fixed("random", without(deleted), number, not draws.exhausted) for number, deleted in enumerate(draws.plans)
+    ]
     alone: dict[Any, Row] = {row["block"]: row for row in single().rows if row["block"] is not None}
     if set(alone) != set(range(blocks)):
         raise UsageError(f"single: a table of {len(alone)} blocks; give delete_blocks of all {blocks} of this network")

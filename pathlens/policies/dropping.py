@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -257,7 +258,8 @@ def _learned(
 ) -> tuple[Learned, Table | None]:
     """The policy that was given, or a trained one with the history of its training."""
     if policy is not None:
-        own = policy if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
+        # the user's own stays in the mode that it is in
+        own = copy.deepcopy(policy) if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
         return Learned(own.eval(), view, []), None
     device = processes.device_of(view.model, options.get("device"))
     view.model.to(device)

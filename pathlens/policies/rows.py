@@ -68,7 +68,8 @@ def network_rows(measured: Measured, sets: Sequence[Fixed], costs: Costs) -> lis
         row["p_holm"] = corrected[name]
     drawn = [row for row in rows if row["network"] == "random"]
     at = next((index for index, row in enumerate(rows) if row["network"] == "single"), len(rows))
-    return [*rows[:at], *([mean_of(drawn, True, _MEANS, _SAME)] if len(drawn) > 1 else []), *rows[at:]]
+    is_sample = all(fixed.is_drawn for fixed in sets)
+    return [*rows[:at], *([mean_of(drawn, is_sample, _MEANS, _SAME)] if len(drawn) > 1 else []), *rows[at:]]
 
 
 def _row(network: str, answers: Answers, fixed: Fixed | None, costs: Costs) -> MutableRow:

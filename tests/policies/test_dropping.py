@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,22 @@ def test_choices_are_those_of_the_policy_image_by_image(result, policy, right, t
         assert row["correct"] == int(right[own][image])
         assert row["intact_correct"] == int(right[0, 1, 2, 3, 4, 5][image])
     assert usage(result.choices.rows) == pytest.approx(kept.double().mean(0).tolist())
+
+
+def test_a_given_policy_stays_in_its_mode(view, test, train, policy):
+    own = copy.deepcopy(policy).train()
+    pathlens.blockdrop(view, test, train, policy=own, samples=2, selection=16, **EXACT)
+    assert own.training
+    assert all(module.training for module in own.modules())
+
+
+def test_a_mean_over_all_sets_that_exist_has_no_interval(view, test, train, policy):
+    for samples, is_sample in ((2, True), (20, False)):
+        found = pathlens.blockdrop(view, test, train, policy=policy, samples=samples, selection=16, **EXACT)
+        drawn = [row for row in found.table.rows if row["network"] == "random"]
+        (mean,) = [row for row in drawn if row["sample"] is None]
+        assert len(drawn) - 1 == (samples if is_sample else math.comb(6, len(drawn[0]["kept"].split(","))))
+        assert (mean["error_low"] is not None) == is_sample
 
 
 def test_rows_are_those_of_plain_forward_passes(result, right, view, policy):
