@@ -229,6 +229,7 @@ def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
         run.runner.source.count or 0,
         run.runner.device,
         run.runner.dtype,
+        run.mode == "train",
         linearise=lambda images, labels: run.linearise(images, labels, request.at, loss),
         measure=run.runner.run,
     )

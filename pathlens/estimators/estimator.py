@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 NORM = "loss per unit of input"
 """Unit of a gradient norm."""
-HALF = 1.96
-"""Half a 95 % interval, in standard errors."""
-
 _LARGEST_POWER = 960  # of two; sums of contributions up to there do not overflow
 
 
@@ -53,6 +50,7 @@ class Problem:
         batches: number of batches.
         device: where to compute.
         dtype: what to compute with.
+        mixes: whether an example's gradient holds what it does to others of its batch (batch norm in train mode).
         linearise: (images, labels) -> the network linearised at a batch; where blocks are no chain, a
             :class:`pathlens.residual.polynomials.GraphLinearisation`.
         measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
@@ -67,6 +65,7 @@ class Problem:
     batches: int
     device: torch.device
     dtype: torch.dtype
+    mixes: bool
     linearise: Callable[[torch.Tensor, torch.Tensor], Any]
     measure: Callable[..., dict[int, Any]]
 

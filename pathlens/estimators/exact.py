@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import numpy as np
 
 from pathlens.errors import NumericsError
-from pathlens.estimators.estimator import HALF, NORM, Estimator, Problem
+from pathlens.estimators.estimator import NORM, Estimator, Problem
 from pathlens.estimators.resampling import example_weights
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
@@ -44,7 +44,9 @@ class Columns:
     """Norms of the sums over all paths of a length."""
 
     total_norm: float | None = column(NORM, "norm of the sum over all paths of this length, mean over examples (exact)")
-    total_low: float | None = column(NORM, "lower end of its 95 % interval over examples")
+    total_low: float | None = column(
+        NORM, "lower end of its 95 % interval over examples (Student's); missing for a single one"
+    )
     total_high: float | None = column(NORM, "upper end of that interval")
     total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
     share: float | None = column(
@@ -53,7 +55,7 @@ class Columns:
         "over all lengths, negative where the length pulls against the whole (exact)",
     )
     share_low: float | None = column(
-        "fraction", "lower end of its 95 % interval over examples, missing for a single one"
+        "fraction", "lower end of its 95 % interval over examples (Student's); missing for a single one"
     )
     share_high: float | None = column("fraction", "upper end of that interval")
 
@@ -163,16 +165,26 @@ def _placed(values: torch.Tensor, computed: range, lengths: range) -> torch.Tens
     return rows
 
 
+def half_interval(examples: int) -> float:
+    """Half a 95 % interval of a mean over examples, in standard errors (Student)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(examples - 1, 0.975))
+
+
 def _fill(rows: Sequence[MutableRow], norms: np.ndarray) -> None:
     """Means over examples with their intervals."""
     examples = norms.shape[1]
     means = norms.sum(1) / examples
     everything = math.fsum(means)
-    for row, mean, square in zip(rows, means, np.square(norms).sum(1), strict=True):
-        spread = math.sqrt(max(0.0, square / examples - mean**2) / max(1, examples - 1))
+    for row, mean, own in zip(rows, means, norms, strict=True):
         row["total_norm"] = float(mean)
-        row["total_low"], row["total_high"] = float(max(0.0, mean - HALF * spread)), float(mean + HALF * spread)
         row["total_share"] = float(mean / everything) if everything else 0.0
+        if examples > 1:
+            # norms of very long paths are so small that their squares are zeros
+            scale = float(own.max()) or 1.0
+            half = half_interval(examples) * float(np.std(own / scale, ddof=1)) * scale / math.sqrt(examples)
+            row["total_low"], row["total_high"] = float(max(0.0, mean - half)), float(mean + half)
 
 
 def _fill_shares(rows: Sequence[MutableRow], results: Sequence[_Sums], examples: int) -> None:
@@ -186,8 +198,9 @@ def _fill_shares(rows: Sequence[MutableRow], results: Sequence[_Sums], examples:
     shares = along / norms
     # the squares of what each example's component differs from the mean share of its gradient
     left = (along_squares - 2 * shares * along_gradient + shares**2 * squares).clip(0)
-    halves = HALF * np.sqrt(left * examples / max(1, examples - 1)) / norms
-    for row, share, half in zip(rows, shares, halves, strict=True):
+    for row, share in zip(rows, shares, strict=True):
         row["share"] = float(share)
-        if examples > 1:
+    if examples > 1:
+        halves = half_interval(examples) * np.sqrt(left * examples / (examples - 1)) / norms
+        for row, share, half in zip(rows, shares, halves, strict=True):
             row["share_low"], row["share_high"] = float(share - half), float(share + half)

@@ -58,12 +58,14 @@ class Rademacher(Estimator):
         """See :meth:`Estimator.estimate`."""
         results = list(problem.measure(self.name, partial(_measure, problem)).values())
         # draws of signs, lengths, examples
-        squares = np.concatenate([result["squares"] for result in results], axis=2)
+        norms = np.concatenate([result["norms"] for result in results], axis=2)
+        scales = scales_of(norms.max((0, 2)))
+        squares = np.square(norms / scales[:, None])
         examples = squares.shape[2]
-        _fill(rows, squares.sum(2) / examples)
+        _fill(rows, squares.sum(2) / examples, scales)
         if examples > 1:
-            # each example has signs of its own, which are drawn anew with it; relative to the mean, because numbers of
-            # paths may exceed the range of floats
+            # signs of an example are drawn anew with it, as if they were its own; relative to the mean, because numbers
+            # of paths may exceed the range of floats
             means = squares.mean((0, 2))
             relative = example_weights(problem.request.seed, examples) @ squares.mean(0).T / examples
             relative /= np.where(means > 0, means, 1.0)
@@ -72,38 +74,51 @@ class Rademacher(Estimator):
         return {"draws": problem.request.num_samples}
 
 
-class _Squares(TypedDict):
-    """For each sample of signs, length and example of a batch the squared norm."""
+class _Norms(TypedDict):
+    """For each sample of signs, length and example of a batch the norm."""
 
-    squares: list[list[list[float]]]
+    norms: list[list[list[float]]]
 
 
-def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _Squares:
+def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _Norms:
     import torch
 
     linear = problem.linearise(images, labels)
     rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
-    squares = []
+    norms = []
     for _ in range(problem.request.num_samples):
-        bits = rng.integers(0, 2, size=(problem.signs, len(images)))
-        signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device)
+        # where examples are mixed (batch norm in train mode), a path that goes through several has one sign in all
+        bits = rng.integers(0, 2, size=(problem.signs, 1 if problem.mixes else len(images)))
+        signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device).expand(-1, len(images))
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
-        squares.append(profile.norms().square().tolist())
-    return {"squares": squares}
+        norms.append(profile.norms().tolist())
+    return {"norms": norms}
 
 
-def _fill(rows: Sequence[MutableRow], samples: np.ndarray) -> None:
+def scales_of(norms: np.ndarray) -> np.ndarray:
+    """Powers of two by which norms are divided before they are squared, so that the squares of small ones are no zeros.
+
+    Args:
+        norms: the largest of each length.
+    """
+    return np.ldexp(1.0, np.frexp(np.where(norms > 0, norms, 1.0))[1])
+
+
+def _fill(rows: Sequence[MutableRow], samples: np.ndarray, scales: np.ndarray | None = None) -> None:
     """Root mean squares, and how far they are above the mean where that was estimated before.
 
     Args:
         rows: of the table.
-        samples: for each sample of signs, which are independent of each other, means over all examples by length.
+        samples: for each sample of signs, which are independent of each other, means of squares over all examples by
+            length, of norms that were divided by the scales.
+        scales: by length (default: 1).
     """
+    scales = np.ones(len(rows)) if scales is None else scales
     for index, row in enumerate(rows):
         mean, count = float(samples[:, index].mean()), row["n_paths"]
         if not count:
             continue
-        row["path_norm_rms"] = math.sqrt(float(Fraction(mean) / count))
+        row["path_norm_rms"] = float(scales[index]) * math.sqrt(float(Fraction(mean) / count))
         if len(samples) > 1 and mean > 0:
             error = float(samples[:, index].std(ddof=1)) / math.sqrt(len(samples))
             row["path_norm_rms_error"] = row["path_norm_rms"] * error / (2 * mean)

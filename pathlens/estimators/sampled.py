@@ -35,6 +35,7 @@ class Round:
     paths: Paths
     seed: int
     lengths: tuple[int, ...]
+    draws: int
 
     @property
     def units(self) -> range:
@@ -45,11 +46,11 @@ class Round:
         """Paths of each length for a unit; all of them where they are few."""
         paths: dict[int, Sequence[Collection[int]]] = {}
         for length in self.lengths:
-            if self.paths.count(length) <= _STEP:
+            if self.paths.count(length) <= self.draws:
                 paths[length] = self.paths.every(length)
             else:
                 rng = np.random.default_rng([self.seed, _PATHS, unit, length])
-                paths[length] = self.paths.sample(length, _STEP, rng)
+                paths[length] = self.paths.sample(length, self.draws, rng)
         return paths
 
 
@@ -84,7 +85,8 @@ class Sampler:
     def next_round(self, batches: int) -> Round:
         """Fresh paths of every open length for every batch."""
         self._rounds += 1
-        return Round(self._rounds - 1, batches, self.paths, self.seed, self.open_lengths)
+        draws = min(_STEP, self.max_samples - (self._rounds - 1) * _STEP)
+        return Round(self._rounds - 1, batches, self.paths, self.seed, self.open_lengths, draws)
 
     def take(self, step: Round, results: dict[int, Any]) -> None:
         """Add a round's norms, and stop the lengths that need no more."""
@@ -105,7 +107,7 @@ class Sampler:
             self.stopped[length] = "budget"
 
     def _has_all(self, length: int) -> bool:
-        return self.paths.count(length) <= _STEP
+        return self.paths.count(length) <= min(_STEP, self.max_samples)
 
     def samples(self, length: int) -> int:
         """Number of paths, those of different batches counted apart."""

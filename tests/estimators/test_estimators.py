@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import pathlens
 from pathlens.analyses import profiles
 from pathlens.analyses.profiles import what_is_left
 from pathlens.errors import UsageError
-from pathlens.estimators import ALIASES, METHODS, estimators, rademacher, sampled
+from pathlens.estimators import ALIASES, METHODS, estimators, exact, rademacher, sampled
 from pathlens.estimators.estimator import Estimator
 from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
+from pathlens.models import preresnet
 from pathlens.paths import ChainPaths, shortest_intervals
+from pathlens.residual.gradients import Linearisation
+from pathlens.residual.modes import in_mode
 from pathlens.results.path_profile import PATH_GRADIENTS
 from tests.helpers.lesion_oracle import small_batches, small_net
 
@@ -175,3 +182,61 @@ def test_more_paths_than_floats_can_say_have_a_root_mean_square() -> None:
     rows[0]["n_paths"] = 100
     rademacher._fill(rows, np.array([[1.0], [3.0]]))
     assert (rows[0]["path_norm_rms"], rows[0]["path_norm_rms_error"]) == pytest.approx((2**0.5 / 10, 2**0.5 / 10 / 4))
+
+
+class EverySign:
+    """A generator that draws every pattern of signs once, in the place of random ones."""
+
+    def __init__(self) -> None:
+        self.patterns = itertools.product((0, 1), repeat=3)
+
+    def integers(self, low: int, high: int, size: tuple[int, int]) -> np.ndarray:
+        return np.tile(np.array(next(self.patterns))[:, None], (1, size[1]))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_signs_see_the_paths_that_go_through_other_examples(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x, y = preresnet(8).double(), torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 7])
+    view = pathlens.find_blocks(model, x)
+    generator, sizes, every = np.random.default_rng, [], EverySign()
+    draw = every.integers
+    monkeypatch.setattr(every, "integers", lambda *given, size: (sizes.append(size), draw(*given, size=size))[1])
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: every if seed[1:2] == [1] else generator(seed))
+    # over all patterns the mean of the squares is the sum of the squares of all paths, if a path has one sign
+    options = {"mode": mode, "dtype": "float64", "method": "signed"}
+    table = pathlens.path_gradients(view, [(x, y)], draws=8, **options)
+    with in_mode(model, mode == "train"):
+        linear = Linearisation(view, x, y)
+    for row in table.rows:
+        paths = list(itertools.combinations(range(3), row["length"]))
+        assert row["path_norm_rms"] == pytest.approx(float(linear.through(paths).norms().square().mean().sqrt()))
+    # signs of an example alone would give its own part of a path another sign than the part through others
+    assert set(sizes) == {(3, 1 if mode == "train" else 3)}
+
+
+def test_norms_whose_squares_are_zeros_have_a_root_mean_square_and_an_interval() -> None:
+    norms = np.array([1e-200, 3e-200])
+    scales = rademacher.scales_of(np.array([3e-200]))
+    rows: list[dict[str, Any]] = [{"n_paths": 1, "path_norm_mean": 2e-200}]
+    rademacher._fill(rows, np.square(norms[:, None] / scales), scales)
+    assert rows[0]["path_norm_rms"] == pytest.approx(5**0.5 * 1e-200)
+    exact._fill(rows, norms[None])
+    ends = stats.ttest_1samp(norms * 1e200, 0).confidence_interval()
+    assert rows[0]["total_high"] == pytest.approx(ends.high * 1e-200)
+    assert rows[0]["total_low"] == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6, 8])
+def test_no_more_paths_are_drawn_than_asked_for(most: int) -> None:
+    sampler = sampled.Sampler(ChainPaths(tuple(range(9))), longest=9, rel_error=1e-9, max_samples=most, seed=0)
+    drawn = dict.fromkeys(range(10), 0)
+    while sampler.open_lengths:
+        step = sampler.next_round(1)
+        (unit,) = step.units
+        paths = step.paths_for(unit)
+        results = {str(length): [[1.0 + index] for index, _ in enumerate(own)] for length, own in paths.items()}
+        sampler.take(step, {unit: results})
+        for length, own in paths.items():
+            drawn[length] += len(own)
+    assert drawn == {length: 1 if length in (0, 9) else most for length in range(10)}

@@ -57,7 +57,7 @@ def test_shares_of_a_small_network_by_restricted_backward() -> None:
         # the weighted mean of <G_k, g> / |g|^2
         assert share == pytest.approx(np.average(found / norms, weights=norms))
         assert abs(found.mean()) <= row["total_norm"] * (1 + 1e-9)
-        half = 1.96 * scipy.stats.sem(found - share * norms) / norms.mean()
+        half = scipy.stats.t.ppf(0.975, len(norms) - 1) * scipy.stats.sem(found - share * norms) / norms.mean()
         assert (row["share_low"], row["share_high"]) == pytest.approx((share - half, share + half), rel=1e-7, abs=1e-10)
     (row, *_) = pathlens.path_gradients(net, [(images[:1], labels[:1])], method="exact").rows
     assert (row["share_low"], row["share_high"]) == (None, None)
