@@ -8,7 +8,6 @@ import numpy as np
 
 from pathlens.analyses.profiles import effective_range, what_is_left
 from pathlens.estimators import estimators
-from pathlens.estimators.estimator import HALF
 from pathlens.estimators.resampling import RESAMPLES
 from pathlens.estimators.sampled import decay as decay_line
 from pathlens.paths import length_range
@@ -18,6 +17,8 @@ from studies.rules.claims import AGREES, CANNOT_TELL, Verdict, decide
 from studies.rules.veit import FEW_PATHS, PAPERS, STRAIGHT
 
 _CANCELLED = 0.1
+#: half a 95 % interval in standard errors, in tables that were measured before
+_HALF = 1.96
 _SAID = {"effective": "effective lengths", "decay": "the slope", "cancellation": "cancellation"}
 #: estimator -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
 _INTERVALS = {
@@ -60,7 +61,7 @@ def with_intervals(table: Table) -> Table:
         values, ends, starts = (
             np.array([row[name] or 0.0 for row in table.rows]) for name in (middle, high, low if low else middle)
         )
-        error = (ends - starts) / (2 * HALF) if low else ends
+        error = (ends - starts) / (2 * _HALF) if low else ends
         estimator.resampled = np.abs(values + error * rng.standard_normal((RESAMPLES, len(values))))
     numbers = [row["n_paths"] for row in table.rows]
     effective = {
