@@ -67,7 +67,13 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     if network.engine.form != "plain":
         advice = f"use fast=False (--plain-forward) and {advice}"
     logits = network.whole(intact(len(network)))(network.prepare(images))
-    return _compared("prepared", view.model, logits, reference, network.dtype, advice)
+    try:
+        return _compared("prepared", view.model, logits, reference, network.dtype, advice)
+    except NumericsError:
+        with in_mode(view.model):
+            if torch.equal(_own_output(view.model, network.chain, images), reference):
+                raise
+            raise _changing(view.model) from None
 
 
 def check_traced(view: ResidualView, images: Tensor) -> float:
@@ -90,9 +96,20 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
         except NumericsError:
             if torch.equal(_own_output(model, chain, images), reference):
                 raise
-    raise NumericsError(
-        f"{type(model).__name__} draws at random in this mode (dropout), so no two of its passes have one gradient; "
+    raise _changing(model)
+
+
+def _changing(model: nn.Module) -> NumericsError:
+    """The error for a network whose passes over the same images differ, in the mode that it is in."""
+    remedy = (
         "use mode='eval' (--mode eval)"
+        if model.training
+        else "pass training=self.training to functional dropout, and take out what changes from call to call"
+    )
+    mode = "train" if model.training else "eval"
+    return NumericsError(
+        f"{type(model).__name__} draws at random in this mode, or counts its calls: the same images have other answers "
+        f"when it is called again in {mode} mode; {remedy}"
     )
 
 

@@ -25,6 +25,9 @@ from pathlens.results.reordering import REORDER_BLOCKS
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
 
+#: random networks of a size, and blocks of one, that nobody waits for
+_MOST = 1_000_000
+
 
 def delete_blocks(
     model: nn.Module | ResidualView,
@@ -169,7 +172,9 @@ def _lesions(
     if count is None:
         if contiguous:
             raise UsageError("contiguous sets need a size; give count (--count) with contiguous (--contiguous)")
-        chosen = range(len(units)) if blocks is None else [blocks] if isinstance(blocks, int) else blocks
+        chosen = (
+            range(len(units)) if blocks is None else [int(blocks)] if isinstance(blocks, int | np.integer) else blocks
+        )
         single = [index for unit in chosen for index in plans.delete([unit]).blocks]
         sets += sorted({(check_index(index, len(units), group),) for index in single})
         labels += [None] * (len(sets) - 1)
@@ -223,13 +228,15 @@ def _means(
 
 def _generator(options: SweepOptions) -> np.random.Generator:
     seed = options.get("seed", 0)
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise UsageError(f"a seed must be a whole number of 0 or more; found {seed}")
     return np.random.default_rng(seed)
 
 
 def _sizes(value: int | Iterable[int], what: str) -> tuple[int, ...]:
-    sizes = (value,) if isinstance(value, int) else tuple(value)
+    sizes = (int(value),) if isinstance(value, int | np.integer) else tuple(value)
+    if sizes and max(sizes) > _MOST:
+        raise UsageError(f"{what} {max(sizes)}: give {_MOST:,} at most")
     if not sizes or min(sizes) < 1:
         raise UsageError(f"{what} must be 1 or more; found {', '.join(map(str, sizes)) or 'none'}")
     return tuple(dict.fromkeys(sizes))
@@ -238,3 +245,5 @@ def _sizes(value: int | Iterable[int], what: str) -> tuple[int, ...]:
 def _check_samples(samples: int) -> None:
     if samples < 1:
         raise UsageError(f"samples must be 1 or more; found {samples}")
+    if samples > _MOST:
+        raise UsageError(f"samples {samples}: give {_MOST:,} at most")

@@ -112,7 +112,7 @@ class _InBatch:
 
 def other_images(seed: int, batch: int, block: int, images: int) -> np.ndarray:
     """For each image of a batch another one of it, uniformly drawn, shape (images,)."""
-    others = np.random.default_rng([seed, batch, block]).integers(images - 1, size=images)
+    others = np.random.default_rng([seed % 2**64, batch, block]).integers(images - 1, size=images)
     return others + (others >= np.arange(images))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -103,6 +104,8 @@ def signal_propagation(
     check_schemes(schemes, seeds, build, given)
     if steps < 0:
         raise UsageError(f"steps {steps}: give 0 or more")
+    if not (math.isfinite(lr) and lr > 0):
+        raise UsageError(f"lr {lr:g}: give a number above 0, the learning rate of the steps")
     if mode == "train":
         check_batches(data, options.get("batch_size"))
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:

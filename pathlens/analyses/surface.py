@@ -42,6 +42,8 @@ from pathlens.tables.declared import MutableRow
 DIRECTIONS = ("random", "hessian")
 BATCH_NORM = ("kept", "re-estimated")
 CURVATURE = ("none", "centre", "grid")
+#: points that nobody waits for, and coordinates that weights in float16 or float32 do not survive
+_MOST, _WIDEST = 1_000_000, 1e30
 
 Other = nn.Module | str | os.PathLike[str]
 """A second network of the same kind, or the file of its weights."""
@@ -76,8 +78,16 @@ class Asked:
             raise UsageError(
                 f"points {self.points}: give an odd number from 3 on, so that the network is the one in the middle"
             )
-        if not (math.isfinite(self.span) and self.span > 0):
-            raise UsageError(f"span {self.span:g}: give a number above 0, up to which coordinates go on either side")
+        if self.draws * self.points**self.dimensions > _MOST:
+            raise UsageError(
+                f"points {self.points}, draws {self.draws}: the surface has more than {_MOST:,} points, each a pass "
+                "over the data; give fewer"
+            )
+        if not 0 < self.span <= _WIDEST:
+            raise UsageError(
+                f"span {self.span:g}: give a number above 0, up to which coordinates go on either side, of at most "
+                f"{_WIDEST:g}"
+            )
         for name, least in (("draws", 1), ("curvature_images", 1), ("probes", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name.replace('_', '-')} {getattr(self, name)}: give {least} or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from pathlens.cli.blockdrop import blockdrop
 from pathlens.cli.decomposition import decompose
 from pathlens.cli.propagation import signal_propagation
 from pathlens.cli.surface import loss_surface
-from pathlens.errors import LONGEST, PathlensError, ResourceError, one_line, printable
+from pathlens.errors import LONGEST, ModelError, PathlensError, ResourceError, one_line, printable
 from pathlens.version import __version__
 
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
+#: errors of a file that cannot be written: a full disk, a quota, a broken device
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
     name="pathlens",
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error (see :mod:`pathlens.errors`).
     """
+    # a stream that was closed before the start is None
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         given = None if arguments is None else list(arguments)
         result: Any = app(args=given, prog_name="pathlens", standalone_mode=False)
@@ -85,12 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except SystemExit as end:
-        # the parser exits only where the reader of a pipe has gone
-        return _BROKEN_PIPE if end.code == 1 else int(end.code or 0)
+        if _is_of_the_parser(end):  # which exits only where the reader of a pipe has gone
+            return _BROKEN_PIPE if end.code == 1 else int(end.code or 0)
+        return _fail(
+            f"the network's code ended the program (sys.exit: {end.code}); take that out of its forward",
+            ModelError.exit_code,
+        )
     except BrokenPipeError:
         # the reader of the pipe has gone, so nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = error.strerror or "it is closed"
+        return _fail(f"the output cannot be printed: {reason}; print elsewhere, or give --out", ResourceError.exit_code)
     except Exception as error:
         # errors of the argument parser know their exit code and message; anything else is a bug and keeps its traceback
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
@@ -105,6 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
         raise
     return result if isinstance(result, int) else 0
+
+
+def _is_of_the_parser(end: SystemExit) -> bool:
+    """Whether the parser exited, and not what it called."""
+    step = end.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    module = "" if step is None else str(step.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in ("typer", "click")
 
 
 def _fail(error: object, code: int) -> int:

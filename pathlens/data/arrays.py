@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import math
 import os
 import zipfile
@@ -17,11 +18,17 @@ import torch
 
 from pathlens.data.batched import Unnormalised
 from pathlens.errors import DataError, one_line
+from pathlens.storage import open_regular
 
 LARGEST_ARRAY = 2**30
 """Bytes that an array may have."""
 
 _INPUTS, _TARGETS = "inputs", "targets"
+#: what zipfile and numpy raise for a file that is damaged
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, TypeError, OverflowError, EOFError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +135,12 @@ def open_arrays(path: str | os.PathLike[str], *, split: str = "test", limit: int
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more")
     try:
-        with zipfile.ZipFile(path) as archive:
+        handle = open_regular(path, os.O_RDONLY, follow=True)
+        with os.fdopen(handle, "rb") as file, zipfile.ZipFile(file) as archive:
             arrays = {name: _read(archive, name, path) for name in (_INPUTS, _TARGETS)}
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); check its name and permissions") from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{path} is no file of numpy.savez ({one_line(error, 120)}); write one with inputs= and targets="
         ) from error

@@ -16,6 +16,7 @@ from pathlens.data.images import NOT_COUNTED
 from pathlens.data.published import read_published, tokenizer_in, tokenizer_of
 from pathlens.data.tokenizer import Bytes, Tokenizer, read_vocabulary
 from pathlens.errors import DataError
+from pathlens.storage import read_regular
 
 LENGTH = 256
 """Tokens of a sequence where none is given."""
@@ -177,7 +178,7 @@ def open_text(
         size = path.stat().st_size
         if size > LARGEST_TEXT:
             raise DataError(f"{path}: {size:,} bytes are more than the limit of {LARGEST_TEXT:,}; give a part of it")
-        text = path.read_bytes()
+        text = read_regular(path, LARGEST_TEXT, follow=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
     tokens = torch.from_numpy(coder.encode(text))

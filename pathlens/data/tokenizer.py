@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from pathlens.errors import DataError
+from pathlens.storage import read_regular
 
 LARGEST_FILE = 64 * 2**20
 """Bytes that the file of a vocabulary may have."""
@@ -127,7 +128,7 @@ def read_vocabulary(path: Path) -> Merging:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise DataError(f"{path}: {size:,} bytes are more than a vocabulary has; give a tokenizer of llama2.c")
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST_FILE, follow=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path of the tokenizer") from error
     tokens, scores, at = [], [], 4

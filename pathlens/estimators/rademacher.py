@@ -84,7 +84,7 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _N
     import torch
 
     linear = problem.linearise(images, labels)
-    rng = np.random.default_rng([problem.request.seed, _STREAM, batch])
+    rng = np.random.default_rng([problem.request.seed % 2**64, _STREAM, batch])
     norms = []
     for _ in range(problem.request.num_samples):
         # where examples are mixed (batch norm in train mode), a path that goes through several has one sign in all

@@ -16,7 +16,7 @@ _EXAMPLES = 4  # part of the random seed, different from those of estimators
 
 def example_weights(seed: int, examples: int) -> np.ndarray:
     """How often each bootstrap sample has each example, shape (samples, examples)."""
-    rng = np.random.default_rng([seed, _EXAMPLES, examples])
+    rng = np.random.default_rng([seed % 2**64, _EXAMPLES, examples])
     return rng.multinomial(examples, np.full(examples, 1 / examples), RESAMPLES).astype(float)
 
 

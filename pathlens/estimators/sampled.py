@@ -49,7 +49,7 @@ class Round:
             if self.paths.count(length) <= self.draws:
                 paths[length] = self.paths.every(length)
             else:
-                rng = np.random.default_rng([self.seed, _PATHS, unit, length])
+                rng = np.random.default_rng([self.seed % 2**64, _PATHS, unit, length])
                 paths[length] = self.paths.sample(length, self.draws, rng)
         return paths
 
@@ -135,7 +135,7 @@ class Sampler:
     def _drawn(self, length: int) -> np.ndarray:
         """Which paths each bootstrap sample has, shape (samples, paths)."""
         paths = self.samples(length)
-        rng = np.random.default_rng([self.seed, _BOOTSTRAP, length, paths])
+        rng = np.random.default_rng([self.seed % 2**64, _BOOTSTRAP, length, paths])
         return rng.integers(0, paths, (RESAMPLES, paths))
 
     def resampled(self, length: int, weights: np.ndarray) -> np.ndarray:

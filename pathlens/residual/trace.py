@@ -93,13 +93,19 @@ class Trace:
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of a value, for as many examples as it was traced with."""
         sizes = self.value(node).shape
-        return tuple(at_batch(s, self.batch) if self.recorded and may_follow_batch(s) else int(s) for s in sizes)
+        return tuple(at_batch(s, self.batch) if self.recorded and may_follow_batch(s) else _known(s) for s in sizes)
 
     def at_batch(self, value: Any, batch: int) -> Any:
         """A size, or for a tensor one without memory of that shape, for a batch of so many examples."""
         if isinstance(value, Tensor):
             return torch.empty([self.at_batch(s, batch) for s in value.shape], dtype=value.dtype, device="meta")
         return at_batch(value, batch) if self.follows_batch(value) else value
+
+
+def _known(size: int | torch.SymInt) -> int:
+    """What the exporter saw of a size; ``int`` of a symbolic one would fix it for good."""
+    hint = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(size if hint is None else hint)
 
 
 def trace(model: nn.Module, example: Tensor, output: str | int | None = None) -> Trace:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pathlens.data.images import NOT_COUNTED
-from pathlens.errors import NumericsError
+from pathlens.errors import ModelError, NumericsError, PathlensError, one_line
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES, batch_iou
 from pathlens.metrics.tasks import CROSS_ENTROPY, of_two_classes
 from pathlens.results.result import Row
+from pathlens.runtime.memory import ran_out
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, generator
 from pathlens.training.history import epoch_row
@@ -54,6 +55,20 @@ def _per_example(values: Tensor, labels: Tensor) -> Tensor:
         return values
     counted = (labels != NOT_COUNTED).flatten(1)
     return (values.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+@contextlib.contextmanager
+def _learning(model: nn.Module) -> Iterator[None]:
+    """What autograd refuses is said of the network: operations in place, gradients that are cut, types of numbers."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, PathlensError) or ran_out(error):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained as it is: {one_line(error, 300)}; run a forward and a backward "
+            "pass of it by hand"
+        ) from error
 
 
 class Loop:
@@ -131,6 +146,11 @@ class Loop:
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe = self._config.recipe
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ModelError(
+                f"{type(self._model).__name__} has no parameter that learns: requires_grad is False for all of them; "
+                "set it for those that should"
+            )
         fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
         if recipe.optimizer == "adamw":
             return torch.optim.AdamW(
@@ -185,11 +205,12 @@ class Loop:
         # seeded anew, so that the network's own random numbers (dropout) depend only on the seed and the step
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
         torch.manual_seed(int(rng.integers(2**62)))
-        with self._together(), self._session.lower_precision():
-            losses, correct = self._judged(network(images, *sub_network), labels)
-        optimizer.zero_grad(set_to_none=not self._rule.is_random)
-        # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
-        (losses * (self._group.world / everybody)).backward()
+        with _learning(self._model):
+            with self._together(), self._session.lower_precision():
+                losses, correct = self._judged(network(images, *sub_network), labels)
+            optimizer.zero_grad(set_to_none=not self._rule.is_random)
+            # scaled, because DistributedDataParallel averages over processes, whose parts may differ in size
+            (losses * (self._group.world / everybody)).backward()
         optimizer.step()
         with torch.no_grad():
             counts = torch.stack([losses.detach().double(), correct.double()])
