@@ -77,6 +77,7 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
     fitting = list(columns)
     while _needed(fitting) > console.width and any(column.how.gives_way for column in fitting):
         fitting.remove(max(fitting, key=lambda column: column.how.gives_way))
+    console.width = max(console.width, _needed(fitting))  # lines that are too long are wrapped by the terminal
     natural = sum(column.width for column in fitting) + _GAP * (len(fitting) - 1)
     # the box adds one space between columns to the padding
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))

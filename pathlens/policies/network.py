@@ -134,7 +134,9 @@ def kind_of(view: ResidualView) -> str:
 
 
 def fresh(view: ResidualView, seed: int) -> nn.Module:
-    """A policy that looks at what a network looks at, with the type and on the device of its weights; seeded.
+    """A policy that looks at what a network looks at, on the device of its weights; seeded.
+
+    Its numbers are of the network's type, and in single precision where those are in half.
 
     Args:
         view: of the network; one of tokens gives logits of its vocabulary.
@@ -144,7 +146,7 @@ def fresh(view: ResidualView, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed % 2**63)
         policy = _built(view, kind_of(view))
     own = next(view.model.parameters())
-    return policy.to(own.device, own.dtype)
+    return policy.to(own.device, torch.promote_types(own.dtype, torch.float32))
 
 
 def _built(view: ResidualView, kind: str) -> nn.Module:

@@ -170,7 +170,12 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
 
     name = type(model).__name__
     # the first dimension of the first argument may vary
-    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    try:
+        first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{name} has no forward in Python (torch.jit?); give the module that it was made from"
+        ) from error
     batch = {0: Dim.AUTO}
     listed = first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL
     try:

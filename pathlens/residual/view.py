@@ -385,6 +385,11 @@ def find_blocks(
         raise UsageError(f"a model must be a torch.nn.Module; found {type(model).__name__}")
     if additions not in (None, *ADDITIONS):
         raise UsageError(f"additions {additions!r} are unknown; give {', '.join(ADDITIONS)}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_complex():
+            raise ModelError(
+                f"{name} of {type(model).__name__} is complex; only networks of real numbers are taken apart"
+            )
     return ResidualView(model, example, partial(build_additions, additions=additions, concat=concat), output)
 
 

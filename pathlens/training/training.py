@@ -47,9 +47,11 @@ def hold_out(data: DataSet, images: int) -> tuple[DataSet, DataSet]:
 
     classes = kinds(data)
     if not classes <= images <= data.n - classes:
+        some = (
+            f"{classes} to {data.n - classes}, or 0 for none" if 2 * classes <= data.n else "0, since these are too few"
+        )
         raise UsageError(
-            f"--validation {images}: {data.name} has {data.n} training images in {classes} classes; "
-            f"give {classes} to {data.n - classes}, or 0 for none"
+            f"--validation {images}: {data.name} has {data.n} training images in {classes} classes; give {some}"
         )
     try:
         rest, held_out = train_test_split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,8 @@ import pathlens
 from pathlens.cli import main
 from pathlens.data import open_arrays, open_data, open_text
 from pathlens.errors import DataError, ModelError, NumericsError, UsageError
-from pathlens.training import Recipe
+from pathlens.policies import Settings
+from pathlens.training import Recipe, hold_out
 
 
 class Block(nn.Module):
@@ -170,3 +172,43 @@ def test_devices_pipes_and_damaged_archives_are_no_data(tmp_path: Path) -> None:
             bad.writestr("targets.npy", good.read("targets.npy"))
         with pytest.raises(DataError, match=r"is no file of numpy\.savez"):
             open_arrays(tmp_path / "bad.npz")
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wave, self.head = nn.Linear(64, 64, dtype=torch.cfloat), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1).to(torch.cfloat)
+        return self.head((z + self.wave(z)).abs())
+
+
+def test_networks_of_other_numbers() -> None:
+    with pytest.raises(ModelError, match=r"wave.weight of Complex is complex; only networks of real numbers"):
+        pathlens.decompose(Complex(), DATA)
+    train = open_data("digits", split="train", limit=40)
+    found = pathlens.blockdrop(net().half(), DATA, train, settings=Settings(epochs=1))
+    assert {parameter.dtype for parameter in found.policy.parameters()} == {torch.float32}
+
+
+def test_examples_and_modules_without_what_is_needed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import torch\nfrom torch import nn\n\n\ndef build():\n    return nn.Linear(3, 3), torch.zeros({})\n"
+    for number, (given, said) in enumerate((("()", "batch axis"), ("(2, 3), device='meta'", "without values"))):
+        (tmp_path / f"n{number}.py").write_text(code.format(given))
+        assert main(["blocks", "--model", f"{tmp_path}/n{number}.py:build"]) == ModelError.exit_code
+        assert said in capfd.readouterr().err
+    scripted = torch.jit.trace(net(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ModelError, match=r"has no forward in Python \(torch.jit\?\)"):
+        pathlens.find_blocks(scripted, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(UsageError, match="give 0, since these are too few"):
+        hold_out(open_data("digits", split="train", limit=16), 12)
+
+
+def test_numbers_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main(["delete-blocks", "--limit", "8", "--blocks", "0:2"]) == 0
+    ranges = [line for line in capsys.readouterr().out.splitlines() if " - " in line]
+    assert len(ranges) == 4
+    for line in ranges:
+        assert re.search(r"\d+\.\d\d - \d+\.\d\d", line), line
