@@ -65,8 +65,8 @@ def _model_of(result: object, spec: str) -> tuple[nn.Module, Tensor | None, tupl
     if example is not None and not isinstance(example, Tensor):
         raise ModelError(f"{spec} returned {described(example)} as example input: return one tensor with a batch axis")
     if example is not None and (example.is_meta or not example.dim()):
-        what = "without values (meta)" if example.is_meta else "without a batch axis"
-        raise ModelError(f"{spec} returned an example input {what}: return one tensor of shape (N, ...)")
+        lacks = "values (meta)" if example.is_meta else "a batch axis"
+        raise ModelError(f"{spec} returned an example input without {lacks}: return one tensor of shape (N, ...)")
     notes: list[str] = []
     wrappers = (("_orig_mod", "torch.compile"), ("module", "a data-parallel wrapper"))
     while True:
