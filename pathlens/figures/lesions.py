@@ -115,7 +115,7 @@ def deletions(
     with style():
         figure = new_figure(width, 2.6 if zoom is None else 3.4)
         panels = [figure.add_subplot()] if zoom is None else list(figure.subplots(2, 1, sharex=True))
-        ends = [end for line in lines.values() for end in (*line["y"], *line["high"]) if end is not None]
+        ends = [end for line in lines.values() for end in (*line["y"], *line.get("high", ())) if end is not None]
         label = error_label(next(iter(tables.values())))
         for axes in panels:
             _side_by_side(axes, lines, intact, by_block)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pathlens
 from pathlens import figures
+from pathlens.estimators.exact import half_interval
 from pathlens.tables import Table
 from studies.common import Page, StudySetting, keep, say
 from studies.critics.drawing import cancellation_figure
@@ -38,10 +39,13 @@ CANCELLATION = (
 def cancellation_rows(table: Table) -> list[dict[str, Any]]:
     """Products and exact sums of each length, from the table of path-gradients."""
     rows, examples = [], table.provenance["images_measured"]
+    # of the normal distribution in tables that were measured before
+    (said,) = (column.description for column in table.columns if column.name == "total_low")
+    half = half_interval(examples) if "Student" in said else 1.96
     for row in table.rows:
         count = float(row["n_paths"])
         # the interval over examples tells their variance, and random signs measure squares
-        error = (row["total_high"] - row["total_norm"]) / 1.96
+        error = (row["total_high"] - row["total_norm"]) / half
         total_rms = math.sqrt(row["total_norm"] ** 2 + error**2 * (examples - 1))
         incoherent = math.sqrt(count) * row["path_norm_rms"]
         rows.append(

@@ -76,10 +76,8 @@ def trainings_figure(epochs: Rows, runs: Rows, costs: Rows) -> Figure:
             axes.axhline(constant, color=MUTED, lw=0.8, label="best constant answer")
             axes.axhline(LEFT * constant, color=INK, lw=0.8, ls=_DASHED, label="end of the plateau")
             axes.set_yscale("log")
-            axes.set_ylim(
-                0.95 * plateau["train_loss_low"].clip(lower=0.2 * constant).min(),
-                1.05 * plateau["train_loss_high"].max(),
-            )
+            ends = plateau[["train_loss", "train_loss_low", "train_loss_high"]].astype(float)
+            axes.set_ylim(0.95 * ends.clip(lower=0.2 * constant).min(axis=None), 1.05 * ends.max(axis=None))
             axes.yaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 4]))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.minorticks_off()
