@@ -178,7 +178,11 @@ def _reparametrise(
     network = view.model
     factors: dict[str, float] = {}
     if scheme.standardises:
+        done: set[str] = set()
         for place in places:
+            if place.parameter in done:  # a module that runs several times
+                continue
+            done.add(place.parameter)
             weight = network.get_parameter(place.parameter)
             if weight.dim() > 2 and weight[0].numel() > 1:
                 gain = scheme.draw(place).gain
@@ -188,7 +192,9 @@ def _reparametrise(
     for end in ends:
         value = scheme.factor(len(view))
         parts = [name for name in end.parameters if name not in factors]
-        factor = Factor(value, scheme.learned, network.get_parameter(end.parameters[0]))
+        if not parts:  # a module that several blocks share has its factor
+            continue
+        factor = Factor(value, scheme.learned, network.get_parameter(parts[0]))
         for name in parts:
             attach(network, name, factor)
             factors[name] = value

@@ -83,6 +83,14 @@ def test_modules_that_are_shared_and_run_again(times: int) -> None:
         assert row["loss"] == pytest.approx(float(loss), rel=1e-9), row["block"]
 
 
+@pytest.mark.parametrize("scheme", ["stable", "fixup", "skipinit", "rezero", "scaled-ws"])
+def test_blocks_that_run_twice_are_initialised_once(scheme: str) -> None:
+    model = net(times=2)
+    view = pathlens.find_blocks(model, DATA.batch(0, 2).images)
+    pathlens.initialise(view, scheme)
+    assert model(DATA.batch(0, 2).images).isfinite().all()
+
+
 def test_a_network_that_draws_in_eval_mode_is_told_so() -> None:
     model = net(drop=0.5)
     for verb in (pathlens.delete_blocks, pathlens.path_gradients):
