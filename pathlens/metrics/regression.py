@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pathlens.errors import DataError, NumericsError
-from pathlens.metrics.intervals import deviation_of_sums, interval_of_sums, t_test
+from pathlens.metrics.intervals import ROUNDING, deviation_of_sums, interval_of_sums, t_test
 from pathlens.metrics.sums import OfExamples, Sums
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RegressionCounts(OfExamples):
             raise NumericsError("no examples were counted, so there is no error; give at least one")
         squares = self.target_squares - math.fsum(total**2 for total in self.target_sums) / self.elements
         # what is left of equal numbers is rounding
-        if squares <= 1e-12 * self.target_squares:
+        if squares <= ROUNDING * self.target_squares:
             raise NumericsError(
                 f"all targets of the {self.n} examples are equal, but for less than a millionth of their size, and "
                 "errors are stated relative to their variance; give examples of different targets, or subtract what "

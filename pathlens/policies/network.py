@@ -17,6 +17,7 @@ from pathlens.models import load_into, save_weights, state_sha256
 from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
 from pathlens.models.resnet_cifar import resnet
 from pathlens.residual import ResidualView
+from pathlens.runtime.randomness import seeded
 
 _DEPTH = 8
 _LARGEST = 64
@@ -142,8 +143,7 @@ def fresh(view: ResidualView, seed: int) -> nn.Module:
         view: of the network; one of tokens gives logits of its vocabulary.
         seed: of the weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed % 2**63)
+    with seeded(seed % 2**63):
         policy = _built(view, kind_of(view))
     own = next(view.model.parameters())
     return policy.to(own.device, torch.promote_types(own.dtype, torch.float32))

@@ -202,10 +202,10 @@ def number_rows(lines: Sequence[Row]) -> list[Row]:
     Args:
         lines: rows of ``LINES``, those of a line one after the other.
     """
+    names = [name for name, _, _ in _WHICH]
     by_line: dict[tuple[Any, ...], list[Row]] = {}
     for row in lines:
-        by_line.setdefault(tuple(row[name] for name, _, _ in _WHICH), []).append(row)
-    names = [name for name, _, _ in _WHICH]
+        by_line.setdefault(tuple(row[name] for name in names), []).append(row)
     return [{**dict(zip(names, which, strict=True)), **numbers_of(rows)} for which, rows in by_line.items()]
 
 

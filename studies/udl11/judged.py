@@ -201,11 +201,11 @@ def difference(claim: Claim, network: str, one: Sequence[float], other: Sequence
 
 def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one claim by :func:`difference`, their p values corrected; what is not shown then cannot tell."""
-    ps = [one["p"] for one in rows if one["p"] is not None and math.isfinite(one["p"])]
-    holms = iter(holm(ps))
+    ps = {index: one["p"] for index, one in enumerate(rows) if one["p"] is not None and math.isfinite(one["p"])}
+    holms = dict(zip(ps, holm(list(ps.values())), strict=True))
     found = []
-    for one in rows:
-        p = next(holms) if one["p"] is not None and math.isfinite(one["p"]) else None
+    for index, one in enumerate(rows):
+        p = holms.get(index)
         shown = p is not None and p < LEVEL
         told = one["here"] if p is None else f"{one['here']}, p {p:.2g} after Holm's correction"
         found.append({**one, "p": p, "here": told, "outcome": one["outcome"] if shown else CANNOT_TELL})

@@ -260,18 +260,16 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         page.text(path_rules.lengths_of_paths(blocks))
     for run in own:
         stem = f"gradients-{run['run']}"
-        if stem in page.tables:
-            table = page.tables[stem]
-            effective = table.provenance["effective"]["sampled"]
-            caption = (
-                f"Number of paths, norm of a path's gradient, and contribution, by length: {run['network']}, "
-                f"{run['data']}."
-            )
-            shaded = (effective["first"], effective["last"])
-            page.figure(stem, partial(figures.path_gradients, table, effective=shaded), caption)
-            page.measured(stem)
-            if note := path_rules.own_intervals(table):
-                page.text(note)
+        table = page.tables[stem]
+        effective = table.provenance["effective"]["sampled"]
+        caption = (
+            f"Number of paths, norm of a path's gradient, and contribution, by length: {run['network']}, {run['data']}."
+        )
+        shaded = (effective["first"], effective["last"])
+        page.figure(stem, partial(figures.path_gradients, table, effective=shaded), caption)
+        page.measured(stem)
+        if note := path_rules.own_intervals(table):
+            page.text(note)
     shown = {
         name: "d"
         for name, *_ in path_rules.RANGES
