@@ -26,6 +26,7 @@ from studies.rules.claims import (
     of_seeds,
     paired,
     row,
+    span,
 )
 
 Row = Mapping[str, Any]
@@ -215,7 +216,7 @@ def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
         own, other = (_test_errors(runs, network, kind) for kind in kinds)
         low, high = both_interval(*(_by_seed(runs, network, kind) for kind in kinds))
         found = replace(paired([own[seed] - other[seed] for seed in own.keys() & other.keys()]), low=low, high=high)
-        here = f"{100 * found.mean:+.2f} points" + _ends(found, 100, "+.2f")
+        here = f"{100 * found.mean:+.2f} points" + span(found.low, found.high, "+.2f", 100)
         outcome = decide(found.low, found.high, below=_MARGIN)
         yield row(COMPETES, network, _verdict(outcome, here, found))
 
@@ -228,7 +229,7 @@ def beside_plain(runs: Sequence[Row]) -> Iterator[str]:
         for kind in SCHEMES:
             own = _test_errors(runs, network, kind)
             found = paired([own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())])
-            told.append(f"{kind.name} {100 * found.mean:+.2f} points{_ends(found, 100, '+.2f')}")
+            told.append(f"{kind.name} {100 * found.mean:+.2f} points{span(found.low, found.high, '+.2f', 100)}")
         yield (
             f"The control of {network} is the plain network with weights by He et al., without normalisation and "
             f"without any scheme, which ends at {_percent(statistics.fmean(plain.values()), None, None)}. Against it, "
@@ -255,7 +256,7 @@ def _growth(started: Sequence[Row]) -> Iterator[dict[str, Any]]:
         here = (
             f"mean length {statistics.fmean(one['mean_length'] for one in own):.2f} of {own[0]['blocks']} blocks, "
             f"expected {statistics.fmean(one['expected_length'] for one in own):.2f}; {100 * found.mean:+.1f} % of the "
-            f"blocks{_ends(found, 100, '+.1f')}"
+            f"blocks{span(found.low, found.high, '+.1f', 100)}"
         )
         yield row(GROWTH, f"{network}, {kind}", _verdict(_within(found), here, found))
 
@@ -279,7 +280,7 @@ def _between(
         here = (
             f"{longer.name} {100 * statistics.fmean(own.values()):.1f} % of the blocks, {shorter.name} "
             f"{100 * statistics.fmean(other.values()):.1f} %; difference {100 * found.mean:+.1f}"
-            f"{_ends(found, 100, '+.1f')}"
+            f"{span(found.low, found.high, '+.1f', 100)}"
         )
         yield row(claim, network, _verdict(outcome, here, found))
 
@@ -300,7 +301,7 @@ def _shortens(trained: Sequence[Row]) -> Iterator[dict[str, Any]]:
             one, p = found[key], p_values.get(key)
             told = p is not None and p < LEVEL
             outcome = CANNOT_TELL if not told else AGREES if one.mean < 0 else DISAGREES
-            here = f"{one.mean:+.2f} blocks{_ends(one, 1, '+.2f')}"
+            here = f"{one.mean:+.2f} blocks{span(one.low, one.high, '+.2f')}"
             yield row(SHORTENS, ", ".join(key), _verdict(outcome, here, one, p))
 
 
@@ -320,11 +321,5 @@ def _verdict(outcome: str, here: str, found: Differences, p: float | None = None
     return of_seeds(Verdict(outcome, here, found.mean, found.low, found.high, p), found.pairs)
 
 
-def _ends(found: Differences, factor: float, look: str) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f" ({format(factor * found.low, look)} to {format(factor * found.high, look)})"
-
-
 def _percent(mean: float, low: float | None, high: float | None) -> str:
-    return f"{mean:.1%}" + ("" if low is None or high is None else f" ({low:.1%} to {high:.1%})")
+    return f"{mean:.1%}{span(low, high, '.1%')}"

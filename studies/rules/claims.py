@@ -134,6 +134,11 @@ def majority(holds: Sequence[float], fails: Sequence[float]) -> tuple[str, float
     return (AGREES, p) if p < LEVEL else (DISAGREES, p_not) if p_not < LEVEL else (CANNOT_TELL, min(p, p_not))
 
 
+def span(low: float | None, high: float | None, look: str, times: float = 1) -> str:
+    """An interval in words, such as `` (0.1 to 0.3)``, to end a number with; nothing where there is none."""
+    return "" if low is None or high is None else f" ({format(times * low, look)} to {format(times * high, look)})"
+
+
 def counted(number: int, thing: str) -> str:
     """A number of things, in words such as ``1 seed``."""
     return f"{number} {thing}{'s' * (number != 1)}"

@@ -12,29 +12,39 @@ from studies.rules.claims import LEVEL, Claim, Verdict, majority, shown
 
 
 def judge(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
-    """Every claim about one residual network.
+    """Every claim about one residual network that its tables tell of.
 
     Args:
-        tables: ``lesions``, ``sets``, ``orders``, ``gradients``, and maybe ``skips``.
+        tables: ``lesions``, and which there are of ``sets``, ``orders``, ``gradients`` and ``skips``.
     """
-    lesions, gradients = tables["lesions"], tables["gradients"]
-    ranges = {one["contribution"]: one for one in path_rules.range_rows("", gradients)}
-    sets, orders = lesion_rules.distinct_sets(tables["sets"]), lesion_rules.distinct_orders(tables["orders"])
+    lesions = tables["lesions"]
     found = {
         veit_claims.SINGLE: lesion_rules.single(lesions),
         veit_claims.OTHERS: lesion_rules.others(lesions),
         veit_claims.DOWNSAMPLING: lesion_rules.downsampling(lesions),
-        veit_claims.SETS: lesion_rules.smooth(sets, lesions, "sets", "hold"),
-        veit_claims.ORDERS: lesion_rules.smooth(orders, lesions, "orders", "move"),
+    }
+    if "sets" in tables:
+        sets = lesion_rules.distinct_sets(tables["sets"])
+        found[veit_claims.SETS] = lesion_rules.smooth(sets, lesions, "sets", "hold")
+    if "orders" in tables:
+        orders = lesion_rules.distinct_orders(tables["orders"])
+        found[veit_claims.ORDERS] = lesion_rules.smooth(orders, lesions, "orders", "move")
+    if "gradients" in tables:
+        found |= _of_paths(tables["gradients"])
+    if "skips" in tables:
+        found[veit_claims.SHORTCUTS] = shortcuts(lesions, tables["skips"])
+    return found
+
+
+def _of_paths(gradients: Table) -> dict[Claim, Verdict]:
+    ranges = {one["contribution"]: one for one in path_rules.range_rows("", gradients)}
+    return {
         veit_claims.DECAY: path_rules.decay(gradients),
         veit_claims.SHORT: path_rules.short(ranges["sampled"]),
         veit_claims.FEW: path_rules.few(ranges["sampled"]),
         veit_claims.EXACT: path_rules.short(ranges["exact"]),
         veit_claims.CANCELLATION: path_rules.cancellation(gradients),
     }
-    if "skips" in tables:
-        found[veit_claims.SHORTCUTS] = shortcuts(lesions, tables["skips"])
-    return found
 
 
 def shortcuts(lesions: Table, skips: Table) -> Verdict:

@@ -20,6 +20,7 @@ from studies.rules.claims import (
     of_seeds,
     paired,
     row,
+    span,
 )
 from studies.strict_resnets import shares
 from studies.strict_resnets.checkerboard import SIZES
@@ -172,7 +173,7 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
                     outcome = near(low, high, 1, EVEN)
                 else:
                     outcome = decide(low, high, above=STRAIGHT if claim is GEOMETRIC else FACTOR)
-                verdict = Verdict(outcome, f"{what} {value:.3f}{_between(low, high)}", value, low, high)
+                verdict = Verdict(outcome, f"{what} {value:.3f}{span(low, high, '.3f')}", value, low, high)
                 found[claim].append(row(claim, f"{network}, {init}", of_seeds(verdict, len(values))))
     for network, norms in ((network, norms) for network, places in shares.NORMS.items() for norms in places):
         for claim, one, other in (
@@ -186,7 +187,7 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
             gaps = paired([a - b for a, b in zip(*stems, strict=True)])
             ends = gaps.low, gaps.high
             outcome = decide(*ends, above=ALIKE) if claim is GLOROT else near(*ends, 0, ALIKE)
-            here = f"difference {gaps.mean:+.3f}{_between(gaps.low, gaps.high)}"
+            here = f"difference {gaps.mean:+.3f}{span(gaps.low, gaps.high, '.3f')}"
             verdict = of_seeds(Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, gaps.p), gaps.pairs)
             found[claim].append(row(claim, f"{network}, norms: {norms}, {one} against {other}", verdict))
     return [one for rows_of_claim in found.values() for one in rows_of_claim]
@@ -219,7 +220,7 @@ def _difference(claim: Claim, name: str, gaps: Sequence[float], here: str, look:
     """A verdict on differences over the seeds of trainings."""
     known = paired(gaps)
     outcome = decide(known.low, known.high, **({"above": 0} if above else {"below": 0}))
-    value = f"{known.mean:{look}}{_between(known.low, known.high, look)}"
+    value = f"{known.mean:{look}}{span(known.low, known.high, look)}"
     verdict = Verdict(outcome, here.format(value), known.mean, known.low, known.high, known.p)
     return row(claim, name, of_seeds(verdict, len(gaps)))
 
@@ -252,7 +253,3 @@ def _of_checkerboards(rows: Rows) -> list[dict[str, Any]]:
             gaps = [a - b for a, b in zip(*values, strict=True)]
             found.append(_difference(claim, f"{one} against {other}, {weights}", gaps, "{} dB", "+.1f", above=True))
     return found
-
-
-def _between(low: float | None, high: float | None, look: str = ".3f") -> str:
-    return "" if low is None or high is None else f" ({low:{look}} to {high:{look}})"

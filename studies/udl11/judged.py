@@ -26,6 +26,7 @@ from studies.rules.claims import (
     of_seeds,
     paired,
     row,
+    span,
 )
 from studies.udl11 import growth, shattered
 from studies.udl11.trained import differences
@@ -179,7 +180,7 @@ def compared(claim: Claim, network: str, values: Sequence[float], expected: floa
     if not values:
         return row(claim, network, Verdict(CANNOT_TELL, "no number"))
     mean, (low, high) = statistics.fmean(values), sample_interval(values)
-    here = f"{mean:.4g}{_ends(low, high)}, expected {expected:.4g}"
+    here = f"{mean:.4g}{span(low, high, '.4g')}, expected {expected:.4g}"
     verdict = Verdict(near(low, high, expected, slack), here, mean, low, high)
     return row(claim, network, of_seeds(verdict, len(values)))
 
@@ -195,7 +196,7 @@ def difference(claim: Claim, network: str, one: Sequence[float], other: Sequence
         found = tested.confidence_interval()
         low, high, p = float(found.low), float(found.high), float(tested.pvalue)
     mean = statistics.fmean(one) - statistics.fmean(other)
-    verdict = Verdict(_direction(low, high, sign), f"{mean:+.4g}{_ends(low, high)}", mean, low, high, p)
+    verdict = Verdict(_direction(low, high, sign), f"{mean:+.4g}{span(low, high, '.4g')}", mean, low, high, p)
     return row(claim, network, of_seeds(verdict, networks))
 
 
@@ -214,10 +215,6 @@ def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _direction(low: float | None, high: float | None, sign: int) -> str:
     return decide(low, high, above=0) if sign > 0 else decide(low, high, below=0)
-
-
-def _ends(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
 
 
 def _correlations(tables: Mapping[str, Table]) -> list[dict[str, Any]]:

@@ -3,22 +3,22 @@
 Run ``python -m studies.veit2016 --scale cpu``; ``studies/common.py`` says what a scale is. Of the environment it
 reads ``PATHLENS_DATA`` (a folder with ``cifar10-jpeg/``), and for the ImageNet part ``PATHLENS_IMAGENET`` (a folder of
 images by class) and ``PATHLENS_IMAGENET_WEIGHTS`` (a file; default: the published weights, which are downloaded).
-``--only cifar`` measures what is not measured yet of the networks on CIFAR-10 that lie in ``results/cifar10/``; the
-tables of the rest stay as they are in ``--out``.
+``--only cifar`` measures what is not measured yet of the networks on CIFAR-10 that lie in ``results/cifar10/``, which
+takes hours, or some kinds of tables alone (``--kinds lesions sets``); the tables of the rest stay in ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, keep_checkpoint, setting, start_fresh, train_all
 from studies.veit2016 import cifar, retraining, stated
-from studies.veit2016.measured import measure_imagenet, measure_kept, measure_trained, right_answers
+from studies.veit2016.measured import KINDS, measure_imagenet, measure_kept, measure_trained, right_answers
 from studies.veit2016.trainings import cifar as cifar_data
 from studies.veit2016.trainings import trainings
 
@@ -44,18 +44,19 @@ PROTOCOL = (
 )
 
 
-def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]]:
+def measure(study: StudySetting, only: str | None = None, kinds: Collection[str] = KINDS) -> list[dict[str, Any]]:
     """Train, measure, and return where the networks come from.
 
     Args:
         study: what was asked for.
         only: the part that is measured; None for all.
+        kinds: of tables of the networks on CIFAR-10.
 
     Raises:
         SystemExit: the part has no networks or images, or there are no tables of the rest at this scale beside it.
     """
     if only is not None:
-        return _measure_only(study)
+        return _measure_only(study, kinds)
     wanted = trainings(study)
     done = train_all({training.name: training.arguments for training in wanted}, study)
     start_fresh(study.out)
@@ -66,7 +67,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     study.tables.put("runs", record.make_table(retraining.COMPARED, rows))
     study.tables.put("epochs", record.make_table(retraining.HISTORY, retraining.history_rows(done, wanted)))
     measure_trained(study, wanted, done)
-    measure_kept(study, others)
+    measure_kept(study, others, kinds)
     measure_imagenet(study)
     if study.scale == "paper":
         for training in wanted:
@@ -74,7 +75,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
     return [*(record.training(name, folder) for name, folder in done.items()), *cifar.phases_of(others)]
 
 
-def _measure_only(study: StudySetting) -> list[dict[str, Any]]:
+def _measure_only(study: StudySetting, kinds: Collection[str]) -> list[dict[str, Any]]:
     """The networks on CIFAR-10 alone."""
     check_rest(study, CIFAR)
     others = cifar.kept()
@@ -86,7 +87,7 @@ def _measure_only(study: StudySetting) -> list[dict[str, Any]]:
     added = [cifar.run_row(one) for one in others]
     retraining.compare(added, right_answers(study, (), {}, others))
     study.tables.put("runs", record.make_table(retraining.COMPARED, [*rows, *added]))
-    measure_kept(study, others)
+    measure_kept(study, others, kinds)
     return cifar.phases_of(others)
 
 
@@ -99,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and write its page."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--only", choices=(CIFAR,))
+    own.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options, rest = own.parse_known_args(argv)
-    return carry_out(setting(NAME, __doc__, rest), PROTOCOL, partial(measure, only=options.only), state, options.only)
+    measured = partial(measure, **vars(options))
+    return carry_out(setting(NAME, __doc__, rest), PROTOCOL, measured, state, options.only)
 
 
 if __name__ == "__main__":

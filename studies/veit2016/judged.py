@@ -25,6 +25,7 @@ from studies.rules.claims import (
 )
 from studies.rules.networks import judge
 from studies.veit2016 import retraining
+from studies.veit2016.measured import KINDS
 from studies.veit2016.trainings import PAPER_BLOCKS
 
 
@@ -43,15 +44,15 @@ def _of_networks(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     judged: dict[Claim, list[Verdict]] = {}
     for run in runs:
         name, trained = run["run"], run["trained"]
-        if trained == "full" and f"gradients-{name}" in tables:
-            keys = ("lesions", "sets", "orders", "gradients")
-            for claim, verdict in judge({key: tables[f"{key}-{name}"] for key in keys}).items():
+        if trained == "full" and f"lesions-{name}" in tables:
+            own = {kind: tables[f"{kind}-{name}"] for kind in KINDS if f"{kind}-{name}" in tables}
+            for claim, verdict in judge(own).items():
                 judged.setdefault(claim, []).append(verdict)
         elif trained == "plain":
             judged.setdefault(veit_claims.PLAIN, []).append(lesion_rules.at_chance(tables[f"lesions-{name}"]))
         elif trained == "highway":
             judged.setdefault(veit_claims.HIGHWAY, []).append(lesion_rules.single(tables[f"lesions-{name}"]))
-    return [row(claim, network, over_networks(own)) for claim, own in judged.items()]
+    return [row(claim, network, over_networks(seeds)) for claim, seeds in judged.items()]
 
 
 def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -119,7 +120,9 @@ def _harder(
     """
     found = {}
     for rule, own in by_rule.items():
-        seeds = [seed for seed in own if seed in whole and f"sets-{own[seed]}" in tables]
+        seeds = [
+            seed for seed in own if seed in whole and all(f"sets-{names[seed]}" in tables for names in (own, whole))
+        ]
         if not rule[1:].isdigit() or not seeds:
             continue
         if len(seeds) > 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,14 @@ from studies.common import StudySetting, keep, say
 from studies.rules import answers
 from studies.veit2016.cifar import Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
+
+#: kinds of tables of a network, whose names begin with theirs
+KINDS = ("lesions", "sets", "orders", "gradients")
+
+
+def kinds_of(trained: str) -> tuple[str, ...]:
+    """Which of them a residual network needs: one that was trained whole all, others what hurts them."""
+    return KINDS if trained == "full" else KINDS[:2]
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,18 @@ def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mappi
     """Lesions of every network whose claim needs them, and path gradients of the whole ones."""
     pick = study.pick
     for training in wanted:
-        network = _trained(training, done)
         many = training.residual and training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
-        single = many or not training.residual
-        measure_one(
-            study, network, single, many, training.rule == "full", pick(40, 10**9, 10**9), pick(40, 360, 10_000)
-        )
+        kinds = kinds_of(training.tag) if many else () if training.residual else KINDS[:1]
+        measure_one(study, _trained(training, done), kinds, pick(40, 10**9, 10**9), pick(40, 360, 10_000))
 
 
-def measure_kept(study: StudySetting, kept: Sequence[Kept]) -> None:
+def measure_kept(study: StudySetting, kept: Sequence[Kept], kinds: Collection[str] = KINDS) -> None:
     """The same of networks on CIFAR-10 that were trained beside this study; tables that are there stay.
+
+    Args:
+        study: what was asked for.
+        kept: the networks.
+        kinds: of tables that are measured, one after the other for all networks.
 
     Raises:
         SystemExit: a table of a network is of other weights.
@@ -99,52 +109,48 @@ def measure_kept(study: StudySetting, kept: Sequence[Kept]) -> None:
     if kept and cifar() is None:
         say("the networks on CIFAR-10 are left out: PATHLENS_DATA is not set")
         return
-    for one in kept:
-        measure_one(study, _kept(one), True, True, one.trained == "full", 10_000, study.pick(40, 2000, 10_000))
+    for kind in KINDS:
+        for one in kept:
+            if kind in kinds and kind in kinds_of(one.trained):
+                measure_one(study, _kept(one), (kind,), 10_000, study.pick(40, 2000, 10_000))
 
 
-def measure_one(
-    study: StudySetting, network: Network, single: bool, many: bool, gradients: bool, images: int, fewer: int
-) -> None:
+def measure_one(study: StudySetting, network: Network, kinds: Collection[str], images: int, fewer: int) -> None:
     """The tables of one network.
 
     Args:
         study: what was asked for.
         network: to measure.
-        single: whether to delete every block in turn.
-        many: whether to delete and exchange many.
-        gradients: whether to resolve the gradient by path length.
+        kinds: of tables: every block deleted in turn, many deleted, many exchanged, the gradient by path length.
         images: test images for single deletions.
         fewer: test images for many.
     """
+    if not kinds:
+        return
     pick = study.pick
     view, options = network.opened(study)
     swept = {**options, "journal": study.runs / "journal"}
+    most, samples = pick(2, 20, 20), pick(2, 10, 10)
 
     def kept(key: str, analysis: Callable[..., Table], *arguments: Any, **more: Any) -> None:
         stem = f"{key}-{network.name}"
+        if key not in kinds:
+            return
         if stem not in study.tables:
+            say(f"{key} of {network.name}")
             keep(study, stem, partial(analysis, view, *arguments, **more))
         elif study.tables[stem].provenance["weights"] != options["provenance"]["weights"]:
             raise SystemExit(
                 f"{study.out / stem}.csv is of other weights of {network.name}; remove it to measure these"
             )
 
-    if single:
-        say(f"lesions of {network.name}")
-        kept("lesions", pathlens.delete_blocks, network.images(images), **swept)
-    if many:
-        say(f"random sets and orders of {network.name}")
-        most, samples, data = pick(2, 20, 20), pick(2, 10, 10), network.images(fewer)
-        kept("sets", pathlens.delete_blocks, data, count=range(1, most + 1), samples=samples, **swept)
-    if many and gradients:
-        kept("orders", pathlens.reorder_blocks, data, swaps=range(1, most + 1), samples=samples, **swept)
-    if gradients:
-        say(f"path gradients of {network.name}")
-        # batches of 16, and so many paths of a length for each
-        paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
-        data = network.images(pick(4, 512, 512), "train")
-        kept("gradients", pathlens.path_gradients, data, **paths, **options)
+    kept("lesions", pathlens.delete_blocks, network.images(images), **swept)
+    several = {"samples": samples, **swept}
+    kept("sets", pathlens.delete_blocks, network.images(fewer), count=range(1, most + 1), **several)
+    kept("orders", pathlens.reorder_blocks, network.images(fewer), swaps=range(1, most + 1), **several)
+    # batches of 16, and so many paths of a length for each
+    paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
+    kept("gradients", pathlens.path_gradients, network.images(pick(4, 512, 512), "train"), **paths, **options)
 
 
 def measure_imagenet(study: StudySetting) -> None:

@@ -19,6 +19,7 @@ from studies.rules import veit as veit_claims
 from studies.veit2016 import left, retraining
 from studies.veit2016.cifar import SCHEDULE, Kept
 from studies.veit2016.judged import verdicts
+from studies.veit2016.measured import kinds_of
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
 WORDS = {
@@ -85,10 +86,10 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     if missing or kept:
         page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{_convolutions(kept)}")
     tables = page.tables
-    waiting = [one for one in kept if f"sets-{one.name}" not in tables]
-    if waiting and study.scale == "cpu":
-        errors = ", ".join(f"{one.name} ({one.facts['row']['test_error']:.2%} test error)" for one in waiting)
-        page.text(f"**Trained and not measured yet**: {errors}, by `python -m studies.veit2016 --only cifar`.")
+    waiting = {one.name: [kind for kind in kinds_of(one.trained) if f"{kind}-{one.name}" not in tables] for one in kept}
+    if any(waiting.values()) and study.scale == "cpu":
+        named = "; ".join(f"{name} ({', '.join(kinds)})" for name, kinds in waiting.items() if kinds)
+        page.text(f"**Trained, and not all measured yet**: {named}, by `python -m studies.veit2016 --only cifar`.")
     runs = [dict(one) for one in tables["runs"].rows]
     _put_derived(study, runs)
     _lesions(page, runs)

@@ -257,7 +257,15 @@ def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkey
     with pytest.raises(SystemExit, match="--only cifar needs PATHLENS_DATA"):
         run_study("veit2016", *arguments)
     monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
+    # one kind of table first: what the others would tell is not judged
+    run_study("veit2016", *arguments, "--kinds", "lesions")
+    assert [path.stem for path in sorted(out.glob(f"*-{name}.csv"))] == [f"lesions-{name}"]
+    judged = {row["claim"] for row in read_table(out / "claims.csv").rows if row["network"] == "resnet20"}
+    assert judged == {"single deletions", "no block but those that downsample", "downsampling blocks"}
+    first = (out / f"lesions-{name}.csv").stat().st_mtime_ns
     run_study("veit2016", *arguments)
+    assert (out / f"lesions-{name}.csv").stat().st_mtime_ns == first
+    assert len({row["claim"] for row in read_table(out / "claims.csv").rows if row["network"] == "resnet20"}) == 10
     for key in ("lesions", "sets", "orders", "gradients"):
         assert read_table(out / f"{key}-{name}.csv").provenance["data"] == "cifar10-jpeg"
     assert [one["run"] for one in record.read(out)["apart"]["cifar"]["trainings"]] == [name]
