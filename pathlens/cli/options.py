@@ -86,7 +86,16 @@ Stride = Annotated[int | None, option("Tokens from one sequence to the next. Def
 DeviceOption = Annotated[Device, option("Where to compute.", "--device")]
 DtypeOption = Annotated[Dtype, option("What to compute with.", "--dtype")]
 Seed = Annotated[int, option("Seed of the random draws.")]
-Out = Annotated[Path | None, option("Write CSV, Parquet, figures and a manifest there.", metavar="DIR")]
+
+
+def folder(text: str) -> Path:
+    """The folder of ``--out``: an empty name, of a shell variable that is not set, is no folder."""
+    if not text:
+        raise typer.BadParameter("the name is empty; give a folder, or . for this one")
+    return Path(text)
+
+
+Out = Annotated[Path | None, option("Write CSV, Parquet, figures and a manifest there.", parser=folder, metavar="DIR")]
 Json = Annotated[bool, option("Print one JSON object instead of the table.", "--json")]
 Quiet = Annotated[bool, option("No progress and no notes on stderr.", "--quiet", "-q")]
 Where = StrEnum("Where", {"trunk": "trunk", "all": "all", "nested": "nested", "off_trunk": "off-trunk"})

@@ -128,7 +128,9 @@ class TrainingOptions:
     seed: o.Seed = 0
     out: Annotated[
         Path | None,
-        o.option("Run folder: weights, checkpoint, history. Default: runs/MODEL-seedN.", metavar="DIR"),
+        o.option(
+            "Run folder: weights, checkpoint, history. Default: runs/MODEL-seedN.", parser=o.folder, metavar="DIR"
+        ),
     ] = None
     resume: Annotated[bool, o.option("Go on with the run in --out, if there is one.", "--resume")] = False
     keep_epochs: Annotated[

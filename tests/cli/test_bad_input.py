@@ -133,6 +133,8 @@ def test_a_gpu_that_is_not_there(fails: Failure) -> None:
         (["reorder-blocks", *USER, PLAIN], USAGE, ["nothing can be reordered"]),
         (["blocks", "--input-shape", "3,x"], USAGE, ["--input-shape '3,x'", "3,224,224"]),
         (["blocks", "-m", "{user}:build", "--input-shape", "1,8,8"], MODEL, ["cannot be traced", "(2, 1, 8, 8)"]),
+        (["blocks", "--out", ""], USAGE, ["'--out'", "the name is empty", "give a folder"]),
+        (["train", "--out", ""], USAGE, ["'--out'", "the name is empty", "give a folder"]),
         (["blocks", "--picture", "picture.gif"], USAGE, ["picture.gif", ".png or .pdf"]),
         (["blocks", "-m", "{user}:pair", "--picture", "{folder}/text.pt/a.png"], RUN, ["text.pt/a.png"]),
     ],
