@@ -65,6 +65,7 @@ def measure(study: StudySetting, only: str | None = None, kinds: Collection[str]
     rows += [cifar.run_row(one) for one in others]
     retraining.compare(rows, right_answers(study, wanted, done, others))
     study.tables.put("runs", record.make_table(retraining.COMPARED, rows))
+    _put_fitted(study, rows, others)
     study.tables.put("epochs", record.make_table(retraining.HISTORY, retraining.history_rows(done, wanted)))
     measure_trained(study, wanted, done)
     measure_kept(study, others, kinds)
@@ -87,8 +88,14 @@ def _measure_only(study: StudySetting, kinds: Collection[str]) -> list[dict[str,
     added = [cifar.run_row(one) for one in others]
     retraining.compare(added, right_answers(study, (), {}, others))
     study.tables.put("runs", record.make_table(retraining.COMPARED, [*rows, *added]))
+    _put_fitted(study, added, others)
     measure_kept(study, others, kinds)
     return cifar.phases_of(others)
+
+
+def _put_fitted(study: StudySetting, runs: Sequence[dict[str, Any]], others: Sequence[cifar.Kept]) -> None:
+    right = right_answers(study, (), {}, others, split="train", limit=study.pick(10, 10_000, 10_000))
+    study.tables.put("fitted", record.make_table(retraining.FITTED, retraining.fitted_rows(runs, right)))
 
 
 def state(study: StudySetting) -> Page:

@@ -63,15 +63,29 @@ class Network:
 
 
 def right_answers(
-    study: StudySetting, wanted: Sequence[Training], done: Mapping[str, Path], kept: Sequence[Kept]
+    study: StudySetting,
+    wanted: Sequence[Training],
+    done: Mapping[str, Path],
+    kept: Sequence[Kept],
+    split: str = "test",
+    limit: int = 10**9,
 ) -> dict[str, torch.Tensor]:
-    """Which test images every network gets right, by name of its run; without those whose images are not there."""
-    say("which test images the networks get right")
+    """Which images of a split every network gets right, by name of its run; without those whose images are not there.
+
+    Args:
+        study: what was asked for.
+        wanted: trainings.
+        done: their run folders.
+        kept: networks on CIFAR-10 that were trained beside.
+        split: of the data.
+        limit: the first images of it.
+    """
+    say(f"which {split} images the networks get right")
     networks = [_trained(one, done) for one in wanted]
     networks += [_kept(one) for one in kept if cifar() is not None]
     return {
         one.name: answers.is_right(
-            pathlens.load_model(one.model, one.weights), one.images(10**9), pick_device(study.device)
+            pathlens.load_model(one.model, one.weights), one.images(limit, split), pick_device(study.device)
         )
         for one in networks
     }

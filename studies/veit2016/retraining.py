@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import sample_interval, wilson_interval
 from pathlens.tables import read_table
 from studies.rules import answers, margin
 from studies.rules.claims import Verdict, counted, of_seeds, paired
@@ -50,6 +50,21 @@ SUMMARY = (
     *answers.BOTH,
     ("p", "", "two-sided paired t test of the difference against 0; missing where it does not vary"),
     *margin.COLUMNS,
+)
+
+FITTED = (
+    ("run", "", "name of the run"),
+    ("network", "", "reference name"),
+    ("trained", "", "full, or mN for N random blocks a batch"),
+    ("seed", "", "of the run"),
+    ("train_error", "fraction", "share of training images classified wrongly by the network as it is tested"),
+    ("train_error_low", "fraction", "lower end of the 95 % interval over images (Wilson)"),
+    ("train_error_high", "fraction", "upper end of it"),
+    ("train_images", "", "the first ones of the training split, as they are"),
+    ("test_error", "fraction", "share of test images, of the table of runs"),
+    ("difference", "fraction", "test error minus that of the whole network of the same seed"),
+    ("of_fit", "fraction", "the part of it that is a difference of training errors"),
+    ("of_gap", "fraction", "the rest: a difference of what test errors are above training errors"),
 )
 
 HISTORY = (
@@ -101,6 +116,30 @@ def compare(rows: Sequence[dict[str, Any]], right: Mapping[str, torch.Tensor]) -
     """
     whole = {(row["network"], row["seed"]): row["run"] for row in rows if row["trained"] == "full"}
     answers.compare(rows, right, lambda row: whole.get((row["network"], row["seed"])))
+
+
+def fitted_rows(runs: Sequence[Row], right: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """What of a difference of test errors is one of training errors already.
+
+    Args:
+        runs: rows of runs.
+        right: by name of the run, which training images the network gets right; runs without have no row.
+    """
+    found: list[dict[str, Any]] = []
+    for run in (one for one in runs if one["run"] in right):
+        own = right[run["run"]]
+        wrong, images = int((~own).sum()), len(own)
+        low, high = wilson_interval(wrong, images)
+        row: dict[str, Any] = {name: run.get(name) for name, *_ in FITTED}
+        row |= {"train_error": wrong / images, "train_error_low": low, "train_error_high": high, "train_images": images}
+        found.append(row)
+    whole = {(row["network"], row["seed"]): row for row in found if row["trained"] == "full"}
+    for row in found:
+        full = whole.get((row["network"], row["seed"]))
+        if full is not None and full is not row:
+            row["difference"], row["of_fit"] = (row[name] - full[name] for name in ("test_error", "train_error"))
+            row["of_gap"] = row["difference"] - row["of_fit"]
+    return found
 
 
 def history_rows(done: Mapping[str, Path], wanted: Sequence[Training]) -> list[dict[str, Any]]:

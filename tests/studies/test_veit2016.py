@@ -162,6 +162,22 @@ def test_retraining_is_judged_by_a_margin_and_a_correction() -> None:
     assert rows["full"]["difference"] is None
 
 
+def test_a_difference_is_of_fit_and_of_what_is_above_it() -> None:
+    errors = {"full": (0.10, 0.02), "m23": (0.15, 0.08), "m7": (0.30, 0.29)}
+    runs = [
+        {"run": trained, "network": "n", "trained": trained, "seed": 0, "test_error": test}
+        for trained, (test, _) in errors.items()
+    ]
+    right = {name: torch.arange(100) >= round(100 * train) for name, (_, train) in errors.items() if name != "m7"}
+    full, less = retraining.fitted_rows(runs, right)
+    assert (full["train_error"], full["difference"]) == (0.02, None)
+    assert full["train_error_low"] < 0.02 < full["train_error_high"]
+    assert (less["train_error"], less["train_images"]) == (0.08, 100)
+    assert [less[name] for name in ("difference", "of_fit", "of_gap")] == pytest.approx([0.05, 0.06, -0.01])
+    (alone,) = retraining.fitted_rows(runs[1:], {"m23": right["m23"]})
+    assert alone["of_fit"] is None
+
+
 def test_what_is_trained_on_digits() -> None:
     wanted = trainings.trainings(common.setting("veit2016", "x", ["--scale", "cpu"]))
     numbers = {training.blocks for training in wanted if training.blocks}
@@ -271,6 +287,12 @@ def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkey
     assert [one["run"] for one in record.read(out)["apart"]["cifar"]["trainings"]] == [name]
     assert [one["run"] for one in read_table(out / "runs.csv").rows].count(name) == 1
     assert "(lesions-cifar10-jpeg.png)" in (out / "README.md").read_text()
+    # the training images, by a forward pass
+    (fitted,) = read_table(out / "fitted.csv").rows
+    data = pathlens.open_data(f"parquet:{tmp_path / 'cifar10-jpeg'}", split="train", limit=10)
+    right = is_right(pathlens.load_model("resnet20", tmp_path / "kept" / "weights" / f"{name}.safetensors"), data)
+    assert (fitted["run"], fitted["train_images"]) == (name, 10)
+    assert fitted["train_error"] == pytest.approx(1 - right.float().mean().item())
     # what is there is not measured again, and nothing of the others is
     measured = (out / f"gradients-{name}.csv").stat().st_mtime_ns
     run_study("veit2016", *arguments)
