@@ -137,6 +137,8 @@ class Batches:
         whole, rest = divmod(data.n, batch_size)
         #: batches in an epoch; a last one of too few examples for all processes is left out
         self.per_epoch = whole + (rest >= least)
+        #: whether one process alone would have that last batch
+        self.drops_last = 2 <= rest < least
         self._threads = None if data.in_memory else ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 

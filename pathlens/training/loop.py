@@ -31,7 +31,8 @@ from pathlens.training.synced import SyncedBatchNorm
 #: which blocks a step has, what their branches are multiplied by, which run, and how they are scaled (``Partial``)
 _SubNetwork = tuple[Tensor | None, Tensor | None, Tensor | None, Scalings | None]
 
-#: steps between two checks of the loss on a GPU, where reading it waits for the device
+#: steps between two checks of the loss on a GPU, where reading it waits for the device, and between two questions of
+#: several processes whether a checkpoint is due
 _LOOK = 50
 
 
@@ -134,7 +135,7 @@ class Loop:
                 position = state.TrainState(done, [0.0] * 5, self.history, arguments)
                 self._save(optimizer, position)
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
-            elif self._session.folder is not None and time.monotonic() - saved > self._config.checkpoint_seconds:
+            elif self._is_due(done, time.monotonic() - saved):
                 self._look(sums, step, lr, weights=True)
                 position = state.TrainState(
                     done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, arguments
@@ -230,7 +231,10 @@ class Loop:
             return losses, len(targets) - losses.detach() / self._session.variance
         logits = of_two_classes(outputs).movedim(self._session.task.axis, 1)
         losses = _loss(logits, targets, self._config.recipe.label_smoothing, self._config.loss)
-        return losses, _per_example((logits.detach().argmax(1) == targets).double(), targets).sum()
+        right = _per_example((logits.detach().argmax(1) == targets).double(), targets)
+        if targets.dim() > 1:  # nothing is wrong of an example of which nothing is counted
+            right = right.where((targets != NOT_COUNTED).flatten(1).any(1), 1.0)
+        return losses, right.sum()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -288,6 +292,12 @@ class Loop:
         self.history.append(row)
         if self._on_epoch is not None and self._group.is_main:
             self._on_epoch(row)
+
+    def _is_due(self, done: int, seconds: float) -> bool:
+        """Whether a checkpoint inside an epoch is due, which the first of several processes says by its clock."""
+        if self._session.folder is None or (self._group.world > 1 and done % _LOOK):
+            return False
+        return self._group.gather(seconds > self._config.checkpoint_seconds)[0]
 
     def _save(self, optimizer: torch.optim.Optimizer, position: state.TrainState) -> None:
         if self._session.folder is None:

@@ -220,9 +220,11 @@ def opened(
             _check_paths(model, view, config.rule, group.world > 1 and config.synced)
             if config.without_skips:
                 stack.enter_context(_without_skips(model, view, group.world))
-            checkpoint = _resumed(folder, arguments, resume)
             ends = _ends(view, config)
             batches = _batches(data, config, where, dtype, group, order)
+            if batches.drops_last:
+                arguments = {**arguments, "steps_per_epoch": batches.per_epoch}
+            checkpoint = _resumed(folder, arguments, resume)
         about = {
             **arguments,
             "blocks": None if view is None else len(view),

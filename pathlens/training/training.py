@@ -82,7 +82,9 @@ def train(
     """Train a network, all of it or through some of its paths.
 
     Under torchrun every process calls this with the same arguments. Each takes its part of every batch, all draw the
-    same sub-networks, and batch norms see the whole batch, so that the number of processes changes rounding alone.
+    same sub-networks, and batch norms see the whole batch, so that the number of processes changes rounding
+    alone, but for the network's own dropout, and for a last batch of an epoch that is too small for all, which is left
+    out.
 
     Args:
         model: any classifier of images, pixels or tokens, or a network for a regression, trained in place.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,6 +26,8 @@ from pathlens.training import (
     StochasticDepth,
     Trained,
     hold_out,
+    loop,
+    state,
     train,
 )
 from pathlens.training.network import Partial
@@ -33,6 +36,8 @@ from tests.helpers.training_oracle import by_hand, digits, network
 
 #: the last batch of an epoch has 5 images: three in one process and two in the other
 RECIPE = Recipe(epochs=2, batch_size=25, lr=0.05, warmup=0.5, crop=1, flip=True)
+#: of 80 images, the last batch of which has two
+UNEVEN = Recipe(epochs=1, batch_size=13, warmup=0)
 RULES: dict[str, Rule] = {
     "full": Full(),
     "blocks": BlocksPerBatch(2),
@@ -136,8 +141,28 @@ def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
         trained(Full(), recipe=Recipe(epochs=1, batch_size=25, lr=1e300, warmup=0))
     except PathlensError as error:
         found["diverged"] = [type(error).__name__, str(error)]
+    found["clocks"] = clocks_that_differ(group, folder / "clocks")
+    # the last batch of two images is too small for two processes, so that one process alone would train otherwise
+    trained(Full(), out=folder / "uneven", recipe=UNEVEN)
+    found["uneven"] = str(folder / "uneven")
     found["digest"] = hashlib.sha256(repr(group.gather("here")).encode()).hexdigest()
     return found
+
+
+def clocks_that_differ(group: processes.Processes, folder: Path) -> list[int]:
+    """Steps after which a run of 4 steps wrote checkpoints, which by the second process's clock are never due."""
+    steps, save = list[int](), state.save
+
+    def counted(place: Path, model: nn.Module, optimizer: Any, position: Any) -> None:
+        steps.append(position.step)
+        save(place, model, optimizer, position)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_LOOK", 1)
+        patch.setattr(state, "save", counted)
+        recipe = Recipe(epochs=1, batch_size=20, warmup=0)
+        trained(Full(), out=folder, recipe=recipe, checkpoint_seconds=0.0 if group.is_main else 1e9)
+    return steps
 
 
 def work(folder: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from pathlens.errors import RunError
+from pathlens.training import Full
 from tests.helpers.processes import two_processes
-from tests.helpers.training_worker import RULES, curve, normed, trained, weights, work
+from tests.helpers.training_worker import RULES, UNEVEN, curve, normed, trained, weights, work
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +105,14 @@ def test_what_several_processes_cannot_do(found: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 def test_a_run_of_several_processes_is_taken_up(found: list[dict[str, Any]]) -> None:
     assert {digest for part in found for digest in part["resumed"]} == {found[0]["resumed"][0]}
+
+
+@pytest.mark.slow
+def test_one_clock_says_when_a_checkpoint_is_due(found: list[dict[str, Any]]) -> None:
+    assert [part["clocks"] for part in found] == [[1, 2, 3, 4], []]
+
+
+@pytest.mark.slow
+def test_a_run_with_fewer_steps_is_not_taken_up_by_one_process(found: list[dict[str, Any]]) -> None:
+    with pytest.raises(RunError, match="steps_per_epoch was 6 and is null"):
+        trained(Full(), out=found[0]["uneven"], recipe=UNEVEN, resume=True)

@@ -68,7 +68,7 @@ def test_losses_and_errors_of_an_epoch_against_a_plain_loop() -> None:
                 counted = mask != NOT_COUNTED
                 right = one[:, counted].T
                 each.append(F.cross_entropy(right, mask[counted]) if counted.any() else one.sum() * 0)
-                errors.append(float((right.argmax(1) != mask[counted]).double().mean()) if counted.any() else 1.0)
+                errors.append(float((right.argmax(1) != mask[counted]).double().mean()) if counted.any() else 0.0)
             losses += [float(loss.detach()) for loss in each]
             optimizer.zero_grad()
             (sum(each) / len(rows)).backward()
