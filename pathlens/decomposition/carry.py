@@ -66,8 +66,11 @@ class Decomposition:
         self._chain, self._target = chain, target
         self._carried = carried_nodes(chain, target)
         self._links = {link.total.name: (index, link) for index, link in enumerate(chain.links)}
-        branches = [link.branch for link in chain.links if link.total.name in self._carried]
-        self._segment = cut(chain.trace, chain.trace.source, [target, *branches])
+        links = [link for link in chain.links if link.total.name in self._carried]
+        # a shortcut that the sum itself multiplies (alpha) is a node beside the network's own
+        scaled = [link.shortcut for link in links if link.shortcut not in link.total.all_input_nodes]
+        ends = [target, *(link.branch for link in links), *scaled]
+        self._segment = cut(chain.trace, chain.trace.source, ends)
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Summands]:
         """The tensor, and its summands by key; each has the tensor's shape.

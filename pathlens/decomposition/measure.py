@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from pathlens.decomposition.carry import CONSTANTS, STEM, Summands
 from pathlens.errors import UsageError
-from pathlens.metrics.tasks import ManyAnswers, Task
+from pathlens.metrics.tasks import ManyAnswers, Task, of_two_classes
+from pathlens.metrics.units import IGNORED, require_inside
 from pathlens.residual.chain import Chain, check_index
 
 WHOLE = -3
@@ -82,6 +83,9 @@ def measure_summands(
         block: whose sum it is; None for the output.
         task: of the network, which says where in the output the classes are; nothing where the whole is no output.
         targets: shape (N, ...).
+
+    Raises:
+        DataError: targets outside the classes.
     """
     classes = task.axis if isinstance(task, ManyAnswers) else 1
     axis = classes if block is None else chain.links[block].channel_axis
@@ -94,7 +98,8 @@ def measure_summands(
         answers: Sequence[float] = ()
         if block is None:
             so_far = so_far + summands[key]
-            answers = _answers(summands[key].movedim(classes, -1), so_far.movedim(classes, -1), targets)
+            part, through = (of_two_classes(own).movedim(classes, -1) for own in (summands[key], so_far))
+            answers = _answers(part, through, targets)
         contributions[key] = Contribution(*moments, *answers)
     return contributions
 
@@ -117,9 +122,10 @@ def _answers(part: Tensor, so_far: Tensor, targets: Tensor) -> Sequence[float]:
     Args:
         part: the summand, shape (N, ..., classes).
         so_far: it and those before it.
-        targets: shape (N, ...); what is outside the classes is not counted.
+        targets: shape (N, ...).
     """
-    known = (targets >= 0) & (targets < part.shape[-1])
+    require_inside(targets, part.shape[-1])
+    known = targets != IGNORED
     right = targets.clamp(0, part.shape[-1] - 1)
     logit = part.gather(-1, right[..., None])[..., 0] - part.mean(-1)
     each = torch.where(known, logit, 0.0).double().reshape(len(known), -1)

@@ -17,7 +17,7 @@ import pathlens
 from pathlens import figures
 from pathlens.__main__ import main
 from pathlens.decomposition import CONSTANTS, decompose_at, target_of
-from pathlens.errors import PathlensError, UsageError
+from pathlens.errors import DataError, PathlensError, UsageError
 from pathlens.metrics import interval_of_sums, sample_interval
 from pathlens.tables import Table
 
@@ -128,6 +128,50 @@ def test_contributions_to_the_label_and_the_errors_by_definition() -> None:
         assert row["logit"] == pytest.approx(np.mean(logits[key]), abs=1e-12)
         assert (row["logit_low"], row["logit_high"]) == pytest.approx(sample_interval(logits[key]), abs=1e-9)
         assert row["error_through"] == wrong[key] / 20
+
+
+class Foreground(nn.Module):
+    """One logit a pixel, against 0 for the background."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+        self.inner = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.inner:
+            x = x + torch.tanh(layer(x))
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_one_logit_a_pixel_is_that_of_two_classes() -> None:
+    torch.manual_seed(2)
+    net = Foreground().double().eval()
+    images = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    masks = torch.randint(0, 2, (4, 6, 6))
+    masks[0, 0] = -100
+    table = pathlens.decompose(net, [(images, masks)], at="output")
+    view = pathlens.find_blocks(net, images)
+    chain = view.chain(images)
+    _, summands = decompose_at(chain, images, chain.trace.main)
+    so_far = torch.zeros(4, 6, 6, dtype=torch.float64)
+    for row in table.rows:
+        part = summands[CONSTANTS if row["block"] is None else row["block"]][:, 0]
+        so_far = so_far + part
+        counted = masks >= 0
+        # half of the logit for the foreground, half of it less for the background
+        logits = [float((one * (mask - 0.5))[use].mean()) for one, mask, use in zip(part, masks, counted, strict=True)]
+        assert row["logit"] == pytest.approx(np.mean(logits), abs=1e-12)
+        assert row["error_through"] == pytest.approx(float(((so_far > 0) != (masks == 1))[counted].double().mean()))
+    assert 0 < table.rows[-1]["error_through"] < 1
+
+
+def test_labels_of_another_data_set_are_refused() -> None:
+    torch.manual_seed(1)
+    with pytest.raises(DataError, match="outside the"):
+        pathlens.decompose(Net().double(), [(x, labels + 2) for x, labels in batches()], at="output")
 
 
 def test_intervals_over_seeds_and_schemes_side_by_side() -> None:

@@ -16,6 +16,7 @@ from pathlens.decomposition import CONSTANTS, STEM, Summands, decompose_at, targ
 from pathlens.errors import ModelError, UsageError
 from pathlens.models import load_model
 from pathlens.residual.modes import in_mode
+from tests.helpers.nets import Arithmetic
 
 
 def broken_up(net: nn.Module, x: Tensor, at: str | int, training: bool = False) -> tuple[Tensor, Summands]:
@@ -158,6 +159,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: torchvision.models.SwinTransformer([2, 2], 16, [1, 1], [1, 1], [4, 4], num_classes=7),
         (2, 3, 32, 32),
     ),
+    "kinds of sums": (Arithmetic, (2, 6, 5, 5)),
     "squeeze and excitation between blocks": (torchvision.models.mobilenet_v3_small, (2, 3, 64, 64)),
 }
 
