@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.errors import ModelError, UsageError
-from pathlens.initialisation.places import BranchEnd, Place, find_ends, find_places, other_parameters
+from pathlens.initialisation.places import (
+    BranchEnd,
+    Place,
+    find_embedded,
+    find_ends,
+    find_places,
+    find_undrawn,
+    other_parameters,
+)
 from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detach_all
 from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme, check_name
 from pathlens.residual import ResidualView, view_of
@@ -30,10 +38,10 @@ def initialise(
     """Give a network fresh weights by a published scheme, in place.
 
     Weights of convolutions and linear maps are drawn, biases of these become 0, and norms start anew. All other
-    parameters (embeddings, layer scales, weights that the output does not use) are kept. ``skipinit``, ``rezero``,
-    ``fixup`` and ``stable`` put a factor at the end of each branch: on the weight and bias of the layer that ends it,
-    as a parametrization of torch, so that the class of the network is not changed and the factor trains as if it stood
-    in the forward pass.
+    parameters (embeddings, transposed convolutions, layer scales, weights that the output does not use) are kept.
+    ``skipinit``, ``rezero``, ``fixup`` and ``stable`` put a factor at the end of each branch: on the weight and bias of
+    the layer that ends it, as a parametrization of torch, so that the class of the network is not changed and the
+    factor trains as if it stood in the forward pass.
 
     Args:
         model: the network or its view.
@@ -47,7 +55,8 @@ def initialise(
 
     Raises:
         UsageError: an unknown scheme, or a network without an example.
-        ModelError: the scheme does not fit: there are no weights, or a branch does not end in what it needs.
+        ModelError: the scheme does not fit: there are no weights, or some in another form than convolutions and linear
+            maps; a branch does not end in what it needs; the embedding would become 0.
 
     Example:
         >>> import torch, pathlens
@@ -126,6 +135,19 @@ def _checked(name: str, scheme: Scheme, view: ResidualView, places: tuple[Place,
     network = type(view.model).__name__
     if not places:
         raise ModelError(f"{name} does not fit {network}: it has no weight of a convolution or linear map to draw")
+    if undrawn := find_undrawn(view, places):
+        more = f" and {len(undrawn) - 1} more" if len(undrawn) > 1 else ""
+        raise ModelError(
+            f"{name} does not fit {network}: {undrawn[0]}{more} would stay as it is: it is multiplied with in another "
+            "form than that of nn.Linear, so that its fans are not known; write it as nn.Linear, or leave --init out"
+        )
+    embedded = find_embedded(view)
+    for place in places:
+        if place.parameter in embedded and scheme.draw(place).distribution == "constant":
+            raise ModelError(
+                f"{name} does not fit {network}: its last weight, which becomes 0, is also its embedding "
+                f"({place.parameter}), so that nothing would ever be learned; untie them, or take another scheme"
+            )
     if not scheme.ends:
         return ()
     if view.is_plain:

@@ -30,6 +30,7 @@ class Place:
         blocks: of the network.
         fan_in: values that each output is a sum over.
         fan_out: values that each input adds to.
+        groups: of a convolution; 1 for any other map.
         rectified: whether a ReLU or something of its kind stands before it.
         last: whether it is the last weight of the network.
     """
@@ -42,6 +43,7 @@ class Place:
     blocks: int
     fan_in: int
     fan_out: int
+    groups: int
     rectified: bool
     last: bool
 
@@ -85,6 +87,8 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
         # a chain of layers has no branches
         layers = [sibling for sibling in siblings if sibling in named] if role == "branch" else []
         weight = parameters[name]
+        fed: Any = node.args[0]
+        groups = chain.trace.shape(fed)[1 - weight.dim()] // weight.shape[1]
         places[name] = Place(
             parameter=name,
             role=role,
@@ -93,11 +97,39 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
             layers=len(layers),
             blocks=len(chain.links),
             fan_in=weight[0].numel(),
-            fan_out=weight[:, 0].numel(),
+            fan_out=weight[:, 0].numel() // groups,
+            groups=groups,
             rectified=_is_rectified(node, chain.discovery.input_dependent),
             last=node is maps[-1],
         )
     return tuple(places.values())
+
+
+def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ...]:
+    """Weights of other products, of which it is not known which axes are inputs and which outputs."""
+    chain, known = view.chain(), {place.parameter for place in places}
+    dependent = chain.discovery.input_dependent
+    found: dict[str, None] = {}
+    for node in chain.trace.graph.nodes:
+        if node not in dependent or not ops.is_product(node):
+            continue
+        operands = [operand for operand in node.all_input_nodes if operand not in dependent]
+        while operands:
+            operand = operands.pop()
+            if ops.is_rearranging(operand):
+                operands += operand.all_input_nodes
+            name = _parameter(chain, operand)
+            if name is not None and name not in known and len(chain.trace.shape(operand)) > 1:
+                found[name] = None
+    return tuple(found)
+
+
+def find_embedded(view: ResidualView) -> frozenset[str]:
+    """The parameters that are looked up by index."""
+    chain = view.chain()
+    operands = (node.args[0] for node in chain.trace.graph.nodes if ops.short_name(node) == "embedding")
+    names = (_parameter(chain, operand) for operand in operands if isinstance(operand, fx.Node))
+    return frozenset(name for name in names if name is not None)
 
 
 def find_ends(view: ResidualView) -> tuple[BranchEnd, ...]:

@@ -89,7 +89,8 @@ def he_fan_out(place: Place) -> Draw:
 
 
 def _glorot(place: Place, distribution: str) -> Draw:
-    return Draw(distribution, 1.0, "fan-average", (place.fan_in + place.fan_out) / 2)
+    # Keras counts the outputs of all groups
+    return Draw(distribution, 1.0, "fan-average", (place.fan_in + place.fan_out * place.groups) / 2)
 
 
 def glorot_normal(place: Place) -> Draw:

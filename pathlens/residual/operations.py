@@ -166,6 +166,11 @@ def is_map(node: fx.Node) -> bool:
     return node.target is aten.linear.default or (node.target in CONVOLUTIONS and node.target not in TRANSPOSED)
 
 
+def is_product(node: fx.Node) -> bool:
+    """Whether a node is a product of matrices in another form than a linear map, such as ``x @ weight``."""
+    return node.target in _PRODUCTS and not is_map(node) and short_name(node) != "embedding"
+
+
 def is_rearranging(node: fx.Node) -> bool:
     """Whether a node moves, selects, pads or averages values without weights."""
     return node.target in _REARRANGING or node.target in PRESERVING

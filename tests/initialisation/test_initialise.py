@@ -206,11 +206,24 @@ class Gated(Net):
         return self.head((x + F.relu(self.blocks[0].first(x))).mean((2, 3)))
 
 
+class Product(Net):
+    """A branch whose weight is no linear map's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.eye(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + F.relu(x @ self.square.t())).mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("model", "scheme", "error", "words"),
     [
         (Net, "he", UsageError, "unknown initialisation 'he': give one of he-fan-in"),
         (Net, "skip-init", UsageError, "did you mean skipinit"),
+        (Product, "he-fan-in", ModelError, "square would stay as it is.*write it as nn.Linear"),
         (Plain, "fixup", ModelError, "no residual branches"),
         (Gated, "fixup", ModelError, "branch of block 0 .* ends in relu and not in a weight layer"),
         (Gated, "stable", ModelError, "ends in relu and not in a weight layer or a norm"),
@@ -225,6 +238,24 @@ def test_a_scheme_that_does_not_fit(model, scheme: str, error: type[PathlensErro
     one_line(caught)
     for name, value in built.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_an_embedding_that_would_become_zero() -> None:
+    model = pathlens.load_model("llama2", "random").model
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(ModelError, match="its last weight, which becomes 0, is also its embedding") as caught:
+        pathlens.initialise(model, "fixup", example=tokens)
+    one_line(caught)
+
+
+def test_groups_of_a_convolution_divide_what_an_input_adds_to() -> None:
+    net = Net().double()
+    net.blocks[1].second = nn.Conv2d(24, 24, 3, padding=1, groups=4).double()
+    for scheme, fan in (("he-fan-out", 6 * 9), ("he-fan-in", 6 * 9), ("glorot-normal", (6 * 9 + 24 * 9) / 2)):
+        table = pathlens.initialise(net, scheme, example=X.double())
+        (row,) = [one for one in table.rows if one["parameter"] == "blocks.1.second.weight"]
+        gain = 1 if scheme == "glorot-normal" else 2
+        assert row["std_due"] == pytest.approx(math.sqrt(gain / fan)), scheme
 
 
 def test_no_example() -> None:
