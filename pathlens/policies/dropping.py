@@ -261,11 +261,14 @@ def _learned(
         # the user's own stays in the mode that it is in
         own = copy.deepcopy(policy) if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
         return Learned(own.eval(), view, []), None
-    device = processes.device_of(view.model, options.get("device"))
-    view.model.to(device)
+    home, device = (processes.device_of(view.model, name) for name in (None, options.get("device")))
     mean, std = tuple(options.get("mean") or data.mean), tuple(options.get("std") or data.std)
-    learner = Learner(view, train, task, variance, settings, mean, std, device)
     with contextlib.ExitStack() as stack:
+        # the user's network is afterwards where it was, in the mode that it was in
+        stack.enter_context(in_mode(view.model))
+        stack.callback(view.model.to, home)
+        view.model.to(device)
+        learner = Learner(view, train, task, variance, settings, mean, std, device)
         folder = None if out is None else stack.enter_context(lock_run(out))
         learned = learner.run(folder, on_epoch, options.get("progress"))
         if folder is not None:

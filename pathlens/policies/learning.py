@@ -126,6 +126,7 @@ class Learner:
 
     Raises:
         DataError, ModelError: targets that do not fit the network.
+        UsageError: a network in half precision is to be trained with its policy.
 
     Attributes:
         arguments: what must be the same when a training goes on.
@@ -145,10 +146,16 @@ class Learner:
         self.settings, self.view = settings, view
         self._task, self._variance = task, variance
         self.policy = policies.fresh(view, settings.seed)
+        self._policy_dtype = next(self.policy.parameters()).dtype
         if settings.joint_epochs:
             model = copy.deepcopy(view.model)
             model.requires_grad_(True)
             dtype = next(model.parameters()).dtype
+            if dtype.itemsize < 4:
+                raise UsageError(
+                    f"a network in {str(dtype).removeprefix('torch.')} cannot be trained with its policy, whose steps "
+                    "are too small for it; give it in float32, or no joint epochs"
+                )
             example = data.batch(0, min(2, data.n), mean=mean, std=std, device=device, dtype=dtype).images
             self.view = view_of(model, example, view.output)
         self._device, self._dtype = device, next(view.model.parameters()).dtype
@@ -253,7 +260,8 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = settings.joint_lr if joint else settings.lr
         first = blocks - settings.choosing(epoch, blocks)
-        logits = self.policy(images)
+        seen = images.to(self._policy_dtype) if images.is_floating_point() else images
+        logits = self.policy(seen)
         if not logits.isfinite().all():
             raise NumericsError(
                 f"the policy gives NaN or infinity in step {step}; give a smaller --lr; the checkpoint is from before"

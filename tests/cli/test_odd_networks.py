@@ -198,6 +198,8 @@ def test_networks_of_other_numbers() -> None:
     train = open_data("digits", split="train", limit=40)
     found = pathlens.blockdrop(net().half(), DATA, train, settings=Settings(epochs=1))
     assert {parameter.dtype for parameter in found.policy.parameters()} == {torch.float32}
+    with pytest.raises(UsageError, match="in float16 cannot be trained with its policy"):
+        pathlens.blockdrop(net().half(), DATA, train, settings=Settings(epochs=1, joint_epochs=1))
 
 
 def test_examples_and_modules_without_what_is_needed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

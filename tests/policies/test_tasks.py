@@ -151,6 +151,17 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(task, pathlens.find_blocks(model.eval(), batch.images[:2]), train, test)
 
 
+def test_a_network_in_half_precision_is_left_in_its_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, train, test = numbers(tmp_path)
+    model.half().train()
+    model.get_submodule(next(name for name, _ in model.named_modules() if name)).eval()
+    before = [part.training for part in model.modules()]
+    found = pathlens.blockdrop(model, test, train, settings=Settings(epochs=1, batch_size=8))
+    assert {parameter.dtype for parameter in found.policy.parameters()} == {torch.float32}
+    assert [part.training for part in model.modules()] == before
+
+
 class Drawn:
     """In the place of a generator: numbers that lead to one choice."""
 
