@@ -101,12 +101,14 @@ def _influences(evaluation: Evaluation, units: Sequence[tuple[int, ...]]) -> lis
             before = x
             for block in unit:
                 x = network.step(Part.BLOCK, block)(x)
-            axis = links[unit[0]].channel_axis
+            axis, examples = links[unit[0]].channel_axis, float(len(images))
             if before.shape == x.shape:
                 cosine = F.cosine_similarity(before.double(), x.double(), dim=axis).reshape(len(x), -1).mean(1)
-                sums.append(torch.stack([torch.tensor(float(len(x))), (1 - cosine).sum().cpu()]))
+                # rows may be no examples: pieces of them in the batch, or tokens
+                total = (1 - cosine).sum().cpu() * (examples / len(x))
+                sums.append(torch.stack([torch.tensor(examples), total]))
             else:
-                sums.append(torch.tensor([float(len(x)), math.nan]))
+                sums.append(torch.tensor([examples, math.nan]))
         return torch.stack(sums)
 
     with torch.inference_mode():

@@ -164,13 +164,22 @@ def lattice(
         losses, named = losses_of(run.view, loss, run.runner.source.task)
         problem = _problem(run, request, losses)
         run.identify("lattice", (request, named))
+        chain = run.view.chain()
+        boundaries = enumerate(chain.boundaries if chain.in_series else ())
+        apart = {boundary for boundary, node in boundaries if chain.trace.batch_axis(node)}
 
         def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
             linear = problem.linearise(images, labels)
             places = []
             for profile in linear.profiles(request.max_length, request.tolerance):
-                norms = profile.norms().sum(1).tolist()
-                places.append([profile.boundary, profile.first, norms])
+                norms = profile.norms()
+                if norms.shape[1] != len(images) or profile.boundary in apart:
+                    raise UsageError(
+                        f"at boundary {profile.boundary} the network has no row for each of {len(images)} examples "
+                        "(pieces of them are in the batch, or sequences come first), so that norms there are not "
+                        "theirs; give path-gradients at the input"
+                    )
+                places.append([profile.boundary, profile.first, norms.sum(1).tolist()])
             return [len(images), places]
 
         results = run.runner.run("lattice", compute)

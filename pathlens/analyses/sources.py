@@ -14,7 +14,6 @@ from torch.utils.data import RandomSampler
 from pathlens.analyses.provenance import DataProvenance
 from pathlens.data import ArrayData, DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
-from pathlens.runtime import processes
 
 Data = DataSet | Iterable[Any]
 """An opened data set, or batches of (images, labels)."""
@@ -130,8 +129,8 @@ def batch_source(
             "data must be an opened data set, a list of (images, labels) batches or a DataLoader; found "
             f"{type(data).__name__}"
         )
-    if processes.current().world > 1 and isinstance(getattr(data, "sampler", None), RandomSampler):
-        raise UsageError("a DataLoader that shuffles cannot be shared between processes; give shuffle=False")
+    if isinstance(getattr(data, "sampler", None), RandomSampler):
+        raise UsageError("a DataLoader that shuffles gives other batches every time it is read; give shuffle=False")
     length = len(data) if isinstance(data, Sized) else None
     provenance = DataProvenance(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
     return BatchSource(data, None, None, None, device, length, provenance, "")

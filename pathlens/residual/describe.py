@@ -163,7 +163,8 @@ def describe(chain: Chain) -> tuple[Block, ...]:
 
 def shape_of(trace: Trace, node: fx.Node) -> tuple[int, ...]:
     """Shape without the batch dimension."""
-    return trace.shape(node)[1:]
+    shape, axis = trace.shape(node), trace.batch_axis(node)
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def nodes_between(chain: Chain, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:

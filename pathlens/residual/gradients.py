@@ -18,15 +18,37 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
+from pathlens.residual.trace import Trace
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
+
+
+def require_rows(trace: Trace, node: fx.Node, value: Tensor, examples: int, where: str, remedy: str) -> None:
+    """Raise where a value has no row for each example: pieces of them are in the batch, or sequences come first.
+
+    Args:
+        trace: of the network.
+        node: whose value it is.
+        value: at some batch.
+        examples: of the batch.
+        where: in words.
+        remedy: in words, which end the message.
+
+    Raises:
+        UsageError: naming the shape.
+    """
+    if trace.batch_axis(node) or value.shape[0] != examples:
+        raise UsageError(
+            f"{where} the network computes with shape {tuple(value.shape)}, which has no row for each of {examples} "
+            f"examples; {remedy}"
+        )
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,9 @@ class Linearisation:
             self._blocks[index] = parts
             x = parts.post.output
         self._end = x
+        if self.boundary >= 0:
+            place = chain.boundaries[self.boundary]
+            require_rows(chain.trace, place, self._start, len(images), f"at {at!r}", "give --at input")
         self.seed = self._seed(x)
 
     @property
@@ -200,9 +225,12 @@ class Linearisation:
             signs: factors of each block's B and example, shape (blocks, N): random signs give the second moment.
 
         Raises:
-            UsageError: a length below that of the shortest path, or a tolerance outside [0, 1).
+            UsageError: a length below that of the shortest path, a tolerance outside [0, 1), or signs where a block
+                has no row for each example.
             NumericsError: a gradient that is not finite, with the block at which it first appears.
         """
+        if signs is not None:
+            self._require_signs(signs.shape[1])
         shortest = self._forced(self.blocks.start, len(self.view))
         if max_length is not None and max_length < shortest:
             raise UsageError(f"no path has {max_length} blocks; give a longest length of {shortest} or more")
@@ -226,6 +254,14 @@ class Linearisation:
             yield Profile(index, stack, first)
         if self.boundary < 0:
             yield Profile(-1, self._to_input(stack), first)
+
+    def _require_signs(self, examples: int) -> None:
+        for position, parts in self._blocks.items():
+            if isinstance(parts, _BlockAdjoints):
+                block = self.route[position][1]
+                where, node = f"in block {block} ({self.view[block].name})", self._chain.links[block].branch
+                remedy = "no random sign can be taken; give --method exact or sampled"
+                require_rows(self._chain.trace, node, parts.branch.output, examples, where, remedy)
 
     def _forced(self, start: int, stop: int) -> int:
         """How many of the blocks at some positions every path takes."""

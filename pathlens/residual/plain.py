@@ -19,24 +19,26 @@ from pathlens.residual.trace import Trace
 aten = torch.ops.aten
 
 
-def match_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def match_shape(x: Tensor, shape: tuple[int, ...], channels: int = 1) -> Tensor:
     """Fit a tensor to a shape without weights: subsample positions, zero-pad or truncate channels.
 
     Args:
         x: shape (N, C, ...).
         shape: wanted (C', ...), with as many dimensions after the batch as ``x``.
+        channels: dimension of the channels; -1 where they are last, as of linear maps.
 
     Returns:
         A tensor of shape (N, *shape).
     """
-    for dimension in range(2, x.dim()):
+    axis = channels % x.dim()
+    for dimension in range(1, x.dim()):
         have, want = x.shape[dimension], shape[dimension - 1]
-        if have != want:
+        if have != want and dimension != axis:
             x = x.index_select(dimension, torch.arange(want, device=x.device) * have // want)
-    missing = shape[0] - x.shape[1]
+    missing = shape[axis - 1] - x.shape[axis]
     if missing > 0:
-        return F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing])
-    return x[:, : shape[0]] if missing < 0 else x
+        return F.pad(x, [0, 0] * (x.dim() - 1 - axis) + [0, missing])
+    return x.narrow(axis, 0, shape[axis - 1]) if missing < 0 else x
 
 
 def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
@@ -95,8 +97,10 @@ def _link(trace: Trace, start: fx.Node, branch_point: fx.Node, end: fx.Node, nod
     resized = tuple(before) != tuple(after)
     bypass = branch_point
     if resized:
+        wanted = tuple(int(size) for size in after)
+        channels = 1 if nodes[0].target in ops.CONVOLUTIONS else -1
         with trace.graph.inserting_after(branch_point):
-            bypass = trace.graph.call_function(match_shape, (branch_point, tuple(int(size) for size in after)))
+            bypass = trace.graph.call_function(match_shape, (branch_point, wanted, channels))
         bypass.meta = dict(end.meta)
     addition = Addition(
         node=end,

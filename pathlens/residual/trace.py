@@ -90,6 +90,10 @@ class Trace:
         """Whether a size of a value follows the batch."""
         return may_follow_batch(size) if self.recorded else isinstance(size, torch.SymInt)
 
+    def batch_axis(self, node: fx.Node) -> int:
+        """The dimension of a value along which its examples lie; not the first where sequences come first."""
+        return next((axis for axis, size in enumerate(self.value(node).shape) if self.follows_batch(size)), 0)
+
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of a value, for as many examples as it was traced with."""
         sizes = self.value(node).shape

@@ -273,7 +273,7 @@ class ResidualView:
                 f"run from {start} to {stop}: boundaries of this network are 0 to {count}, start not after stop"
             )
         chain = self._chain_for(x, lambda chain: chain.boundaries[start])
-        self._check(x, shape_of(chain.trace, chain.boundaries[start]), f"x_{start}")
+        _check(x, chain.trace, chain.boundaries[start], f"x_{start}")
         if start == stop:
             return x
         return chain.run(start, stop)(x)[0]
@@ -338,9 +338,13 @@ class ResidualView:
         chain = self._chain_for(x, lambda chain: getattr(chain.links[index], start))
         return piece(chain, index)(x)[0]
 
-    def _check(self, x: Tensor, shape: tuple[int, ...], what: str) -> None:
-        if tuple(x.shape[1:]) != shape:
-            raise UsageError(f"{what} has shape (N, {', '.join(map(str, shape))}); found {tuple(x.shape)}")
+
+def _check(x: Tensor, trace: Trace, node: fx.Node, what: str) -> None:
+    """Raise where a value does not have the shape of a node, but for the batch."""
+    axis, shape = trace.batch_axis(node), shape_of(trace, node)
+    if x.dim() != len(shape) + 1 or (*x.shape[:axis], *x.shape[axis + 1 :]) != shape:
+        names = [*map(str, shape[:axis]), "N", *map(str, shape[axis:])]
+        raise UsageError(f"{what} has shape ({', '.join(names)}); found {tuple(x.shape)}")
 
 
 def find_blocks(

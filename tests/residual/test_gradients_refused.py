@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import pathlens
 from pathlens.errors import DataError, NumericsError, UsageError
 from pathlens.residual import find_blocks
 from pathlens.residual.gradients import Linearisation, boundary_of
@@ -226,3 +229,58 @@ def test_losses_that_do_not_depend_on_the_input():
         lambda z, y: torch.ones(2, requires_grad=True),
     ):
         refused(NumericsError, "does not depend", lambda loss=loss: linearised("projection", loss=loss))
+
+
+class SequenceFirst(nn.Module):
+    """A transformer whose sequences come before the batch, as torch has them by default: x_i has shape (T, N, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0)
+        self.encoder, self.out = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x.transpose(0, 1)).mean(0))
+
+
+def test_sequences_before_the_batch() -> None:
+    torch.manual_seed(0)
+    net = SequenceFirst().double().eval()
+    x = torch.randn(5, 7, 8, dtype=torch.float64)
+    labels = torch.arange(5) % 3
+    view = find_blocks(net, x[:2])
+    assert [block.in_shape for block in view] == [(7, 8)] * 4
+    torch.testing.assert_close(view.head(view.run(view.stem(x))), net(x))
+    with pytest.raises(UsageError, match=r"x_0 has shape \(7, N, 8\); found \(5, 7, 8\)"):
+        view.run(x)
+    profile = Linearisation(view, x, labels).exact()
+    given = x.clone().requires_grad_()
+    (whole,) = torch.autograd.grad(cross_entropy(net(given), labels).sum(), given)
+    torch.testing.assert_close(profile.total(), whole)
+    signs = torch.ones(4, 5, dtype=torch.float64)
+    for length in (7, 5):  # and as many tokens as sequences
+        data = x[:, :length]
+
+        def linear(data: Tensor = data, **more: Any) -> Linearisation:
+            return Linearisation(find_blocks(net, data[:2]), data, labels, **more)
+
+        refused(UsageError, "no random sign", lambda linear=linear: linear().exact(signs=signs))
+        refused(UsageError, "give --at input", lambda linear=linear: linear(at="stem"))
+        refused(UsageError, "sequences come first", lambda data=data: pathlens.lattice(net, [(data, labels)]))
+
+
+def test_pieces_in_the_batch_have_no_sign_of_their_own() -> None:
+    case = CASES["folded_windows"]
+    net, x = case.model(0).double().eval(), case.input(3).double()
+    data = [(x, torch.arange(3))]
+    table = pathlens.path_gradients(net, data, method="exact")
+    assert table.rows[0]["total_norm"] > 0
+    refused(UsageError, "no row for each of 3 examples; no random sign", lambda: pathlens.path_gradients(net, data))
+    refused(UsageError, "give --at input", lambda: pathlens.path_gradients(net, data, method="exact", at="stem"))
+    refused(UsageError, "pieces of them are in the batch", lambda: pathlens.lattice(net, data))
+
+
+def test_a_loader_that_shuffles_is_refused() -> None:
+    net, _ = prepared("post-activation")
+    loader = DataLoader(TensorDataset(images(4), torch.arange(4) % 3), batch_size=2, shuffle=True)
+    refused(UsageError, "give shuffle=False", lambda: pathlens.path_gradients(net, loader))

@@ -56,6 +56,26 @@ def test_match_shape_of_vectors(before, after):
     close(match_shape(x, (after,)), fitted(x, (after,)), rtol=0, atol=0)
 
 
+@given(before=st.tuples(sizes, sizes), after=st.tuples(sizes, sizes))
+def test_match_shape_of_tokens(before, after):
+    x = torch.randn(2, *before, dtype=torch.float64)
+    across = fitted(x.transpose(1, 2)[..., None], (after[1], after[0], 1))[..., 0]
+    close(match_shape(x, after, -1), across.transpose(1, 2), rtol=0, atol=0)
+
+
+def test_a_layer_of_tokens_is_deleted_without_mixing_its_channels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval()
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    view = find_layers(net, x)
+    assert view.is_plain
+    padded = torch.cat([x, torch.zeros(2, 6, 3, dtype=torch.float64)], -1)
+    close(view.without_branch(0, view.stem(x)), padded, rtol=0, atol=0)
+    with torch.no_grad():
+        first = net[:2](x)
+    close(view.without_branch(1, first), first[..., :5], rtol=0, atol=0)
+
+
 def test_match_shape_of_an_equal_shape_is_the_input():
     x = torch.randn(2, 3, 4, 5)
     close(match_shape(x, (3, 4, 5)), x, rtol=0, atol=0)
