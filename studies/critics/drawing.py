@@ -201,7 +201,7 @@ def tails_figure(
         left, right = figure.subplots(1, 2)
         for colour, (length, values) in zip(COLOURS, norms.items(), strict=False):
             scaled = np.sort(values[values > 0])
-            above = 100 * (1 - np.arange(len(scaled)) / len(values))
+            above = 100 * (len(scaled) - np.arange(len(scaled))) / len(values)
             left.plot(scaled, above, color=colour, drawstyle="steps-pre", label=f"paths of {length} blocks")
             own = {paths: np.quantile(means, (0.05, 0.5, 0.95)) for at, paths, means in few if at == length}
             low, middle, high = np.array(list(own.values())).T

@@ -129,7 +129,7 @@ def others(lesions: Table) -> Verdict:
         worst.difference,
         worst.low,
         worst.high,
-        min(cost.noticeable for cost in found),
+        None if outcome == AGREES else min(cost.noticeable for cost in found),
     )
 
 

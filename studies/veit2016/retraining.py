@@ -40,7 +40,7 @@ SUMMARY = (
     ("network", "", "reference name"),
     ("data", "", "what it was trained on"),
     ("trained", "", "full, mN for N random blocks a batch, sd for stochastic depth"),
-    ("seeds", "", "runs"),
+    ("seeds", "", "runs; of a rule those whose whole network of the same seed is there"),
     ("error", "fraction", "mean test error over the seeds"),
     ("error_low", "fraction", "lower end of Student's 95 % interval of the mean over seeds"),
     ("error_high", "fraction", "upper end of it"),
@@ -159,17 +159,18 @@ def summary_rows(runs: Sequence[Row]) -> list[dict[str, Any]]:
             groups.setdefault((run["network"], run["trained"]), {})[run["seed"]] = run
     found: list[dict[str, Any]] = []
     for (network, trained), own in groups.items():
-        whole = groups[network, "full"]
-        errors = [float(run["test_error"]) for run in own.values()]
+        whole = groups.get((network, "full"), {})
+        common = {seed: run for seed, run in own.items() if seed in whole}
+        used = common or own
+        errors = [float(run["test_error"]) for run in used.values()]
         low, high = sample_interval(errors, bounds=(0, 1))
         row: dict[str, Any] = dict.fromkeys(name for name, *_ in SUMMARY)
-        row |= {"network": network, "data": next(iter(own.values()))["data"], "trained": trained, "seeds": len(own)}
+        row |= {"network": network, "data": next(iter(own.values()))["data"], "trained": trained, "seeds": len(used)}
         row |= {"error": statistics.fmean(errors), "error_low": low, "error_high": high}
-        common = {seed: run for seed, run in own.items() if seed in whole}
         if trained != "full" and common:
             differences = answers.gaps(common, whole)
             made = paired(differences)
-            row |= {"seeds": len(common), "difference": made.mean, "p": made.p}
+            row |= {"difference": made.mean, "p": made.p}
             row |= {"difference_low": made.low, "difference_high": made.high}
             row["both_low"], row["both_high"] = answers.both_interval(common, whole)
             row |= margin.tested(differences if is_blocks(row) else ())
