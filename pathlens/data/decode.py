@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -154,16 +155,41 @@ def decode_many(
     return out
 
 
+class _Filters:
+    """The filters of image warnings, which are the process's, while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+_FILTERS = _Filters()
+
+
 @contextmanager
 def image_warnings() -> Iterator[None]:
-    """Context in which an image bomb is an error and Pillow's other remarks are silent.
-
-    Entered by the calling thread, around the threads: the filters are the process's.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    """Context in which an image bomb is an error and Pillow's other remarks are silent; in any number of threads."""
+    _FILTERS.enter()
+    try:
         yield
+    finally:
+        _FILTERS.leave()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -162,6 +163,7 @@ class ParquetRows:
         self._current: _Group | None = None
         self._chunk: pa.Array = pa.array([], pa.binary())
         self._chunk_first = 0
+        self._lock = threading.Lock()  # which all of them share: one place in one file
 
     def _add_groups(self, number: int, file: Path) -> None:
         """Note the row groups of a file, if what they state can be: a few bytes can stand for any number of rows."""
@@ -241,11 +243,15 @@ class ParquetRows:
         return labels
 
     def encoded(self, start: int, stop: int) -> list[bytes]:
-        """The encoded images of rows ``start`` to ``stop`` (exclusive).
+        """The encoded images of rows ``start`` to ``stop`` (exclusive), for one thread at a time.
 
         Raises:
             DataError: a row has no bytes, or the file is damaged.
         """
+        with self._lock:
+            return self._encoded(start, stop)
+
+    def _encoded(self, start: int, stop: int) -> list[bytes]:
         items: list[bytes] = []
         nbytes = 0
         while start + len(items) < stop:

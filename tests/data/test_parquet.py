@@ -128,6 +128,24 @@ def test_large_sets_are_read_across_shards_and_row_groups(tmp_path, monkeypatch)
     refused(f"parquet:{tmp_path / 'big'}", "2 of the 3 shards")
 
 
+def test_rows_that_threads_fetch_from_one_reader_are_their_own(tmp_path, monkeypatch):
+    pixels = noise(240, 3, 3, 3)
+    path = tmp_path / "test.parquet"
+    write(path, [png(p) for p in pixels], list(range(240)))
+    pq.write_table(pq.read_table(path), path, row_group_size=40)
+    monkeypatch.setattr(images, "KEEP_BYTES", 0)
+    monkeypatch.setattr(parquet, "_ROWS_AT_ONCE", 3)
+    data = open_data(f"parquet:{path}")
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    filters = list(warnings.filters)
+    for seed in range(4):
+        order = torch.randperm(240, generator=torch.Generator().manual_seed(seed))
+        found, labels = data.rows(order)
+        assert torch.equal(labels, order)
+        assert torch.equal(found, wanted[order])
+    assert warnings.filters == filters
+
+
 def test_memory_does_not_grow_with_the_row_group(tmp_path, monkeypatch):
     rows, size = 3000, 60
     items = [{"bytes": png(p, "BMP"), "path": None} for p in noise(rows, size, size, 3)]
