@@ -382,7 +382,13 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, bounds: tuple[float
     return {name: statistics.fmean(values), f"{name}_low": low, f"{name}_high": high}
 
 
-def once(study: StudySetting, stem: str, measure: Callable[[], Table], same: tuple[str, str] | None = None) -> Table:
+def once(
+    study: StudySetting,
+    stem: str,
+    measure: Callable[[], Table],
+    same: tuple[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Table:
     """A table that takes long to measure, kept beside the trained networks and taken up again.
 
     Args:
@@ -391,6 +397,8 @@ def once(study: StudySetting, stem: str, measure: Callable[[], Table], same: tup
         measure: makes it.
         same: study and stem of the same measurement of the same network at the same scale, which is taken where it was
             made before in the default folder of that study's runs beside this one's.
+        about: what the provenance of a table that is taken up has to say; one that says something else is of another
+            network or of other data, and measured again.
     """
     kept = Tables(study.runs / "measured")
     if stem not in kept and same is not None:
@@ -398,12 +406,19 @@ def once(study: StudySetting, stem: str, measure: Callable[[], Table], same: tup
         if same[1] in other:
             table = other[same[1]]
             kept.put(stem, Table(table.columns, table.rows, {**table.provenance, "taken_from": "/".join(same)}))
-    if stem not in kept:
+    known = kept[stem].provenance if stem in kept else {}
+    if stem not in kept or any(known.get(name) != value for name, value in (about or {}).items()):
         kept.put(stem, measure())
     return kept[stem]
 
 
-def keep(study: StudySetting, stem: str, measure: Callable[[], Table], same: tuple[str, str] | None = None) -> Table:
+def keep(
+    study: StudySetting,
+    stem: str,
+    measure: Callable[[], Table],
+    same: tuple[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Table:
     """Put a table that takes long to measure among the tables of the study; it is measured :func:`once`.
 
     The journal of a sweep takes one up again that was ended in its middle, and goes when it is complete.
@@ -413,17 +428,28 @@ def keep(study: StudySetting, stem: str, measure: Callable[[], Table], same: tup
         stem: of its files.
         measure: makes it.
         same: see :func:`once`.
+        about: see :func:`once`.
     """
-    table = once(study, stem, measure, same)
+    table = once(study, stem, measure, same, about)
     study.tables.put(stem, table)
     return table
 
 
-def start_fresh(folder: Path) -> None:
-    """Empty a folder of results, so that nothing of an earlier run stays in it."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def start_fresh(study: StudySetting) -> None:
+    """Empty the folder of a study's results, so that nothing of an earlier run stays in it.
+
+    Raises:
+        SystemExit: what is in the folder is not this study's.
+    """
+    if study.out.exists():
+        if any(study.out.iterdir()) and record.read(study.out).get("study") != study.name:
+            raise SystemExit(
+                f"--out {study.out}: what is in it are no results of the study {study.name}, and would be deleted; "
+                "give another folder"
+            )
+        shutil.rmtree(study.out)
+    study.out.mkdir(parents=True)
+    record.write(study.out, study=study.name)
 
 
 def check_rest(study: StudySetting, part: str) -> None:

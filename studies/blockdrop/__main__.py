@@ -96,7 +96,7 @@ def measure(study: StudySetting) -> None:
     for part in _parts(study):
         _measure(study, part)
     kept = Tables(study.runs / "measured")
-    start_fresh(study.out)
+    start_fresh(study)
     for part in _parts(study):
         policies = [stem for seed in _seeds(study) for stem in part.stems(seed)]
         for stem in (f"single{part.end}", f"greedy{part.end}", *policies):

@@ -31,7 +31,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     measured = signals.measure(study, data, seeds)
     started, start_lengths = profiles.at_start(study, data, seeds)
     moving, lengths = profiles.in_training(study, wanted, done, data)
-    start_fresh(study.out)
+    start_fresh(study)
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale, **record.images(pathlens.open_data(data))}
     tables = {
         "costs": (signals.COSTS, signals.cost_rows(study)),

@@ -54,7 +54,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     """All measurements; returns where the networks of (d) come from."""
     chosen = subjects_of(study)
     done = beyond.train(study)
-    start_fresh(study.out)
+    start_fresh(study)
     shortcuts.measure(study, chosen)
     responses.measure(study, chosen)
     cancellation.measure(study, chosen)

@@ -51,7 +51,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     done = train_all({name: run.arguments for name, run in runs.items()}, study)
     every = cells(study, runs, done)
     measured = measure_all(every, study)
-    start_fresh(study.out)
+    start_fresh(study)
     curves = mean_curves([row for cell in measured for row in cell["curves"] if row["mode"] == "train"])
     data = pathlens.open_data(every[0].data, split="train", limit=every[0].images)
     facts = {"study": NAME, "scale": study.scale, "networks": sorted(runs), **record.images(data)}

@@ -59,13 +59,15 @@ SETS = {"count": "d", "error": ".1%", "error_low": ".1%", "error_high": ".1%", "
 RUNS = {"count": "d", "blocks": "", "error": ".1%", "difference": "+.1%", "loss": ".3f"}
 
 
+#: of the provenance, what says which network and text a table is of
+_IDENTITY = ("weights", "data", "data_sha256", "sequence_length")
 KINDS = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients")
 
 
 def measure(study: StudySetting, own: Given) -> list[dict[str, Any]]:
     """All measurements; returns the trainings behind them."""
     found, trainings = subjects(study, own)
-    start_fresh(study.out)
+    start_fresh(study)
     for subject in found:
         measure_one(study, subject)
     return trainings
@@ -95,7 +97,9 @@ def measure_one(study: StudySetting, subject: Subject) -> None:
     assert tuple(measured) == KINDS
     for kind, measuring in measured.items():
         say(f"{kind} of {subject.name}")
-        keep(study, f"{kind}-{subject.name}", measuring)
+        known = {name: value for name, value in subject.about.items() if name in _IDENTITY}
+        known["images"] = fewer if kind == "gradients" else len(subject.tokens)
+        keep(study, f"{kind}-{subject.name}", measuring, about=known)
 
 
 def pick_sizes(study: StudySetting, blocks: int) -> tuple[range, int]:

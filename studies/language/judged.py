@@ -77,14 +77,22 @@ def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
     found = judge(tables)
     del found[DOWNSAMPLING]  # no block changes the shape
     found[NONE_ALONE] = found.pop(OTHERS)
-    both, attention, mlp = layers(tables)
+    known = layers(tables)
+    if known is None:
+        return found
+    both, attention, mlp = known
     return {**found, MLP: mlp_against_attention(attention, mlp), BEYOND: beyond_its_blocks(both, attention, mlp)}
 
 
-def layers(tables: Mapping[str, Table]) -> tuple[list[Cost], list[Cost], list[Cost]]:
-    """What deleting each layer costs, and what its attention and its MLP cost alone."""
+def layers(tables: Mapping[str, Table]) -> tuple[list[Cost], list[Cost], list[Cost]] | None:
+    """What deleting each layer costs, and what its attention and its MLP cost alone.
+
+    None where the layers are not of two blocks, as where attention and MLP are two terms of one sum.
+    """
     single = {cost.block: cost for cost in costs(tables["lesions"])}
     parts = [[single[block] for block in members(row)] for row in tables["layers"].rows if row["block"] is not None]
+    if any(len(part) != 2 for part in parts):
+        return None
     attention, mlp = map(list, zip(*parts, strict=True))
     return costs(tables["layers"]), attention, mlp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ def given(argv: Sequence[str] | None) -> tuple[Given, list[str]]:
     mine, rest = parser.parse_known_args(argv)
     if (mine.model is None) != (mine.text is None):
         parser.error("--model and --text belong together; give both or neither")
+    if mine.model is not None and not any(option.split("=")[0] == "--out" for option in rest):
+        parser.error("--model: the study's own results stay where they are; give --out, a folder for these")
     return Given(**vars(mine)), rest
 
 
@@ -83,7 +85,8 @@ def subjects(study: StudySetting, own: Given) -> tuple[list[Subject], list[dict[
     if own.model is not None and own.text is not None:
         loaded = pathlens.load_model(own.model, own.weights)
         text = pathlens.open_text(own.text, tokenizer=own.tokenizer, length=own.length, limit=own.sequences)
-        return [_on_text(own.name, loaded, text, text.n, text.name)], []
+        subject = _on_text(own.name, loaded, text, text.n, text.name)
+        return [replace(subject, about={**subject.about, "data_sha256": text.fingerprint})], []
     made = trainings(study)
     networks = [
         _on_text(

@@ -41,7 +41,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
         (one, measured.PUBLISHED, measured.line(study, one, measured.PUBLISHED, small))
         for one in measured.own(study, done)
     ]
-    start_fresh(study.out)
+    start_fresh(study)
     facts: dict[str, Any] = {"study": NAME, "scale": study.scale, **record.images(data)}
     for network, table in grids:
         study.tables.put(f"surface-{network.name}", table)

@@ -72,7 +72,7 @@ def subjects_of(study: StudySetting) -> list[Subject]:
 def measure(study: StudySetting) -> None:
     """All measurements of all networks."""
     *chosen, twin = subjects_of(study)
-    start_fresh(study.out)
+    start_fresh(study)
     for subject in (*chosen, twin):
         say(f"single lesions of {subject.name}")
         view, data, options = subject.view, _tested(study, subject), _kept(study, subject)

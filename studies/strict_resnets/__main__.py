@@ -56,7 +56,7 @@ def measure(study: StudySetting) -> list[dict[str, Any]]:
     done = train_all({one.name: one.arguments for one in trained.trainings(study)}, study, here=True)
     say("what came out of the trainings")
     tables |= trained.measure(study, done, costs) | checkerboard.measure(study, done)
-    start_fresh(study.out)
+    start_fresh(study)
     for stem, table in tables.items():
         study.tables.put(stem, table)
     return [record.training(name, folder) for name, folder in done.items()]

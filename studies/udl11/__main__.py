@@ -68,7 +68,7 @@ def measure(study: StudySetting, training: bool) -> list[dict[str, Any]]:
     if done:
         tables["runs"] = trained.RUNS, trained.run_rows(wanted, done)
         tables["epochs"] = trained.EPOCHS, trained.epoch_rows(wanted, done)
-    start_fresh(study.out)
+    start_fresh(study)
     for stem, (columns, rows) in tables.items():
         study.tables.put(stem, make_table(columns, rows, **facts))
     return [record.training(name, folder) for name, folder in done.items()]

@@ -59,7 +59,7 @@ def measure(study: StudySetting, only: str | None = None, kinds: Collection[str]
         return _measure_only(study, kinds)
     wanted = trainings(study)
     done = train_all({training.name: training.arguments for training in wanted}, study)
-    start_fresh(study.out)
+    start_fresh(study)
     rows = retraining.runs_table(done, wanted)
     others = cifar.kept() if study.scale != "smoke" else []
     rows += [cifar.run_row(one) for one in others]

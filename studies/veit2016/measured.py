@@ -152,7 +152,8 @@ def measure_one(study: StudySetting, network: Network, kinds: Collection[str], i
             return
         if stem not in study.tables:
             say(f"{key} of {network.name}")
-            keep(study, stem, partial(analysis, view, *arguments, **more))
+            known = {"weights": options["provenance"]["weights"]}
+            keep(study, stem, partial(analysis, view, *arguments, **more), about=known)
         elif study.tables[stem].provenance["weights"] != options["provenance"]["weights"]:
             raise SystemExit(
                 f"{study.out / stem}.csv is of other weights of {network.name}; remove it to measure these"

@@ -161,7 +161,7 @@ def measure(study: StudySetting, only: str | None = None) -> list[dict[str, Any]
         parts.append(cifar)
     measured = [_measure_part(part, study) for part in parts]
     if only is None:
-        start_fresh(study.out)
+        start_fresh(study)
     for tables, _ in measured:
         for stem, table in tables.items():
             study.tables.put(stem, table)

@@ -9,9 +9,12 @@ import torch
 
 import pathlens
 from pathlens.tables import read_table
+from studies.common import setting, start_fresh
 from studies.language import judged, stories, trained
+from studies.language.subjects import given
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
 from studies.rules.lesions import Cost
+from tests.helpers.nets_tokens import CASES
 from tests.helpers.study_modules import run_study
 
 KINDS = ("lesions", "skips", "layers", "runs", "sets", "orders", "gradients")
@@ -98,6 +101,32 @@ def test_any_other_network_is_asked_the_same(tmp_path: Path) -> None:
     claims = read_table(tmp_path / "out" / "claims.csv").rows
     assert {(row["network"], row["data"]) for row in claims} == {("small", "text.txt")}
     assert "6 sequences of text.txt" in (tmp_path / "out" / "README.md").read_text()
+    # another text of that name is another text, and other weights are another network
+    measured = tmp_path / "out" / "lesions-small.csv"
+    before = measured.read_bytes()
+    again = ("--length", "16", "--sequences", "6", "--name", "small", *where)
+    run_study("language", *own, *again)
+    assert measured.read_bytes() == before
+    (tmp_path / "text.txt").write_text("Another text says other things of the same network. " * 20)
+    run_study("language", *own, *again)
+    assert measured.read_bytes() != before
+
+
+def test_a_folder_of_others_is_not_emptied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("a thesis")
+    with pytest.raises(SystemExit, match="no results of the study language, and would be deleted"):
+        start_fresh(setting("language", "x", ["--scale", "smoke", "--out", str(tmp_path)]))
+    assert (tmp_path / "mine.txt").read_text() == "a thesis"
+    with pytest.raises(SystemExit):
+        given(["--model", "net.py:net", "--text", "text.txt"])
+    assert "give --out" in capsys.readouterr().err
+
+
+def test_layers_of_one_block_are_not_compared_with_their_parts() -> None:
+    case = CASES["parallel"]
+    net, data = case.model(0).eval(), [(case.input(4), torch.arange(4))]
+    tables = {"lesions": pathlens.delete_blocks(net, data), "layers": pathlens.delete_blocks(net, data, group="layer")}
+    assert judged.layers(tables) is None
 
 
 def test_the_text_has_each_paragraph_once(monkeypatch: pytest.MonkeyPatch) -> None:
