@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import error_label, intact_line, mean_line, one_each, percent_axis
+from pathlens.figures.lesions import error_label, intact_line, mean_line, of, one_each, percent_axis
 from pathlens.figures.style import SINGLE, legend_outside, new_figure, style, to_rows
 from pathlens.results.charts import Series
 from pathlens.results.measured import distinct, error_series, intact_row
 from pathlens.results.reordering import order_rows
+from pathlens.results.tasks import are_shares
 from pathlens.tables import Table
 
 _FEWEST = 5  # orders of a mean; the interval of two is as wide as the page
@@ -49,7 +50,9 @@ def reordering(
     intact, points = intact_row(rows), error_series(orders, "kendall_tau", intervals=False)
     if not points["x"]:
         raise UsageError("the table has no reordered network; give one from reorder-blocks with --swaps above 0")
-    lowest, means = min(points["x"]), _binned(points, bins) if len(points["x"]) >= _FEWEST else {}
+    lowest, means = min(points["x"]), {}
+    if len(points["x"]) >= _FEWEST:
+        means = _binned(points, bins, are_shares(of(table)))
     with style():
         figure = new_figure(width, 2.4)
         axes = figure.add_subplot()
@@ -73,7 +76,7 @@ def reordering(
     return figure
 
 
-def _binned(points: Series, bins: int) -> Series:
+def _binned(points: Series, bins: int, shares: bool) -> Series:
     """Means in bins of equal width between the lowest tau and 1, with Student's interval, from five orders or more."""
     frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
     edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
@@ -81,7 +84,7 @@ def _binned(points: Series, bins: int) -> Series:
     groups = frame.groupby(_pooled(np.bincount(bin_of, minlength=bins))[bin_of])
     mean = groups.agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
     half = mean["sem"] * stats.t.ppf(0.975, mean["n"] - 1)
-    ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100)}
+    ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100 if shares else None)}
     return {name: list(values) for name, values in {"x": mean["x"], "y": mean["y"], **ends}.items()}
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import finish, mean_line, of
+from pathlens.figures.lesions import error_label, finish, mean_line, of
 from pathlens.figures.style import DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
 from pathlens.results.measured import error_series, intact_row, lesioned, members
 from pathlens.results.result import Rows
@@ -54,7 +54,7 @@ def _steps(table: Table | pd.DataFrame, width: float, search: str, what: str, la
         axes = figure.add_subplot()
         mean_line(axes, error_series(steps, "count"), label)
         axes.xaxis.set_major_locator(block_ticks())
-        finish(axes, intact_row(rows), steps, "number of deleted blocks", width)
+        finish(axes, intact_row(rows), steps, "number of deleted blocks", width, error=error_label(table))
     return figure
 
 

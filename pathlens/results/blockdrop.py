@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pathlens.metrics.tasks import REGRESSION, TASKS
 from pathlens.results import measured, tasks
-from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
+from pathlens.results.charts import Axis, Chart, Series, chart, scaled
 from pathlens.results.measured import error_rules, error_series, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.text import said
@@ -195,8 +195,17 @@ class BlockDropped(Result):
         whole = next(iter(rows_of(rows, "intact")), None)
         rules = error_rules(whole, WORDS["intact"])
         label = blocks_label(provenance)
-        y: Axis = {**PERCENT, "label": tasks.error_label(provenance)}
-        return [chart("error by blocks", f"Error by {label}", label, y, series, whole=False, rules=rules)]
+        return [
+            chart(
+                "error by blocks",
+                f"Error by {label}",
+                label,
+                tasks.error_axis(provenance),
+                series,
+                whole=False,
+                rules=rules,
+            )
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

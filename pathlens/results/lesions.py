@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, block_head, chart, stages_of
+from pathlens.results.charts import Chart, block_head, chart, stages_of
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
+from pathlens.results.tasks import error_axis
 from pathlens.results.text import percent
 
 
@@ -117,15 +118,15 @@ class Lesions(Result):
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error block by block, or against how many."""
         single = single_rows(rows)
-        return [self._by_block(rows, single)] if single else self._by_count(rows)
+        return [self._by_block(rows, single, provenance)] if single else self._by_count(rows, provenance)
 
-    def _by_block(self, rows: Rows, single: list[Row]) -> Chart:
+    def _by_block(self, rows: Rows, single: list[Row], provenance: Provenance) -> Chart:
         kinds = list(dict.fromkeys(str(row.get("kind")) for row in single))
         series = error_series(single, "block", key="error", name=f"{self.part} deleted, 95 % interval", colour=0)
         if len(kinds) > 1:
             series["marks"] = [kinds.index(str(row.get("kind"))) for row in single]
         label = f"deleted {self.part}"
-        by_block = chart("error by block", f"Error by {label}", label, PERCENT, [series])
+        by_block = chart("error by block", f"Error by {label}", label, error_axis(provenance), [series])
         return {
             **by_block,
             "rules": error_rules(intact_row(rows), "intact network"),
@@ -134,14 +135,14 @@ class Lesions(Result):
             "kinds": kinds if len(kinds) > 1 else [],
         }
 
-    def _by_count(self, rows: Rows) -> list[Chart]:
+    def _by_count(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         means, sets = mean_rows(rows), set_rows(rows)
         series = []
         if means:
             series.append(error_series(means, "count", key="mean", name="mean over sets, 95 % interval", colour=0))
         if sets:
             series.append(measured.set_series(sets))
-        return measured.chart_by_count(rows, series, self.part)
+        return measured.chart_by_count(rows, series, self.part, provenance)
 
 
 DELETE_BLOCKS = Lesions("delete-blocks", "block", "lesions.deletion")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pathlens.results.charts import PERCENT, Chart, Series, chart, scaled
+from pathlens.results.charts import Chart, Series, chart, scaled
 from pathlens.results.result import Headline, Provenance, Row, Rows, Shown, column
-from pathlens.results.tasks import WORDS
+from pathlens.results.tasks import WORDS, error_axis
 from pathlens.results.text import percent, summary
 
 
@@ -192,17 +192,19 @@ def error_rules(row: Row | None, name: str) -> list[Series]:
     return [{"y": 100 * row["error"], "low": low, "high": high, "name": name}]
 
 
-def chart_by_count(rows: Rows, series: list[Series], part: str) -> list[Chart]:
+def chart_by_count(rows: Rows, series: list[Series], part: str, provenance: Provenance) -> list[Chart]:
     """Error against how many parts are deleted, with the intact network as a rule; none without series.
 
     Args:
         rows: of the table.
         series: what is drawn.
         part: what is deleted, in the singular.
+        provenance: of the table.
     """
     label = f"number of deleted {part}s"
     rules = error_rules(intact_row(rows), "intact network")
-    return [chart("error by count", f"Error by {label}", label, PERCENT, series, rules=rules)] if series else []
+    y = error_axis(provenance)
+    return [chart("error by count", f"Error by {label}", label, y, series, rules=rules)] if series else []
 
 
 def set_series(sets: Rows) -> Series:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, chart
+from pathlens.results.charts import Chart, chart
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
+from pathlens.results.tasks import error_axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Reordering(Result):
             series.append({**points, "line": "none"})
         title, label = "Error by distance from the trained order", "Kendall tau with the trained order"
         rules = error_rules(intact_row(rows), "trained order")
-        return [chart("reordering", title, label, PERCENT, series, False, rules=rules)] if series else []
+        return [chart("reordering", title, label, error_axis(provenance), series, False, rules=rules)] if series else []
 
 
 REORDER_BLOCKS = Reordering()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Chart, chart
+from pathlens.results.charts import Chart, chart
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column
+from pathlens.results.tasks import error_axis
 
 WAYS = {
     "reverse": "in reverse order",
@@ -82,7 +83,7 @@ class Runs(Result):
         ]
         label = f"first {provenance.get('group', 'block')} of the run"
         rules = error_rules(intact_row(rows), "intact network")
-        return [chart("runs", "Error by run", label, PERCENT, series, rules=rules)] if series else []
+        return [chart("runs", "Error by run", label, error_axis(provenance), series, rules=rules)] if series else []
 
 
 RUNS = Runs()

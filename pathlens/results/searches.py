@@ -72,7 +72,7 @@ class _Steps:
         """Error against how many blocks are deleted."""
         steps = lesioned(rows)
         series = error_series(steps, "count", key=self.key, name=f"{self.line}, 95 % interval", colour=0)
-        return measured.chart_by_count(rows, [series] if steps else [], "block")
+        return measured.chart_by_count(rows, [series] if steps else [], "block", provenance)
 
 
 class Greedy(_Steps, Result):
@@ -183,7 +183,7 @@ class Exhaustive(Result):
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Error against the size of the set."""
         sets = lesioned(rows)
-        return measured.chart_by_count(rows, [measured.set_series(sets)] if sets else [], "block")
+        return measured.chart_by_count(rows, [measured.set_series(sets)] if sets else [], "block", provenance)
 
 
 GREEDY = Greedy()

@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, contour_map, scaled
+from pathlens.results.charts import Axis, Chart, Series, chart, contour_map, scaled
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
-from pathlens.results.tasks import loss_label, loss_unit
+from pathlens.results.tasks import error_axis, loss_label, loss_unit
 from pathlens.results.text import number, percent, summary
 
 BASIN = 0.1
@@ -197,7 +197,10 @@ class LossSurface(Result):
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
         """Loss and error along the line; of a grid as a map, and along its two axes."""
         label = loss_label(provenance, "loss (nats)")
-        axes: tuple[tuple[str, float, Axis], ...] = (("loss", 1, {"label": label}), ("error", 100, PERCENT))
+        axes: tuple[tuple[str, float, Axis], ...] = (
+            ("loss", 1, {"label": label}),
+            ("error", 100, error_axis(provenance)),
+        )
         charts = []
         surfaces = surfaces_of(rows)
         if surfaces:

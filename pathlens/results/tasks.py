@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pathlens.metrics.tasks import CROSS_ENTROPY, REGRESSION, TASKS
+from pathlens.results.charts import PERCENT, Axis
 from pathlens.tables import Column, Provenance
 from pathlens.tables.declared import Shown, formatted
 
@@ -144,6 +145,16 @@ def error_label(provenance: Provenance, example: str = "") -> str:
         return "relative squared error (%)"
     units = WORDS[task][1].removesuffix("s") if task in WORDS else example
     return f"{units} error (%)".lstrip()
+
+
+def error_axis(provenance: Provenance) -> Axis:
+    """The axis of errors in percent of a chart."""
+    return {**PERCENT, "label": error_label(provenance)}
+
+
+def are_shares(provenance: Provenance) -> bool:
+    """Whether errors are shares, of at most 1; relative squared errors may be more."""
+    return str(provenance.get("task")) != REGRESSION.name
 
 
 def loss_label(provenance: Provenance, usual: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import PERCENT, Axis, Chart, Series, chart, scaled
+from pathlens.results.charts import Axis, Chart, Series, chart, scaled
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column
-from pathlens.results.tasks import loss_label
+from pathlens.results.tasks import error_axis, loss_label
 from pathlens.results.text import said
 
 _MANY = 20  # epochs beyond which intervals become a band
@@ -85,7 +85,7 @@ class History(Result):
         rows = sorted(rows, key=lambda row: row["epoch"])
         charts = []
         axes: tuple[tuple[str, float, Axis], ...] = (
-            ("error", 100, PERCENT),
+            ("error", 100, error_axis(provenance)),
             ("loss", 1, {"label": loss_label(provenance, "cross-entropy (nats)")}),
         )
         for what, factor, y in axes:

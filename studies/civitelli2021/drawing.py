@@ -60,7 +60,7 @@ def _band(axes: Axes, own: pd.DataFrame, name: str, factor: float, kind: str) ->
 
 
 def profiles_figure(rows: Rows) -> Figure:
-    """Share of each path length at initialisation, a panel for each network, lengths over the number of blocks."""
+    """Share of each path length at initialisation, a panel for each network."""
     frame = pd.DataFrame(rows)
     networks = list(frame["network"].unique())
     with style():

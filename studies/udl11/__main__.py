@@ -117,8 +117,8 @@ def state(study: StudySetting) -> Page:
     page.figure(
         "growth",
         lambda: drawing.growth_figure(rows["growth"]),
-        "Mean over networks with Student's 95 % interval; dashed: expected. Above: variance after each block, and mean "
-        "square of the gradient there. Below left: with batch norm. Below right: plain layers with batch norm.",
+        "Mean over networks with Student's 95 % interval; dashed: expected. Above: variance where each block begins, "
+        "and mean square of the gradient there. Below left: with batch norm; right: plain layers with batch norm.",
     )
     page.table("growth")
     page.table("rates")

@@ -71,6 +71,8 @@ def test_lesions_are_those_of_the_networks_own_forward(net, patients):
     assert (columns["loss"].unit, columns["rmse"].unit) == ("targets^2", "targets")
     assert columns["error"].description.startswith("relative squared error")
     assert named("delete-blocks").fits(table)
+    (chart,) = named("delete-blocks").charts(table.rows, table.provenance)
+    assert chart["y"]["label"] == "relative squared error (%)"
     means = pathlens.delete_blocks(net, batches, loss="squared-error", count=2, samples=2, dtype="float64").rows[-1]
     assert means["error_low"] < means["error"] < means["error_high"]
     assert means["rmse"] > 0

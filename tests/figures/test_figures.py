@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -196,6 +197,21 @@ def test_a_mean_is_of_five_orders_or_more():
     few = figures.reordering(table(REORDER, rows[:4]))
     assert legend(few) == ["one order"]
     assert not few.axes[0].containers
+
+
+def test_relative_squared_errors_may_exceed_one_and_are_named_so() -> None:
+    def large(error: float, **rest: object) -> dict:
+        return {**measured(0.5, **rest), "error": error, "error_low": error - 0.1, "error_high": error + 0.1}
+
+    rows = [large(1.5 + 0.5 * n, swaps=1, sample=n, kendall_tau=0.9, order=f"{n}") for n in range(6)]
+    numbers = {"task": "regression"}
+    figure = figures.reordering(replace(table(REORDER, rows), provenance=numbers))
+    ((found,),) = (drawn.values() for drawn in bars(figure).values())
+    interval = ttest_1samp([150, 200, 250, 300, 350, 400], 0).confidence_interval(0.95)
+    assert found == pytest.approx((275, interval.low, interval.high))
+    steps = [large(0.5, count=0), large(1.2, count=1, block=2), large(1.4, count=2, block=0)]
+    searched = replace(table(LESION, steps), provenance=numbers)
+    assert figures.greedy(searched).axes[0].get_ylabel() == "relative squared error (%)"
 
 
 def test_an_order_that_was_drawn_again_counts_once():

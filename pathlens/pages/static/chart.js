@@ -94,9 +94,10 @@ class Chart {
     const high = Math.max(...xs) + pad;
     // heights are logarithms to base ten on a log scale: norms may be smaller than any float can be halved
     const sizes = spec.y.log ? known.map(Math.log10) : known;
-    const top = spec.y.log ? Math.max(...sizes, -330) + 0.12 : Math.max(...sizes, 0) * 1.07 || 1;
-    const floor = spec.y.log ? Math.min(...sizes, top) - 0.18 : 0;
-    const ticks = spec.y.log ? decades(floor, top, 6).map((exponent) => [exponent, power(exponent)]) : steps(0, top, 5).map((value) => [value, digits(value)]);
+    const least = Math.min(...sizes, 0) * 1.07; // below 0 where some values are
+    const top = spec.y.log ? Math.max(...sizes, -330) + 0.12 : Math.max(...sizes, 0) * 1.07 || (least < 0 ? 0 : 1);
+    const floor = spec.y.log ? Math.min(...sizes, top) - 0.18 : least;
+    const ticks = spec.y.log ? decades(floor, top, 6).map((exponent) => [exponent, power(exponent)]) : steps(floor, top, 5).map((value) => [value, digits(value)]);
     const left = 30 + 6.4 * Math.max(...ticks.map(([, text]) => text.length), 2);
     const box = { left, top: spec.stages && spec.stages.length ? 22 : 10, right: width - 14, bottom: height - 40 };
     const across = (x) => box.left + ((x - low) / (high - low)) * (box.right - box.left);
@@ -141,6 +142,7 @@ class Chart {
       svg.append(draw("path", { class: "grid", d: `M${box.left} ${y}H${box.right}` }));
       svg.append(draw("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, text));
     }
+    if (!spec.y.log && rise(0) < box.bottom - 1) svg.append(draw("path", { class: "axis", d: `M${box.left} ${rise(0)}H${box.right}` }));
     for (const value of steps(low, high, clamp((box.right - box.left) / 60, 2, 12), spec.x.whole)) {
       svg.append(draw("path", { class: "axis", d: `M${across(value)} ${box.bottom}v4` }));
       svg.append(draw("text", { x: across(value), y: box.bottom + 16, "text-anchor": "middle" }, spec.x.whole ? String(value) : digits(value)));
@@ -165,7 +167,7 @@ class Chart {
     } else if (item.low) {
       item.x.forEach((x, index) => {
         const [high, y] = [item.high[index], item.y[index]];
-        const low = usable(item.low[index]) ? item.low[index] : spec.y.log ? null : 0;
+        const low = usable(item.low[index]) ? item.low[index] : spec.y.log ? null : y;
         const kind = item.marks ? ` k${item.marks[index] % 4}` : "";
         if (usable(y) && usable(high) && low !== null) group.append(draw("path", { class: `whisker${kind}`, d: `M${place(index, low)}L${place(index, high)}` }));
       });
