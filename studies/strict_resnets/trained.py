@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pathlens
 from pathlens.data import ImageData
 from pathlens.models import StrictUNet
 from pathlens.tables import Table, read_table
+from pathlens.training import hold_out
 from studies.common import StudySetting, over_seeds
 from studies.record import images as about
 from studies.record import make_table
@@ -168,6 +170,15 @@ def trainings(study: StudySetting) -> list[Training]:
     ]
 
 
+def trained_on(part: str, study: StudySetting) -> ImageData:
+    """The images that the trainings of a part see."""
+    words = recipe(part, study).split()
+    said = dict(pairwise(words))
+    limit, held = (int(said[name]) if name in said else None for name in ("--limit", "--validation"))
+    data = pathlens.open_data(DATA, split="train", limit=limit)
+    return data if held is None else hold_out(data, held)[0]
+
+
 def constant_loss(data: ImageData) -> float:
     """Entropy of the classes of all pixels, in nats: the loss of the best answer that is the same everywhere."""
     shares = torch.bincount(data.rows(torch.arange(data.n))[1].flatten(), minlength=CLASSES).double()
@@ -222,13 +233,14 @@ def measure(study: StudySetting, done: Mapping[str, Path], cost: list[dict[str, 
         cost: rows of ``costs``.
     """
     split = study.pick("validation", "test", "test")
-    train, test = (pathlens.open_data(DATA, split=name) for name in ("train", split))
-    constant = constant_loss(train)
+    test = pathlens.open_data(DATA, split=split)
+    constants = {part: constant_loss(trained_on(part, study)) for part in (PLATEAU, DEPTH, SAMPLING)}
     runs: list[dict[str, Any]] = []
     histories: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for training in trainings(study):
         folder = done[training.name]
         result, history = read_table(folder / "result.csv"), read_table(folder / "history.csv")
+        constant = constants[training.part]
         steps, left = plateau(history, constant)
         tested = {"error": None, "loss": None}
         if training.part == DEPTH:

@@ -18,6 +18,7 @@ from scipy.stats import ttest_1samp
 
 from pathlens import figures
 from pathlens.errors import ResourceError, RunError, UsageError
+from pathlens.figures.searches import greedy
 from pathlens.tables import Table
 from tests.helpers import ROOT
 from tests.helpers.figure_checks import assert_legible, legend, table, words
@@ -211,7 +212,7 @@ def test_relative_squared_errors_may_exceed_one_and_are_named_so() -> None:
     assert found == pytest.approx((275, interval.low, interval.high))
     steps = [large(0.5, count=0), large(1.2, count=1, block=2), large(1.4, count=2, block=0)]
     searched = replace(table(LESION, steps), provenance=numbers)
-    assert figures.greedy(searched).axes[0].get_ylabel() == "relative squared error (%)"
+    assert greedy(searched).axes[0].get_ylabel() == "relative squared error (%)"
 
 
 def test_an_order_that_was_drawn_again_counts_once():

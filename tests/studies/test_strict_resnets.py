@@ -34,6 +34,11 @@ def test_smoke(tmp_path):
         assert row["outcome"] == ("agrees" if row["claim"] == judged.SUBKERNELS.name else "cannot tell")
     for stem in (*STEMS, "claims"):
         assert page.count(f"({stem}.csv)") == 1
+    # the best constant answer is that for the images that a training saw
+    study = setting("strict_resnets", "x", ["--scale", "smoke", *where])
+    for training in trained.trainings(study):
+        known = read_table(tmp_path / "runs" / training.name / "history.csv").provenance
+        assert trained.trained_on(training.part, study).fingerprint == known["train_sha256"]
     for stem in ("shares", "trainings", "checkerboards"):
         assert (out / f"{stem}.png").stat().st_size > 10_000
 
