@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -382,55 +382,47 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, bounds: tuple[float
     return {name: statistics.fmean(values), f"{name}_low": low, f"{name}_high": high}
 
 
-def once(
-    study: StudySetting,
-    stem: str,
-    measure: Callable[[], Table],
-    same: tuple[str, str] | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> Table:
+class Known(TypedDict, total=False):
+    """Which tables may be taken up in the place of a measurement.
+
+    Attributes:
+        same: study and stem of the same measurement of the same network at the same scale, which is taken where it was
+            made before in the default folder of that study's runs beside this one's.
+        about: what the provenance of a table that is taken up has to say; one that says something else is of another
+            network or of other data, and measured again.
+    """
+
+    same: tuple[str, str] | None
+    about: Mapping[str, Any]
+
+
+def once(study: StudySetting, stem: str, measure: Callable[[], Table], **known: Unpack[Known]) -> Table:
     """A table that takes long to measure, kept beside the trained networks and taken up again.
 
     Args:
         study: where.
         stem: of its files.
         measure: makes it.
-        same: study and stem of the same measurement of the same network at the same scale, which is taken where it was
-            made before in the default folder of that study's runs beside this one's.
-        about: what the provenance of a table that is taken up has to say; one that says something else is of another
-            network or of other data, and measured again.
+        **known: see :class:`Known`.
     """
-    kept = Tables(study.runs / "measured")
+    kept, same = Tables(study.runs / "measured"), known.get("same")
     if stem not in kept and same is not None:
         other = Tables(study.runs.with_name(f"{same[0]}-{study.scale}") / "measured")
         if same[1] in other:
             table = other[same[1]]
             kept.put(stem, Table(table.columns, table.rows, {**table.provenance, "taken_from": "/".join(same)}))
-    known = kept[stem].provenance if stem in kept else {}
-    if stem not in kept or any(known.get(name) != value for name, value in (about or {}).items()):
+    said = kept[stem].provenance if stem in kept else {}
+    if stem not in kept or any(said.get(name) != value for name, value in known.get("about", {}).items()):
         kept.put(stem, measure())
     return kept[stem]
 
 
-def keep(
-    study: StudySetting,
-    stem: str,
-    measure: Callable[[], Table],
-    same: tuple[str, str] | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> Table:
-    """Put a table that takes long to measure among the tables of the study; it is measured :func:`once`.
+def keep(study: StudySetting, stem: str, measure: Callable[[], Table], **known: Unpack[Known]) -> Table:
+    """Put a table among the tables of the study; it is measured :func:`once`, whose arguments these are.
 
     The journal of a sweep takes one up again that was ended in its middle, and goes when it is complete.
-
-    Args:
-        study: which.
-        stem: of its files.
-        measure: makes it.
-        same: see :func:`once`.
-        about: see :func:`once`.
     """
-    table = once(study, stem, measure, same, about)
+    table = once(study, stem, measure, **known)
     study.tables.put(stem, table)
     return table
 

@@ -16,6 +16,7 @@ from pathlens.analyses.agreement import check_agreement, check_images
 from pathlens.analyses.evaluation import Evaluation
 from pathlens.analyses.sweep import PHASE, evaluate
 from pathlens.metrics.tasks import CLASSIFICATION, Counts, Pairs
+from pathlens.policies.network import logits_of
 from pathlens.policies.rewards import most_probable
 from pathlens.policies.routing import chosen_logits
 from pathlens.residual.inference import Inference
@@ -82,9 +83,7 @@ def choose(policy: nn.Module, examples: Tensor) -> Tensor:
         policy: in eval mode.
         examples: as the network takes them, shape (N, ...).
     """
-    own = next(policy.parameters())
-    dtype = own.dtype if examples.is_floating_point() else examples.dtype
-    return most_probable(policy(examples.to(own.device, dtype))).cpu()
+    return most_probable(logits_of(policy, examples)).cpu()
 
 
 def measure(

@@ -146,7 +146,6 @@ class Learner:
         self.settings, self.view = settings, view
         self._task, self._variance = task, variance
         self.policy = policies.fresh(view, settings.seed)
-        self._policy_dtype = next(self.policy.parameters()).dtype
         if settings.joint_epochs:
             model = copy.deepcopy(view.model)
             model.requires_grad_(True)
@@ -260,8 +259,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = settings.joint_lr if joint else settings.lr
         first = blocks - settings.choosing(epoch, blocks)
-        seen = images.to(self._policy_dtype) if images.is_floating_point() else images
-        logits = self.policy(seen)
+        logits = policies.logits_of(self.policy, images)
         if not logits.isfinite().all():
             raise NumericsError(
                 f"the policy gives NaN or infinity in step {step}; give a smaller --lr; the checkpoint is from before"

@@ -149,6 +149,22 @@ def fresh(view: ResidualView, seed: int) -> nn.Module:
     return policy.to(own.device, torch.promote_types(own.dtype, torch.float32))
 
 
+def logits_of(policy: nn.Module, examples: Tensor) -> Tensor:
+    """What a policy says of examples, which are brought to its device and, where they are floats, to its type.
+
+    Args:
+        policy: in any mode.
+        examples: as the network takes them, shape (N, ...).
+
+    Returns:
+        Shape (N, K).
+    """
+    own = next(policy.parameters())
+    dtype = own.dtype if examples.is_floating_point() else examples.dtype
+    logits: Tensor = policy(examples.to(own.device, dtype))
+    return logits
+
+
 def _built(view: ResidualView, kind: str) -> nn.Module:
     if kind == IMAGES:
         return PolicyNetwork(len(view), view.input_shape[0])

@@ -140,9 +140,9 @@ def error_label(provenance: Provenance, example: str = "") -> str:
         provenance: of the table.
         example: what has a class, where examples have one each.
     """
-    task = str(provenance.get("task"))
-    if task == REGRESSION.name:
+    if not are_shares(provenance):
         return "relative squared error (%)"
+    task = str(provenance.get("task"))
     units = WORDS[task][1].removesuffix("s") if task in WORDS else example
     return f"{units} error (%)".lstrip()
 

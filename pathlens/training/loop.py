@@ -50,12 +50,13 @@ def _loss(logits: Tensor, labels: Tensor, smoothing: float, name: str) -> Tensor
     return _per_example(each, labels).sum()
 
 
-def _per_example(values: Tensor, labels: Tensor) -> Tensor:
-    """Of each example its value, or the mean over those of its targets that are counted, 0 where none is."""
+def _per_example(values: Tensor, labels: Tensor, empty: float = 0.0) -> Tensor:
+    """Of each example its value, or the mean over those of its targets that are counted, ``empty`` where none is."""
     if labels.dim() == 1:
         return values
     counted = (labels != NOT_COUNTED).flatten(1)
-    return (values.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+    number = counted.sum(1)
+    return ((values.flatten(1) * counted).sum(1) / number.clamp(min=1)).where(number > 0, empty)
 
 
 @contextlib.contextmanager
@@ -231,10 +232,8 @@ class Loop:
             return losses, len(targets) - losses.detach() / self._session.variance
         logits = of_two_classes(outputs).movedim(self._session.task.axis, 1)
         losses = _loss(logits, targets, self._config.recipe.label_smoothing, self._config.loss)
-        right = _per_example((logits.detach().argmax(1) == targets).double(), targets)
-        if targets.dim() > 1:  # nothing is wrong of an example of which nothing is counted
-            right = right.where((targets != NOT_COUNTED).flatten(1).any(1), 1.0)
-        return losses, right.sum()
+        # nothing is wrong of an example of which nothing is counted
+        return losses, _per_example((logits.detach().argmax(1) == targets).double(), targets, empty=1.0).sum()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

@@ -80,7 +80,7 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
             **subject.options,
         )
         same = ("pretrained_resnets", f"gradients-{subject.name}")
-        table = keep(study, f"path-gradients-{subject.name}", measured, same)
+        table = keep(study, f"path-gradients-{subject.name}", measured, same=same)
         peaks = {row["peak"] for row in range_rows(subject.name, table)}
         tails += measure_tails(study, subject, sorted(peaks | {len(subject.view) // 2}))
     study.tables.put("tails", make_table(TAILS, tails))

@@ -172,7 +172,8 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
             ("skip-sets", partial(pathlens.delete_skips, subject.view, some, **sets, **options)),
         ):
             stem = f"{key}-{subject.name}"
-            keep(study, stem, measured, ("pretrained_resnets", stem) if key in ("lesions", "skips") else None)
+            same = ("pretrained_resnets", stem) if key in ("lesions", "skips") else None
+            keep(study, stem, measured, same=same)
 
 
 def state(page: Page, networks: Sequence[str]) -> None:

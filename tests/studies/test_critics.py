@@ -362,7 +362,7 @@ def test_a_measurement_that_another_study_made_is_taken(tmp_path):
 
     common.once(setting("pretrained_resnets"), "lesions-net", lambda: table(1))
     for stem, same, value in (("branches", "lesions-net", 1), ("others", "none", 2)):
-        taken = common.once(setting("critics"), stem, lambda: table(2), ("pretrained_resnets", same))
+        taken = common.once(setting("critics"), stem, lambda: table(2), same=("pretrained_resnets", same))
         assert taken.rows == ({"value": value},)
         assert taken.provenance.get("taken_from") == ("pretrained_resnets/lesions-net" if value == 1 else None)
         assert judged.taken_over(taken) == (value == 1)
