@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from studies.veit2016 import winograd as kernel
 from studies.veit2016.winograd import winograd
 
 needs_kernel = pytest.mark.skipif(
-    kernel.kernel() is None, reason="the kernel needs AVX2, a C++ compiler (c++) and torch with its own libgomp"
+    kernel.kernel() is None,
+    reason="the kernel needs AVX2 or AVX-512, a C++ compiler (c++) and torch with its own libgomp",
 )
 
 
@@ -40,6 +42,18 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_call", called)
 
 
+@pytest.fixture(params=sorted(kernel._INSTRUCTIONS))
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every set of instructions that this CPU has; one that has AVX-512 has AVX2."""
+    found = torch.backends.cpu.get_cpu_capability()
+    if request.param > found:  # AVX2 < AVX512
+        pytest.skip(f"this CPU has {found}, not {request.param}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    kernel.kernel.cache_clear()
+    yield request.param
+    kernel.kernel.cache_clear()
+
+
 @needs_kernel
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
@@ -47,7 +61,14 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     [(128, 16, 16, 32, 32), (9, 32, 32, 16, 16), (8, 64, 64, 8, 8), (3, 16, 48, 4, 12), (1, 48, 32, 4, 4)],
 )
 def test_it_is_the_convolution(
-    images: int, inputs: int, outputs: int, height: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    images: int,
+    inputs: int,
+    outputs: int,
+    height: int,
+    width: int,
+    threads: int,
+    instructions: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(images, inputs, height, width, generator=rng)

@@ -2,8 +2,8 @@
 
 Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks" (section 4.3). The networks of
 ``preresnet110`` hold hardly anything but such convolutions, and training them is most of this study's time. The
-kernel is in C++, is compiled on first use, and asks for AVX2, a compiler and torch's own OpenMP; without them, and for
-any other convolution, torch computes as always. What is measured is always measured with torch's own.
+kernel is in C++, is compiled on first use, and asks for AVX-512 or AVX2, a compiler and torch's own OpenMP; without
+them, and for any other convolution, torch computes as always. What is measured is always measured with torch's own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor
 
 #: what the record says of trainings that were computed so
 NAME = "F(4x4, 3x3), float32"
+#: of the compiler, by what torch says of the CPU
+_INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f",)}
 _SOURCE = Path(__file__).with_name("winograd.cpp")
 #: channels that the kernel has room for, and multiples of them, and of height and width, that it takes
 _LARGEST, _CHANNELS, _TILE = 64, 16, 4
@@ -35,12 +37,13 @@ def kernel() -> ctypes.CDLL | None:
     """The compiled kernel, or None where this machine has not what it needs."""
     compiler = shutil.which("c++")
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    if compiler is None or not openmp or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    if compiler is None or not openmp or instructions is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         compiled, library = Path(folder, "winograd.o"), Path(folder, "winograd.so")
         # linked apart and without -fopenmp, so that it takes its threads from torch's OpenMP and not from a second one
-        options = ["-std=c++17", "-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-c"]
+        options = ["-std=c++17", "-O3", *instructions, "-fopenmp", "-fPIC", "-c"]
         for command in (
             [compiler, *options, str(_SOURCE), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(library)],

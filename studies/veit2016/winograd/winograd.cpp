@@ -3,7 +3,8 @@
 // V = B^T d B of the 6x6 inputs d it sees, U = G g G^T of the filter g, and . summed over channels: 36 products of
 // matrices. The cotangents are the transposes of these steps.
 //
-// float32, channels last, AVX2 and FMA. Height and width are multiples of 4, channels multiples of 16 up to LARGEST.
+// float32, channels last, AVX-512, or AVX2 and FMA. Height and width are multiples of 4, channels multiples of 16 up to
+// LARGEST.
 
 #include <immintrin.h>
 
@@ -17,18 +18,30 @@ constexpr int BLOCK = 60;      // tiles that are transformed together; a multipl
 constexpr int APART = 16;      // floats between two of the 36 matrices, so that they do not share cache sets
 constexpr int THREADS = 1024;  // at most
 
-using Eight = __m256;  // channels
+#ifdef __AVX512F__
+using Some = __m512;  // channels
 
-inline Eight load(const float* from) { return _mm256_loadu_ps(from); }
-inline void store(float* to, Eight value) { _mm256_storeu_ps(to, value); }
-inline Eight all(float value) { return _mm256_set1_ps(value); }
-inline Eight times(float number, Eight value) { return _mm256_mul_ps(all(number), value); }
-inline Eight plus(float number, Eight value, Eight more) { return _mm256_fmadd_ps(all(number), value, more); }
+inline Some load(const float* from) { return _mm512_loadu_ps(from); }
+inline void store(float* to, Some value) { _mm512_storeu_ps(to, value); }
+inline Some all(float value) { return _mm512_set1_ps(value); }
+inline Some fused(Some x, Some y, Some more) { return _mm512_fmadd_ps(x, y, more); }
+#else
+using Some = __m256;
+
+inline Some load(const float* from) { return _mm256_loadu_ps(from); }
+inline void store(float* to, Some value) { _mm256_storeu_ps(to, value); }
+inline Some all(float value) { return _mm256_set1_ps(value); }
+inline Some fused(Some x, Some y, Some more) { return _mm256_fmadd_ps(x, y, more); }
+#endif
+constexpr int SOME = sizeof(Some) / sizeof(float);
+
+inline Some times(float number, Some value) { return all(number) * value; }
+inline Some plus(float number, Some value, Some more) { return fused(all(number), value, more); }
 
 // The 1D transforms; y may not be x.
 
-inline void input_transform(const Eight (&x)[6], Eight (&y)[6]) {  // B^T
-    const Eight a = plus(-4, x[2], x[4]), b = plus(-4, x[1], x[3]), c = x[4] - x[2], d = times(2, x[3] - x[1]);
+inline void input_transform(const Some (&x)[6], Some (&y)[6]) {  // B^T
+    const Some a = plus(-4, x[2], x[4]), b = plus(-4, x[1], x[3]), c = x[4] - x[2], d = times(2, x[3] - x[1]);
     y[0] = plus(4, x[0], plus(-5, x[2], x[4]));
     y[1] = a + b;
     y[2] = a - b;
@@ -37,8 +50,8 @@ inline void input_transform(const Eight (&x)[6], Eight (&y)[6]) {  // B^T
     y[5] = plus(4, x[1], plus(-5, x[3], x[5]));
 }
 
-inline void input_cotangent(const Eight (&x)[6], Eight (&y)[6]) {  // B
-    const Eight s = x[1] + x[2], m = x[1] - x[2], p = x[3] + x[4], q = times(2, x[3] - x[4]);
+inline void input_cotangent(const Some (&x)[6], Some (&y)[6]) {  // B
+    const Some s = x[1] + x[2], m = x[1] - x[2], p = x[3] + x[4], q = times(2, x[3] - x[4]);
     y[0] = times(4, x[0]);
     y[1] = plus(-4, m, plus(4, x[5], -q));
     y[2] = plus(-4, s, plus(-5, x[0], -p));
@@ -47,16 +60,16 @@ inline void input_cotangent(const Eight (&x)[6], Eight (&y)[6]) {  // B
     y[5] = x[5];
 }
 
-inline void output_transform(const Eight (&x)[6], Eight (&y)[4]) {  // A^T
-    const Eight s = x[1] + x[2], m = x[1] - x[2], p = x[3] + x[4], q = x[3] - x[4];
+inline void output_transform(const Some (&x)[6], Some (&y)[4]) {  // A^T
+    const Some s = x[1] + x[2], m = x[1] - x[2], p = x[3] + x[4], q = x[3] - x[4];
     y[0] = x[0] + s + p;
     y[1] = plus(2, q, m);
     y[2] = plus(4, p, s);
     y[3] = plus(8, q, m + x[5]);
 }
 
-inline void output_cotangent(const Eight (&x)[4], Eight (&y)[6]) {  // A
-    const Eight e = x[0] + x[2], o = x[1] + x[3], f = plus(4, x[2], x[0]), g = plus(8, x[3], times(2, x[1]));
+inline void output_cotangent(const Some (&x)[4], Some (&y)[6]) {  // A
+    const Some e = x[0] + x[2], o = x[1] + x[3], f = plus(4, x[2], x[0]), g = plus(8, x[3], times(2, x[1]));
     y[0] = x[0];
     y[1] = e + o;
     y[2] = e - o;
@@ -65,9 +78,9 @@ inline void output_cotangent(const Eight (&x)[4], Eight (&y)[6]) {  // A
     y[5] = x[3];
 }
 
-inline void filter_transform(const Eight (&x)[3], Eight (&y)[6]) {  // G
-    const Eight e = times(1.f / 6, x[0] + x[2]), f = times(1.f / 6, x[1]);
-    const Eight h = plus(1.f / 24, x[0], times(1.f / 6, x[2])), k = times(1.f / 12, x[1]);
+inline void filter_transform(const Some (&x)[3], Some (&y)[6]) {  // G
+    const Some e = times(1.f / 6, x[0] + x[2]), f = times(1.f / 6, x[1]);
+    const Some h = plus(1.f / 24, x[0], times(1.f / 6, x[2])), k = times(1.f / 12, x[1]);
     y[0] = times(.25f, x[0]);
     y[1] = -(e + f);
     y[2] = f - e;
@@ -76,8 +89,8 @@ inline void filter_transform(const Eight (&x)[3], Eight (&y)[6]) {  // G
     y[5] = x[2];
 }
 
-inline void filter_cotangent(const Eight (&x)[6], Eight (&y)[3]) {  // G^T
-    const Eight s = times(1.f / 6, x[1] + x[2]), p = x[3] + x[4];
+inline void filter_cotangent(const Some (&x)[6], Some (&y)[3]) {  // G^T
+    const Some s = times(1.f / 6, x[1] + x[2]), p = x[3] + x[4];
     y[0] = plus(.25f, x[0], plus(1.f / 24, p, -s));
     y[1] = plus(1.f / 6, x[2] - x[1], times(1.f / 12, x[3] - x[4]));
     y[2] = plus(1.f / 6, p, x[5] - s);
@@ -86,10 +99,10 @@ inline void filter_cotangent(const Eight (&x)[6], Eight (&y)[3]) {  // G^T
 // Y = T X T^T of an M x M tile, which is read and written a row at a time.
 template <int M, int N, class Transform, class Read, class Write>
 inline void both_ways(Transform transform, Read read, Write write) {
-    Eight half[N][M];
+    Some half[N][M];
 #pragma GCC unroll 6
     for (int column = 0; column < M; column++) {
-        Eight x[M], y[N];
+        Some x[M], y[N];
 #pragma GCC unroll 6
         for (int row = 0; row < M; row++) x[row] = read(row, column);
         transform(x, y);
@@ -98,7 +111,7 @@ inline void both_ways(Transform transform, Read read, Write write) {
     }
 #pragma GCC unroll 6
     for (int row = 0; row < N; row++) {
-        Eight y[N];
+        Some y[N];
         transform(half[row], y);
 #pragma GCC unroll 6
         for (int column = 0; column < N; column++) write(row, column, y[column]);
@@ -109,40 +122,45 @@ inline void both_ways(Transform transform, Read read, Write write) {
 template <int ROWS, bool ADD>
 __attribute__((noinline)) void rows_of_product(const float* a, long down, long along, const float* b, long b_step,
                                                float* to, long to_step, int inner) {
-    Eight sums[ROWS][2];
-    const float* rows[ROWS];
-#pragma GCC unroll 6
+    constexpr int PARTS = 16 / SOME, EVERY = 4;  // a pointer for every fourth row, which registers have room for
+    Some sums[ROWS][PARTS];
+    const float* rows[(ROWS + EVERY - 1) / EVERY];
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; row++) {
-        rows[row] = a + row * down;
-        sums[row][0] = ADD ? load(to + row * to_step) : all(0);
-        sums[row][1] = ADD ? load(to + row * to_step + 8) : all(0);
+        if (row % EVERY == 0) rows[row / EVERY] = a + row * down;
+#pragma GCC unroll 2
+        for (int part = 0; part < PARTS; part++)
+            sums[row][part] = ADD ? load(to + row * to_step + part * SOME) : all(0);
     }
 #pragma GCC unroll 1
     for (int i = 0; i < inner; i++, b += b_step) {
-        const Eight first = load(b), second = load(b + 8);
-#pragma GCC unroll 6
+        Some right[PARTS];
+#pragma GCC unroll 2
+        for (int part = 0; part < PARTS; part++) right[part] = load(b + part * SOME);
+#pragma GCC unroll 12
         for (int row = 0; row < ROWS; row++) {
-            const Eight value = _mm256_broadcast_ss(rows[row]);
-            rows[row] += along;
-            sums[row][0] = _mm256_fmadd_ps(value, first, sums[row][0]);
-            sums[row][1] = _mm256_fmadd_ps(value, second, sums[row][1]);
+            const Some left = all(rows[row / EVERY][row % EVERY * down]);
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; part++) sums[row][part] = fused(left, right[part], sums[row][part]);
         }
+#pragma GCC unroll 3
+        for (const float*& row : rows) row += along;
     }
-#pragma GCC unroll 6
-    for (int row = 0; row < ROWS; row++) {
-        store(to + row * to_step, sums[row][0]);
-        store(to + row * to_step + 8, sums[row][1]);
-    }
+#pragma GCC unroll 12
+    for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 2
+        for (int part = 0; part < PARTS; part++) store(to + row * to_step + part * SOME, sums[row][part]);
 }
 
 // to[rows][columns] = a b, of b[inner][columns]; columns a multiple of 16.
 template <bool ADD>
 void product(int rows, int columns, int inner, const float* a, long down, long along, const float* b, float* to) {
+    constexpr int MOST = SOME == 16 ? 12 : 6;  // as many sums as hide the latency of their additions
     for (int column = 0; column < columns; column += 16) {
         int row = 0;
-        for (; row + 6 <= rows; row += 6)
-            rows_of_product<6, ADD>(a + row * down, down, along, b + column, columns, to + row * columns + column,
-                                    columns, inner);
+        for (; row + MOST <= rows; row += MOST)
+            rows_of_product<MOST, ADD>(a + row * down, down, along, b + column, columns, to + row * columns + column,
+                                       columns, inner);
         for (; row + 4 <= rows; row += 4)
             rows_of_product<4, ADD>(a + row * down, down, along, b + column, columns, to + row * columns + column,
                                     columns, inner);
@@ -156,20 +174,20 @@ void product(int rows, int columns, int inner, const float* a, long down, long a
 void transform_filters(const float* g, int outer, int inner, float* u) {
     const long step = (long)outer * inner;
     for (int o = 0; o < outer; o++)
-        for (int i = 0; i < inner; i += 8)
+        for (int i = 0; i < inner; i += SOME)
             both_ways<3, 6>(
                 filter_transform, [=](int row, int column) { return load(g + (o * 9L + row * 3 + column) * inner + i); },
-                [=](int row, int column, Eight value) { store(u + (row * 6 + column) * step + o * inner + i, value); });
+                [=](int row, int column, Some value) { store(u + (row * 6 + column) * step + o * inner + i, value); });
 }
 
 // The transpose of transform_filters.
 void filter_cotangents(const float* u, int outer, int inner, float* g) {
     const long step = (long)outer * inner;
     for (int o = 0; o < outer; o++)
-        for (int i = 0; i < inner; i += 8)
+        for (int i = 0; i < inner; i += SOME)
             both_ways<6, 3>(
                 filter_cotangent, [=](int row, int column) { return load(u + (row * 6 + column) * step + o * inner + i); },
-                [=](int row, int column, Eight value) { store(g + (o * 9L + row * 3 + column) * inner + i, value); });
+                [=](int row, int column, Some value) { store(g + (o * 9L + row * 3 + column) * inner + i, value); });
 }
 
 // Where the tiles of images lie: 4x4 outputs each, row by row, image by image.
@@ -199,10 +217,10 @@ void transform_inputs(const float* images, Tiles tiles, int channels, long first
                     tiles.inside(y, x) ? image + (y * (long)tiles.width + x) * channels : NOTHING;
             }
         float* to = v + t * (long)channels;
-        for (int c = 0; c < channels; c += 8)
+        for (int c = 0; c < channels; c += SOME)
             both_ways<6, 6>(
                 input_transform, [&](int row, int column) { return load(seen[row][column] + c); },
-                [=](int row, int column, Eight value) { store(to + (row * 6 + column) * step + c, value); });
+                [=](int row, int column, Some value) { store(to + (row * 6 + column) * step + c, value); });
     }
 }
 
@@ -213,10 +231,10 @@ void add_input_cotangents(const float* v, long step, Tiles tiles, int channels, 
         const int top = tiles.top(tile) - 1, left = tiles.left(tile) - 1;
         float* image = images + tiles.image(tile) * channels;
         const float* from = v + t * (long)channels;
-        for (int c = 0; c < channels; c += 8)
+        for (int c = 0; c < channels; c += SOME)
             both_ways<6, 6>(
                 input_cotangent, [=](int row, int column) { return load(from + (row * 6 + column) * step + c); },
-                [=](int row, int column, Eight value) {
+                [=](int row, int column, Some value) {
                     if (!tiles.inside(top + row, left + column)) return;
                     float* to = image + ((top + row) * (long)tiles.width + left + column) * channels + c;
                     store(to, load(to) + value);
@@ -229,10 +247,10 @@ void transform_outputs(const float* m, long step, Tiles tiles, int channels, lon
         const long tile = first + t, corner = tiles.top(tile) * (long)tiles.width + tiles.left(tile);
         float* to = images + (tiles.image(tile) + corner) * channels;
         const float* from = m + t * (long)channels;
-        for (int c = 0; c < channels; c += 8)
+        for (int c = 0; c < channels; c += SOME)
             both_ways<6, 4>(
                 output_transform, [=](int row, int column) { return load(from + (row * 6 + column) * step + c); },
-                [=](int row, int column, Eight value) {
+                [=](int row, int column, Some value) {
                     store(to + (row * (long)tiles.width + column) * channels + c, value);
                 });
     }
@@ -244,11 +262,11 @@ void output_cotangents(const float* images, Tiles tiles, int channels, long firs
         const long tile = first + t, corner = tiles.top(tile) * (long)tiles.width + tiles.left(tile);
         const float* from = images + (tiles.image(tile) + corner) * channels;
         float* to = m + t * (long)channels;
-        for (int c = 0; c < channels; c += 8)
+        for (int c = 0; c < channels; c += SOME)
             both_ways<4, 6>(
                 output_cotangent,
                 [=](int row, int column) { return load(from + (row * (long)tiles.width + column) * channels + c); },
-                [=](int row, int column, Eight value) { store(to + (row * 6 + column) * step + c, value); });
+                [=](int row, int column, Some value) { store(to + (row * 6 + column) * step + c, value); });
     }
 }
 
