@@ -93,6 +93,7 @@ REFERENCES: Mapping[str, Reference] = {
         for k in widths
     },
     "vgg15": Reference("vgg_cifar", "vgg15"),
+    "vgg15_narrow": Reference("vgg_cifar", "vgg15", {"widths": (32, 48, 96, 176, 176)}),
     "wideresnet38": Reference("wideresnet38", "WideResNet38", {"variant": "A"}, size=224, num_classes=1000),
     "wideresnet38:a1": Reference("wideresnet38", "WideResNet38", {"variant": "A1"}, size=224, num_classes=1000),
     "wideresnet38:dilated": Reference("wideresnet38", "WideResNet38", {"variant": "dilated"}, size=224, num_classes=21),

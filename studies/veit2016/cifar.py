@@ -1,10 +1,11 @@
 """The networks on CIFAR-10 that are trained beside this study, for hours: kept as they come, and used where they are.
 
-``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks; several
-names, one after the other) trains a network, or goes on with it, and keeps it: its weights in half precision, its
-history, and what its manifests say, in ``results/cifar10/``. The study measures those that lie there (``--only cifar``
-no others, and of these what is not measured yet), and names those that do not. ``PATHLENS_DATA`` names the folder that
-holds ``cifar10-jpeg/``. On Linux a quarter of a step on the CPU is page faults, which go away where memory is kept:
+``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks, or
+``vgg15_narrow-plain-seed0``; several names, one after the other) trains a network, or goes on with it, and keeps it:
+its weights in half precision, its history, and what its manifests say, in ``results/cifar10/``. The study measures
+those that lie there (``--only cifar`` no others, and of these what is not measured yet), and names those that do not.
+``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``. On Linux a quarter of a step on the CPU is page faults,
+which go away where memory is kept:
 ``GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33000000:glibc.malloc.trim_threshold=8000000000``.
 """
 
@@ -32,7 +33,7 @@ from studies.veit2016.winograd import winograd
 FOLDER = ROOT / "results" / "cifar10"
 #: weights of a run, in bytes: what a repository can carry
 LARGEST = 4_000_000
-NETWORK = "preresnet110"
+NETWORK, PLAIN = "preresnet110", "vgg15_narrow"
 SCHEDULE = (
     f"`{NETWORK}` has 54 pre-activation blocks (18 of each of 16, 32 and 64 channels). It is trained on all 50,000 "
     "images in two phases: 30 epochs at 16x16, cropped from 1 pixel of zeros around them, at a constant learning rate, "
@@ -44,13 +45,18 @@ SCHEDULE = (
     "after 7 of the 8. So the test images were read before for the whole network of seed 0, and for no other rule or "
     "seed: where the choice favours anything, it is the whole network. Weights are kept and measured in half "
     "precision, while test errors in the table of retraining are those of the training's own, in single precision; the "
-    "two may differ by a few images."
+    "two may differ by a few images. The plain network beside it, trained alike, has the paper's 15 layers and a third "
+    "of their channels (32, 48, 96, 176, 176), so that its weights can be kept."
 )
 _ALL = ("--validation", "0")
 HALF = ("--image-size", "16", "--crop", "1", "--epochs", "30", "--schedule", "constant", "--no-test", *_ALL)
 WHOLE = ("--crop", "2", "--epochs", "8", "--schedule", "cosine", "--warmup", "0", *_ALL)
 #: rules and seeds that are wanted; own is the number of blocks that the network's own effective lengths ask for
-WANTED = tuple(f"{NETWORK}-{tag}-seed{seed}" for seed in range(3) for tag in ("full", "m23", "own"))
+WANTED = tuple(
+    f"{one}-seed{seed}"
+    for seed in range(3)
+    for one in (f"{NETWORK}-full", f"{NETWORK}-m23", f"{NETWORK}-own", f"{PLAIN}-plain")
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     facts = result.provenance
     row = {
         "data": "cifar10-jpeg",
-        "rule": facts["rule"],
+        "rule": "plain" if run.name.startswith(f"{PLAIN}-") else facts["rule"],
         "epochs": facts["recipe"]["epochs"],
         "dtype": facts["dtype"],
         "blocks": sum(float(one["blocks"] or 0) for one in history.rows) / len(history.rows),
@@ -174,13 +180,15 @@ def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:
     Raises:
         SystemExit: it is no such name.
     """
-    found = re.fullmatch(rf"{NETWORK}-(full|m(\d+))-seed(\d+)", name)
+    found = re.fullmatch(rf"(?:{NETWORK}-(?:full|m(\d+))|{PLAIN}-plain)-seed(\d+)", name)
     if found is None:
         raise SystemExit(
-            f"{name} names no run; write {NETWORK}-full-seedS or {NETWORK}-mN-seedS, with N random blocks a batch"
+            f"{name} names no run; write {NETWORK}-full-seedS, {PLAIN}-plain-seedS, or {NETWORK}-mN-seedS with N "
+            "random blocks a batch"
         )
-    rule = ("--blocks-per-batch", found[2]) if found[2] else ()
-    common = ("--model", NETWORK, "--data", data, "--seed", found[3], *rule)
+    blocks, seed = found.groups()
+    rule = ("--blocks-per-batch", blocks) if blocks else ()
+    common = ("--model", name.partition("-")[0], "--data", data, "--seed", seed, *rule)
     # branches are multiplied by their probabilities once, after the second phase
     half = (*common, *HALF, *(("--rescale", "none") if rule else ()))
     return {
@@ -205,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with winograd() as fast:
         for name, both in wanted.items():
             train_all(both, study, here=True)
-            say(f"kept {keep(args.runs / name, args.out, WINOGRAD if fast else None)}")
+            # the plain network's convolutions have biases, which the kernel does not take
+            computed = WINOGRAD if fast and name.startswith(f"{NETWORK}-") else None
+            say(f"kept {keep(args.runs / name, args.out, computed)}")
     say(f"missing: {', '.join(missing(args.out)) or 'none'}")
     return 0
 

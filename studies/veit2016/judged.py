@@ -44,7 +44,9 @@ def _of_networks(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     judged: dict[Claim, list[Verdict]] = {}
     for run in runs:
         name, trained = run["run"], run["trained"]
-        if trained == "full" and f"lesions-{name}" in tables:
+        if f"lesions-{name}" not in tables:
+            continue
+        if trained == "full":
             own = {kind: tables[f"{kind}-{name}"] for kind in KINDS if f"{kind}-{name}" in tables}
             for claim, verdict in judge(own).items():
                 judged.setdefault(claim, []).append(verdict)

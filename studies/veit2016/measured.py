@@ -26,7 +26,9 @@ KINDS = ("lesions", "sets", "orders", "gradients")
 
 
 def kinds_of(trained: str) -> tuple[str, ...]:
-    """Which of them a residual network needs: one that was trained whole all, others what hurts them."""
+    """Which of them a network needs: a residual one that was trained whole all, with random blocks what hurts it."""
+    if trained in ("plain", "highway"):
+        return KINDS[:1]
     return KINDS if trained == "full" else KINDS[:2]
 
 
@@ -104,8 +106,8 @@ def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mappi
     """Lesions of every network whose claim needs them, and path gradients of the whole ones."""
     pick = study.pick
     for training in wanted:
-        many = training.residual and training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
-        kinds = kinds_of(training.tag) if many else () if training.residual else KINDS[:1]
+        measured = training.blocks in (None, OWN_BLOCKS, PAPER_BLOCKS, *pick((4,), (), ()))
+        kinds = kinds_of(training.tag) if measured else ()
         measure_one(study, _trained(training, done), kinds, pick(40, 10**9, 10**9), pick(40, 360, 10_000))
 
 

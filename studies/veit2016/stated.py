@@ -168,7 +168,13 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     )
     own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
     for data in dict.fromkeys(run["data"] for run in own):
-        _lesions_panel(page, data, [run for run in own if run["data"] == data], "" if data == own[0]["data"] else data)
+        kinds = [run for run in own if run["data"] == data and run["trained"] in ("full", "plain", "highway")]
+        if any(run["trained"] != "full" for run in kinds):
+            _lesions_panel(page, "lesions" if data == own[0]["data"] else f"lesions-{data}", kinds)
+    for network in dict.fromkeys(run["network"] for run in own):
+        trainings = [run for run in own if run["network"] == network]
+        if len(trainings) > 1:
+            _lesions_panel(page, f"lesions-{network}", trainings)
     for run in own:
         stem = f"lesions-{run['run']}"
         caption = f"Error with each block deleted in turn: {run['network']}, {_words(run)}, {run['data']}."
@@ -186,21 +192,18 @@ def _words(run: Mapping[str, Any]) -> str:
     return WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
 
 
-def _lesions_panel(page: Page, data: str, runs: Sequence[Mapping[str, Any]], ending: str) -> None:
-    """Figure 3, of networks of several kinds; of one kind alone all its trainings, as in figure 8."""
-    kinds = [run for run in runs if run["trained"] in ("full", "plain", "highway")]
-    kinds = kinds if any(run["trained"] != "full" for run in kinds) else list(runs)
-    tables = {f"{run['network']}, {_words(run).split(',')[0]}": page.tables[f"lesions-{run['run']}"] for run in kinds}
-    layers = " (of the plain network each layer)" if any(run["trained"] == "plain" for run in kinds) else ""
+def _lesions_panel(page: Page, stem: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Networks of several kinds, as in figure 3, or all trainings of one network, as in figure 8."""
+    tables = {f"{run['network']}, {_words(run).split(',')[0]}": page.tables[f"lesions-{run['run']}"] for run in runs}
+    layers = " (of the plain network each layer)" if any(run["trained"] == "plain" for run in runs) else ""
     # the smallest multiple of 10 % that leaves 5 points above every intact network
     intact = max(row["error"] for table in tables.values() for row in table.rows if row["count"] == 0)
     zoom = math.ceil(10 * intact + 0.5) / 10
     caption = (
-        f"Error with each block deleted in turn{layers}, {data}, seed 0; below, the same up to {100 * zoom:g} %. Bars: "
-        "95 % intervals over images (Wilson)."
+        f"Error with each block deleted in turn{layers}, {runs[0]['data']}, seed 0; below, the same up to "
+        f"{100 * zoom:g} %. Bars: 95 % intervals over images (Wilson)."
     )
-    draw = partial(figures.deletions, tables, chance=veit_claims.CHANCE, zoom=zoom)
-    page.figure("-".join(filter(None, ("lesions", ending))), draw, caption)
+    page.figure(stem, partial(figures.deletions, tables, chance=veit_claims.CHANCE, zoom=zoom), caption)
 
 
 def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:

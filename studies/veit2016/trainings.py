@@ -36,11 +36,6 @@ class Training:
     blocks: int | None = None
 
     @property
-    def residual(self) -> bool:
-        """Whether it is one of the networks whose trainings are compared."""
-        return self.rule not in ("plain", "highway")
-
-    @property
     def tag(self) -> str:
         """Rule and number of blocks, short."""
         return short_name(self.rule, self.blocks)

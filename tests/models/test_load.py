@@ -192,7 +192,7 @@ def test_reference_names_are_those_promised_and_need_no_torch() -> None:
         *(f"wrn{d}_{k}" for d, widths in WIDE.items() for k in widths),
         *("wideresnet38", "wideresnet38:a1", "wideresnet38:dilated"),
         *(f"strictunet{n}:{v}" for n in ("16", "12", "13x13-100", "13x13-200", "13x13-300") for v in NORMS),
-        "vgg15",
+        *("vgg15", "vgg15_narrow"),
         "llama2",
         *(f"unet{channels}" for channels in (16, 32, 64)),
         *(f"llama{n}_{w}" for n, w in ((6, 96), (12, 64), (12, 96), (12, 128), (24, 128), (24, 256))),

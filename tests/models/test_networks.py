@@ -88,6 +88,15 @@ def test_vgg15_layout() -> None:
     assert model.eval().features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 1, 1)
 
 
+def test_vgg15_narrow_fits_a_repository() -> None:
+    model = REFERENCES["vgg15_narrow"].build()
+    convolutions = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert convolutions == [32] * 2 + [48] * 2 + [96] * 3 + [176] * 6
+    assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == [176, 10]
+    assert 2 * parameters(model) < 4e6
+    assert model.eval()(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_digits54_has_54_blocks_and_fits_the_package() -> None:
     model = digits54()
     assert [len(model.get_submodule(f"layer{i}")) for i in (1, 2, 3)] == [18, 18, 18]

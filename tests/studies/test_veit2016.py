@@ -20,6 +20,7 @@ from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
 from studies.veit2016 import cifar, left, retraining, trainings, winograd
+from studies.veit2016.measured import kinds_of
 from tests.helpers.data_files import image_folder, noise, png, write
 from tests.helpers.study_modules import is_right, run_study
 
@@ -182,10 +183,10 @@ def test_what_is_trained_on_digits() -> None:
     wanted = trainings.trainings(common.setting("veit2016", "x", ["--scale", "cpu"]))
     numbers = {training.blocks for training in wanted if training.blocks}
     assert numbers == {7, 15, 23, 31, 39}
+    others = [training for training in wanted if training.rule in ("plain", "highway")]
     for number in (None, *numbers):
-        seeds = [training.seed for training in wanted if training.residual and training.blocks == number]
+        seeds = [training.seed for training in wanted if training not in others and training.blocks == number]
         assert set(seeds) == set(range(5))
-    others = [training for training in wanted if not training.residual]
     assert {training.seed for training in others} == {0, 1, 2}
     assert len({training.name for training in wanted}) == len(wanted)
 
@@ -243,7 +244,15 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     assert rules == ["blocks-per-batch 4"] * 2
     kept = [json.loads((runs / run / "manifest.json").read_text())["rescale"] for run in (half["run"], whole["run"])]
     assert kept == ["none", "test"]
-    with pytest.raises(SystemExit, match="names no run; write preresnet20-full-seedS"):
+    # the plain network beside it: its convolutions have biases, so that torch computes them
+    plain = "vgg15_narrow-plain-seed1"
+    assert cifar.main([plain, *where]) == 0
+    other = {one.name: one for one in cifar.kept(out)}[plain]
+    assert other.facts["convolutions"] is None
+    assert (other.network, other.trained, other.seed) == ("vgg15_narrow", "plain", 1)
+    assert other.facts["row"]["rule"] == "plain"
+    assert kinds_of(other.trained) == ("lesions",)
+    with pytest.raises(SystemExit, match="names no run; write preresnet20-full-seedS, vgg15_narrow-plain-seedS, or"):
         cifar.main(["resnet20", *where])
     monkeypatch.delenv("PATHLENS_DATA")
     with pytest.raises(SystemExit, match="set PATHLENS_DATA"):
@@ -286,7 +295,7 @@ def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkey
         assert read_table(out / f"{key}-{name}.csv").provenance["data"] == "cifar10-jpeg"
     assert [one["run"] for one in record.read(out)["apart"]["cifar"]["trainings"]] == [name]
     assert [one["run"] for one in read_table(out / "runs.csv").rows].count(name) == 1
-    assert "(lesions-cifar10-jpeg.png)" in (out / "README.md").read_text()
+    assert f"(lesions-{name}.png)" in (out / "README.md").read_text()
     # the training images, by a forward pass
     (fitted,) = read_table(out / "fitted.csv").rows
     data = pathlens.open_data(f"parquet:{tmp_path / 'cifar10-jpeg'}", split="train", limit=10)
