@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, keep_checkpoint, setting, start_fresh, train_all
 from studies.veit2016 import cifar, retraining, stated
-from studies.veit2016.measured import KINDS, measure_imagenet, measure_kept, measure_trained, right_answers
+from studies.veit2016.measured import KINDS, is_known, measure_imagenet, measure_kept, measure_trained, right_answers
 from studies.veit2016.trainings import cifar as cifar_data
 from studies.veit2016.trainings import trainings
 
@@ -83,19 +83,32 @@ def _measure_only(study: StudySetting, kinds: Collection[str]) -> list[dict[str,
     if not others or cifar_data() is None:
         needed = f"a network in {cifar.FOLDER}" if not others else "PATHLENS_DATA, with cifar10-jpeg/"
         raise SystemExit(f"--only {CIFAR} needs {needed}; {cifar.__name__} trains the networks")
-    names = {one.name for one in others}
-    rows = [row for row in study.tables["runs"].rows if row["run"] not in names]
-    added = [cifar.run_row(one) for one in others]
-    retraining.compare(added, right_answers(study, (), {}, others))
-    study.tables.put("runs", record.make_table(retraining.COMPARED, [*rows, *added]))
-    _put_fitted(study, added, others)
+    # what is compared with each other is answered together, unless all of it has been
+    waiting = {(one.network, one.seed) for one in others if not is_known(study, one)}
+    asked = [one for one in others if (one.network, one.seed) in waiting]
+    if asked:
+        names = {one.name for one in asked}
+        known, fitted = (
+            [row for row in study.tables[stem].rows if row["run"] not in names] if stem in study.tables else []
+            for stem in ("runs", "fitted")
+        )
+        added = [cifar.run_row(one) for one in asked]
+        retraining.compare(added, right_answers(study, (), {}, asked))
+        study.tables.put("runs", record.make_table(retraining.COMPARED, [*known, *added]))
+        _put_fitted(study, added, asked, fitted)
     measure_kept(study, others, kinds)
     return cifar.phases_of(others)
 
 
-def _put_fitted(study: StudySetting, runs: Sequence[dict[str, Any]], others: Sequence[cifar.Kept]) -> None:
+def _put_fitted(
+    study: StudySetting,
+    runs: Sequence[dict[str, Any]],
+    others: Sequence[cifar.Kept],
+    known: Sequence[Mapping[str, Any]] = (),
+) -> None:
     right = right_answers(study, (), {}, others, split="train", limit=study.pick(10, 10_000, 10_000))
-    study.tables.put("fitted", record.make_table(retraining.FITTED, retraining.fitted_rows(runs, right)))
+    rows = [*known, *retraining.fitted_rows(runs, right)]
+    study.tables.put("fitted", record.make_table(retraining.FITTED, rows))
 
 
 def state(study: StudySetting) -> Page:

@@ -111,6 +111,19 @@ def measure_trained(study: StudySetting, wanted: Sequence[Training], done: Mappi
         measure_one(study, _trained(training, done), kinds, pick(40, 10**9, 10**9), pick(40, 360, 10_000))
 
 
+def is_known(study: StudySetting, one: Kept) -> bool:
+    """Whether a network has its rows of runs and of what they fit, and a table of lesions of these very weights."""
+    stem = f"lesions-{one.name}"
+    has_rows = all(
+        table in study.tables and any(row["run"] == one.name for row in study.tables[table].rows)
+        for table in ("runs", "fitted")
+    )
+    if not has_rows or stem not in study.tables:
+        return False
+    known: str = study.tables[stem].provenance["weights"]
+    return known == pathlens.load_model(one.network, one.weights).sha256
+
+
 def measure_kept(study: StudySetting, kept: Sequence[Kept], kinds: Collection[str] = KINDS) -> None:
     """The same of networks on CIFAR-10 that were trained beside this study; tables that are there stay.
 
