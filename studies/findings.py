@@ -106,6 +106,7 @@ FINDINGS = (
                 "effective paths are short",
                 "short paths survive cancellation",
                 "effective paths are few",
+                "effective paths are few in networks of other depths",
                 "gradient of single paths",
             )
             for study in ("pretrained_resnets", "veit2016", "critics")
@@ -274,7 +275,7 @@ FINDINGS = (
                 "gradient of single paths",
                 "effective paths are short",
                 "short paths survive cancellation",
-                "effective paths are few",
+                "effective paths are few in networks of other depths",
                 "cancellation",
             )
         ],
@@ -318,7 +319,7 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
             first, seen = rows[0], name
             parts.append(
                 f"**{first['says'][:1].upper()}{first['says'][1:]}** ({first['source']}). {first['rule']} "
-                f"*Test: {first['test']}*"
+                f"*Test: {first['test']}*{claims.revised(first)}"
             )
         parts.append("\n".join(_line(study, row) for row in rows))
     if len(parts) == 1:
@@ -345,9 +346,10 @@ def text(results: Path) -> str:
         "# Findings",
         "What the studies found, each with its evidence and with what would refute it. Written by `python -m "
         "studies.findings` from the tables of claims (`claims.csv` of each study); rules were set before these tables "
-        "were measured, when first versions of some of them, of 21 November 2026, were known. "
-        "*agrees* and *disagrees* are about the claim as it stands above, on the network and the data named; "
-        f"*{claims.CANNOT_TELL}* is also what fewer than three seeds give.",
+        "were measured, when first versions of some of them, of 21 November 2026, were known; one that was changed "
+        "when numbers it judges were known says so, with what it gave before (*revised*). *agrees* and *disagrees* are "
+        f"about the claim as it stands above, on the network and the data named; *{claims.CANNOT_TELL}* is also what "
+        "fewer than three seeds give.",
     ]
     if missing:
         parts.append(f"Without a table of claims yet: {', '.join(missing)}.")

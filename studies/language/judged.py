@@ -12,7 +12,8 @@ from pathlens.tables import Table
 from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, row, shown
 from studies.rules.lesions import Cost, costlier, costs
 from studies.rules.networks import judge
-from studies.rules.veit import COMPARED, DOWNSAMPLING, OTHERS
+from studies.rules.paths import ON_THEIR_OWN, own_intervals
+from studies.rules.veit import COMPARED, DOWNSAMPLING, OTHERS, PATHS
 
 MLP = Claim(
     "MLP against attention",
@@ -75,6 +76,8 @@ def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
         tables: its own, by kind.
     """
     found = judge(tables)
+    if own_intervals(tables["gradients"]):
+        found = {replace(claim, test=ON_THEIR_OWN) if claim in PATHS else claim: one for claim, one in found.items()}
     del found[DOWNSAMPLING]  # no block changes the shape
     found[NONE_ALONE] = found.pop(OTHERS)
     known = layers(tables)

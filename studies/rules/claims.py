@@ -1,10 +1,11 @@
 """What a study judges: a claim with its source and its rule, the verdict on each network, and their combination.
 
-A rule is set before looking and is the same in every study. It turns numbers into one of three outcomes: the claim
-``agrees`` with the numbers, ``disagrees``, or they ``cannot tell``. No outcome is reached without an interval or a
-test, and none over networks that were trained here with fewer than three seeds. Where several tests decide together
-that *one* of many things is so, their p values are corrected by Holm's method; where *all* of many things must be so,
-each has to be shown at its own level and no correction is due (an intersection-union test).
+A rule is set before looking and is the same in every study; one that was changed when numbers it judges were known says
+so (``revised``). It turns numbers into one of three outcomes: the claim ``agrees`` with the numbers, ``disagrees``, or
+they ``cannot tell``. No outcome is reached without an interval or a test, and none over networks that were trained here
+with fewer than three seeds. Where several tests decide together that *one* of many things is so, their p values are
+corrected by Holm's method; where *all* of many things must be so, each has to be shown at its own level and no
+correction is due (an intersection-union test).
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ COLUMNS = (
     ("claim", "", "name of the claim"),
     ("says", "", "what is claimed; in quotation marks where it is the source's own words"),
     ("source", "", "where it is claimed; ours: by nobody but this study"),
-    ("rule", "", "what the numbers have to show, set before looking"),
+    ("rule", "", "what the numbers have to show"),
     ("test", "", "interval or test, and correction"),
+    (
+        "revised",
+        "",
+        "when and why it was changed with numbers known, and what it gave before; missing where it was not",
+    ),
     ("network", "", "what it was judged on"),
     ("data", "", "images of it"),
     ("seeds", "", "trained networks behind it; missing for one that others trained"),
@@ -60,6 +66,8 @@ class Claim:
         rule: what the numbers have to show.
         test: the interval or test behind it, with its correction.
         rests: the observation that it shares with other claims; empty where it has its own.
+        revised: when and why rule or test was changed after numbers that it judges were known, in a way that changed a
+            verdict or added some, and what it gave before; empty where it was not.
     """
 
     name: str
@@ -68,6 +76,7 @@ class Claim:
     rule: str
     test: str
     rests: str = ""
+    revised: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,15 @@ def shown(ps: Iterable[float]) -> int:
     return sum(p < LEVEL for p in ps)
 
 
-def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict over networks that differ in the seed of their training: what all of at least three show alike."""
+def over_networks(
+    verdicts: Sequence[Verdict], what: tuple[str, str] = ("trained network", "trained networks")
+) -> Verdict:
+    """One verdict over networks that differ in the seed of their training: what all of at least three show alike.
+
+    Args:
+        verdicts: of each.
+        what: word for one of them, and for several.
+    """
     outcomes = [verdict.outcome for verdict in verdicts]
     alike = len(verdicts) >= SEEDS and len(set(outcomes)) == 1
     counts = ", ".join(f"{one} in {outcomes.count(one)}" for one in OUTCOMES if one in outcomes)
@@ -160,7 +176,7 @@ def over_networks(verdicts: Sequence[Verdict]) -> Verdict:
     which = "the first" if not values else "the one in the middle" if len(values) % 2 else "the lower in the middle"
     if 0 < len(values) < len(verdicts):
         which += f" of the {len(values)} with a number"
-    of = f"of {len(verdicts)} trained networks; {which}" if len(verdicts) > 1 else "trained network"
+    of = f"of {len(verdicts)} {what[1]}; {which}" if len(verdicts) > 1 else what[0]
     return Verdict(
         outcome=outcomes[0] if alike else CANNOT_TELL,
         here=f"{counts} {of}: {told.here}",
@@ -240,6 +256,7 @@ def row(claim: Claim, network: str, verdict: Verdict) -> dict[str, Any]:
         "source": claim.source,
         "rule": claim.rule,
         "test": claim.test,
+        "revised": claim.revised or None,
         "network": network,
         "seeds": verdict.seeds,
         "value": verdict.value,
@@ -265,10 +282,15 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
         first = own[0]
         lines.append(
             f"**{name}.** {first['says']} *({first['source']})*\n"
-            f"Rule: {first['rule']} Test: {first['test']}\n"
+            f"Rule: {first['rule']} Test: {first['test']}{revised(first)}\n"
             + "\n".join(f"- {one['network']}: **{one['outcome']}**. {_sentence(one['here'])}" for one in own)
         )
     return "\n\n".join(lines)
+
+
+def revised(row: Mapping[str, Any]) -> str:
+    """What a claim's row says of a change of its rule, with a blank before it; nothing where there was none."""
+    return f" Revised: {row['revised']}" if row["revised"] else ""
 
 
 def tally(rows: Sequence[Mapping[str, Any]]) -> str:

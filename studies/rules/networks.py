@@ -41,7 +41,7 @@ def _of_paths(gradients: Table) -> dict[Claim, Verdict]:
     return {
         veit_claims.DECAY: path_rules.decay(gradients),
         veit_claims.SHORT: path_rules.short(ranges["sampled"]),
-        veit_claims.FEW: path_rules.few(ranges["sampled"]),
+        veit_claims.few(ranges["sampled"]["blocks"]): path_rules.few(ranges["sampled"]),
         veit_claims.EXACT: path_rules.short(ranges["exact"]),
         veit_claims.CANCELLATION: path_rules.cancellation(gradients),
     }

@@ -19,6 +19,12 @@ from studies.rules.veit import FEW_PATHS, PAPERS, STRAIGHT
 _CANCELLED = 0.1
 #: half a 95 % interval in standard errors, in tables that were measured before
 _HALF = 1.96
+ON_THEIR_OWN = (
+    "95 % interval from those of the single lengths, each drawn on its own as normal: they were measured before "
+    "samples of all lengths together were drawn. Those of path norms are over paths alone, those of exact sums over "
+    "images."
+)
+"""What the intervals of :func:`with_intervals` are, for claims that rest on them."""
 _SAID = {"effective": "effective lengths", "decay": "the slope", "cancellation": "cancellation"}
 #: estimator -> column of its value, of the lower end of its interval (None: it has a standard error), of the upper
 _INTERVALS = {

@@ -123,7 +123,7 @@ def state(study: StudySetting) -> Page:
         "What the numbers can and cannot say",
         "The trainings of the cpu scale are short, few and of narrow networks: they show how training starts, and not "
         f"where it ends; after the last step {alike} of {len(errors)} networks of different depth and width have the "
-        "same error, that of a constant answer, and only their losses differ. They start from the weights that "
+        "same error, and only their losses differ. They start from the weights that "
         "torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is one on "
         "these. A plateau is defined by a loss above that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "

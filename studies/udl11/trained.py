@@ -35,12 +35,13 @@ EPOCHS = (
     ("validation_error_high", "fraction", "upper end"),
 )
 
+EPOCHS_OF_PAPER = 182
 #: what a training is at each scale; "cpu" in float32, the type that every processor has units for
 RECIPES = {
     "smoke": ("--data", "digits", "--epochs", "1", "--limit", "64", "--validation", "16"),
     "cpu": ("--limit", "10000", "--image-size", "16", "--epochs", "12", "--schedule", "cosine"),
     # He et al. 2016a, section 4.2: no Nesterov, no warm-up, divided by 10 after 32,000 and 48,000 of 64,000 steps
-    "paper": ("--epochs", "182", "--warmup", "0", "--no-nesterov", "--validation", "5000"),
+    "paper": ("--epochs", str(EPOCHS_OF_PAPER), "--warmup", "0", "--no-nesterov", "--validation", "5000"),
 }
 
 

@@ -42,12 +42,13 @@ PROTOCOL = (
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "
-    "are about expectations over weights; a rate fitted to the logarithm in single networks lies below the rate of the "
-    "expectation, the more so the narrower the network, which the row of 400 units shows. An autocorrelation depends "
-    "on the distance of the inputs, which the book does not give, so that `nearby` is our reading (1/16 of a unit of "
-    "the input, of which the line has four), and on how biases are drawn. Intervals are over networks, so that they "
-    "say how well a mean is known and not how much networks differ. Of the many rows each is judged on its own, and no "
-    "interval is widened for there being several."
+    "are about expectations over weights; the logarithm's mean in single networks is below the logarithm of the "
+    "expectation (Jensen), the more so the narrower the network; beside 200 units stand 400. An autocorrelation "
+    "depends on the distance of the inputs, which the book does not give, so that `nearby` is our reading (1/16 of a "
+    "unit of the input, of which the line has four), and on how biases are drawn. Intervals are over networks, so that "
+    "they say how well a mean is known and not how much networks differ. Differences of autocorrelations are corrected "
+    "within a claim (Holm); of the other rows each is judged on its own, and no interval is widened for there being "
+    "several."
 )
 
 
@@ -188,7 +189,8 @@ def deeper_text(rows: Tables, study: StudySetting) -> str:
         parts.append(f"{missing} trainings have not been run yet.")
     if study.scale == "cpu":
         parts.append(
-            "These trainings take 852 steps, where He et al. take 64,000: what is seen is how much longer a deep "
-            "network needs to get going, without shortcuts and with them, and not where it ends."
+            f"These trainings take {runs[0]['epochs']} epochs of few images, where He et al. take 64,000 steps: what "
+            "is seen is how much longer a deep network needs to get going, without shortcuts and with them, and not "
+            "where it ends, of which alone the sources speak."
         )
     return " ".join(parts)

@@ -67,9 +67,13 @@ def test_three_seeds_have_to_show_the_same() -> None:
     tables = {
         f"seed {seed}": of([("random", 0.2, 1e-9), ("single", 0.1, 1e-9), ("greedy", 0.1, 1e-9)]) for seed in range(3)
     }
-    assert [row["outcome"] for row in verdicts(tables, "net")] == [AGREES] * 3
+    assert [row["outcome"] for row in verdicts(tables, "resnet56")] == [AGREES] * 3
+    assert {(row["seeds"], "of 3 policies" in row["here"]) for row in verdicts(tables, "resnet56")} == {(None, True)}
+    # three policies of a network of which one was trained here
+    found = verdicts(tables, "digits54")
+    assert {(row["seeds"], row["outcome"]) for row in found} == {(1, CANNOT_TELL)}
     tables["seed 2"] = of([("random", 0.2, 1e-9), ("single", 0.1, 1e-9), ("greedy", 0.0, 1.0)])
-    assert [row["outcome"] for row in verdicts(tables, "net")] == [AGREES, AGREES, CANNOT_TELL]
+    assert [row["outcome"] for row in verdicts(tables, "resnet56")] == [AGREES, AGREES, CANNOT_TELL]
 
 
 def test_one_choice_for_all_images_is_no_choosing_image_by_image() -> None:
@@ -81,7 +85,7 @@ def test_one_choice_for_all_images_is_no_choosing_image_by_image() -> None:
     assert found[SINGLE].value == pytest.approx(-10)
     # one such seed among those that choose is enough
     tables = {f"seed {seed}": of(rows, choices=1 if seed == 1 else 7) for seed in range(3)}
-    assert {row["outcome"] for row in verdicts(tables, "net")} == {CANNOT_TELL}
+    assert {row["outcome"] for row in verdicts(tables, "resnet56")} == {CANNOT_TELL}
 
 
 def table_of(*counts: tuple[str, float, int]) -> Table:

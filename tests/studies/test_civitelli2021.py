@@ -156,6 +156,8 @@ def test_verdicts_on_growth():
     assert grown(judged.EXPLODES, up, flat) == grown(judged.KEEPS, flat, up) == "disagrees"
     assert grown(judged.EXPLODES, up, none) == grown(judged.KEEPS, flat, wide) == "cannot tell"
     assert grown(judged.EXPLODES, up, up, seeds=2) == "cannot tell"
+    # 0.925^10 = 0.46 is outside, and inside of the interval with half of the level for each direction
+    assert grown(judged.KEEPS, flat, (0.9, 0.88, 0.925)) == "cannot tell"
 
 
 def test_verdicts_on_errors():

@@ -77,7 +77,7 @@ def number(
 ) -> dict[str, Any]:
     one_dimensional, batch_norm = treatment
     which = {"kind": kind, "draw": draw, "one_dimensional": one_dimensional, "batch_norm": batch_norm, "seed": None}
-    return {**which, "basin": value, "mean_loss": value, **more}
+    return {**which, "basin": value, "loss": 0.0, "mean_loss": value, **more}
 
 
 def test_rules() -> None:
@@ -99,6 +99,12 @@ def test_rules() -> None:
     both = [number(with_, d, 1.0 + d) for d in range(3)] + [number(with_, d, 2.0 + 1.1 * d, moved) for d in range(3)]
     assert judged.by_treatment(both, moved, measured.PUBLISHED).outcome == AGREES
     assert judged.by_treatment(both, measured.PUBLISHED, moved).outcome == DISAGREES
+    # a loss that is higher at the weights already does not rise by that
+    higher = [
+        {**row, "loss": 5.0, "mean_loss": row["mean_loss"] + 5} if row["one_dimensional"] == "still" else row
+        for row in both
+    ]
+    assert judged.by_treatment(higher, moved, measured.PUBLISHED).outcome == AGREES
 
 
 def test_directions_of_two_networks_are_no_pairs() -> None:

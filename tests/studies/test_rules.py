@@ -316,6 +316,20 @@ def test_every_claim_has_all_that_it_needs_and_one_name():
         assert claim.says.count('"') % 2 == 0
 
 
+def test_that_few_paths_carry_the_gradient_is_the_papers_of_its_own_depth_alone():
+    assert veit.few(54) is veit.FEW
+    assert veit.FEW.source.startswith("Veit et al.")
+    assert veit.few(27).source == "ours"
+    assert veit.few(27).rule == veit.FEW.rule
+
+
+def test_a_rule_that_was_changed_says_so():
+    changed = claims.row(veit.few(27), "a", claims.Verdict("agrees", "so"))
+    assert changed["revised"].startswith("on 30 November 2026")
+    assert f"Revised: {changed['revised']}\n- a: **agrees**" in claims.listing([changed])
+    assert "Revised" not in claims.listing([claims.row(veit.SINGLE, "a", claims.Verdict("agrees", "so"))])
+
+
 def test_a_page_says_what_a_table_of_claims_holds():
     rows = [claims.row(veit.SINGLE, "a", claims.Verdict("agrees", "so it is", 0.1))]
     rows += [claims.row(veit.HIGHWAY, "b", claims.Verdict("disagrees", "not so"))]

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 import pathlens
-from pathlens.tables import read_table
+from pathlens.tables import Column, Table, read_table
 from studies import common
 from studies.rules import claims
 from studies.udl11 import growth, judged, nets, shattered, trained, words
@@ -230,21 +230,42 @@ def test_verdicts_need_an_interval():
     claim = claims.Claim("c", "c", "c", "c", "c")
     assert judged.compared(claim, "n", [1.0, 1.0], 1.0, 0.1)["outcome"] == claims.CANNOT_TELL  # two networks
     assert judged.compared(claim, "n", [1.0, 1.01, 0.99], 1.0, 0.1)["outcome"] == claims.AGREES
-    one, other = [1.0, 1.1, 0.9], [3.0, 3.1, 2.9]
+    one, other = (dict(enumerate(values)) for values in ([1.0, 1.1, 0.9], [3.0, 3.15, 2.9]))
     assert judged.difference(claim, "n", one, other, -1)["outcome"] == claims.AGREES
     assert judged.difference(claim, "n", one, other, 1)["outcome"] == claims.DISAGREES
-    assert judged.difference(claim, "n", one, [1.05, 1.1, 0.95], 1)["outcome"] == claims.CANNOT_TELL
+    assert judged.difference(claim, "n", one, {0: 1.05, 1: 1.1, 2: 0.95}, 1)["outcome"] == claims.CANNOT_TELL
     # of several rows one that is shown by itself alone is not shown
-    weak = [1.0, 1.1, 0.9, 1.05], [1.2, 1.3, 1.1, 1.2]
-    rows = [judged.difference(claim, "n", *weak, -1), *(judged.difference(claim, "n", one, one, -1) for _ in range(2))]
-    p = stats.ttest_ind(*weak, equal_var=False).pvalue
+    weak = [1.0, 1.1, 0.9, 1.05], [1.15, 1.4, 1.1, 1.13]
+    alike = {0: 1.05, 1: 1.0, 2: 0.95}
+    rows = [
+        judged.difference(claim, "n", *(dict(enumerate(values)) for values in weak), -1),
+        *(judged.difference(claim, "n", one, alike, -1) for _ in range(2)),
+    ]
+    p = stats.ttest_rel(*weak).pvalue
     assert p < 0.05 < 3 * p
     assert rows[0]["outcome"] == claims.AGREES
-    found = judged.corrected([*rows, judged.difference(claim, "n", one, [1.0], -1)])
+    found = judged.corrected([*rows, judged.difference(claim, "n", one, {0: 1.0, 7: 9.0}, -1)])
     assert found[0]["p"] == pytest.approx(3 * p)
     assert {row["outcome"] for row in found} == {claims.CANNOT_TELL}
     assert found[-1]["p"] is None
     assert judged.corrected([judged.difference(claim, "n", one, other, 1)])[0]["outcome"] == claims.DISAGREES
+    # what is no pair of one seed is left out
+    found = judged.difference(claim, "n", {**one, 3: 9.0}, {**other, 4: -9.0}, -1)
+    assert (found["seeds"], found["value"]) == (3, pytest.approx(np.mean(list(one.values())) - 9.05 / 3))
+
+
+def test_trainings_that_have_only_begun_are_held_against_no_source():
+    runs = [
+        {"shortcuts": residual, "layers": layers, "seed": seed, "test_error": error, "train_error": error, "epochs": 0}
+        for residual in (False, True)
+        for layers, error in ((20, 0.1), (56, 0.2))
+        for seed in range(3)
+    ]
+    for epochs, theirs in ((12, False), (trained.EPOCHS_OF_PAPER, True)):
+        columns = [Column(name, "", "") for name in runs[0]]
+        table = Table(tuple(columns), tuple({**run, "epochs": epochs} for run in runs), {})
+        sources = {row["source"] for row in judged._trained({"runs": table})}
+        assert sources == ({judged.DEEP_PLAIN.source, judged.DEEP_RESIDUAL.source} if theirs else {claims.OURS})
 
 
 def test_blocks_to_count_run():

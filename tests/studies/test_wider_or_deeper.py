@@ -286,6 +286,22 @@ def test_the_interval_of_three_seeds_covers(alike, least):
     assert covered >= least
 
 
+def test_only_paths_beyond_the_effective_depth_are_the_papers():
+    row = dict.fromkeys(
+        ("error_p", "error_p_holm", "loss_p", "loss_p_holm", "p_if_worse_holm", "p_if_not_worse_holm"), 1.0
+    )
+    row |= {"error_difference": 0.0, "loss_difference": 0.0, "both_low": -0.01, "both_high": 0.01, "seeds": 5}
+    depths = ("1", "4", "8", "16", "all")
+    summary = [{**row, "network": "deep", "effective_depth": depth, "last": 9.4} for depth in depths]
+    summary[-1]["last"] = 8.2  # of the whole gradient
+    summary.append({**row, "network": "wide", "effective_depth": "all", "last": 3.0})
+    found = {one["network"]: one for one in compared.verdicts(summary, [{"network": "deep"}])}
+    sources = {depth: found[f"deep, L = {depth}"]["source"] for depth in depths[:-1]}
+    assert {depth for depth, source in sources.items() if source == "ours"} == {"1", "4"}
+    assert all(source.startswith(compared.PAPER) for depth, source in sources.items() if depth in ("8", "16"))
+    assert found["wide against deep"]["claim"] == compared.WIDER.name
+
+
 def test_verdicts_need_interval_test_and_seeds():
     row = dict.fromkeys(("error_p", "loss_p", "loss_p_holm", "p_if_worse_holm", "p_if_not_worse_holm"), 0.001)
     row |= {"error_difference": -0.02, "loss_difference": -0.1, "both_low": -0.03, "both_high": -0.01, "seeds": 5}
