@@ -196,7 +196,7 @@ class Runner:
         """Remove the journals of an analysis that is complete; keep those of one that failed, to go on from."""
         for journal in self._journals.values():
             if kind is None and self.group.is_main:
-                journal.clear()
+                journal.finish()
             else:
                 journal.close()
 

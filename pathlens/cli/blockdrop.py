@@ -76,6 +76,10 @@ def blockdrop(
     from pathlens.policies import blockdrop as run
 
     given = vars(training)
+    plain = vars(PolicyOptions())
+    if policy is not None and (named := [name for name, value in given.items() if value != plain[name]]):
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise UsageError(f"--policy {policy} is tested and not trained; leave {said} out, or --policy")
     settings = Settings(
         **{name: value for name, value in given.items() if name != "train_batch_size"},
         batch_size=training.train_batch_size,

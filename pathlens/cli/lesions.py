@@ -29,6 +29,7 @@ Count = Annotated[
 ]
 
 
+_COUNT = "give --count"
 Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
 Runs = StrEnum("Runs", "reverse parallel middle repeat")
@@ -58,7 +59,13 @@ class LesionOptions(o.Common):
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """Keyword arguments of an analysis of lesioned networks, beside those of every analysis."""
+        """Keyword arguments of an analysis of lesioned networks, beside those of every analysis.
+
+        Raises:
+            UsageError: two engines were asked for.
+        """
+        if self.plain_forward and self.engine not in ("auto", "plain"):
+            raise UsageError(f"--engine {self.engine} and --plain-forward are two engines; leave one of them out")
         return {
             "dtype": self.dtype.value,
             "task": None if self.task is None else self.task.value,
@@ -73,7 +80,7 @@ class LesionOptions(o.Common):
 def delete_blocks(
     blocks: Blocks = None,
     count: Count = None,
-    samples: o.Samples = 10,
+    samples: o.Samples = None,
     additions: o.Additions = None,
     concat: o.Concat = False,
     search: Annotated[
@@ -112,6 +119,7 @@ def delete_blocks(
             raise UsageError(f"--blocks {blocks}: --search {search} is among all blocks; leave --blocks out")
         if replace != Replace.zero:
             raise UsageError(f"--replace {replace}: --search {search} deletes branches; leave one of the two out")
+        o.drawn(samples, False, "leave it out, or --search")
         sizes = parse_range(count, "count")
         arguments = {"count": max(sizes)} if sizes else {}
         if by_influence:
@@ -122,7 +130,7 @@ def delete_blocks(
     arguments = {
         "blocks": parse_range(blocks, "blocks"),
         "count": parse_range(count, "count"),
-        "samples": samples,
+        "samples": o.drawn(samples, count is not None, _COUNT),
         "group": group.value,
         "contiguous": contiguous,
         **({} if replace == Replace.zero else {"replace": replace.value}),
@@ -134,13 +142,17 @@ def delete_blocks(
 def delete_skips(
     blocks: Blocks = None,
     count: Count = None,
-    samples: o.Samples = 10,
+    samples: o.Samples = None,
     additions: o.Additions = None,
     *,
     common: LesionOptions,
 ) -> None:
     """The control experiment: each block's shortcut deleted and its branch kept."""
-    arguments = {"blocks": parse_range(blocks, "blocks"), "count": parse_range(count, "count"), "samples": samples}
+    arguments = {
+        "blocks": parse_range(blocks, "blocks"),
+        "count": parse_range(count, "count"),
+        "samples": o.drawn(samples, count is not None, _COUNT),
+    }
     run("delete-skips", common, arguments, blocks, additions)
 
 
@@ -149,7 +161,7 @@ def reorder_blocks(
     swaps: Annotated[
         str | None, o.option("How many random pairs of blocks to exchange. Default: 1:20.", metavar="RANGE")
     ] = None,
-    samples: o.Samples = 10,
+    samples: o.Samples = None,
     group: Annotated[Group, o.option("layer: whole layers, of attention and MLP, in place of blocks.")] = Group.block,
     runs: Annotated[
         Runs | None,
@@ -177,8 +189,9 @@ def reorder_blocks(
         if count is not None or times is not None:
             raise UsageError("--count and --times are of runs; give --runs with them")
         sizes = parse_range(swaps or "1:20", "swaps")
-        run("reorder-blocks", common, {"swaps": sizes, "samples": samples, "group": group.value})
+        run("reorder-blocks", common, {"swaps": sizes, "samples": o.drawn(samples, True, ""), "group": group.value})
         return
+    o.drawn(samples, False, f"--runs {runs} takes each run of neighbours")
     if swaps is not None:
         raise UsageError(f"--swaps {swaps}: --runs {runs} takes each run of neighbours; leave one of the two out")
     arguments = {"runs": runs.value, "count": parse_range(count or "2", "count"), "group": group.value}

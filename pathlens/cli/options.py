@@ -119,7 +119,26 @@ Loss = Annotated[
         "--loss",
     ),
 ]
-Samples = Annotated[int, option("Random draws of each size, all different; where no more exist, each one.", min=1)]
+Samples = Annotated[
+    int | None,
+    option("Random draws of each size, all different; where no more exist, each one. Default: 10.", min=1, metavar="N"),
+]
+
+
+def drawn(samples: int | None, possible: bool, instead: str) -> int:
+    """How many random draws are made of each size.
+
+    Args:
+        samples: that were asked for.
+        possible: whether any are made.
+        instead: what to do about it where none are.
+
+    Raises:
+        UsageError: some were asked for, and none are made.
+    """
+    if samples is not None and not possible:
+        raise UsageError(f"--samples {samples}: nothing is drawn at random here; {instead}")
+    return 10 if samples is None else samples
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,7 @@ def finish(
     common = current.common
     table = replace(table, provenance=provenance(**table.provenance))
     written: list[Path] = []
-    failure: PathlensError | None = None
+    failure: Exception | None = None
     if common.out is not None:
         manifest = {
             **table.provenance,
@@ -340,17 +340,23 @@ def finish(
             "arguments": {**spoken(common), **arguments},
             "wall_time_seconds": round(time.monotonic() - current.began, 3),
         }
-        try:
-            from pathlens import figures
-            from pathlens.results import named
+        from pathlens import figures
+        from pathlens.results import named
 
-            tables = {current.verb: table, **(more or {})}
-            if current.initialisation is not None:
-                tables["initialisation"] = current.initialisation
-            pictures = {stem: figures.draw(stem, item) for stem, item in tables.items() if named(stem).figure}
+        tables = {current.verb: table, **(more or {})}
+        if current.initialisation is not None:
+            tables["initialisation"] = current.initialisation
+        pictures = {}
+        # a failure is raised below, after the numbers were written and printed
+        for stem in (stem for stem in tables if named(stem).figure):
+            try:
+                pictures[stem] = figures.draw(stem, tables[stem])
+            except Exception as error:
+                failure = error
+        try:
             written = write_run(common.out, tables, pictures, manifest)
         except PathlensError as error:
-            failure = error  # raised below, after the table was printed
+            failure = error
     show(table, current.verb, common.json)
     if failure is not None:
         raise failure

@@ -182,6 +182,7 @@ def train(options: TrainingOptions) -> None:
                 torch.cuda.set_device(where)
             parts = _open(options)
             recipe = recipe_for(recipe_name(parts[0]), **_changes(options))
+            _check_effect(options, recipe)
             loaded = load_model(
                 options.model,
                 options.weights,
@@ -290,6 +291,15 @@ def _rule(options: TrainingOptions) -> Rule:
     if options.path_lengths is not None:
         return parse_lengths(options.path_lengths)
     return Full() if options.effective_depth is None else PathLengths(0, options.effective_depth)
+
+
+def _check_effect(options: TrainingOptions, recipe: Recipe) -> None:
+    """Refuse what the recipe takes no notice of."""
+    if options.nesterov is not None and recipe.optimizer != "sgd":
+        raise UsageError(f"{recipe.optimizer} has no Nesterov form; leave --nesterov and --no-nesterov out")
+    for name in ("milestones", "gamma"):
+        if getattr(options, name) is not None and recipe.schedule != "step":
+            raise UsageError(f"--{name} is of --schedule step, and the schedule is {recipe.schedule}; leave it out")
 
 
 def _changes(options: TrainingOptions) -> dict[str, Any]:

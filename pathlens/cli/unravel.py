@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -101,7 +102,11 @@ def unravel(
         text = data.decode()
         if target in _OF_EQUATIONS:
             text = "\n".join(map(printable, text.split("\n")))
-        sys.stdout.write(text)
+        if hasattr(sys.stdout, "buffer"):  # which is not of a stream in another encoding than a page says of itself
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode())
+        else:
+            sys.stdout.write(text)
         return
     from pathlens.storage import atomic_write_bytes
 
@@ -180,8 +185,8 @@ def _norms(place: Path) -> Table:
     """The table of a lattice, or that of a run folder."""
     from pathlens.tables import read_table
 
-    path = place / _LATTICE if place.is_dir() else place
-    if place.is_dir() and not path.is_file():
+    path = place / _LATTICE if os.path.isdir(place) else place
+    if path is not place and not os.path.isfile(path):
         raise RunError(f"{place} has no {_LATTICE}; make one with pathlens path-gradients --lattice --out {place}")
     table = read_table(path)
     missing = [name for name in ("boundary", "length", "norm") if name not in table.types]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import lzma
 import math
 import os
@@ -23,6 +24,7 @@ from pathlens.storage import open_regular
 LARGEST_ARRAY = 2**30
 """Bytes that an array may have."""
 
+_LONGEST_HEADER = 2**16
 _INPUTS, _TARGETS = "inputs", "targets"
 #: what zipfile and numpy raise for a file that is damaged
 _DAMAGED = (
@@ -158,8 +160,9 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> torch.Tensor:
         raise DataError(
             f"{path} has no array '{name}' (it has {there}); write it with numpy.savez, inputs= and targets="
         )
+    # a header that is longer than any of an array would be read before its length is looked at
     with archive.open(f"{name}.npy") as stream:
-        shape, dtype = _header(stream)
+        shape, dtype = _header(io.BytesIO(stream.read(_LONGEST_HEADER)))
     # looked at first, because numpy would take the memory for whatever the header says
     if math.prod(shape) * dtype.itemsize > LARGEST_ARRAY:
         raise DataError(
@@ -167,6 +170,8 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> torch.Tensor:
         )
     if dtype.kind != "f" or not shape:
         raise DataError(f"{path}: {name} is {dtype} of shape {shape}; give floating numbers, one or more an example")
+    if archive.getinfo(f"{name}.npy").file_size > LARGEST_ARRAY + _LONGEST_HEADER:
+        raise DataError(f"{path}: {name} takes more than the limit of {LARGEST_ARRAY:,} bytes; give a part of it")
     with archive.open(f"{name}.npy") as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False).astype(np.float32)
     if not np.isfinite(array).all():

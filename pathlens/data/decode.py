@@ -50,7 +50,7 @@ def open_image(item: Item, where: str) -> Image.Image:
     Raises:
         DataError: the item is no image, or has more pixels than Pillow's limit for images from strangers.
     """
-    with _damage_named(where):
+    with damage_named(where):
         if isinstance(item, Path) and not stat.S_ISREG(os.stat(item).st_mode):  # a pipe would never end
             raise DataError(f"{where}: not a regular file; remove it")
         if isinstance(item, np.ndarray):
@@ -99,7 +99,7 @@ def to_pixels(item: Item, where: str, channels: int, image_size: int | None) -> 
     with open_image(item, where) as image:
         if image.mode.startswith(_DEEP_MODES):
             raise DataError(f"{where}: the image has mode {image.mode}, more than 8 bits a channel; write it as 8 bits")
-        with _damage_named(where):
+        with damage_named(where):
             # Through RGBA, because Pillow warns about transparent entries of a palette.
             plain = image.convert("RGBA") if "transparency" in image.info else image
             plain = plain.convert("RGB" if channels == 3 else "L")
@@ -193,7 +193,15 @@ def image_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _damage_named(where: str) -> Iterator[None]:
+def damage_named(where: str) -> Iterator[None]:
+    """What goes wrong while an image is decoded, in one line.
+
+    Args:
+        where: the image is.
+
+    Raises:
+        DataError: naming it.
+    """
     try:
         yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -60,7 +60,7 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
         n=n,
         total=len(labels),
         num_classes=len(classes),
-        class_names=tuple(classes),
+        class_names=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes),
         labels=labels[:n],
         _source=EncodedSource(
             fetch=lambda start, stop: paths[start:stop],

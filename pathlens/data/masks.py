@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pathlens.data.decode import image_warnings, open_image, resized
+from pathlens.data.decode import damage_named, image_warnings, open_image, resized
 from pathlens.data.images import NOT_COUNTED, ImageData
 from pathlens.data.sources import EncodedSource
 from pathlens.data.splits import folder_name, place_of
@@ -153,7 +153,8 @@ def _indices(image: Path, mask: Path, image_size: int | None) -> np.ndarray:
                 f"{mask}: the mask is {height}x{width} and its image {other.size[1]}x{other.size[0]}; give masks of "
                 "the size of their images"
             )
-        values = np.asarray(opened).astype(np.int32)
+        with damage_named(str(mask)):
+            values = np.asarray(opened).astype(np.int32)
         values = values * 255 if opened.mode == "1" else values
     if image_size is not None:
         from torchvision.transforms.functional import InterpolationMode

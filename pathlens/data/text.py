@@ -203,7 +203,7 @@ def open_tokenizer(given: str | os.PathLike[str] | None) -> Tokenizer:
         return Bytes()
     name = text.removeprefix("hf:")
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if os.path.isdir(path):
         return tokenizer_in(path)
     if name != text:
         return tokenizer_of(name)

@@ -65,7 +65,7 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
         axes.set_xlim(math.floor(min(counts)) - 1, min(math.ceil(max(counts)) + 1, most))
         axes.xaxis.set_major_locator(block_ticks())
         finish(axes, whole, rows, f"{blocks_label(of(table))}, mean", width, error=error_label(table))
-        small = max(points["policy"][0]["error_high"], 0.01)
+        small = max(points["policy"][0]["error_high"] or 0.0, 0.01)
         if max(row["error"] for row in rows) > _APART * small:
             # linear up to the errors that matter, logarithmic above, where random sets may be far worse
             axes.set_yscale("symlog", linthresh=100 * small)

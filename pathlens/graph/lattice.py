@@ -83,7 +83,7 @@ def _pairs(gradients: Any) -> Iterable[tuple[tuple[int, int], float]]:
     try:
         for row in rows:
             yield (int(row["boundary"]), int(row["length"])), float(row["norm"])
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise UsageError(
             "gradients need the columns boundary, length and norm, as pathlens.lattice(...) returns them; found "
             f"{type(gradients).__name__} ({error})"

@@ -130,11 +130,11 @@ def _folder(spec: str, name: str, files: list[str]) -> Path:
     place = Path(os.path.expanduser(name))
     if not name:
         raise ModelError(f"{spec} names no model: give a folder, or a name such as hf:openai-community/gpt2")
-    if place.is_dir():
+    if os.path.isdir(place):
         if not (place / "config.json").is_file():
             raise ModelError(f"{spec}: the folder has no config.json: give one that save_pretrained has written")
         return place
-    if place.exists():
+    if os.path.exists(place):
         raise ModelError(f"{spec} is a file: give the folder of a model, with config.json and {_WEIGHTS}")
     if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"{spec}: there is no such folder: give one, or a name such as hf:openai-community/gpt2")

@@ -135,6 +135,11 @@ class _Source:
         return content
 
 
+def _is_short(key: Any) -> bool:
+    """Whether a key is text or a small number: others may be made to hash alike, or be endless as text."""
+    return isinstance(key, str | bytes) or (type(key) is int and abs(key) < 2**60)
+
+
 class _Table(dict[Any, Any]):
     """A dict of a file, without keys that are neither text nor small numbers: their hashes may be made to collide."""
 
@@ -144,7 +149,7 @@ class _Table(dict[Any, Any]):
             self[key] = value
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, str | bytes) or (type(key) is int and abs(key) < 2**60):
+        if _is_short(key):
             super().__setitem__(key, value)
 
 
@@ -240,8 +245,8 @@ class _Unpickler(pickle._Unpickler):
         if self._storage is None or not isinstance(pid, tuple) or pid[0] not in ("storage", b"storage"):
             raise pickle.UnpicklingError("a reference to something else than a storage")
         _, dtype, key, _, count, *view = pid
-        if not isinstance(dtype, torch.dtype) or type(count) is not int or not 0 <= count < 2**62:
-            raise pickle.UnpicklingError("a storage without type or length")
+        if not isinstance(dtype, torch.dtype) or type(count) is not int or not 0 <= count < 2**62 or not _is_short(key):
+            raise pickle.UnpicklingError("a storage without type, length or name")
         return self._storage(str(key), dtype, count * dtype.itemsize, *view)
 
     # Replacements for methods of the base class that would build other objects, or modify those on the stack.
@@ -356,6 +361,8 @@ def _read_legacy(path: Path) -> Any:
         _check_order(path, "little" if system.get("little_endian", True) else "big")
         content = _Unpickler(stream, storage).load()
         keys = _Unpickler(stream).load()
+        if not isinstance(keys, list) or not all(map(_is_short, keys)):
+            raise pickle.UnpicklingError("storages without names")
     except _DAMAGE:
         if size > MAX_DESCRIPTION and stream.tell() >= MAX_DESCRIPTION:
             _check_description(path, size)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...
         raise ModelError(f"{spec}: which callable in it builds the network? Give {spec}:CALLABLE")
     file, _, name = spec.rpartition(":")
     path = Path(file)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{spec}: no file {file}: check the path")
     with _running(path, spec):
         module = _import(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,15 +56,12 @@ def _choose_from(table: Table) -> int | None:
     if not LATTICE.fits(table):
         return None
     total = max(boundary for boundary in table.values("boundary") if isinstance(boundary, int))
-    rows: dict[int, list[int]] = {}
     for row in table.rows:
         boundary, length = row["boundary"], row["length"]
         if not isinstance(boundary, int) or not isinstance(length, int):
             return None
         after = total - max(0, boundary)
-        if after not in rows:
-            rows[after] = list(binomials(after))
-        if not 0 <= length <= after or row["n_paths"] != rows[after][length]:
+        if not 0 <= length <= after or row["n_paths"] != math.comb(after, length):
             return None
     return total
 

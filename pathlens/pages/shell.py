@@ -31,7 +31,7 @@ def checked_target(out: str | os.PathLike[str], example: str) -> Path:
     target = Path(out)
     if "\0" in target.name:
         raise UsageError(f"{str(target)!r} is no name for a page; leave the null character out")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise RunError(f"{target} is a folder; give the page a file name, such as {target / example}")
     if target.suffix.lower() not in _ENDINGS:
         raise UsageError(f"{target} is no name for a page; let it end with .html")

@@ -9,7 +9,7 @@ from pathlens import results
 from pathlens.report.reading import Run
 from pathlens.results import Headline, Result
 from pathlens.results.charts import Chart
-from pathlens.results.text import said
+from pathlens.results.text import number, said
 from pathlens.tables import Table
 
 _UNSAID = ("json", "quiet", "out")
@@ -69,7 +69,7 @@ def setting(run: Run) -> list[tuple[str, str]]:
     lines.append(("Seed", stated("seed")))
     seconds = manifest.get("wall_time_seconds", manifest.get("seconds"))
     if "date" in manifest:
-        took = f", {seconds:.4g} s" if isinstance(seconds, int | float) else ""
+        took = f", {number(seconds)} s" if isinstance(seconds, int | float) else ""
         lines.append(("Run", f"{stated('date')}{took}"))
     return [(label, value) for label, value in lines if value]
 

@@ -128,11 +128,20 @@ def _read_manifest(folder: Path) -> Manifest:
     if not isinstance(names, dict):
         damaged("it lists no files")
     for name in names:
-        if Path(name).name != name or "\0" in name:
+        if Path(name).name != name or "\0" in name or not _is_encodable(name):
             damaged(f"it lists {name!r}, which is not a file of the folder")
     if _depth_exceeds(manifest, _DEEPEST):
         damaged("it is nested too deeply")
     return manifest
+
+
+def _is_encodable(name: str) -> bool:
+    """Whether a file may have the name: half a surrogate pair may not."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -82,8 +82,9 @@ def cut_off(series: Sequence[Series], decades: int = _DECADES) -> tuple[list[Ser
 
 
 def scaled(values: Iterable[float | None], factor: float) -> list[float | None]:
-    """Values times a factor; missing ones stay missing."""
-    return [None if value is None else factor * value for value in values]
+    """Values times a factor; missing ones stay missing, and what is beyond floats is missing too."""
+    products = (None if value is None else factor * value for value in values)
+    return [product if product is not None and math.isfinite(product) else None for product in products]
 
 
 class StageRun(NamedTuple):

@@ -186,10 +186,10 @@ def error_series(rows: Rows, x: str, intervals: bool = True, **look: Any) -> Ser
 
 def error_rules(row: Row | None, name: str) -> list[Series]:
     """The error of a row as a horizontal line of a chart."""
-    if row is None or row["error"] is None:
+    if row is None:
         return []
-    low, high = scaled([row["error_low"], row["error_high"]], 100)
-    return [{"y": 100 * row["error"], "low": low, "high": high, "name": name}]
+    error, low, high = scaled([row["error"], row["error_low"], row["error_high"]], 100)
+    return [] if error is None else [{"y": error, "low": low, "high": high, "name": name}]
 
 
 def chart_by_count(rows: Rows, series: list[Series], part: str, provenance: Provenance) -> list[Chart]:

@@ -58,7 +58,7 @@ def path_shares(rows: Rows) -> list[float]:
     shortest = min(row["length"] for row in rows)
     blocks = next((count for row, count in zip(rows, counts, strict=True) if row["length"] == shortest + 1), 0)
     everything = sum(counts)
-    if 0 < blocks <= _MOST_BLOCKS and counts == [math.comb(blocks, place) for place in range(len(counts))]:
+    if 0 < blocks <= _MOST_BLOCKS and all(math.comb(blocks, place) == count for place, count in enumerate(counts)):
         everything = 2**blocks
     return [100 * (count / everything) for count in counts] if min(counts) >= 0 and everything else []
 
@@ -77,9 +77,9 @@ def contribution_series(rows: Rows) -> tuple[dict[str, Series], str]:
         curve: Series = {"x": [row["length"] for row in rows], "y": contributed(estimator.norm)}
         if estimator.interval is not None:
             curve |= dict(zip(("low", "high"), map(contributed, estimator.interval), strict=True))
-        if any(curve["y"]):
+        if any(value and value > 0 for value in curve["y"]):
             series[method] = curve
-    peaks = [max(value for value in curve["y"] if value) for curve in series.values()]
+    peaks = [max(value for value in curve["y"] if value and value > 0) for curve in series.values()]
     decades = math.ceil(math.log10(max(peaks)) - math.log10(min(peaks))) + _BELOW_PEAKS if peaks else 0
     cut, note = cut_off(list(series.values()), decades)
     return dict(zip(series, cut, strict=True)), note

@@ -13,6 +13,7 @@ from pathlens.results.charts import Axis, Chart, Series, chart, contour_map, sca
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
 from pathlens.results.tasks import error_axis, loss_label, loss_unit
 from pathlens.results.text import number, percent, summary
+from pathlens.tables import Table
 
 BASIN = 0.1
 """In nats, or of another loss without a unit: points at most so much above the smallest loss are the basin."""
@@ -146,6 +147,10 @@ class LossSurface(Result):
     }
     bar = "error"
     figure = "surface.loss_surface"
+
+    def fits(self, table: Table) -> bool:
+        """Whether it is such a table, and every point has a place."""
+        return super().fits(table) and None not in table.values("x")
 
     def listed(self, rows: Rows) -> Rows:
         """Of a grid the points on its axes."""

@@ -17,15 +17,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from pathlens.errors import RunError
 from pathlens.storage.files import disk_error, open_regular
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 KEEP_DAYS = 30
 """Journals of the default folder that were not written to for so long are removed."""
@@ -83,7 +81,6 @@ class Journal:
         self._optional = folder == default_folder()
         self._path = folder / f"{key}.{rank}.jsonl"
         self._file: IO[bytes] | None = None
-        self._lock: BaseFileLock | None = None
         self.done: dict[int, Values] = {}
         if self._optional:
             _remove_old(folder, key)
@@ -93,13 +90,15 @@ class Journal:
         except OSError as error:
             self._failed(error)
             return
-        with contextlib.suppress(OSError):  # where files cannot be locked, two equal sweeps just do the work twice
-            self._lock = _locked(self._path)
-            if self._lock is None:
-                self._file.close()
-                raise RunError(
-                    f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
-                )
+        try:
+            _lock(self._file.fileno())
+        except BlockingIOError:
+            self._file.close()
+            raise RunError(
+                f"the same sweep is running already (journal {self._path}); wait for it or give another --out"
+            ) from None
+        except OSError:
+            pass  # where files cannot be locked, two equal sweeps just do the work twice
         if self._file.tell():
             # so that the next line does not continue one that was cut off by a kill
             self._write(b"\n")
@@ -146,10 +145,17 @@ class Journal:
         # closing flushes what a full disk could not take, which was reported already
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._lock is not None:
-            self._lock.release()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
+
+    def finish(self) -> None:
+        """The analysis is complete: remove the journal, inside :func:`results_unsaved` only when that is told to."""
+        unsaved = _UNSAVED.get()
+        if unsaved is None:
+            self.clear()
+        else:
+            self.close()
+            unsaved.append(self)
 
     def clear(self) -> None:
         """Remove all parts, also those of earlier runs with more processes."""
@@ -159,6 +165,29 @@ class Journal:
                 part.unlink()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
+
+
+_UNSAVED: ContextVar[list[Journal] | None] = ContextVar("_UNSAVED", default=None)
+
+
+@contextlib.contextmanager
+def results_unsaved() -> Iterator[Callable[[], None]]:
+    """Keep the journals of analyses that end in the body, because their results may still be lost.
+
+    Yields:
+        What removes them, to be called once the results are written and printed.
+    """
+    journals: list[Journal] = []
+
+    def saved() -> None:
+        for journal in journals:
+            journal.clear()
+
+    token = _UNSAVED.set(journals)
+    try:
+        yield saved
+    finally:
+        _UNSAVED.reset(token)
 
 
 @functools.cache
@@ -176,23 +205,28 @@ def _remove_old(folder: Path, key: str) -> None:
         with contextlib.suppress(OSError):
             if path.lstat().st_mtime >= oldest:
                 continue
-            os.close(open_regular(path, os.O_WRONLY))  # a link or a pipe is no journal
-            lock = _locked(path)
-            if lock is not None:
+            opened = open_regular(path, os.O_WRONLY)  # a link or a pipe is no journal
+            try:
+                _lock(opened)
                 path.unlink()
-                lock.release()
+            finally:
+                os.close(opened)
 
 
-def _locked(path: Path) -> BaseFileLock | None:
-    """The lock of a file that is there, or None where another holds it; an OSError where files cannot be locked."""
-    from filelock import FileLock, Timeout
+def _lock(opened: int) -> None:
+    """Lock a journal until it is closed, or its process ends.
 
-    lock = FileLock(path, timeout=0, thread_local=False, preserve_lock_file=True)
+    A journal is its own lock, for which filelock is not: some of its versions empty the file that they lock.
+
+    Raises:
+        BlockingIOError: another has locked it.
+        OSError: files cannot be locked here.
+    """
     try:
-        lock.acquire()
-    except Timeout:
-        return None
-    return lock
+        import fcntl
+    except ImportError as error:
+        raise OSError("no file locks") from error
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _check(key: str, batch: int, values: Values) -> str:

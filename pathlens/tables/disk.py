@@ -111,11 +111,11 @@ def _from_parquet(data: bytes, path: Path) -> Table:
         if described is None:
             raise _damaged(path, "a Parquet file without the description of a table")
         content = _unpacked(file, path)
+        cells = {name: column.to_pylist() for name, column in zip(content.column_names, content.columns, strict=True)}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     if len(set(content.column_names)) < len(content.column_names):
         raise _damaged(path, "two columns of the same name")
-    cells = {name: column.to_pylist() for name, column in zip(content.column_names, content.columns, strict=True)}
     description = _described(described, path)
     for name, kind in description.types.items():
         if kind == "int" and name in cells and content.schema.field(name).type == pa.string():
@@ -128,9 +128,10 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
     import pyarrow as pa
 
     schema, metadata = file.schema_arrow, file.metadata
-    nested = next((field for field in schema if pa.types.is_nested(field.type)), None)
-    if nested is not None:
-        raise _damaged(path, f"column {nested.name!r} is of type {nested.type}")
+    # what a table is written as; values of other types may take any memory for their few bytes
+    other = next((field for field in schema if not any(is_kind(field.type) for is_kind in _kinds())), None)
+    if other is not None:
+        raise _damaged(path, f"column {other.name!r} is of type {other.type}")
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     stated = max(sum(max(0, group.total_byte_size) for group in groups), 1)
     if stated > LARGEST_TABLE:
@@ -144,6 +145,12 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
             raise RunError(f"{path} unpacks to more than {_LARGEST_UNPACKED:,} bytes; check where it is from")
         batches.append(batch)
     return pa.Table.from_batches(batches, schema=schema)
+
+
+def _kinds() -> tuple[Callable[[pa.DataType], bool], ...]:
+    from pyarrow import types
+
+    return types.is_null, types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string
 
 
 def _check_size(rows: int, columns: int, path: Path) -> None:
@@ -170,7 +177,7 @@ def _from_csv(data: bytes, path: Path, read: Callable[[Path], bytes]) -> Table:
             quoted_strings_can_be_null=False,
         )
         content = csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=convert)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     _check_size(content.num_rows, len(names), path)
     texts = dict(zip(names, (column.to_pylist() for column in content.columns), strict=True))

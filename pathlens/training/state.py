@@ -30,6 +30,8 @@ CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-previous.safetensors"
 _KEY = "pathlens_training"
 _VERSION = 3
+#: what a record holds
+_FIELDS = {"step": int, "sums": list, "history": list, "arguments": dict, "scalars": dict, "sha256": str}
 
 
 @dataclass
@@ -165,7 +167,9 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(read_metadata(path)[_KEY])
         version, stated = record["version"], record.pop("record_sha256")
-    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+    except (
+        CheckpointError, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError,
+    ) as error:  # fmt: skip
         raise _damaged(path, "it does not say where the run stands") from error
     if stated != _digest_of_record(record):
         raise _damaged(path, "what it says of the run does not have the checksum that it states")
@@ -174,6 +178,8 @@ def _record(path: Path) -> dict[str, Any]:
             f"{path} has format {version} and this version of pathlens writes {_VERSION}; "
             "go on with the version that wrote it"
         )
+    if not all(isinstance(record.get(name), kind) for name, kind in _FIELDS.items()):
+        raise _damaged(path, "it does not say all that a run has to know of itself")
     return dict(record)
 
 

@@ -24,6 +24,7 @@ from pathlens.data import ImageData, open_data
 from pathlens.errors import ResourceError, RunError
 from pathlens.residual import ResidualView, find_blocks
 from pathlens.storage import journal as journals
+from pathlens.storage.journal import results_unsaved
 from pathlens.tables import Table
 from tests.helpers.cli_files import USER_FILE
 from tests.helpers.data_files import noise, png, write
@@ -78,6 +79,21 @@ def test_interrupted_and_given_again(view: ResidualView, data: ImageData, whole:
     # nothing is left behind, and so nothing is reused by a third run
     assert not (tmp_path / "journal").exists()
     assert again(view, data, tmp_path / "journal").provenance["resumed_batches"] == 0
+
+
+def test_a_finished_analysis_whose_result_was_lost(
+    view: ResidualView, data: ImageData, whole: Table, tmp_path: Path
+) -> None:
+    folder = tmp_path / "journal"
+    with results_unsaved():
+        again(view, data, folder)  # and what wrote its result failed
+    assert folder.exists()
+    with results_unsaved() as saved:
+        table = again(view, data, folder)
+        assert folder.exists()
+        saved()
+    assert (table.provenance["resumed_batches"], table.rows) == (BATCHES, whole.rows)
+    assert not folder.exists()
 
 
 def test_only_what_is_missing_is_computed(

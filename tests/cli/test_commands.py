@@ -281,6 +281,35 @@ def test_results_go_to_stdout_when_stderr_is_a_terminal(
     assert ("━" in printed.err) == (verb == "delete-blocks")
 
 
+@pytest.mark.parametrize("error", [UsageError("no norm above zero"), TypeError("a bug")])
+def test_a_figure_that_cannot_be_drawn_does_not_lose_the_numbers(
+    error: Exception,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pathlens.figures.draw", fail)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    command = ["delete-blocks", *small, "--blocks", "0:1", "--out", str(out)]
+    if isinstance(error, UsageError):
+        assert main(command) == error.exit_code
+    else:
+        with pytest.raises(TypeError, match="a bug"):
+            main(command)
+    assert "intact" in capsys.readouterr().out
+    assert len(read_table(out / "delete-blocks.csv").rows) == 3
+    assert (out / ".journal").exists()  # the same command goes on from there
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert read_table(out / "delete-blocks.csv").provenance["resumed_batches"] == 1
+    assert not (out / ".journal").exists()
+
+
 def test_a_full_disk_does_not_lose_the_numbers(
     small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def with_header(path: Path, header: bytes) -> Path:
         archive.writestr("targets.npy", stream.getvalue())
         archive.writestr("inputs.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     return path
+
+
+def test_a_header_that_never_ends(tmp_path: Path) -> None:
+    """A few kilobytes of file whose header states four gigabytes: not read on to be refused."""
+    with zipfile.ZipFile(tmp_path / "long.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("targets.npy", b"")
+        archive.writestr("inputs.npy", b"\x93NUMPY\x02\x00" + (2**32 - 16).to_bytes(4, "little") + b" " * 2**26)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="is no file of numpy"):
+            pathlens.open_arrays(tmp_path / "long.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def _damaged(folder: Path) -> None:
     (folder / "masks" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
 
 
+def _cut(folder: Path) -> None:
+    path = folder / "masks" / "1.png"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 def _twice(folder: Path) -> None:
     write(folder, "images", "1.jpg", np.zeros((6, 8, 3), dtype=np.uint8))
 
@@ -102,6 +108,7 @@ def _twice(folder: Path) -> None:
         (_coloured, "1.png: the mask has mode RGB; write class indices in one channel"),
         (_too_large, "have the class 300; give class indices below 255"),
         (_damaged, "1.png: "),
+        (_cut, "1.png: the image cannot be decoded"),
         (_twice, "images has two files of the name '1'; remove one"),
     ],
 )

@@ -254,6 +254,24 @@ def test_keys_that_collide(folder: Path) -> None:
     assert notes == ("left aside what is no tensor: 5",)
 
 
+@pytest.mark.parametrize("where", ["storage", "keys"])
+def test_names_of_storages_that_have_no_end_as_text(folder: Path, where: str) -> None:
+    """Fifty pairs of a pair: 200 bytes, and 2^50 characters."""
+    endless = b"K\x01" + b"2\x86" * 50
+    if where == "storage":
+        named = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + endless + b"X\x03\x00\x00\x00cpuK\x01tQ."
+        path = write_zip(folder / "endless.pt", named)
+    else:
+        path = folder / "endless.pt"
+        parts = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {"little_endian": True}, {})
+        path.write_bytes(b"".join(map(pickled_plain, parts)) + b"\x80\x02](" + endless + b"e.")
+    assert check(path, as_weights)
+
+
+def pickled_plain(content: Any) -> bytes:
+    return pickle.dumps(content, protocol=2)
+
+
 def test_more_names_than_any_network_has(folder: Path) -> None:
     tensor = Described(Storage())
     few = {f"name{i}": tensor for i in range(3000)}

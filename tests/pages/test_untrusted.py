@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 
 import pathlens
 from pathlens.errors import PathlensError, RunError
+from pathlens.pages import encode
 from pathlens.report import check_run_folder, reading, write_run
 from pathlens.report.reading import read_runs
 from pathlens.storage import files, lock_run
-from pathlens.tables import disk, read_table
+from pathlens.tables import Column, Table, disk, read_table
 from tests.helpers.page_runs import lesions, write_lesions, write_paths
 
 SECRET = b"\x89PNG secret of another user"
@@ -169,6 +171,16 @@ BOMBS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "rows": (lambda: pa.table({"n": pa.nulls(20_000_000, pa.int8())}), "20,000,000 rows of 1 columns"),
     "columns": (lambda: pa.table({f"c{n}": [1] for n in range(2000)}), "1 rows of 2,000 columns"),
     "lists": (lambda: pa.table({"n": pa.array([[0] * 10], pa.list_(pa.int8()))}), "column 'n' is of type list"),
+    "texts of a dictionary": (
+        lambda: pa.table({"t": pa.array(["x" * 1000] * 5).dictionary_encode()}), "column 't' is of type dictionary"
+    ),
+    "dates": (lambda: pa.table({"d": pa.array([2**31 - 1], pa.date32())}), "column 'd' is of type date32"),
+    "no text": (
+        lambda: pa.table(
+            {"t": pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))}
+        ),
+        "is not a pathlens table",
+    ),
     "twice": (lambda: pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["n", "n"]), "the same name"),
 }  # fmt: skip
 
@@ -194,6 +206,38 @@ def test_texts_that_a_dictionary_repeats_are_counted_as_they_unpack(
     with pytest.raises(RunError, match="unpacks to more than 1,048,576 bytes"):
         read_table(tmp_path / "t.parquet")
     assert pa.default_memory_pool().bytes_allocated() - before < 2**21
+
+
+def test_a_csv_file_whose_names_are_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("größe\n1\n".encode("latin-1"))
+    with pytest.raises(RunError, match="is not a pathlens table"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_long_lattice_takes_no_memory_for_what_it_is_compared_with(tmp_path: Path) -> None:
+    columns = [Column(name, "", "") for name in ("boundary", "length", "n_paths", "norm")]
+    rows = [{"boundary": place, "length": 0, "n_paths": 1, "norm": 1.0} for place in range(20_000)]
+    table = Table(tuple(columns), tuple(rows), {})
+    tracemalloc.start()
+    try:
+        assert encode._choose_from(table) == 19_999
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_at_the_end_of_floats_make_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", {"delete-blocks": lesions(["a"], [1.7e307, 1e307])}, {}, {"verb": "delete-blocks"})
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    (tmp_path / "r" / "manifest.json").write_text(json.dumps({**manifest, "date": "x", "wall_time_seconds": 10**400}))
+    path = pathlens.report_page(tmp_path / "r", tmp_path / "page.html")
+    assert "delete-blocks" in path.read_text()
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"verb": "delete-blocks", "files": {"\\ud800.parquet": {"sha256": ""}}}')
+    with pytest.raises(RunError, match="which is not a file of the folder"):
+        read_runs([tmp_path])
 
 
 def test_a_csv_file_of_too_many_columns(tmp_path: Path) -> None:

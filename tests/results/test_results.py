@@ -203,6 +203,11 @@ def test_contributions_of_all_methods_have_one_unit_and_lose_only_what_is_said()
     assert contribution_series(beyond)[0]["exact"]["y"] == [1.0]
 
 
+def test_norms_below_zero_are_no_curve():
+    rows = [{"length": 0, "n_paths": 1, "path_norm_mean": -1.0, "total_norm": 2.0}]
+    assert list(contribution_series(rows)[0]) == ["exact"]
+
+
 def test_logarithmic_axes_end_sixteen_powers_below_their_top():
     series, note = cut_off([{"x": [0, 1, 2, 3], "y": [5.0, 2e-16, 0.9e-16, 0.0], "low": [1.0, 1e-17, 1e-18, 0.0]}])
     assert note == "below 10⁻¹⁶ not drawn"

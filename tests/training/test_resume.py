@@ -246,6 +246,25 @@ def test_a_forged_checkpoint_is_refused_before_the_model_is_touched(name: str, f
     assert state_sha256(model) == before
 
 
+@pytest.mark.parametrize("gone", ["step", "history", "scalars", "sha256"])
+def test_a_record_that_lacks_what_a_run_has_to_know(gone: str, folder: Path, tmp_path: Path) -> None:
+    with safe_open(folder / state.CHECKPOINT, "pt") as file:
+        record = json.loads(file.metadata()[state._KEY])
+    del record["record_sha256"], record[gone]
+    record["record_sha256"] = state._digest_of_record(record)
+    path = tmp_path / state.CHECKPOINT
+    path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {state._KEY: json.dumps(record)}))
+    with pytest.raises(CheckpointError, match="does not say all that a run has to know"):
+        state.peek(path)
+
+
+def test_a_record_that_is_nested_without_end(tmp_path: Path) -> None:
+    path = tmp_path / state.CHECKPOINT
+    path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {state._KEY: "[" * 10**5}))
+    with pytest.raises(CheckpointError, match="does not say where the run stands"):
+        state.peek(path)
+
+
 def test_a_checkpoint_of_another_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "_VERSION", state._VERSION + 1)
     with pytest.raises(CheckpointError, match=r"go on with the version that wrote it$"):
