@@ -33,6 +33,8 @@ from pathlens.residual.scheduled import scheduled
 from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
 
+#: networks prepared for an intervention that are kept
+_MOST_BUILT = 64
 _T = TypeVar("_T")
 _R = TypeVar("_R", Route, Schedule)
 
@@ -378,6 +380,8 @@ class _Intervened:
         """The result of ``make(chain, route)``, computed at the first call."""
         key = (id(chain), route, make)
         if key not in self._built:
+            while len(self._built) >= _MOST_BUILT:
+                self._built.pop(next(iter(self._built)))
             self._built[key] = (chain, make(chain, route))
         result: _T = self._built[key][1]
         return result

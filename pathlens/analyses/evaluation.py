@@ -235,21 +235,26 @@ def task_of(view: ResidualView, name: str | None, loss: str | None = None) -> Ta
     return task
 
 
-def losses_of(view: ResidualView, given: Loss | str | None, task: str | None) -> tuple[Loss, str]:
+def losses_of(view: ResidualView, given: Loss | str | None, runner: Runner) -> tuple[Loss, str]:
     """The loss of each example, and its name.
 
     Args:
         view: the network.
         given: a function, the name of a loss of what the outputs fit, or None for the usual one.
-        task: that the data is for; None where that depends on the outputs.
+        runner: of the analysis.
 
     Raises:
-        UsageError: there is no such loss.
+        UsageError: there is no such loss, or a function is to have a journal, in which nothing would tell it from
+            another.
         ModelError: the outputs fit no task.
     """
     if callable(given):
+        if runner.keeps:
+            raise UsageError(
+                "a journal does not know one function for the loss from another; leave journal out, or name a loss"
+            )
         return given, "given by the caller"
-    chosen = task_of(view, task, given)
+    chosen = task_of(view, runner.source.task, given)
     return chosen.losses, chosen.loss
 
 

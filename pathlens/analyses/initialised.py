@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from pathlens.errors import DataError, UsageError
 from pathlens.initialisation import SCHEMES, check_name, initialise
 from pathlens.metrics import sample_interval
 from pathlens.residual import ResidualView, view_of
+from pathlens.residual.modes import copied
 
 AS_BUILT = "as-built"
 """The initialisation that the code of a network has, beside the schemes of :func:`pathlens.initialise`."""
@@ -74,7 +74,7 @@ def initialisations(
         build: seed -> the network anew, for ``as-built``.
         standardise: as of :func:`pathlens.initialise`.
     """
-    network = copy.deepcopy(run.view.model)
+    network = copied(run.view.model)
     example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.view.input_dtype))
     view = view_of(network, example, run.view.output)
     keeps = scheme in SCHEMES and (SCHEMES[scheme].factor is not None or SCHEMES[scheme].standardises)

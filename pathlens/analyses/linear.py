@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -25,7 +24,7 @@ from pathlens.residual import ResidualView, view_of
 from pathlens.residual.flow import concatenation_edges
 from pathlens.residual.gradients import Linearisation
 from pathlens.residual.losses import Loss
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.polynomials import GraphLinearisation
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.runtime import processes
@@ -47,6 +46,7 @@ class Opened:
         mode: train or eval.
         stacked: whether many gradients are carried at once.
         concat: whether paths choose at concatenations too.
+        dtype: what is computed with, by name.
         record: what a table says of where it comes from, given what the verb itself says.
     """
 
@@ -57,6 +57,7 @@ class Opened:
     mode: str
     stacked: bool
     concat: bool
+    dtype: str
     record: Callable[..., GradientProvenance]
 
     @cached_property
@@ -107,7 +108,7 @@ class Opened:
             self.view,
             route=self.route,
             mode=self.mode,
-            dtype=str(self.runner.dtype),
+            dtype=self.dtype,
             stacked=self.stacked,
             request=repr(request),
         )
@@ -174,7 +175,7 @@ def opened(
         source, where, kind = runner.source, runner.device, runner.dtype
         view = model if isinstance(model, ResidualView) else None
         if own.dtype != kind or own.device != where:
-            module = copy.deepcopy(module).to(device=where, dtype=kind)
+            module = copied(module).to(device=where, dtype=kind)
             view = None
         if view is None:
             like = model if isinstance(model, ResidualView) else None
@@ -208,7 +209,7 @@ def opened(
                 batch_size=source.batch_size or len(source.first()),
                 notes=(*view.notes, *stated.get("notes", ())),
             )
-            yield Opened(view, route, runner, images, mode, stacked, concat, record)
+            yield Opened(view, route, runner, images, mode, stacked, concat, name, record)
 
 
 def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -104,7 +104,7 @@ def path_gradients(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        losses, named = losses_of(run.view, loss, run.runner)
         problem = _problem(run, request, losses)
         run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
@@ -161,7 +161,7 @@ def lattice(
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
-        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        losses, named = losses_of(run.view, loss, run.runner)
         problem = _problem(run, request, losses)
         run.identify("lattice", (request, named))
         chain = run.view.chain()

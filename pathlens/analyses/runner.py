@@ -60,6 +60,11 @@ class Runner:
         self._recorded: dict[str, dict[int, Any]] = {}
 
     @property
+    def keeps(self) -> bool:
+        """Whether finished batches are kept."""
+        return self._folder is not None
+
+    @property
     def seconds(self) -> float:
         """Since the analysis began."""
         return round(time.monotonic() - self._began, 3)

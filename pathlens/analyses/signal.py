@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of
 from pathlens.propagation.measure import Place, places
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.losses import Loss
+from pathlens.residual.modes import copied
 from pathlens.results.signal import SIGNAL_PROPAGATION
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
@@ -111,7 +111,7 @@ def signal_propagation(
     with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
         require_chain(run.view, "to follow a signal")
         run.require_intact("to follow a signal")
-        losses, named = losses_of(run.view, loss, run.runner.source.task)
+        losses, named = losses_of(run.view, loss, run.runner)
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given")) if given or not schemes else None
         curves: list[_Curve] = []
@@ -151,7 +151,7 @@ def _is_frozen(scheme: str) -> bool:
 
 def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss) -> ResidualView:
     """A copy of the network some steps of gradient descent later."""
-    network = copy.deepcopy(view.model)
+    network = copied(view.model)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _, images, labels = next(iter(run.runner.source.batches([0])))

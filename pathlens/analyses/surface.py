@@ -31,7 +31,7 @@ from pathlens.models import load_into, load_state_dict_file, state_sha256
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.inference import Inference
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.routes import Route, intact
 from pathlens.results.surface import LOSS_SURFACE, SurfaceRow, draws_of, has_basin
 from pathlens.runtime import processes
@@ -208,7 +208,7 @@ def _check(asked: Asked, others: Sequence[Other]) -> None:
 
 def _twin(model: nn.Module, other: Other) -> nn.Module:
     """A copy of the network with other weights."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     if isinstance(other, nn.Module):
         load_into(twin, other.state_dict(), "the network to go towards")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -24,6 +23,7 @@ from pathlens.policies.rewards import bounded, most_probable, reward, surrogate
 from pathlens.policies.routing import chosen_logits
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.inference import Inference
+from pathlens.residual.modes import copied
 from pathlens.residual.routes import intact
 from pathlens.results.blockdrop import LearningRow
 from pathlens.tables import Provenance
@@ -147,7 +147,7 @@ class Learner:
         self._task, self._variance = task, variance
         self.policy = policies.fresh(view, settings.seed)
         if settings.joint_epochs:
-            model = copy.deepcopy(view.model)
+            model = copied(view.model)
             model.requires_grad_(True)
             dtype = next(model.parameters()).dtype
             if dtype.itemsize < 4:

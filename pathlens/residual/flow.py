@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pathlens.errors import UsageError
+from pathlens.errors import ModelError, UsageError
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.discover import concatenations
@@ -114,8 +114,14 @@ class Flow:
         reached = {self.start}
         for node in self.nodes:
             value = self.trace.value(node)
+            follows = any(self.resolved(operand)[0] in reached for operand in node.all_input_nodes)
+            if follows and isinstance(value, Tensor) and value.is_complex():
+                raise ModelError(
+                    f"{node.name} is complex, and where blocks are no chain gradients are followed through real "
+                    "numbers alone; leave additions='all' and concat out"
+                )
             continuous = value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, (tuple, list))
-            if continuous and any(self.resolved(operand)[0] in reached for operand in node.all_input_nodes):
+            if continuous and follows:
                 reached.add(node)
         return reached
 

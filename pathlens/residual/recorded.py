@@ -45,6 +45,18 @@ _DETACHING = (aten.detach.default, aten.detach_.default)
 _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 
 
+class ReplacedError(Unsure):
+    """Parameters or buffers are replaced by others in the pass.
+
+    Args:
+        buffers: names of those that are buffers.
+    """
+
+    def __init__(self, buffers: tuple[str, ...]) -> None:
+        super().__init__("a parameter or buffer that is replaced")
+        self.buffers = buffers
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """A functional graph, and what its nodes stand for.
@@ -161,7 +173,9 @@ class _Recorder(TorchDispatchMode):
                 stack.enter_context(self)
                 result = self._model(x)
             if self._registered() != before:
-                raise Unsure("a parameter or buffer that is replaced")
+                now = dict(self._model.named_buffers(remove_duplicate=False))
+                own = [item for item in self._held if item.kind == "buffer"]
+                raise ReplacedError(tuple(item.name for item in own if now.get(item.name) is not item.stand_in))
         flat, out_spec = pytree.tree_flatten(result)
         if not all(isinstance(item, (Tensor, int, float, str, type(None))) for item in flat):
             raise Unsure("a result that is neither tensor nor number")
@@ -218,7 +232,9 @@ class _Recorder(TorchDispatchMode):
             return args[0]  # torch detaches tensors that it has just made, and there is no gradient to stop
         if func.namespace != "aten" or any(tag in func.tags for tag in _NOT_RECORDED):
             raise Unsure(f"{func}")
-        if func is not _BATCH_NORM and _hides_aliases(func):
+        # it writes to its running statistics, and its schema does not say so
+        updates = func is aten.instance_norm.default and args[3] is not None and args[5]
+        if updates or (func is not _BATCH_NORM and _hides_aliases(func)):
             with self:
                 return func.decompose(*args, **kwargs)
         if func is _BATCH_NORM:

@@ -148,9 +148,11 @@ class _Tape:
         for name in trained:
             self._local[name].requires_grad_()
         self._records: list[_Record] = []
+        self._lower = False
 
     def forward(self, x: Tensor) -> Tensor:
         """x_n from x_0; every block keeps a graph of its own."""
+        self._lower = torch.is_autocast_enabled(x.device.type)
         with torch.enable_grad():
             for (part, _), parts in zip(self._network.route, self._network.blocks, strict=True):
                 before, both, after = parts
@@ -220,7 +222,8 @@ class _Tape:
         longer[: stack.rows.shape[0]] += _carry(record.shortcut, record.branch_point, stack.rows)
         if fed.shape[0]:
             branch = self._network.chain.branch(block)
-            if fed.shape[0] > FEW and is_stackable(branch.graph):
+            # what computes many at once runs the branch again, and would do that in other types than autocast chose
+            if fed.shape[0] > FEW and is_stackable(branch.graph) and not self._lower:
                 through = BatchedVJP(branch, record.branch_point.detach())(fed)
             else:
                 through = _carry(record.branch, record.branch_point, fed)

@@ -194,9 +194,11 @@ class _Tape:
         # of each unit: its sources as leaves of a graph of its own, and what it gives
         self._leaves: dict[Unit, dict[Edge, Tensor]] = {unit: {} for unit in network.flow.units}
         self._results: dict[Unit, Tensor] = {}
+        self._lower = False
 
     def forward(self, start: Tensor) -> Tensor:
         """What all blocks give; every unit keeps a graph of its own."""
+        self._lower = torch.is_autocast_enabled(start.device.type)
         network, values = self._network, self.values
         values[self._flow.start] = start.detach()
         own: dict[Unit, dict[fx.Node, Any]] = {unit: {} for unit in self._flow.units}
@@ -264,7 +266,8 @@ class _Tape:
             return {}
         if is_sum(unit, [leaves[edge] for edge in unit.sources]):
             return dict.fromkeys(wanted, rows)
-        if len(rows) > FEW:
+        # what computes many at once runs the unit again, and would do that in other types than autocast chose
+        if len(rows) > FEW and not self._lower:
             segment = self._network.segment_of(unit)
             if segment is not None:
                 return {wanted[0]: BatchedVJP(segment, leaves[wanted[0]].detach())(rows)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from pathlens.errors import ModelError
-from pathlens.residual.simplify import statistics_after_both
+from pathlens.residual.simplify import batch_norm_update, statistics_after_both
 from pathlens.residual.sizes import ratio
 from pathlens.residual.trace import Trace
 
@@ -210,6 +210,11 @@ def _happens(update: fx.Node, reached: set[fx.Node]) -> bool:
     """Whether a batch norm whose statistics this is, is among the nodes that run."""
     if update.target is statistics_after_both:
         return any(_happens(part, reached) for part in update.all_input_nodes[:2])
+    norm = update
+    while norm.target is not batch_norm_update and norm.args and isinstance(norm.args[0], fx.Node):
+        norm = norm.args[0]  # of an instance norm it is a mean over the examples
+    if norm.target is batch_norm_update:
+        return norm in reached
     return any(operand in reached for operand in update.all_input_nodes)
 
 

@@ -62,8 +62,8 @@ def simplify(graph: fx.Graph) -> None:
         elif node.target is aten.view.default:
             # a view fails on channels-last activations; reshape gives the same values
             node.target = aten.reshape.default
-        elif node.target is aten.add.Tensor and node.args[1] == 0 and isinstance(node.args[0], fx.Node):
-            # the zero that Python's sum() starts from
+        elif node.target is aten.add.Tensor and node.args[1] == 0 and _same_kind(node, node.args[0]):
+            # the zero that Python's sum() starts from; of a comparison it makes integers
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target is aten.addcmul.default:
@@ -84,6 +84,8 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def _same_kind(node: Any, other: Any) -> bool:
+    if not isinstance(other, fx.Node):
+        return False
     a, b = node.meta["val"], other.meta["val"]
     return a.dtype == b.dtype and tuple(map(str, a.shape)) == tuple(map(str, b.shape))
 
@@ -95,9 +97,10 @@ def _part_statistics(graph: fx.Graph, node: fx.Node) -> None:
     """
     for position, result in ((3, 1), (4, 2)):
         before: Any = node.args[position]
-        if before.op == "placeholder":
-            continue
         earlier = before.args[1] if before.target is statistics_after_both else before
+        # those of an instance norm are repeated for each example, and no batch norm's before it
+        if earlier.target is not operator.getitem or earlier.args[0].target is not node.target:
+            continue
         origin = earlier.args[0].args[position]
         node.args = (*node.args[:position], origin, *node.args[position + 1 :])
         for own in [user for user in node.users if user.args[1] == result]:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError, one_line
 from pathlens.residual.outputs import Output, choose_output
-from pathlens.residual.recorded import record
+from pathlens.residual.recorded import ReplacedError, record
 from pathlens.residual.simplify import batch_norm_update, simplify
 from pathlens.residual.sizes import at_batch, may_follow_batch
 from pathlens.residual.turns import together
@@ -133,13 +133,24 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
         raise ModelError(f"example input of shape {tuple(example.shape)} has no batch; give one of shape (N, ...)")
     single = example.shape[0] < _MAX_BATCH_PROBE
     probe = example.repeat(_MAX_BATCH_PROBE, *([1] * (example.dim() - 1))) if single else example
-    recorded = _record(model, probe, output)
+    replaced: tuple[str, ...] = ()
+    try:
+        recorded = _record(model, probe, output)
+    except ReplacedError as error:
+        recorded, replaced = None, error.buffers
     if recorded is not None:
         return recorded
     traced = _canonical(model, _export(model, probe), probe, output)
     if single and traced.static_batch is not None:
         # the module fixes any batch size that it sees, so trace it with the one given
         traced = _canonical(model, _export(model, example), example, output)
+    # the exporter follows what the outermost module does to its buffers, and says nothing of others
+    lost = next((name for name in replaced if name not in traced.mutations), None)
+    if lost is not None:
+        raise ModelError(
+            f"{type(model).__name__} assigns its buffer {lost} in a forward pass; write it in place "
+            f"(self.{lost.rpartition('.')[2]}.copy_(...)), so that its new value can be followed"
+        )
     return traced
 
 
@@ -148,6 +159,8 @@ def _record(model: nn.Module, example: Tensor, output: str | int | None) -> Trac
     try:
         with undisturbed(model):
             recording = record(model, example)
+    except ReplacedError:
+        raise
     except Exception:
         # the exporter then either succeeds or reports the error
         return None

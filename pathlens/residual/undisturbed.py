@@ -6,13 +6,17 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathlens.residual.turns import alone
+
+_CONTAINERS = (list, dict, set, deque)
 
 
 @contextlib.contextmanager
@@ -52,20 +56,48 @@ def _own_forwards(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass stores on its modules (features, counters): while tracing it holds no real tensors."""
-    saved: list[tuple[Any, Any]] = []
-    for module in model.modules():
-        attributes = dict(module.__dict__)
-        saved.append((module.__dict__, attributes))
-        saved += [(value, value.copy()) for value in attributes.values() if isinstance(value, (list, dict))]
+    held = _held(module.__dict__ for module in model.modules())
+    saved = [(value, list(value.items()) if isinstance(value, dict) else list(value)) for value in held]
     try:
         yield
     finally:
         for value, before in saved:
-            if isinstance(value, list):
-                value[:] = before
-            elif list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
-                value.clear()
+            now = list(value.items()) if isinstance(value, dict) else list(value)
+            if _identities(now) == _identities(before):
+                continue
+            value.clear()
+            if isinstance(value, (dict, set)):
                 value.update(before)
+            else:
+                value.extend(before)
+
+
+def _held(attributes: Iterable[dict[str, Any]]) -> list[Any]:
+    """All lists, dicts, sets and deques that attributes hold, themselves among them, however deep or in an object."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = list(attributes)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in found:
+            continue
+        found[id(value)] = value
+        for part in value.values() if isinstance(value, dict) else value:
+            if isinstance(part, _CONTAINERS):
+                waiting.append(part)
+            elif _is_plain_object(part):
+                waiting.append(vars(part))
+    return list(found.values())
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether a value is an object that keeps attributes, and neither of torch nor code."""
+    keeps = isinstance(getattr(value, "__dict__", None), dict)
+    code = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
+    return keeps and not isinstance(value, code) and type(value).__module__.partition(".")[0] != "torch"
+
+
+def _identities(parts: list[Any]) -> list[Any]:
+    return [tuple(map(id, part)) if type(part) is tuple else id(part) for part in parts]
 
 
 @contextlib.contextmanager

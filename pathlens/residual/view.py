@@ -21,7 +21,10 @@ from pathlens.residual.segments import Segment
 from pathlens.residual.trace import Trace, trace
 from pathlens.residual.turns import together
 
-Mode = tuple[tuple[tuple[int, bool], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
+Mode = tuple[tuple[tuple[Any, ...], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
+_PLAIN = (bool, int, float, str)
+#: traces that a view keeps: of modes, types and shapes, and of what a network was set to
+_MOST_CHAINS = 16
 
 
 class ResidualView:
@@ -209,11 +212,17 @@ class ResidualView:
                     f"{type(self._model).__name__} shows {len(chain.links)} blocks in this mode and "
                     f"{len(self._blocks)} in the mode it was first seen in; study the two as two networks"
                 )
+            while len(self._chains) >= _MOST_CHAINS:
+                self._chains.pop(next(iter(self._chains)))
             self._chains[self._mode(like, traced.static_batch)] = chain
         return chain
 
     def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
-        modules = tuple((id(module), module.training) for module in self._model.modules())
+        # numbers, words and switches of a module, which a trace holds as they were: rates of dropout, temperatures
+        modules = tuple(
+            (id(module), *(value for value in module.__dict__.values() if type(value) in _PLAIN))
+            for module in self._model.modules()
+        )
         first = self._parameter()
         return modules, str(first.device), first.dtype, like.dtype, tuple(like.shape[1:]), static_batch
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+
+
+@contextmanager
+def python_kept() -> Iterator[None]:
+    """Put the generators of Python and of numpy back, which a network may draw from as well."""
+    before, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
 
 
 @contextmanager

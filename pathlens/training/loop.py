@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -206,7 +207,10 @@ class Loop:
             )  # traced before autocast and synced batch norms are on, which the trace must not record
         # seeded anew, so that the network's own random numbers (dropout) depend only on the seed and the step
         rng = generator(self._config.seed, NETWORK, step * self._group.world + self._group.rank)
-        torch.manual_seed(int(rng.integers(2**62)))
+        seed = int(rng.integers(2**62))
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         with _learning(self._model):
             with self._together(), self._session.lower_precision():
                 losses, correct = self._judged(network(images, *sub_network), labels)

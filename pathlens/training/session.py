@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from pathlens.metrics.regression import RegressionCounts
 from pathlens.metrics.tasks import Counts
 from pathlens.models import save_weights, state_sha256
 from pathlens.residual import ResidualView, view_of
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import copied, in_mode
 from pathlens.results.result import Rows
 from pathlens.results.training import HISTORY
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
 from pathlens.runtime.precision import precision
+from pathlens.runtime.randomness import python_kept
 from pathlens.storage import lock_run, make_folder, write_together
 from pathlens.tables import Provenance, Table
 from pathlens.training import state
@@ -110,7 +110,7 @@ class Session:
         """
         if self.ends is None:
             return self.model
-        network = copy.deepcopy(self.model)
+        network = copied(self.model)
         self._fold(network, share)
         return network
 
@@ -202,8 +202,11 @@ def opened(
                 stack.enter_context(lock_run(folder))
             if resume and folder is None:
                 raise UsageError("--resume needs the folder of the run; give --out")
+            if folder is not None:
+                state.check_kept(model)
             where = processes.device_of(model, device)
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(python_kept())
         stack.enter_context(oom_as_error(max(1, config.recipe.batch_size // group.world)))
         dtype = stack.enter_context(precision(config.precision))
         model.to(device=where, dtype=dtype)

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pathlens.errors import CheckpointError, RunError
+from pathlens.errors import CheckpointError, ModelError, RunError
 from pathlens.models import load_into, state_sha256
 from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
 from pathlens.results.result import Row
@@ -60,8 +60,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    for name, value in model.state_dict().items():
-        tensors[f"model/{name}"] = value
+    kept = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors |= {f"model/{name}": value for name, value in kept.items()}
+    # what a training changes and weights do not need
+    tensors |= {f"buffers/{name}": value for name, value in model.named_buffers() if name not in kept}
     for index, entry in optimizer.state_dict()["state"].items():
         for key, value in entry.items():
             if isinstance(value, Tensor):
@@ -95,6 +97,20 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
             fresh.unlink()
 
 
+def check_kept(model: nn.Module) -> None:
+    """Refuse a network whose state a checkpoint cannot hold.
+
+    Raises:
+        ModelError: it keeps other things than tensors.
+    """
+    other = next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise ModelError(
+            f"{type(model).__name__} keeps {other}, which is no tensor and which a checkpoint cannot hold; keep it in "
+            "a buffer, or train without a folder"
+        )
+
+
 def find(folder: Path) -> Path | None:
     """The checkpoint to resume from, or None; the previous one where a run was killed between the two renamings."""
     return next((path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()), None)
@@ -123,7 +139,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         raise _damaged(path, str(error)) from error
     if not isinstance(tensors, dict) or state_sha256(tensors) != record["sha256"]:
         raise _damaged(path, "its contents do not have the checksum that it states")
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "buffers": {}}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
     try:
@@ -138,9 +154,14 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
                 # in the parameter's memory layout, because fused optimizers update both in one kernel
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # noqa: PLW2901
             entries.setdefault(int(number), {})[key] = value
+        buffers = dict(model.named_buffers())
+        if not all(buffers[name].shape == value.shape for name, value in parts["buffers"].items()):
+            raise ValueError("a buffer of another shape")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, "it holds what no training run keeps") from error
     load_into(model, parts["model"], str(path))
+    for name, value in parts["buffers"].items():
+        buffers[name].copy_(value)
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

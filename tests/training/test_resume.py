@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -19,9 +20,10 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from pathlens.cli import main
-from pathlens.errors import CheckpointError, NumericsError, PathlensError, ResourceError, RunError
+from pathlens.errors import CheckpointError, ModelError, NumericsError, PathlensError, ResourceError, RunError
 from pathlens.models import state_sha256
 from pathlens.training import (
     BlocksPerBatch,
@@ -117,6 +119,59 @@ def test_a_run_goes_on_to_the_last_bit(rule: Rule, optimizer: str, tmp_path: Pat
             run(tmp_path, stop, resume=True, **options)
     assert state.peek(tmp_path / state.CHECKPOINT).step == 8
     assert_equal(run(tmp_path, resume=True, **options), run(None, **options))
+
+
+class Wayward(nn.Module):
+    """Drops by the generators of Python and numpy, and keeps a mean that is not among its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = network().float()
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            x = x * (1 + random.random() + np.random.rand()) + self.seen
+            self.seen.mul_(0.5).add_(0.5 * x.detach().mean())
+        return self.inside(x)
+
+
+def test_a_run_goes_on_to_the_last_bit_whatever_it_draws_from(tmp_path: Path) -> None:
+    def trained(folder: Path | None, stop: int | None = None) -> Trained:
+        def progress(done: int, _total: int) -> None:
+            random.random()  # other work draws too
+            if done == stop:
+                raise KeyboardInterrupt
+
+        options: dict[str, Any] = {"recipe": RECIPE, "seed": 4, "checkpoint_seconds": 0.0}
+        torch.manual_seed(0)
+        return train(Wayward(), digits(), out=folder, progress=progress, resume=folder is not None, **options)
+
+    random.seed(5)
+    before = random.getstate()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", stop=5)
+    random.setstate(before)
+    whole = trained(None)
+    again = trained(tmp_path / "run")
+    assert_equal(again, whole)
+    assert torch.equal(again.model.seen, whole.model.seen)  # type: ignore[arg-type]
+
+
+class Extra(Wayward):
+    """Keeps state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"calls": 1}
+
+
+def test_state_that_is_no_tensor_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Extra keeps _extra_state, which is no tensor and which a checkpoint cannot"):
+        train(Extra(), digits(), recipe=RECIPE, out=tmp_path / "run")
+    assert not (tmp_path / "run" / state.CHECKPOINT).exists()
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path, whole: Trained) -> None:
