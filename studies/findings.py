@@ -163,7 +163,14 @@ FINDINGS = (
     ),
     Finding(
         "Wider or deeper",
-        [("wider_or_deeper", "wider instead of deeper"), ("wider_or_deeper", "long paths need no gradient")],
+        [
+            ("wider_or_deeper", claim)
+            for claim in (
+                "wider instead of deeper",
+                "long paths need no gradient",
+                "fewer blocks than the effective depth need a gradient",
+            )
+        ],
         ["wider_or_deeper/depths.png"],
         "More seeds or images, or another task, with which the deep network is as good as the wide ones or better.",
     ),
