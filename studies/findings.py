@@ -16,6 +16,7 @@ from pathlens.storage import atomic_write_bytes
 from studies.common import ROOT, say
 from studies.record import Tables
 from studies.rules import claims
+from studies.rules.veit import FEW, FEW_ELSEWHERE
 
 NAME = "findings.md"
 
@@ -73,10 +74,10 @@ FINDINGS = (
                 "reordering",
                 "gradient of single paths",
                 "effective paths are short",
-                "effective paths are few",
             )
             for study in ("pretrained_resnets", "veit2016")
-        ],
+        ]
+        + [("veit2016", FEW.name)],
         ["pretrained_resnets/lesions-resnet20.png", "veit2016/lesions-digits54-full-seed0.png"],
         "ResNet-20 has nine blocks, of which none can be spared: other networks of nine blocks that lose little. The "
         "54-block network on digits depends on its first blocks: seeds for which it does not.",
@@ -102,15 +103,10 @@ FINDINGS = (
         "Short paths, with cancellation and without",
         [
             (study, claim)
-            for claim in (
-                "effective paths are short",
-                "short paths survive cancellation",
-                "effective paths are few",
-                "effective paths are few in networks of other depths",
-                "gradient of single paths",
-            )
+            for claim in ("effective paths are short", "short paths survive cancellation", "gradient of single paths")
             for study in ("pretrained_resnets", "veit2016", "critics")
-        ],
+        ]
+        + [("veit2016", FEW.name), ("critics", FEW.name), ("pretrained_resnets", FEW_ELSEWHERE.name)],
         ["veit2016/gradients-digits54-full-seed0.png", "pretrained_resnets/gradients-resnet20.png"],
         "A deep trained network whose gradient comes from paths of half its blocks or more. ResNet-20 is one of nine "
         "blocks.",
@@ -282,7 +278,7 @@ FINDINGS = (
                 "gradient of single paths",
                 "effective paths are short",
                 "short paths survive cancellation",
-                "effective paths are few in networks of other depths",
+                FEW_ELSEWHERE.name,
                 "cancellation",
             )
         ],

@@ -183,7 +183,7 @@ def reduced(arguments: list[str]) -> list[str]:
     elif verb == "blockdrop":
         few |= {"--epochs": "1", "--train-limit": "16", "--train-batch-size": "8", "--selection": "4"}
     elif "--count" in given:
-        few |= {"--count": "1:2", "--samples": "2"}
+        few |= {"--count": "1:2"} if "--search" in kept else {"--count": "1:2", "--samples": "2"}
     elif verb != "decompose":
         few |= {"--blocks": "0:1"}
     return [verb, *kept, *(word for pair in few.items() for word in pair)]
