@@ -7,6 +7,7 @@ call with weights packed in advance. Results differ from the model's own by floa
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -261,10 +262,17 @@ def _lower(
         if node not in env:
             value = value_of(node)
             name = node.name if node in originals else None
+            if name is None and isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+                value = torch.where(value.isfinite(), value.clamp(-largest, largest), value)
             env[node] = binder.bind(node.name, constant(value, name)) if isinstance(value, Tensor) else value
         return env[node]
 
+    # the lowest number of the model's type, with which masks are filled, is one that the engine's type may not have
+    largest = torch.finfo(dtype).max
+
     def here(item: Any) -> Any:
+        if isinstance(item, float) and largest < abs(item) < math.inf:
+            return math.copysign(largest, item)
         return moved.get(item, item) if isinstance(item, (torch.dtype, torch.device)) else item
 
     def there(item: Any) -> Any:

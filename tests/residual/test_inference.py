@@ -18,7 +18,7 @@ from pathlens.models import load_model
 from pathlens.residual import ResidualView, engines
 from pathlens.residual.engines import Engine
 from pathlens.residual.inference import Inference
-from pathlens.residual.routes import Part
+from pathlens.residual.routes import Part, intact
 from tests.helpers.odd_nets import ODD, Net, PaddedShortcut, drawn, random_images
 
 PLAIN = Engine("plain")
@@ -210,3 +210,45 @@ def test_float16() -> None:
     model, view, images = opened("padded shortcut")
     with torch.no_grad():
         assert distance(composed(Inference(view, dtype=torch.float16), images), model(images)) < 5e-3
+
+
+class Masked(nn.Module):
+    """Attention whose mask is filled with the lowest number of its type, or comes as such."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (way(x) for way in self.ways)
+        scores = q @ k.transpose(1, 2)
+        later = torch.ones(scores.shape[1:], dtype=torch.bool, device=x.device).triu(1)
+        lowest = torch.finfo(scores.dtype).min
+        if self.constant:
+            return (scores + torch.zeros(scores.shape[1:], dtype=x.dtype).masked_fill(later, lowest)).softmax(-1) @ v
+        return scores.masked_fill(later, lowest).softmax(-1) @ v
+
+
+class Attending(nn.Module):
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Masked(constant) for _ in range(3))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_masks_of_the_lowest_number_of_a_type(dtype: torch.dtype, constant: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Attending(constant).eval(), torch.randn(4, 6, 8)
+    view = view_of(model, x[:2])
+    for engine in (PLAIN, None):
+        network = Inference(view, dtype=dtype, engine=engine)
+        found = network.whole(intact(3))(network.prepare(x))
+        torch.testing.assert_close(found.float(), model(x), rtol=0.1, atol=0.1)
