@@ -262,7 +262,8 @@ def _collapse_slice(graph: fx.Graph, node: fx.Node) -> None:
 def _window(node: fx.Node, skip: int) -> tuple[Any, ...]:
     given = list(node.args[skip:]) + [None] * 4
     dim, start, end, step = (node.kwargs.get(name, given[i]) for i, name in enumerate(("dim", "start", "end", "step")))
-    return (dim or 0, start or 0, end, step or 1)
+    base: Any = node.args[0]
+    return ((dim or 0) % base.meta["val"].dim(), start or 0, end, step or 1)
 
 
 def _is_whole(base: fx.Node, window: tuple[Any, ...]) -> bool:

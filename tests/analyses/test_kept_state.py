@@ -193,6 +193,27 @@ class Levels(nn.Module):
         return x * level.float()
 
 
+class Narrowed(nn.Module):
+    """Adds to a part of its input, which it counts from the end."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv, self.dim = nn.Conv2d(4, 4, 3, padding=1), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, more = x.clone(), self.conv(x)
+        out.narrow(self.dim, 0, 2).add_(more.narrow(self.dim, 0, 2))
+        return out
+
+
+@pytest.mark.parametrize("dim", [-3, -1, 1])
+def test_sums_into_a_part_that_is_counted_from_the_end(dim: int) -> None:
+    model, x = net(*(Narrowed(dim) for _ in range(3))).eval(), torch.randn(3, 1, 8, 8)
+    view = find_blocks(model, x[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(view.head(view.run(view.stem(x))), model(x))
+
+
 def test_a_sum_of_comparisons_counts_them() -> None:
     model, x = net(Levels(), Levels(), Levels()).eval(), torch.randn(3, 1, 8, 8)
     view = find_blocks(model, x[:2])
