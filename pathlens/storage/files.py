@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pathlens.errors import PathlensError, ResourceError, RunError
 
+LEFT = ".pathlens-*.tmp"
+"""Names of files that are being written, which a process that is killed then leaves."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -132,7 +134,7 @@ def write_together(files: Mapping[Path, bytes]) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            staged[path] = path.with_name(f".pathlens-{secrets.token_hex(8)}.tmp")
+            staged[path] = path.with_name(LEFT.replace("*", secrets.token_hex(8)))
             with staged[path].open("xb") as stream:
                 stream.write(data)
                 stream.flush()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pathlens.errors import RunError
-from pathlens.storage.files import disk_error, make_folder, open_regular
+from pathlens.storage.files import LEFT, disk_error, make_folder, open_regular
 
 _LOCK = ".lock"
 
@@ -54,6 +54,11 @@ def lock_run(out: str | os.PathLike[str]) -> Iterator[Path]:
             path.write_text(f"{os.getpid()}\n")
         except OSError as error:
             raise disk_error(error, folder / _LOCK) from error
+        if lock.lock_counter == 1:
+            # what a process that was killed while it wrote has left; nobody else writes here now
+            for left in folder.glob(LEFT):
+                with contextlib.suppress(OSError):
+                    left.unlink()
         yield folder
     finally:
         lock.release()

@@ -193,6 +193,17 @@ def test_folder_in_use_by_another_process_is_refused_until_it_dies(tmp_path):
     assert MANIFEST in contents(tmp_path)
 
 
+def test_what_a_killed_process_left_is_cleared_away_once_nobody_else_writes(tmp_path: Path) -> None:
+    for name in (".pathlens-0123456789abcdef.tmp", "kept.tmp"):
+        (tmp_path / name).write_text("half")
+    with lock_run(tmp_path):
+        assert not (tmp_path / ".pathlens-0123456789abcdef.tmp").exists()
+        (tmp_path / ".pathlens-1.tmp").write_text("of this process")
+        with lock_run(tmp_path):
+            assert (tmp_path / ".pathlens-1.tmp").exists()
+    assert (tmp_path / "kept.tmp").exists()
+
+
 def test_a_full_disk_while_locking_is_said_and_leaves_no_lock(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
