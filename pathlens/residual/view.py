@@ -21,8 +21,10 @@ from pathlens.residual.segments import Segment
 from pathlens.residual.trace import Trace, trace
 from pathlens.residual.turns import together
 
-Mode = tuple[tuple[tuple[Any, ...], ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
-_PLAIN = (bool, int, float, str)
+Mode = tuple[tuple[Any, ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
+_PLAIN = frozenset((bool, int, float, str))
+#: modules of which nothing is set to another number, and most of a network
+_UNCHANGING = frozenset((nn.Conv2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sequential, nn.ModuleList))
 #: traces that a view keeps: of modes, types and shapes, and of what a network was set to
 _MOST_CHAINS = 16
 
@@ -219,12 +221,15 @@ class ResidualView:
 
     def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
         # numbers, words and switches of a module, which a trace holds as they were: rates of dropout, temperatures
-        modules = tuple(
-            (id(module), *(value for value in module.__dict__.values() if type(value) in _PLAIN))
-            for module in self._model.modules()
-        )
+        modules: list[Any] = []
+        for module in self._model.modules():
+            modules.append(id(module))
+            if type(module) in _UNCHANGING:
+                modules.append(module.training)
+            else:
+                modules += [value for value in module.__dict__.values() if type(value) in _PLAIN]
         first = self._parameter()
-        return modules, str(first.device), first.dtype, like.dtype, tuple(like.shape[1:]), static_batch
+        return tuple(modules), str(first.device), first.dtype, like.dtype, tuple(like.shape[1:]), static_batch
 
     def _parameter(self) -> Tensor:
         """The first parameter, which tells the type and device of the model."""
