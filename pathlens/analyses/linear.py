@@ -146,7 +146,7 @@ def opened(
         std: per-channel standard deviation.
         mode: ``eval``, or ``train`` for batch norms with the statistics of the batch, differentiated through them.
         stacked: carry many gradients through convolutional blocks at once.
-        journal: folder for finished units.
+        journal: folder for finished units; not with a loss that is a function, which no journal tells from another.
         provenance: what that of the table should also say.
         progress: called with (batches done, batches in all), summed over what is measured.
         additions: which residual additions are blocks, where the model is no view yet.
