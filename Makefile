@@ -76,6 +76,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m studies.benchmarks.sweep --out results/benchmarks
 	$(BIN)/python -m studies.benchmarks.paths --out results/benchmarks
 	$(BIN)/python -m studies.benchmarks.training --out results/benchmarks
+	$(BIN)/python -m studies.benchmarks.signal --out results/benchmarks
 	$(BIN)/python -m studies.benchmarks.surface --out results/benchmarks
 
 # Smoke runs go into a folder of their own, because their numbers mean nothing. Critics takes tables of pretrained_resnets.

@@ -351,10 +351,14 @@ def _made(known: Mapping[str, Any]) -> str:
     measured = known["measured"]
     hardware = measured["hardware"] or {}
     trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
+    # a table that was kept is of the commit that measured it; what is made of others says no images
+    of_images = [one for one in known.get("tables", {}).values() if "images" in one]
+    earlier = sorted({one["commit"][:12] for one in of_images} - {measured["commit"][:12]})
     return (
         f"measured {measured['date'][:10]} with commit {measured['commit']} and torch {measured['versions']['torch']} "
         f"on {hardware.get('cpu')}, {hardware.get('cores_allowed')} cores, GPUs: "
         f"{', '.join(hardware.get('gpus') or ()) or 'none'}"
+        + (f", single tables with {', '.join(earlier)}" if earlier else "")
         + (f"; networks trained with commit {', '.join(trained)}." if trained else ".")
         + record.gaps(known.get("trainings", []))
     )

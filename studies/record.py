@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,10 @@ def step(**facts: Any) -> dict[str, Any]:
 def training(run: str, folder: Path) -> dict[str, Any]:
     """What the run folder of a training says of it."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    kept = ("recipe", "rule", "seed", "dtype", "device", "data", "data_sha256", "images")
+    of_images = ("train_images", "train_sha256", "validation_images", "test_sha256")
+    kept = ("recipe", "rule", "seed", "dtype", "device", "data", *of_images)
     model = manifest.get("model")  # of a study's own file only its place in the repository
-    named = model if model is None else model.removeprefix(f"{Path(__file__).resolve().parent.parent}/")
+    named = model and re.sub(r"^.*/(studies/)", r"\1", model)
     return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}, "model": named}
 
 

@@ -21,6 +21,7 @@ from pathlens.version import __version__
 
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_STOPPED = "interrupted; the same command goes on where this one stopped (train: with --resume, from its checkpoint)"
 #: errors of a file that cannot be written: a full disk, a quota, a broken device
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; give a smaller --batch-size", ResourceError.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+        return _fail(_STOPPED, INTERRUPTED)
     except SystemExit as end:
         if _is_of_the_parser(end):  # which exits only where the reader of a pipe has gone
             return _BROKEN_PIPE if end.code == 1 else int(end.code or 0)
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop = "" if message.endswith((".", "?")) else "."
             return _fail(f"{message}{stop} See {where} --help", error.exit_code)
         if type(error).__name__ == "Abort":
-            return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+            return _fail(_STOPPED, INTERRUPTED)
         raise
     return result if isinstance(result, int) else 0
 

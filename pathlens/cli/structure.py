@@ -86,11 +86,14 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
 
 
 def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None) -> tuple[LoadedModel, torch.Tensor]:
-    """A network whose structure alone matters, so that weights may be random, and an input to trace it with."""
+    """A network of which the structure matters, so that weights may be random where it has none; and an input to it."""
     from pathlens.models import load_model
+    from pathlens.models.registry import DEFAULT_NAME, REFERENCES
 
-    known = network.model is None or ".py:" in network.model
-    weights = network.weights if network.weights or known else "random"
+    name = DEFAULT_NAME if network.model is None else network.model
+    packaged = name in REFERENCES and REFERENCES[name].packaged is not None
+    has_own = packaged or ".py:" in name or name.startswith("hf:")
+    weights = network.weights if network.weights or has_own else "random"
     check_init(network, weights)
     loaded = load_model(network.model, weights, seed=seed)
     example = loaded.example

@@ -173,8 +173,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
         path: the file to write or replace.
         model: the network. Weights that parametrizations of torch compute are written as what they are computed to,
             so that the file fits the network without them.
-        metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) and
-            ``num_classes`` are understood when the file is loaded.
+        metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) are
+            understood when the file is loaded.
 
     Raises:
         CheckpointError: the file cannot be written.

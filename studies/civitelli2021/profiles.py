@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pathlens
 from pathlens import ResidualView
 from pathlens.data import ImageData
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table
 from studies.civitelli2021.kinds import KINDS, Kind, fresh, images, spec
 from studies.civitelli2021.signals import sizes
@@ -49,14 +52,14 @@ LENGTHS = (
 
 def at_start(study: StudySetting, data: str, seeds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``profiles`` and of ``lengths`` of fresh networks of the paper's sizes."""
-    batch = images(study, data, 16)
+    batch, where = images(study, data, 16), pick_device(study.device)
     rows, lengths = [], []
     for size in sizes(study):
         for kind in KINDS:
             tables = []
             for seed in range(seeds):
                 stem = f"paths-{size}-{kind.variant}-{kind.init}-seed{seed}"
-                table = once(study, stem, partial(_fresh, size, kind, seed, batch))
+                table = once(study, stem, partial(_fresh, size, kind, seed, batch, where))
                 expected = table.provenance["expected_length"]
                 rows.append(_row(size, kind.name, 0, seed, table) | {"expected_length": expected})
                 tables.append(table)
@@ -64,10 +67,11 @@ def at_start(study: StudySetting, data: str, seeds: int) -> tuple[list[dict[str,
     return rows, lengths
 
 
-def _fresh(size: str, kind: Kind, seed: int, batch: ImageData) -> Table:
+def _fresh(size: str, kind: Kind, seed: int, batch: ImageData, device: torch.device) -> Table:
     say(f"path lengths at initialisation: {size}, {kind.name}, seed {seed}")
     view = fresh(size, kind, seed, batch.batch(0, 2).images)
-    table = pathlens.path_gradients(view, batch, method="exact", mode="train", batch_size=batch.n)
+    options: dict[str, Any] = {"method": "exact", "mode": "train", "batch_size": batch.n, "device": device}
+    table = pathlens.path_gradients(view, batch, **options)
     expected = expected_length(view, kind.factor, batch)
     return replace(table, provenance={**table.provenance, "expected_length": expected})
 
@@ -77,14 +81,15 @@ def in_training(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``profiles`` and of ``lengths`` of the weights that were kept, without runs that diverged."""
     rows, lengths = [], []
-    batch = images(study, data, 64, image_size(study))
+    batch, where = images(study, data, 64, image_size(study)), pick_device(study.device)
     groups: dict[tuple[str, str, int], list[Table]] = {}
     for training in wanted:
         folder = done[training.name]
         if (folder / DIVERGED).is_file():
             continue
         for epoch in kept_epochs(study):
-            table = once(study, f"paths-{training.name}-epoch{epoch}", partial(_kept, training, folder, epoch, batch))
+            measure = partial(_kept, training, folder, epoch, batch, where)
+            table = once(study, f"paths-{training.name}-epoch{epoch}", measure)
             rows.append(_row(training.network, training.kind.name, epoch, training.seed, table))
             groups.setdefault((training.network, training.kind.name, epoch), []).append(table)
     for (network, kind, epoch), tables in groups.items():
@@ -92,13 +97,12 @@ def in_training(
     return rows, lengths
 
 
-def _kept(training: Training, folder: Path, epoch: int, batch: ImageData) -> Table:
+def _kept(training: Training, folder: Path, epoch: int, batch: ImageData, device: torch.device) -> Table:
     say(f"path lengths in training: {training.name}, epoch {epoch}")
     weights = folder / "epochs" / f"epoch-{epoch:03d}.safetensors"
     loaded = pathlens.load_model(spec(training.network, training.kind), weights)
-    return pathlens.path_gradients(
-        loaded.model, batch, method="exact", mode="train", batch_size=batch.n, mean=loaded.mean, std=loaded.std
-    )
+    options: dict[str, Any] = {"method": "exact", "mode": "train", "batch_size": batch.n, "device": device}
+    return pathlens.path_gradients(loaded.model, batch, mean=loaded.mean, std=loaded.std, **options)
 
 
 def _row(network: str, kind: str, epoch: int, seed: int, table: Table) -> dict[str, Any]:

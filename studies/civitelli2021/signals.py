@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pathlens
 from pathlens.data import ImageData
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table
 from studies.civitelli2021.kinds import BATCH_NORM, CONVSHORT, IDSHORT, KINDS, Kind, images, spec
 from studies.common import StudySetting, once, say
@@ -81,15 +82,16 @@ def measure(study: StudySetting, data: str, seeds: int) -> dict[str, Table]:
         parts = []
         for kind in KINDS:
             stem = f"signals-{size}-{kind.variant}-{kind.init}"
-            parts.append(once(study, stem, partial(_of_one, size, kind, batch, seeds)))
+            parts.append(once(study, stem, partial(_of_one, size, kind, batch, seeds, pick_device(study.device))))
         tables[f"signals-{size}"] = together(parts, [kind.name for kind in KINDS])
     return tables
 
 
-def _of_one(size: str, kind: Kind, batch: ImageData, seeds: int) -> Table:
+def _of_one(size: str, kind: Kind, batch: ImageData, seeds: int, device: torch.device) -> Table:
     say(f"signals: {size}, {kind.name}")
     model = pathlens.load_model(spec(size, kind), "random").model
-    return pathlens.signal_propagation(model, batch, init=kind.init, seeds=seeds, mode="train", batch_size=batch.n)
+    options: dict[str, Any] = {"mode": "train", "batch_size": batch.n, "device": device}
+    return pathlens.signal_propagation(model, batch, init=kind.init, seeds=seeds, **options)
 
 
 def together(parts: Sequence[Table], names: Sequence[str]) -> Table:

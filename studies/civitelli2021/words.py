@@ -16,9 +16,10 @@ PROTOCOL = (
     "norms in train mode, exact sums over all paths of a length, 3 initialisations. Trainings: SGD, learning rate "
     "0.01, momentum 0.9, batches of 128, cosine schedule, 3 seeds, as in the paper; weight decay 1e-4, which is the "
     "default of `pathlens train`. At `--scale cpu`: `narrow18`, which has a quarter of the channels of `nfresnet18`; "
-    "10,000 training images at 16x16, a tenth of them held out, 12 epochs, crops and mirror images. At `--scale "
-    "paper`: the networks themselves, all images, 200 epochs, crops, mirror images and RandAugment. Lengths of paths "
-    "in training: the first 64 test images as one batch, batch norms in train mode, at epoch 0 and every third epoch."
+    "10,000 training images at 16x16 (the middle of 18x18), a tenth of them held out, 12 epochs, crops and mirror "
+    "images. At `--scale paper`: the networks themselves, all images, 200 epochs, crops, mirror images and "
+    "RandAugment. Lengths of paths in training: the first 64 test images as one batch, batch norms in train mode, at "
+    "epoch 0 and every third epoch (at `--scale paper` five initialisations, and every 40th epoch)."
 )
 
 SECTIONS = {

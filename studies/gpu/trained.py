@@ -64,7 +64,8 @@ def effective(study: Study, network: str) -> int:
         raise Late(f"waits for {network}-full")
     if not study.rows(slice=RANGE, network=network):
         loaded, view, _ = opened(study, network, weights)
-        data = study.test.subset(torch.arange(min(study.test.n, pick(4, None, 256))), study.test.split)
+        # training images: its errors are of the test images
+        data = study.train.subset(torch.arange(min(study.train.n, pick(4, 256, 256))), study.train.split)
         options = {"max_samples": pick(2, None, 64), "batch_size": 16, "mean": loaded.mean, "std": loaded.std}
         table = pathlens.path_gradients(view, data, method="sampled", progress=study.watch, **options)
         found = table.provenance["effective"]["sampled"]

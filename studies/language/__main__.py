@@ -15,6 +15,7 @@ from typing import Any
 import pathlens
 from pathlens import figures
 from pathlens.residual import view_of
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table, read_table
 from studies.common import ROOT, Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.language.judged import verdicts
@@ -77,7 +78,7 @@ def measure_one(study: StudySetting, subject: Subject) -> None:
     """The tables of one network."""
     view = view_of(subject.model, subject.tokens[:2])
     layers = len(view) // 2
-    swept: dict[str, Any] = {"provenance": subject.about, "device": None if study.device == "auto" else study.device}
+    swept: dict[str, Any] = {"provenance": subject.about, "device": str(pick_device(study.device))}
     most, samples = pick_sizes(study, len(view))
     random: dict[str, Any] = {"samples": samples, **swept}
     runs: dict[str, Any] = {"group": "layer", "count": range(1, min(layers, 5)), "contiguous": True, **swept}

@@ -16,6 +16,7 @@ from pathlens.data import ImageData
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.results.surface import basin_share, has_basin
+from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table
 from studies.common import StudySetting, once, say
 from studies.subjects import cifar10, published, untrained
@@ -148,7 +149,12 @@ def own(study: StudySetting, done: Mapping[str, Path]) -> Iterator[Network]:
         first = images(study, own_size(study)).batch(0, 2, mean=loaded.mean, std=loaded.std).images
         view = view_of(loaded.model, first)
         stated = {"model": "resnet20", "weights": loaded.sha256, "trained": True}
-        options = {"mean": loaded.mean, "std": loaded.std, "provenance": stated}
+        options = {
+            "mean": loaded.mean,
+            "std": loaded.std,
+            "provenance": stated,
+            "device": str(pick_device(study.device)),
+        }
         plain = "-plain-" in name
         lesion = [plans.delete_skips(range(len(view)))] if plain else []
         yield Network(name, WITHOUT if plain else WITH, view, options, lesion, int(name.rpartition("seed")[2]))

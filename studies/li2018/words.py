@@ -18,9 +18,9 @@ PROTOCOL = (
     "directions, the same ones in each treatment. Beside them ResNet-20 and the same network trained from the same "
     "weights through the plan that deletes its shortcuts (`pathlens train --without-skips`), 3 seeds. At `--scale "
     "cpu`: the first 500 training images of CIFAR-10 as JPEG files, 11 x 11 points, 5 lines of 9 points, the "
-    "curvature of 64 images, and trainings on 10,000 images at 16x16 for 12 epochs. At `--scale paper`: all training "
-    "images, 51 x 51 points, 10 lines of 51, the recipe of `pathlens train` for 200 epochs. Differences from the "
-    "paper: it uses all training images, and one draw of directions."
+    "curvature of 64 images, and trainings on 10,000 images at 16x16 (the middle of 18x18), a tenth of them held out, "
+    "for 12 epochs. At `--scale paper`: all training images, 51 x 51 points, 10 lines of 51, the recipe of `pathlens "
+    "train` for 200 epochs. Differences from the paper: it uses all training images, and one draw of directions."
 )
 
 SECTIONS = {

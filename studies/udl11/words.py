@@ -37,8 +37,9 @@ PROTOCOL = (
     "agreement with them is weak evidence. Problem numbers differ between editions: in the "
     "public one that we could read, problems 11.8 and 11.10 are 11.6 and 11.8, and the growth laws are in sections "
     "11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference networks `plain20`, `plain56`, `resnet20` and "
-    "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 10,000 images at 16x16, "
-    "12 epochs and a cosine schedule; at `--scale paper` as He et al. 2016a, section 4.2."
+    "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 10,000 images at 16x16 "
+    "(the middle of 18x18), a tenth of them held out, 12 epochs and a cosine schedule; at `--scale paper` as He et al. "
+    "2016a, section 4.2."
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "

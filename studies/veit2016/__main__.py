@@ -61,7 +61,8 @@ def measure(study: StudySetting, only: str | None = None, kinds: Collection[str]
     done = train_all({training.name: training.arguments for training in wanted}, study)
     start_fresh(study)
     rows = retraining.runs_table(done, wanted)
-    others = cifar.kept() if study.scale != "smoke" else []
+    # a paper scale trains those of the same names itself
+    others = cifar.kept() if study.scale == "cpu" else []
     rows += [cifar.run_row(one) for one in others]
     retraining.compare(rows, right_answers(study, wanted, done, others))
     study.tables.put("runs", record.make_table(retraining.COMPARED, rows))
@@ -113,7 +114,8 @@ def _put_fitted(
 
 def state(study: StudySetting) -> Page:
     """The page, from the tables."""
-    return stated.state(study, cifar.missing() if study.scale == "cpu" else [], cifar.kept())
+    beside = study.scale != "paper"  # which trains networks of the same names itself
+    return stated.state(study, cifar.missing() if study.scale == "cpu" else [], cifar.kept() if beside else [])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

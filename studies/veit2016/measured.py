@@ -54,7 +54,7 @@ class Network:
         options = {
             "mean": loaded.mean,
             "std": loaded.std,
-            "device": None if study.device == "auto" else study.device,
+            "device": str(pick_device(study.device)),
             "provenance": {"model": self.model, "run": self.name, "weights": loaded.sha256},
         }
         return view_of(loaded.model.float(), self.images(2).batch(0, 2).images), options
@@ -196,5 +196,6 @@ def measure_imagenet(study: StudySetting) -> None:
     weights = os.environ.get("PATHLENS_IMAGENET_WEIGHTS") or "pretrained"
     loaded = pathlens.load_model(name, weights, num_classes=data.num_classes)
     options: dict[str, Any] = {"mean": loaded.mean, "std": loaded.std, "provenance": {"model": name}}
+    options["device"] = str(pick_device(study.device))
     table = pathlens.delete_blocks(loaded.model, data, batch_size=pick(2, 32, 256), **options)
     study.tables.put("lesions-imagenet", table)

@@ -212,7 +212,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
         "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
         "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above. "
-        "Sets and orders on CIFAR-10 are of the first 2,000 test images, so that their errors differ from those above.",
+        "At `--scale cpu` those on CIFAR-10 are of the first 2,000 test images, so that errors differ from above.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         panel = {

@@ -225,3 +225,12 @@ def test_the_manual_is_right(small, capsys):
         for name in {name for each in data for name in each}:
             assert f"`{name}`" in page, (kind, name)
     assert json.dumps(sorted(kinds)) == '["dag", "lattice", "tree"]'
+
+
+def test_a_network_that_is_named_has_its_own_weights(tmp_path, capsys):
+    """Norms of the packaged weights belong to ``digits54`` also where it is named."""
+    options = ["--model", "digits54", "--limit", "2", "--max-length", "1", "--lattice", "--quiet"]
+    assert main(["path-gradients", *options, "--out", str(tmp_path / "g")]) == 0
+    lattice = ["unravel", "--model", "digits54", "--kind", "lattice", "--blocks", "52:53", "--format", "json"]
+    assert main([*lattice, "--gradients", str(tmp_path / "g"), "--out", str(tmp_path / "l.json")]) == 0
+    assert capsys.readouterr().err.count("pathlens: error") == 0

@@ -221,14 +221,36 @@ def test_what_is_not_linear_is_named(between: Callable[[Tensor], Tensor], line: 
     torch.testing.assert_close(sum(summands.values()), whole)
 
 
+def largest(value: Tensor, of: Tensor) -> Tensor:
+    """What a value has where another is largest of three neighbours."""
+    places = F.max_pool1d(of, 3, 1, 1, return_indices=True)[1]
+    return value.gather(-1, places)
+
+
 @pytest.mark.parametrize(
-    "between", [torch.sigmoid, F.gelu, lambda x: F.max_pool1d(x, 3, 1, 1), lambda x: x * x.flip(-1) - x / 3 + 2]
+    ("between", "by_hand", "constant"),
+    [
+        (torch.sigmoid, lambda part, whole: part * (whole.sigmoid() - 0.5) / whole, 0.5),
+        (F.gelu, lambda part, whole: part * F.gelu(whole) / whole, 0.0),
+        (lambda x: F.max_pool1d(x, 3, 1, 1), largest, 0.0),
+        (lambda x: x * x.flip(-1) - x / 3 + 2, lambda part, whole: part * whole.flip(-1) - part / 3, 2.0),
+    ],
 )
-def test_activations_and_maxima(between: Callable[[Tensor], Tensor]) -> None:
+def test_activations_and_maxima(
+    between: Callable[[Tensor], Tensor], by_hand: Callable[[Tensor, Tensor], Tensor], constant: float
+) -> None:
     torch.manual_seed(0)
-    whole, summands = broken_up(Odd(between), images(3, 4), "sum")
+    net, x = Odd(between).double(), images(3, 4)
+    whole, summands = broken_up(net, x, "sum")
     torch.testing.assert_close(sum(summands.values()), whole)
-    assert all(part.isfinite().all() for part in summands.values())
+    with torch.no_grad():
+        stem = net.maps[0](x)
+        block = F.relu(net.maps[1](stem))
+        total = stem + block
+        torch.testing.assert_close(summands[STEM], by_hand(stem, total))
+        torch.testing.assert_close(summands[0], by_hand(block, total))
+        torch.testing.assert_close(summands[CONSTANTS], torch.full_like(total, constant))
+        torch.testing.assert_close(summands[1], F.relu(net.maps[2](between(total))))
 
 
 def test_places() -> None:

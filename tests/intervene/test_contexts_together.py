@@ -110,6 +110,47 @@ def test_a_part_has_its_own_numbers():
         close(outer(images()), wanted, rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_orders_of_a_part_are_those_of_its_own_numbers():
+    """Orders that are not their own inverse, on a part whose blocks are not the first."""
+    outer = Followed(small()).double().eval()
+    blocks, inner = find_blocks(outer, images()), find_blocks(outer.net, images())
+
+    def by_hand(order):
+        x = inner.stem(outer.own(images()))
+        for block in order:
+            x = inner.run(x, block, block + 1)
+        return inner.head(x)
+
+    for order in ([0, 2, 3, 1], [0, 3, 1, 2]):
+        wanted = by_hand(order)
+        for part in (outer.net, inner):
+            with reordered(part, order):
+                close(outer(images()), wanted)
+        with reordered(blocks, [0, *(block + 1 for block in order)]):
+            close(outer(images()), wanted)
+
+
+@torch.no_grad()
+def test_orders_in_each_other(model):
+    """The inner one moves what the outer one has put there; they do not commute."""
+    net, view = model
+    first, second = [1, 2, 0, 3], [0, 2, 3, 1]
+
+    def by_hand(order):
+        x = view.stem(images())
+        for block in order:
+            x = view.run(x, block, block + 1)
+        return view.head(x)
+
+    both = [first[position] for position in second], [second[position] for position in first]
+    assert both[0] != both[1]
+    with reordered(net, first), reordered(net, second):
+        found = net(images())
+    close(found, by_hand(both[0]))
+    assert not torch.allclose(found, by_hand(both[1]))
+
+
 def test_a_restriction_on_a_part(wrapped):
     outer, view, inner = wrapped
 

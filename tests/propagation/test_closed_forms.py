@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,6 +170,30 @@ def test_quadrature_against_the_closed_form_of_relu(common: float) -> None:
     assert integrated == pytest.approx(gain, rel=1e-3)
     assert (got.q, got.c, got.m) == pytest.approx((due.q, due.c, due.m), rel=2e-3)
     assert due.c == pytest.approx({0.0: 3 / (2 * math.pi), 1.0: 1.5}.get(common, due.c))
+
+
+@pytest.mark.parametrize(
+    ("target", "phi"),
+    [
+        (torch.ops.aten.gelu.default, lambda x: x * stats.norm.cdf(x)),
+        (torch.ops.aten.tanh.default, np.tanh),
+        (torch.ops.aten.silu.default, lambda x: x / (1 + np.exp(-x))),
+    ],
+)
+@pytest.mark.parametrize("size", [1.0, 2.5])
+def test_quadrature_against_integrals(target: Any, phi: Callable[[Any], Any], size: float) -> None:
+    graph = torch.fx.Graph()
+    node = graph.call_function(target, (graph.placeholder("x"),))
+    got, gain = expectation._activated(node, expectation._Signal(size**2, 0.0, 0.0, True))
+
+    def mean(function: Callable[[float], float]) -> float:
+        return float(integrate.quad(lambda u: function(size * u) * stats.norm.pdf(u), -12, 12)[0])
+
+    assert got is not None
+    assert (got.q, got.m) == pytest.approx((mean(lambda x: phi(x) ** 2), mean(phi)), rel=1e-3, abs=1e-6)
+    assert gain == pytest.approx(mean(lambda x: ((phi(x + 1e-5) - phi(x - 1e-5)) / 2e-5) ** 2), rel=1e-3)
+    if target is torch.ops.aten.gelu.default and size == 1:
+        assert got.q == pytest.approx(1 / 3 + 1 / (2 * math.pi * math.sqrt(3)), rel=1e-3)
 
 
 def test_nothing_is_expected_of_networks_that_rectify_their_sums() -> None:

@@ -89,6 +89,26 @@ def test_no_file_names_a_place_of_a_machine() -> None:
             assert not re.search(r"(^|[\s\"'])/(work|tmp|home|root)/", path.read_text()), path
 
 
+def test_a_record_says_what_trainings_saw_and_names_files_as_the_repository_does(tmp_path: Path) -> None:
+    manifest = {
+        "recipe": {},
+        "model": "../../other/studies/udl11/nets.py:plain",
+        "train_images": 9,
+        "train_sha256": "a",
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"validation_images": 1, "test_sha256": "b"}))
+    found = record.training("run", tmp_path)
+    assert found["model"] == "studies/udl11/nets.py:plain"
+    assert (found["train_images"], found["train_sha256"], found["validation_images"], found["test_sha256"]) == (
+        9,
+        "a",
+        1,
+        "b",
+    )
+    (tmp_path / "manifest.json").write_text(json.dumps({"model": "resnet20"}))
+    assert record.training("run", tmp_path)["model"] == "resnet20"
+
+
 def test_a_record_says_what_it_lacks() -> None:
     whole = {"run": "a", "date": "d", "commit": "c", "versions": {"torch": "2"}, "hardware": {"cpu": "x"}}
     assert record.gaps([whole]) == ""
