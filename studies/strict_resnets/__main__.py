@@ -38,9 +38,9 @@ PROTOCOL = (
     "images for 20 epochs of 8 steps, those of different depth and width 960 images once, in 60 steps, and those that "
     "differ in their sampling 640 images once, in 40. Of the former three seeds are trained, of the latter one. The "
     "power spectrum of the outputs of an upsampling layer, and of the gradient of the loss through a downsampling "
-    "layer at its input, is averaged over 32 test images and all channels of a U-Net of two levels, initial (batch "
-    "norms with statistics of the batch) and trained (with running ones), in which only this layer is exchanged. Depth "
-    "and width are compared at equal multiply-adds; times are not measured. "
+    "layer at its input, is averaged over 32 test images (at `--scale cpu`) and all channels of a U-Net of two levels, "
+    "initial (batch norms with statistics of the batch) and trained (with running ones), in which only this layer is "
+    "exchanged. Depth and width are compared at equal multiply-adds; times are not measured. "
     "Differences from the post: other images, short trainings, the recipe, and widths that double with each level. Of "
     "the post no more is claimed here than what stands below as its claim."
 )
