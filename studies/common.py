@@ -353,8 +353,8 @@ def _made(known: Mapping[str, Any]) -> str:
     trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
     # a table that was kept is of the commit that measured it; what is made of others says no images
     of_images = [one for one in known.get("tables", {}).values() if "images" in one]
-    known_of = {str(one["commit"])[:12] for one in of_images if one.get("commit")}
-    earlier = sorted(known_of - {str(measured["commit"])[:12]})
+    commits = {str(one["commit"])[:12] for one in of_images if one.get("commit")}
+    earlier = sorted(commits - {str(measured["commit"])[:12]})
     return (
         f"measured {measured['date'][:10]} with commit {measured['commit']} and torch {measured['versions']['torch']} "
         f"on {hardware.get('cpu')}, {hardware.get('cores_allowed')} cores, GPUs: "

@@ -16,7 +16,6 @@ from pathlens.cli.decomposition import decompose
 from pathlens.cli.propagation import signal_propagation
 from pathlens.cli.surface import loss_surface
 from pathlens.errors import LONGEST, ModelError, PathlensError, ResourceError, one_line, printable
-from pathlens.storage.journal import results_unsaved
 from pathlens.version import __version__
 
 INTERRUPTED = 130
@@ -81,12 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         given = None if arguments is None else list(arguments)
-        with results_unsaved() as saved:
-            result: Any = app(args=given, prog_name="pathlens", standalone_mode=False)
-            sys.stdout.flush()
-            if result == INTERRUPTED:  # newer parsers turn Ctrl-C into a result
-                raise KeyboardInterrupt
-            saved()
+        result: Any = app(args=given, prog_name="pathlens", standalone_mode=False)
+        sys.stdout.flush()
+        if result == INTERRUPTED:  # newer parsers turn Ctrl-C into a result
+            raise KeyboardInterrupt
     except PathlensError as error:
         return _fail(error, error.exit_code)
     except MemoryError:

@@ -111,6 +111,7 @@ def setting(
     from pathlens.report import check_run_folder
     from pathlens.runtime import processes
     from pathlens.runtime.memory import oom_as_error
+    from pathlens.storage.journal import results_unsaved
 
     mean, std = parse_normalisation(common.mean, common.std)
     check_init(common, common.weights)
@@ -135,6 +136,7 @@ def setting(
                 view = view_of(loaded.model, example, common.output, which, may_be_empty, concat)
             if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
+        saved = stack.enter_context(results_unsaved())
         yield Setting(
             verb=verb,
             common=common,
@@ -155,6 +157,8 @@ def setting(
                 "notes": list(loaded.notes),
             },
         )
+        sys.stdout.flush()
+        saved()
 
 
 def open_both(common: Common) -> tuple[LoadedModel, DataSet]:

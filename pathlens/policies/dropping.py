@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from pathlens.policies.learning import Learned, Learner, Settings
 from pathlens.policies.rows import Costs, class_rows, image_rows, network_rows
 from pathlens.residual import ResidualView
 from pathlens.residual.inference import Inference
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.routes import intact as intact_route
 from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
 from pathlens.runtime import processes
@@ -259,7 +258,7 @@ def _learned(
     """The policy that was given, or a trained one with the history of its training."""
     if policy is not None:
         # the user's own stays in the mode that it is in
-        own = copy.deepcopy(policy) if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
+        own = copied(policy) if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
         return Learned(own.eval(), view, []), None
     home, device = (processes.device_of(view.model, name) for name in (None, options.get("device")))
     mean, std = tuple(options.get("mean") or data.mean), tuple(options.get("std") or data.std)

@@ -216,10 +216,13 @@ class Learner:
         Raises:
             NumericsError: the policy's logits or the loss are NaN or infinite.
             CheckpointError: a checkpoint that is damaged.
+            ModelError: a network whose state a checkpoint cannot hold.
             RunError: a checkpoint of a run with other arguments.
             ResourceError: the disk is full.
         """
         position = state.TrainState(0, [0.0] * (len(_SUMS) + 1), [], self.arguments)
+        if folder is not None:
+            state.check_kept(self._trained)
         checkpoint = None if folder is None else state.find(folder)
         if folder is not None and checkpoint is not None:
             position = state.peek(checkpoint)

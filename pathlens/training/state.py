@@ -60,7 +60,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    kept = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kept = model.state_dict()
     tensors |= {f"model/{name}": value for name, value in kept.items()}
     # what a training changes and weights do not need
     tensors |= {f"buffers/{name}": value for name, value in model.named_buffers() if name not in kept}

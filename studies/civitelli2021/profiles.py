@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import pathlens
 from pathlens import ResidualView
@@ -70,8 +71,7 @@ def at_start(study: StudySetting, data: str, seeds: int) -> tuple[list[dict[str,
 def _fresh(size: str, kind: Kind, seed: int, batch: ImageData, device: torch.device) -> Table:
     say(f"path lengths at initialisation: {size}, {kind.name}, seed {seed}")
     view = fresh(size, kind, seed, batch.batch(0, 2).images)
-    options: dict[str, Any] = {"method": "exact", "mode": "train", "batch_size": batch.n, "device": device}
-    table = pathlens.path_gradients(view, batch, **options)
+    table = _measured(view, batch, device)
     expected = expected_length(view, kind.factor, batch)
     return replace(table, provenance={**table.provenance, "expected_length": expected})
 
@@ -101,8 +101,13 @@ def _kept(training: Training, folder: Path, epoch: int, batch: ImageData, device
     say(f"path lengths in training: {training.name}, epoch {epoch}")
     weights = folder / "epochs" / f"epoch-{epoch:03d}.safetensors"
     loaded = pathlens.load_model(spec(training.network, training.kind), weights)
-    options: dict[str, Any] = {"method": "exact", "mode": "train", "batch_size": batch.n, "device": device}
-    return pathlens.path_gradients(loaded.model, batch, mean=loaded.mean, std=loaded.std, **options)
+    return _measured(loaded.model, batch, device, mean=loaded.mean, std=loaded.std)
+
+
+def _measured(network: nn.Module | ResidualView, batch: ImageData, device: torch.device, **more: Any) -> Table:
+    """The exact gradient by path length, of all images as one batch in train mode."""
+    options: dict[str, Any] = {"method": "exact", "mode": "train", "batch_size": batch.n, "device": device, **more}
+    return pathlens.path_gradients(network, batch, **options)
 
 
 def _row(network: str, kind: str, epoch: int, seed: int, table: Table) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from studies.common import keep_checkpoint
 from studies.gpu.kept import Late, Slice, Study
 from studies.gpu.timed import opened
 from studies.veit2016.retraining import runs_table
-from studies.veit2016.trainings import CIFAR_KEPT, SHARE, Training
+from studies.veit2016.trainings import CIFAR_KEPT, PAPER_BLOCKS, Training
 
 RANGE = "effective range"
 
 
 def slices(study: Study, epochs: int) -> list[Slice]:
     """Each network whole, with the paper's number of random blocks, and with the number of its own effective range."""
-    some = study.setting.pick(1, None, round(SHARE * 54))
+    some = study.setting.pick(1, None, PAPER_BLOCKS)
     rules: dict[str, tuple[str, Callable[[str], Rule]]] = {
         "full": ("whole", lambda _: Full()),
         f"m{some}": (f"{some} random blocks a batch", lambda _: BlocksPerBatch(some)),

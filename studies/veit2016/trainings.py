@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studies.common import StudySetting
-from studies.rules.veit import BLOCKS
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Training:
 
 #: the paper trained 23 of 54 blocks; first plus last effective length of its network (5 to 17) are 22
 PAPER_BLOCKS = 23
-SHARE = PAPER_BLOCKS / BLOCKS
 #: first plus last effective length of digits54 (3 to 12 in ``results/veit2016/effective.csv``)
 OWN_BLOCKS = 15
 #: numbers of blocks of the curve
