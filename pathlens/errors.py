@@ -63,6 +63,8 @@ class PathlensError(Exception):
     """
 
     exit_code = 1
+    #: whether all processes of a group end with it, of which one need print it
+    is_shared = False
 
     def __str__(self) -> str:
         return printable(super().__str__(), LONGEST)

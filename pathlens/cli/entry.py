@@ -15,7 +15,7 @@ from pathlens.cli.blockdrop import blockdrop
 from pathlens.cli.decomposition import decompose
 from pathlens.cli.propagation import signal_propagation
 from pathlens.cli.surface import loss_surface
-from pathlens.errors import LONGEST, ModelError, PathlensError, ResourceError, one_line, printable
+from pathlens.errors import LONGEST, ModelError, PathlensError, ResourceError, UsageError, one_line, printable
 from pathlens.version import __version__
 
 INTERRUPTED = 130
@@ -134,7 +134,10 @@ def _is_of_the_parser(end: SystemExit) -> bool:
 
 def _fail(error: object, code: int) -> int:
     line = printable(one_line(error), LONGEST)
-    # all processes of a group end with the same error; only the first prints it
-    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
-        print(f"pathlens: error: {line}", file=sys.stderr, flush=True)
+    world, rank = (os.environ.get(name, usual) for name, usual in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    # what all processes end with, the first one prints; options are wrong in all of them
+    own = isinstance(error, PathlensError) and not error.is_shared and not isinstance(error, UsageError)
+    if world == "1" or rank == "0" or own:
+        where = f" (process {rank} of {world})" if own and world != "1" else ""
+        print(f"pathlens: error: {line}{where}", file=sys.stderr, flush=True)
     return code

@@ -125,7 +125,7 @@ def setting(
             if common.out is not None and group.is_main and os.path.exists(common.out):
                 check_run_folder(common.out, verb)
             loaded, data = open_both(common)
-            mean, std, source = _normalisation(mean, std, loaded, data)
+            mean, std, source = normalisation(mean, std, loaded, data)
             check_fits(loaded, data)
             example = data.batch(0, min(2, data.n), mean=mean or None, std=std or None).images
             loaded.model.to(device)
@@ -247,10 +247,10 @@ def parse_normalisation(mean: str | None, std: str | None) -> tuple[tuple[float,
     return parsed
 
 
-def _normalisation(
+def normalisation(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, loaded: LoadedModel, data: DataSet
 ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """Given on the command line, else stated by the network, else the data set's own."""
+    """Mean, standard deviation and where they are from: as given, else stated by the network, else the data set's."""
     if mean is not None and std is not None:
         return mean, std, "given (--mean, --std)"
     if loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(data.mean):

@@ -21,6 +21,7 @@ from pathlens.cli.setting import (
     check_fits,
     data_spec,
     foreign_output,
+    normalisation,
     opened,
     parse_normalisation,
     run_folder,
@@ -190,6 +191,8 @@ def train(options: TrainingOptions) -> None:
                 in_channels=parts[0].channels,
                 seed=seed,
             )
+            if options.weights != "random":
+                mean, std, _ = normalisation(mean, std, loaded, parts[0])
             check_fits(loaded, parts[0])
             with foreign_output():
                 loaded, initialisation = initialised(loaded, options, parts[0].batch(0, 2).images, seed)
@@ -230,8 +233,8 @@ def train(options: TrainingOptions) -> None:
                 checkpoint_seconds=options.checkpoint_seconds,
                 device=where,
                 dtype=options.dtype.value,
-                mean=mean,
-                std=std,
+                mean=mean or None,
+                std=std or None,
                 compiled=options.compile,
                 synced=options.sync_batch_norm,
                 without_skips=options.without_skips,

@@ -24,7 +24,7 @@ _MAX_HEADER = 16 * 2**20  # bytes, of safetensors; the parsed header takes some 
 _AGAIN = "copy or download the weights again"
 
 
-def read_weights_file(path: Path, max_bytes: int) -> object:
+def read_weights_file(path: Path, max_bytes: int | None) -> object:
     """What a weights file holds: the tensors of safetensors, or whatever was given to ``torch.save``.
 
     What a file is follows from its content, whatever its name. Of ``torch.save``, tensors come as

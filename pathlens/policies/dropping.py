@@ -16,7 +16,7 @@ from pathlens.analyses.evaluation import BATCH_SIZE, Evaluation, comparison, eva
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.sweep import SweepResult
 from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
-from pathlens.errors import NumericsError, UsageError
+from pathlens.errors import DataError, NumericsError, UsageError
 from pathlens.intervene import active_plans
 from pathlens.metrics import Task
 from pathlens.models import save_weights, state_sha256
@@ -31,6 +31,7 @@ from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.routes import intact as intact_route
 from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
 from pathlens.runtime import processes
+from pathlens.runtime.memory import oom_as_error
 from pathlens.storage import lock_run
 from pathlens.tables import Json, Table
 from pathlens.tables.declared import Row, Rows
@@ -127,6 +128,9 @@ def blockdrop(
     view = view_for(model, data, options)
     task = _checked(view, data, train, samples, selection, options)
     assert train is not None
+    # of both kinds of examples the same; what are no images have none
+    options["mean"] = tuple(options.get("mean") or data.mean) or None
+    options["std"] = tuple(options.get("std") or data.std) or None
     variance = variance_of(train, task)
     learned, history = _learned(view, data, train, task, variance, policy, settings, out, on_epoch, options)
     kept = _mean_blocks(learned.policy, data, options)
@@ -213,7 +217,13 @@ def _checked(
     outputs = policies.output_shape(view)
     for part in (train, data):
         few = min(2, part.n)
-        task.check_targets(part.rows(torch.arange(few))[1], few)
+        examples, targets = part.rows(torch.arange(few))
+        task.check_targets(targets, few)
+        if tuple(examples.shape[1:]) != view.input_shape:
+            raise DataError(
+                f"{part.name} has {part.rows_are} of shape {tuple(examples.shape[1:])} and the network was traced with "
+                f"{view.input_shape}; give {part.rows_are} of one shape"
+            )
         if isinstance(part, TextData):
             check_tokens(part, outputs[task.axis])
         elif isinstance(part, ImageData):
@@ -261,15 +271,16 @@ def _learned(
         own = copied(policy) if isinstance(policy, nn.Module) else policies.read(Path(policy), view)
         return Learned(own.eval(), view, []), None
     home, device = (processes.device_of(view.model, name) for name in (None, options.get("device")))
-    mean, std = tuple(options.get("mean") or data.mean), tuple(options.get("std") or data.std)
+    mean, std = tuple(options.get("mean") or ()), tuple(options.get("std") or ())
     with contextlib.ExitStack() as stack:
         # the user's network is afterwards where it was, in the mode that it was in
         stack.enter_context(in_mode(view.model))
         stack.callback(view.model.to, home)
         view.model.to(device)
-        learner = Learner(view, train, task, variance, settings, mean, std, device)
-        folder = None if out is None else stack.enter_context(lock_run(out))
-        learned = learner.run(folder, on_epoch, options.get("progress"))
+        with oom_as_error(settings.batch_size, "--train-batch-size"):
+            learner = Learner(view, train, task, variance, settings, mean, std, device)
+            folder = None if out is None else stack.enter_context(lock_run(out))
+            learned = learner.run(folder, on_epoch, options.get("progress"))
         if folder is not None:
             policies.save(folder / POLICY, learned.policy, learned.view, {"settings": vars(settings)})
             if learned.view is not view:
@@ -290,8 +301,8 @@ def _mean_blocks(policy: nn.Module, data: DataSet, options: SweepOptions) -> flo
         NumericsError: none for any example.
     """
     kept = 0
-    with in_mode(policy), torch.inference_mode():
-        size, normalised = options.get("batch_size", BATCH_SIZE), (options.get("mean"), options.get("std"))
+    size, normalised = options.get("batch_size", BATCH_SIZE), (options.get("mean"), options.get("std"))
+    with in_mode(policy), torch.inference_mode(), oom_as_error(size):
         for index in range(data.num_batches(size)):
             batch = data.batch(index, size, mean=normalised[0], std=normalised[1])
             kept += int(choose(policy, batch.images).sum())

@@ -224,12 +224,13 @@ class Learner:
         if folder is not None:
             state.check_kept(self._trained)
         checkpoint = None if folder is None else state.find(folder)
+        per_epoch = self._batches.per_epoch
+        total = (self.settings.epochs + self.settings.joint_epochs) * per_epoch
         if folder is not None and checkpoint is not None:
             position = state.peek(checkpoint)
             state.check_arguments(position.arguments, self.arguments, folder)
+            state.check_position(position, len(_SUMS) + 1, total, checkpoint)
             state.load(checkpoint, self._trained, self._optimizer)
-        per_epoch = self._batches.per_epoch
-        total = (self.settings.epochs + self.settings.joint_epochs) * per_epoch
         history = position.history
         sums = torch.tensor(position.sums[:-1], dtype=torch.float64)
         earlier, began, saved = position.sums[-1], time.monotonic(), time.monotonic()

@@ -60,11 +60,12 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def oom_as_error(batch_size: int | None) -> Iterator[None]:
+def oom_as_error(batch_size: int | None, option: str = "--batch-size") -> Iterator[None]:
     """Say what to do when a batch does not fit in memory.
 
     Args:
         batch_size: images in a batch, or None where the caller made the batches.
+        option: that sets it.
 
     Raises:
         ResourceError: the body ran out of memory.
@@ -78,5 +79,5 @@ def oom_as_error(batch_size: int | None) -> Iterator[None]:
             raise ResourceError("a batch does not fit in memory; give smaller batches") from error
         raise ResourceError(
             f"a batch of {batch_size} image{'s' if batch_size > 1 else ''} does not fit in memory; "
-            f"give a smaller {'--batch-size' if batch_size > 1 else 'image or network, or a larger machine'}"
+            f"give a smaller {option if batch_size > 1 else 'image or network, or a larger machine'}"
         ) from error

@@ -23,6 +23,8 @@ _PATIENCE = timedelta(days=7)
 
 _agreements = itertools.count()
 
+_ENDED = "another process ended before the work was done; see what it said, and give the same command again"
+
 
 class _OtherFailed(Exception):  # noqa: N818 - never seen outside of this module
     """Ends the body of :meth:`Processes.agreed` in a process without an error, because another process has one."""
@@ -52,10 +54,22 @@ class Processes:
         try:
             dist.all_gather_object(parts, part)
         except RuntimeError as error:
-            raise RunError(
-                "another process ended before the work was done; see what it said, and give the same command again"
-            ) from error
+            raise RunError(_ENDED) from error
         return parts
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Say what it means where the body communicates and another process is gone.
+
+        Raises:
+            RunError: another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not is_lost(error):
+                raise
+            raise RunError(_ENDED) from error
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[Callable[[], None]]:
@@ -93,7 +107,15 @@ class Processes:
         if failed:
             rank, (kind, message) = failed[0]
             where = "" if len(failed) == self.world else f" (in process {rank} of {self.world})"
-            raise kind(message + where) from mine
+            shared = kind(message + where)
+            if isinstance(shared, PathlensError):
+                shared.is_shared = True
+            raise shared from mine
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone; of gloo only the text says so."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def current() -> Processes:

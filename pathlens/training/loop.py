@@ -19,7 +19,9 @@ from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import ModelError, NumericsError, PathlensError, one_line
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES, batch_iou
 from pathlens.metrics.tasks import CROSS_ENTROPY, of_two_classes
+from pathlens.residual.modes import in_mode
 from pathlens.results.result import Row
+from pathlens.runtime import processes
 from pathlens.runtime.memory import ran_out
 from pathlens.training import state
 from pathlens.training.batches import BLOCKS, NETWORK, generator
@@ -66,7 +68,7 @@ def _learning(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, PathlensError) or ran_out(error):
+        if isinstance(error, PathlensError) or ran_out(error) or processes.is_lost(error):
             raise
         raise ModelError(
             f"{type(model).__name__} cannot be trained as it is: {one_line(error, 300)}; run a forward and a backward "
@@ -110,6 +112,7 @@ class Loop:
         position = state.TrainState(0, [0.0] * 5, [], arguments)
         if checkpoint is not None:
             position = state.peek(checkpoint)
+            state.check_position(position, 5, self._total, checkpoint)
             state.load(checkpoint, self._model, optimizer)
         elif 0 in self._config.keep_epochs:
             self._session.keep(0, self._session.final(0.0))
@@ -123,7 +126,8 @@ class Loop:
             lr = self._config.recipe.rate(step, self._batches.per_epoch)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = lr
-            sums += self._step(network, optimizer, step)
+            with self._group.connected():
+                sums += self._step(network, optimizer, step)
             if self._device.type == "cpu" or step % _LOOK == 0:
                 self._look(sums, step, lr)
             done = step + 1
@@ -186,6 +190,7 @@ class Loop:
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
         if self._group.world > 1:
+            unused = self._has_unused()
             self._norms = dist.new_group() if self._config.synced else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is deprecated in newer torch
@@ -193,9 +198,17 @@ class Loop:
                     network,
                     device_ids=[self._device] if self._device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=self._rule.is_random or self._rule.lengths is not None,
+                    find_unused_parameters=self._rule.is_random or self._rule.lengths is not None or unused,
                 )
         return network
+
+    def _has_unused(self) -> bool:
+        """Whether the loss does not depend on a parameter, such as one of a head that is not in use."""
+        images, labels, _ = self._batches(0)
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        with _learning(self._model), in_mode(self._model):
+            losses, _ = self._judged(self._model(images), labels)
+            return None in torch.autograd.grad(losses, parameters, allow_unused=True)
 
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""

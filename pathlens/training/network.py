@@ -177,8 +177,10 @@ class Partial(nn.Module):
         return self._parts[id(chain)][1]
 
     def _cut(self, chain: Chain) -> _Parts:
-        outputs = tuple(item for item in chain.trace.outputs if isinstance(item, fx.Node))
-        outer = [Piece(chain.trace.source, (chain.boundaries[0],), {}), Piece(chain.boundaries[-1], outputs, {})]
+        outer = [
+            Piece(chain.trace.source, (chain.boundaries[0],), {}),
+            Piece(chain.boundaries[-1], (chain.trace.main,), {}),
+        ]
         whole = [Piece(link.start, (link.end,), {}) for link in chain.links]
         stem, *blocks, head = self._cut_into(chain, [outer[0], *whole, outer[1]])
         split: list[Piece] = []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
-from pathlens.errors import ModelError, RunError, UsageError
+from pathlens.errors import ModelError, RunError, UsageError, described
 from pathlens.intervene import skips_deleted
 from pathlens.metrics import Task, task_named
 from pathlens.metrics.mask_losses import BATCH_IOU
@@ -39,7 +39,7 @@ from pathlens.training.network import memory_format
 from pathlens.training.rules import Rule
 
 WEIGHTS = "weights.safetensors"
-_EVALUATED = 500  # images at a time
+_EVALUATED = 500  # images at a time, at most
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,13 @@ class Session:
     def evaluate(self, network: nn.Module, data: DataSet) -> Counts:
         """Errors in eval mode, each process on a part of the batches."""
         values = []
+        # no more than a step has, which is known to fit in memory
+        size = min(_EVALUATED, max(1, self.config.recipe.batch_size // self.group.world))
         with in_mode(network), torch.no_grad(), self.lower_precision():
-            for index in range(self.group.rank, data.num_batches(_EVALUATED), self.group.world):
+            for index in range(self.group.rank, data.num_batches(size), self.group.world):
                 batch = data.batch(
                     index,
-                    _EVALUATED,
+                    size,
                     mean=self.config.mean,
                     std=self.config.std,
                     device=self.device,
@@ -268,6 +270,11 @@ def _task(model: nn.Module, example: torch.Tensor, parts: tuple[DataSet | None, 
         # any network knows the token 0, and how many it knows is seen by its outputs
         logits = model(torch.zeros_like(example) if texts else example)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+    if texts and not shape:
+        raise UsageError(
+            f"only language models that return logits alone can be trained; found {described(logits)}; wrap the "
+            "network so that it returns them"
+        )
     if texts:
         task = task_named("next-token").with_loss(loss)
         task.check_outputs(shape)

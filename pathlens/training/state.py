@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from pathlens.errors import CheckpointError, ModelError, RunError
 from pathlens.models import load_into, state_sha256
-from pathlens.models.reading import DEFAULT_MAX_BYTES, read_metadata, read_weights_file
+from pathlens.models.reading import read_metadata, read_weights_file
 from pathlens.results.result import Row
 from pathlens.storage import atomic_write_bytes, disk_error
 from pathlens.tables import Provenance
@@ -134,7 +135,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     """
     record = _record(path)
     try:
-        tensors = read_weights_file(path, DEFAULT_MAX_BYTES)
+        # of any size, because a run of this one network wrote it; what does not fit in memory is refused
+        tensors = read_weights_file(path, None)
     except CheckpointError as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(tensors, dict) or state_sha256(tensors) != record["sha256"]:
@@ -163,6 +165,22 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     for name, value in parts["buffers"].items():
         buffers[name].copy_(value)
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_position(position: TrainState, sums: int, steps: int, path: Path) -> None:
+    """Refuse a position that the run cannot have.
+
+    Args:
+        position: that a checkpoint states.
+        sums: how many there are.
+        steps: of the whole run.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if len(position.sums) != sums or position.step > steps:
+        raise _damaged(path, f"it stands at step {position.step} of {steps} with {len(position.sums)} of {sums} sums")
 
 
 def check_arguments(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -199,9 +217,15 @@ def _record(path: Path) -> dict[str, Any]:
             f"{path} has format {version} and this version of pathlens writes {_VERSION}; "
             "go on with the version that wrote it"
         )
-    if not all(isinstance(record.get(name), kind) for name, kind in _FIELDS.items()):
+    if not all(isinstance(record.get(name), kind) for name, kind in _FIELDS.items()) or not _is_position(record):
         raise _damaged(path, "it does not say all that a run has to know of itself")
     return dict(record)
+
+
+def _is_position(record: Mapping[str, Any]) -> bool:
+    """Whether numbers and rows of a record are such, as far as that is known without the run."""
+    sums = all(isinstance(value, int | float) and math.isfinite(value) for value in record["sums"])
+    return sums and record["step"] >= 0 and all(isinstance(row, dict) for row in record["history"])
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -14,7 +14,7 @@ import torch
 
 from pathlens.cli import main
 from pathlens.data import open_data
-from pathlens.models import load_model
+from pathlens.models import load_model, state_sha256
 from tests.helpers.data_files import noise, png, write
 from tests.helpers.failing_commands import DATA, MODEL, NUMBERS, RUN, USAGE, WEIGHTS, Failure
 from tests.helpers.training_oracle import USER_FILE
@@ -246,10 +246,30 @@ def test_what_a_run_writes_and_prints(files: dict[str, str], tmp_path: Path, cap
         .equals(history.drop(columns=["seconds", "images_per_second"]))
     )
     start = ["-w", str(out / "weights.safetensors"), "--out", str(tmp_path / "next"), "--quiet", "--no-test"]
-    assert main(command(files, *start)) == 0
+    assert main(command(files, *start, "--mean", "0.3", "--std", "0.7")) == 0
     assert json.loads((tmp_path / "next" / "manifest.json").read_text())["weights_at_start"].endswith(
         "weights.safetensors"
     )
+
+
+def test_weights_are_trained_on_images_as_they_state(files: dict[str, str], tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    quiet = ["--quiet", "--no-test"]
+    assert main(command(files, "--mean", "0.3", "--std", "0.7", "--out", str(first), *quiet)) == 0
+    start = ["-w", str(first / "weights.safetensors"), "--keep-epochs", "0", *quiet]
+    assert main(command(files, *start, "--out", str(second))) == 0
+    assert main(command(files, *start, "--mean", "0.5", "--std", "0.25", "--out", str(third))) == 0
+    before, after, given = (
+        load_model(files["net"], path)
+        for path in (
+            first / "weights.safetensors",
+            second / "epochs" / "epoch-000.safetensors",
+            third / "weights.safetensors",
+        )
+    )
+    assert (before.mean, before.std) == (after.mean, after.std) == ((0.3,), (0.7,))
+    assert state_sha256(before.model) == state_sha256(after.model)
+    assert (given.mean, given.std) == ((0.5,), (0.25,))
 
 
 def test_json_and_the_default_folder(files: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from pathlens.errors import PathlensError
+from pathlens.cli import main
+from pathlens.errors import DataError, PathlensError
 from pathlens.models import state_sha256
 from pathlens.runtime import processes
 from pathlens.training import (
@@ -30,6 +32,7 @@ from pathlens.training import (
     state,
     train,
 )
+from pathlens.training.batches import TrainingBatches
 from pathlens.training.network import Partial
 from pathlens.training.synced import SyncedBatchNorm
 from tests.helpers.training_oracle import by_hand, digits, network
@@ -99,6 +102,24 @@ def normed(rows: slice) -> dict[str, Any]:
     }
 
 
+class Spare(nn.Module):
+    """A network with a layer that its loss does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.spare = nn.Linear(3, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(x)
+        return logits
+
+
+def with_a_spare_layer() -> Trained:
+    torch.manual_seed(1)
+    return train(Spare(), digits(100), recipe=RECIPE, seed=9, dtype="float64")
+
+
 def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"rank": group.rank}
     with SyncedBatchNorm(dist.new_group()):
@@ -122,6 +143,8 @@ def scenarios(group: processes.Processes, folder: Path) -> dict[str, Any]:
         trained(PathLengths(1, 2))
     except PathlensError as error:
         found["path lengths"] = [type(error).__name__, str(error)]
+    spare = with_a_spare_layer()
+    found["spare"] = [state_sha256(spare.model), weights(spare)]
     # statistics of each process by itself: no table of one process to compare with, but all have the same network
     run = trained(PathLengths(1, 2), synced=False)
     found["unsynced"] = [state_sha256(run.model), curve(run)]
@@ -163,6 +186,22 @@ def clocks_that_differ(group: processes.Processes, folder: Path) -> list[int]:
         recipe = Recipe(epochs=1, batch_size=20, warmup=0)
         trained(Full(), out=folder, recipe=recipe, checkpoint_seconds=0.0 if group.is_main else 1e9)
     return steps
+
+
+def fails(folder: Path) -> None:
+    """The command, of which the second process alone finds an image that cannot be read."""
+    if os.environ["RANK"] == "1":
+        original = TrainingBatches.__call__
+
+        def damaged(self: TrainingBatches, step: int) -> Any:
+            if step == 1:
+                raise DataError("image 7 of the digits is damaged")
+            return original(self, step)
+
+        TrainingBatches.__call__ = damaged  # type: ignore[method-assign]
+    options = ["--limit", "60", "--validation", "10", "--epochs", "1", "--batch-size", "10", "--quiet"]
+    code = main(["train", "-m", "preresnet20", "-d", "digits", *options, "--out", str(folder / "failing")])
+    print(code, flush=True)
 
 
 def work(folder: Path) -> None:

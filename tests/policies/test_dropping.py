@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from typing import Any
@@ -18,10 +19,12 @@ import pathlens
 from pathlens import figures
 from pathlens.cli import main
 from pathlens.data import ImageData, open_data
-from pathlens.errors import ModelError, NumericsError, UsageError
+from pathlens.data.images import Normalisation
+from pathlens.data.sources import ArraySource
+from pathlens.errors import DataError, ModelError, NumericsError, ResourceError, UsageError
 from pathlens.metrics import holm, mcnemar_p, wilson_interval
 from pathlens.models import preresnet, state_sha256
-from pathlens.policies import BlockDrop, Settings
+from pathlens.policies import BlockDrop, Settings, dropping
 from pathlens.policies import network as policies
 from pathlens.policies.network import PolicyNetwork
 from pathlens.residual import ResidualView
@@ -267,6 +270,37 @@ def test_what_it_refuses(view, test, train):
         pathlens.blockdrop(view, test, train, samples=0)
     with pathlens.deleted(view, 1), pytest.raises(UsageError, match="outside of its with block"):
         pathlens.blockdrop(view, test, train)
+
+
+def test_training_images_of_other_channels(view, test, train):
+    pixels, _ = train.rows(torch.arange(train.n))
+    colour = dataclasses.replace(train, _source=ArraySource(pixels.expand(-1, 3, -1, -1), train.scale))
+    with pytest.raises(DataError, match=r"images of shape \(3, 8, 8\) and the network was traced with \(1, 8, 8\)"):
+        pathlens.blockdrop(view, test, colour, **EXACT)
+
+
+def test_memory_that_runs_out_in_the_training(view, test, train, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pathlens.policies.learning.Learner._step", run_out)
+    with pytest.raises(ResourceError, match=r"a batch of 32 images does not fit.*--train-batch-size"):
+        pathlens.blockdrop(view, test, train, settings=Settings(batch_size=32), **EXACT)
+
+
+def test_the_baselines_see_images_as_the_policy_does(view, test, train, policy, monkeypatch):
+    """Images of a split have a mean of their own, where the data set states none."""
+    seen = {}
+
+    def chosen_on(view, data, examples, options):
+        seen.update(options)
+        return original(view, data, examples, options)
+
+    original = dropping.chosen_on
+    monkeypatch.setattr(dropping, "chosen_on", chosen_on)
+    own = dataclasses.replace(train, _normalisation=Normalisation((0.9,), (0.1,), "its own"))
+    pathlens.blockdrop(view, test, own, policy=policy, samples=1, selection=8, **EXACT)
+    assert (seen["mean"], seen["std"]) == (test.mean, test.std) != (own.mean, own.std)
 
 
 def test_on_the_command_line(tmp_path, capsys):

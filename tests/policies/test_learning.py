@@ -193,6 +193,24 @@ def test_a_step_has_the_gradients_of_plain_forward_passes(joint, data, view):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-10, rtol=1e-7)
 
 
+class Several(nn.Module):
+    """Features before the logits, which are what is studied."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return {"features": x.flatten(1), "logits": self.net(x)}
+
+
+def test_joint_epochs_learn_by_the_output_that_is_studied(data, view):
+    several = view_of(data, Several(copy.deepcopy(view.model)))
+    plain, wrapped = (learner(one, data, epochs=1, joint_epochs=1, curriculum=0).run() for one in (view, several))
+    assert state_sha256(wrapped.policy) == state_sha256(plain.policy)
+    assert state_sha256(wrapped.view.model.net) == state_sha256(plain.view.model) != state_sha256(view.model)
+
+
 def test_the_last_blocks_are_chosen_first():
     published = Settings(epochs=20, curriculum=6)
     assert [published.choosing(epoch, 6) for epoch in (0, 0.9, 1, 4.5, 5, 6, 19)] == [1, 1, 2, 5, 6, 6, 6]

@@ -67,6 +67,19 @@ def test_full_training_equals_the_plain_loop(name: str) -> None:
     assert losses[1] < losses[0]
 
 
+def test_no_more_images_are_evaluated_at_once_than_a_step_has() -> None:
+    net, (kept, held) = network(), hold_out(digits(), 30)
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    net.register_forward_pre_hook(lambda module, given: sizes[module.training].append(len(given[0])))
+    trained = train(net, kept, validation=held, recipe=Recipe(epochs=1, batch_size=14, warmup=0, crop=0, flip=False))
+    assert sizes[True] == [14] * 5
+    assert sizes[False][-6:] == [14, 14, 2] * 2  # after the epoch, and at the end
+    with torch.no_grad():
+        batch = held.batch(0, held.n, mean=digits().mean, std=digits().std)
+        wrong = (net.double()(batch.images.double()).argmax(1) != batch.labels).sum().item()
+    assert trained.result.rows[0]["error"] == wrong / 30
+
+
 def lesioned(view: Any, rule: Any, seed: int) -> Any:
     def forward(model: torch.nn.Module, images: torch.Tensor, step: int) -> torch.Tensor:
         kept = rule.draw(len(view), len(images), generator(seed, BLOCKS, step))
@@ -271,8 +284,9 @@ def test_the_test_split_is_read_once_after_the_last_epoch(monkeypatch: pytest.Mo
     test = open_data("digits", split="test")
     read.clear()
     trained = train(network(), kept, validation=held, test=test, recipe=PLAIN, dtype="float64")
-    assert [entry for entry in read if entry[0] == "test"] == [("test", 0)]
-    assert read[-1] == ("test", 0)
+    batches = -(-test.n // PLAIN.batch_size)
+    assert [entry for entry in read if entry[0] == "test"] == [("test", index) for index in range(batches)]
+    assert {split for split, _ in read[-batches:]} == {"test"}
     assert read.count(("validation", 0)) == 3  # after each epoch, and at the end
     assert [row["split"] for row in trained.result.rows] == ["validation", "test"]
     assert [row["n"] for row in trained.result.rows] == [20, 360]

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pathlens.errors import RunError
+from pathlens.errors import DataError, RunError
 from pathlens.training import Full
 from tests.helpers.processes import two_processes
-from tests.helpers.training_worker import RULES, UNEVEN, curve, normed, trained, weights, work
+from tests.helpers.training_worker import (
+    RULES,
+    UNEVEN,
+    curve,
+    fails,
+    normed,
+    trained,
+    weights,
+    with_a_spare_layer,
+    work,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +111,24 @@ def test_what_several_processes_cannot_do(found: list[dict[str, Any]]) -> None:
     assert first["unsynced"] == second["unsynced"]
     assert all(row["train_loss"] > 0 for row in first["unsynced"][1])
     assert first["digest"] == second["digest"]
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_not_in_use_changes_nothing(found: list[dict[str, Any]]) -> None:
+    (one, values), (two, _) = (part["spare"] for part in found)
+    assert one == two
+    for key, value in weights(with_a_spare_layer()).items():
+        close(values[key], value)
+
+
+@pytest.mark.slow
+def test_the_error_of_one_process_is_said(tmp_path: Path) -> None:
+    printed, said = two_processes(lambda: fails(tmp_path), tmp_path)
+    assert [text.split()[-1] for text in printed] == [str(RunError.exit_code), str(DataError.exit_code)]
+    first, second = ([line for line in text.splitlines() if "pathlens: error" in line] for text in said)
+    assert second == ["pathlens: error: image 7 of the digits is damaged (process 1 of 2)"]
+    assert len(first) == 1
+    assert "another process ended before the work was done; see what it said" in first[0]
 
 
 @pytest.mark.slow

@@ -313,6 +313,23 @@ def test_a_record_that_lacks_what_a_run_has_to_know(gone: str, folder: Path, tmp
         state.peek(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("sums", []), ("sums", ["a"] * 5), ("sums", [float("nan")] * 5), ("step", -1), ("step", 10**9),
+                         ("history", [1])],
+)  # fmt: skip
+def test_a_record_of_a_position_that_no_run_has(field: str, value: Any, folder: Path) -> None:
+    path = folder / state.CHECKPOINT
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()[state._KEY])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del record["record_sha256"]
+    record[field] = value
+    record["record_sha256"] = state._digest_of_record(record)
+    path.write_bytes(safetensors.torch.save(tensors, {state._KEY: json.dumps(record)}))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run(folder, resume=True)
+
+
 def test_a_record_that_is_nested_without_end(tmp_path: Path) -> None:
     path = tmp_path / state.CHECKPOINT
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {state._KEY: "[" * 10**5}))

@@ -133,6 +133,10 @@ def test_what_is_refused(file: Path) -> None:
         training.train(tiny(), data, recipe=recipe_for("text:", crop=2))
     with pytest.raises(ModelError, match=r"task next-token wants logits \[batch, tokens, vocabulary\]"):
         training.train(torch.nn.Sequential(torch.nn.Embedding(128, 4), torch.nn.Flatten()), data)
+    several = torch.nn.Sequential(torch.nn.Embedding(128, 128))
+    several.register_forward_hook(lambda _module, _given, logits: {"logits": logits})
+    with pytest.raises(UsageError, match="return logits alone can be trained; found a dict; wrap the network"):
+        training.train(several, data)
     with pytest.raises(DataError, match="outside the vocabulary of the model, 64 tokens"):
         training.train(Llama(Sizes(8, 16, 1, 2, 1, 64, 32)), data)
     with pytest.raises(UsageError, match="a batch of 1 sequences cannot be divided among 1 processes"):
