@@ -97,13 +97,61 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
             change = (_own_output(model, chain, images) - reference).abs().max()
             if change > _DRAWN * reference.abs().max():  # more than sums in another order make of it
                 raise _changing(model)
-        traced = view.head(view.run(view.stem(images))) if chain.in_series else chain.whole(images)[0]
         try:
-            return _compared("traced", model, traced, reference, images.dtype, "report the network")
+            difference = _compared(
+                "traced", model, _traced_output(view, chain, images), reference, images.dtype, "report the network"
+            )
         except NumericsError:
             if torch.equal(_own_output(model, chain, images), reference):
                 raise
-    raise _changing(model)
+            raise _changing(model) from None
+        if not chain.trace.recorded:  # what was recorded holds where gradients end, and no functions of their own
+            _check_gradients(view, chain, images)
+        return difference
+
+
+def _check_gradients(view: ResidualView, chain: Chain, images: Tensor) -> None:
+    """Refuse a network whose gradients are not those of its traced operations.
+
+    Raises:
+        NumericsError: by more than rounding.
+    """
+    model = view.model
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    found = []
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for output in (_traced_output, lambda _view, _chain, x: _output_of(model, chain, x)):
+            x = images.clone().requires_grad_(images.is_floating_point())
+            with torch.enable_grad():
+                value = output(view, chain, x)
+                wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
+                gradients = torch.autograd.grad(
+                    value, wanted, value.detach(), allow_unused=True, materialize_grads=True
+                ) if value.requires_grad else [torch.zeros_like(tensor) for tensor in wanted]  # fmt: skip
+            found.append(torch.cat([gradient.double().cpu().reshape(-1) for gradient in gradients]))
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    traced, own = found
+    limit = _LARGEST_DIFFERENCE.get(images.dtype)
+    relative = float((traced - own).norm() / own.norm().clamp_min(1e-12))
+    if limit is not None and relative > limit:
+        cause = (
+            "an autograd.Function has a backward pass of its own"
+            if chain.trace.has_functions
+            else "a part of it runs without gradients"
+        )
+        raise NumericsError(
+            f"the gradient of the traced network differs from {type(model).__name__}'s own by {relative:.1e} of its "
+            f"norm, because {cause}, which a trace does not hold; write that part without it"
+        )
+
+
+def _traced_output(view: ResidualView, chain: Chain, images: Tensor) -> Tensor:
+    return view.head(view.run(view.stem(images))) if chain.in_series else chain.whole(images)[0]
 
 
 def _changing(model: nn.Module) -> NumericsError:
@@ -122,11 +170,13 @@ def _changing(model: nn.Module) -> NumericsError:
 
 def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
     """What the model's own forward gives, in float64 on the CPU."""
+    return _output_of(model, chain, images).double().cpu()
+
+
+def _output_of(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
     own = next((parameter for parameter in model.parameters()), images)
     # a copy, because a model may change its input in place
-    images = images.to(own.device, copy=True)
-    if images.is_floating_point():
-        images = images.to(own.dtype)
+    images = images.to(own.device, own.dtype if images.is_floating_point() else None, copy=True)
     try:
         output = model(images)
     except Exception as error:  # foreign code may raise anything
@@ -139,7 +189,7 @@ def _own_output(model: nn.Module, chain: Chain, images: Tensor) -> Tensor:
     flat = torch.utils._pytree.tree_leaves(output)
     position = next(i for i, item in enumerate(chain.trace.outputs) if item is chain.trace.main)
     logits: Tensor = flat[position]
-    return logits.double().cpu()
+    return logits
 
 
 def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dtype: torch.dtype, advice: str) -> float:

@@ -51,10 +51,13 @@ class Addition:
         """The ends of the branch, each with the sum that adds it."""
         edges: list[tuple[fx.Node, fx.Node]] = []
         sums = [self.node]
+        shortcuts = 1  # which may be a term beside: x + f(x) + x
         while sums:
             node = sums.pop()
             for operand in node.all_input_nodes:
-                if operand in self.terms:
+                if operand is self.shortcut and shortcuts:
+                    shortcuts -= 1
+                elif operand in self.terms:
                     edges.append((node, operand))
                 elif operand is not self.shortcut:
                     sums.append(operand)
@@ -288,6 +291,13 @@ class _Finder:
         learned = [any(self._is_learned(item) for item in path) for path in operand_paths]
         if not any(learned) or all(ops.is_elementwise(item) for path in operand_paths for item in path):
             # an addition within an activation function, learned ones (PReLU, Snake) included
+            return None
+        start = self.trace.value(branch_point)
+        if not (start.is_floating_point() or start.is_complex()):
+            self.refused[node.name] = (
+                "it starts from integers; a position or mask that is computed from tokens reaches past blocks: give it "
+                "as a constant"
+            )
             return None
         shortcut, kind, reason = self._choose(node, branch_point, terms, operand_paths, learned)
         if shortcut is None:

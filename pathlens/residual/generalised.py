@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pathlens.residual import operations as ops
 from pathlens.residual.aliases import Unsure
 from pathlens.residual.sizes import STAND_IN, may_follow_batch
 
 aten = torch.ops.aten
-
-_ADDITIONS = (aten.add.Tensor, aten.sub.Tensor)
 
 
 def generalise(small: fx.Graph, graph: fx.Graph, batch: int) -> None:
@@ -36,7 +35,7 @@ def generalise(small: fx.Graph, graph: fx.Graph, batch: int) -> None:
         if one.op != other.op or one.target != other.target:
             raise Unsure("other operations for another batch size")
         _check_values(one.meta.get("val"), other.meta.get("val"), batch)
-        if other.target in _ADDITIONS and any(may_follow_batch(size) for size in other.meta["val"].shape[1:]):
+        if other.target in ops.ADDITIONS and any(may_follow_batch(size) for size in other.meta["val"].shape[1:]):
             raise Unsure("an addition of tensors with the batch in another place than the first")
         args = sizes.merged(one.args, other.args, partner)
         kwargs = sizes.merged(one.kwargs, other.kwargs, partner)

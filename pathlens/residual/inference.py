@@ -74,7 +74,7 @@ class Inference:
             )
         self._own = next((t.dtype for t in view.model.parameters() if t.is_floating_point()), source.dtype)
         # types and devices that the trace recorded, as of torch.zeros(..., device=x.device), become the engine's
-        self._moved = {self._own: dtype, source.device: self.device}
+        self._moved = {self._own: dtype, trace.device: self.device}
         self._pieces: dict[Segment, Call] = {}
         self._shared: dict[str, Tensor] = {}
         self._lock = threading.Lock()

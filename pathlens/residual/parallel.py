@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
-from pathlens.residual.operations import ancestors
 
 aten = torch.ops.aten
 
-_SUMS = (aten.add.Tensor, aten.sub.Tensor)
 _RANDOM = ("aten.rand.", "aten.rand_like.")
 
 
@@ -28,7 +27,7 @@ def parallel_branches(chain: Chain, index: int) -> tuple[tuple[fx.Node, float], 
     link = chain.links[index]
     terms = _terms(link.branch, 1.0, chain.discovery.input_dependent)
     if len(terms) == 2:
-        first, second = (ancestors([node], lambda item: item is link.branch_point) for node, _ in terms)
+        first, second = (ops.ancestors([node], lambda item: item is link.branch_point) for node, _ in terms)
         ours, theirs = (
             {node for node in nodes if chain.trace.tensors.get(node.name, ("",))[0] == "parameter"}
             for nodes in (first, second)
@@ -41,7 +40,7 @@ def parallel_branches(chain: Chain, index: int) -> tuple[tuple[fx.Node, float], 
 def draws_at_random(chain: Chain, index: int) -> bool:
     """Whether a block draws numbers itself, as shake-shake networks do in train mode."""
     link = chain.links[index]
-    inside = ancestors([link.branch], lambda node: node is link.branch_point)
+    inside = ops.ancestors([link.branch], lambda node: node is link.branch_point)
     return any(str(node.target).startswith(_RANDOM) for node in inside)
 
 
@@ -54,7 +53,7 @@ def _terms(node: fx.Node, factor: float, input_dependent: set[fx.Node]) -> tuple
         return _terms(other, factor * number, input_dependent)
     if node.target is aten.div.Tensor and number is operands[1] and isinstance(operands[0], fx.Node) and number:
         return _terms(operands[0], factor / number, input_dependent)
-    if node.target in _SUMS and all(item in input_dependent for item in operands):
+    if node.target in ops.ADDITIONS and all(item in input_dependent for item in operands):
         first, second = operands
         assert isinstance(first, fx.Node)
         assert isinstance(second, fx.Node)

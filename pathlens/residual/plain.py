@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from pathlens.errors import NoResidualBlocksError
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link
-from pathlens.residual.discover import Addition, Discovery, discover
+from pathlens.residual.discover import Addition, discover
 from pathlens.residual.trace import Trace
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
     learned = [
         n
         for n in trace.graph.nodes
-        if n in input_dependent and n.target in ops.WEIGHTED and _has_weight(n, trace, input_dependent)
+        if n in input_dependent and n.target in ops.WEIGHTED and _has_weight(n, input_dependent)
     ]
     if (
         discovery.off_trunk
@@ -84,7 +84,7 @@ def build_layers(trace: Trace, otherwise: NoResidualBlocksError) -> Chain:
     return Chain(trace, discovery, tuple(links))
 
 
-def _has_weight(node: fx.Node, trace: Trace, input_dependent: set[fx.Node]) -> bool:
+def _has_weight(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     return any(operand not in input_dependent for operand in node.all_input_nodes)
 
 
@@ -122,6 +122,3 @@ def _link(trace: Trace, start: fx.Node, branch_point: fx.Node, end: fx.Node, nod
         post=(),
         bypass=bypass,
     )
-
-
-__all__ = ["Discovery", "build_layers", "match_shape"]

@@ -45,6 +45,10 @@ _DETACHING = (aten.detach.default, aten.detach_.default)
 _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 
 
+class BackwardError(Unsure):
+    """An ``autograd.Function`` has a backward pass of its own, which operations do not tell."""
+
+
 class ReplacedError(Unsure):
     """Parameters or buffers are replaced by others in the pass.
 
@@ -143,6 +147,9 @@ class _Recorder(TorchDispatchMode):
         self._source: fx.Node | None = None
         self._paths = {module: name for name, module in model.named_modules()}
         self._running: list[str] = []
+        self._asked = _AsReal(device)
+        #: nodes that end what was computed without gradients
+        self._ends: dict[fx.Node, None] = {}
         for item in held:
             name = re.sub(r"\W", "_", f"{item.kind[0]}_{item.name}")
             value = self._placeholder(name, item.kind, item.name, item.stand_in)
@@ -168,7 +175,7 @@ class _Recorder(TorchDispatchMode):
             with contextlib.ExitStack() as stack:
                 # without autograd the dispatcher sees whole layers, such as conv2d, and not their decompositions
                 stack.enter_context(torch.inference_mode())
-                for context in (torch.enable_grad(), _as_for_the_exporter(), self._following(), _AsReal(self._device)):
+                for context in (torch.enable_grad(), _as_for_the_exporter(), self._following(), self._asked):
                     stack.enter_context(context)
                 stack.enter_context(self)
                 result = self._model(x)
@@ -182,6 +189,7 @@ class _Recorder(TorchDispatchMode):
         outputs = [self._read(item) if isinstance(item, Tensor) else item for item in flat]
         written = self._written()
         self._graph.output((*written.values(), *outputs))
+        self._thin_ends()
         return Recording(self._graph, self._source, self._tensors, tuple(written), out_spec)
 
     def _registered(self) -> list[tuple[str, int]]:
@@ -224,8 +232,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record an operation, and give what it returns for tensors without values."""
         args, kwargs = self._without_device((tuple(args), kwargs or {}))
-        if not torch.is_grad_enabled() or not torch.is_inference_mode_enabled():
-            raise Unsure("a part without gradients")
+        if not torch.is_inference_mode_enabled():
+            raise Unsure("a part outside of inference mode")
+        if torch.is_grad_enabled() != self._asked.gradients:
+            raise BackwardError("a forward pass that autograd calls itself")
         if func is aten.lift_fresh.default:
             return self._fresh(*args)
         if func in _DETACHING and self._is_fresh(*args):
@@ -234,7 +244,8 @@ class _Recorder(TorchDispatchMode):
             raise Unsure(f"{func}")
         # it writes to its running statistics, and its schema does not say so
         updates = func is aten.instance_norm.default and args[3] is not None and args[5]
-        if updates or (func is not _BATCH_NORM and _hides_aliases(func)):
+        drops = func is aten.dropout.default and args[2] and args[1] > 0  # otherwise it returns its operand
+        if updates or (func is not _BATCH_NORM and not drops and _hides_aliases(func)):
             with self:
                 return func.decompose(*args, **kwargs)
         if func is _BATCH_NORM:
@@ -254,12 +265,32 @@ class _Recorder(TorchDispatchMode):
                 raise Unsure(f"{func}, which returns other things than tensors")
             element = None if item is out else index
             taken = node if element is None else self._emit(operator.getitem, (node, index), {}, item)
+            taken = self._ended(taken, item)
             if of is None:
                 self._aliases.own(item, taken)
             else:
                 step = Step(func, tuple(node_args[1:]), options, element, of.tensor, item)
                 self._aliases.view(item, taken, of, step)
         return out
+
+    def _ended(self, node: fx.Node, value: Tensor) -> fx.Node:
+        """A node, or where the pass is without gradients one through which none goes back to it."""
+        if torch.is_grad_enabled() or not (value.is_floating_point() or value.is_complex()):
+            return node
+        end = self._emit(aten.detach.default, (node,), {}, value)
+        self._ends[end] = None
+        return end
+
+    def _thin_ends(self) -> None:
+        """Keep those ends alone that something with gradients uses; inside of a part they would hide what is there."""
+
+        def ends(node: fx.Node) -> bool:
+            taken = (user.target is operator.getitem and ends(user) for user in node.users)
+            return all(user in self._ends or is_taken for user, is_taken in zip(node.users, taken, strict=True))
+
+        for end in [end for end in self._ends if all(user.op != "output" and ends(user) for user in end.users)]:
+            end.replace_all_uses_with(end.all_input_nodes[0])
+            self._graph.erase_node(end)
 
     def _is_fresh(self, tensor: Tensor) -> bool:
         """Whether a tensor is as an operation without gradients made it."""
@@ -293,7 +324,12 @@ class _Recorder(TorchDispatchMode):
         target: Tensor = args[0]
         if (out.shape, out.dtype) != (target.shape, target.dtype):
             raise Unsure(f"{func}, whose result is of another type than its operand")
-        self._aliases.write(self._value(target), self._emit(whole, node_args, options, out))
+        value = self._value(target)
+        computed = self._emit(whole, node_args, options, out)
+        end = self._ended(computed, out)
+        if end is not computed and value.base.kind != "buffer" and value.base.node not in self._ends:
+            raise Unsure("a write without gradients to what has some")
+        self._aliases.write(value, end)
         return target
 
     def _batch_norm(self, args: Any) -> Tensor:
@@ -304,7 +340,7 @@ class _Recorder(TorchDispatchMode):
         node_args = self._nodes(args)
         out: Tensor = self._run(_BATCH_NORM, args, {})
         if not training:
-            self._aliases.own(out, self._emit(_BATCH_NORM, node_args, {}, out))
+            self._aliases.own(out, self._ended(self._emit(_BATCH_NORM, node_args, {}, out), out))
             return out
         statistics = [self._value(mean), self._value(variance)]
         values = (out, out, out, *(buffer.tensor for buffer in statistics))
@@ -312,7 +348,7 @@ class _Recorder(TorchDispatchMode):
         first, *updates = [self._emit(operator.getitem, (whole, i), {}, values[i]) for i in (0, 3, 4)]
         for buffer, update in zip(statistics, updates, strict=True):
             self._aliases.write(buffer, update)
-        self._aliases.own(out, first)
+        self._aliases.own(out, self._ended(first, out))
         return out
 
     def _fresh(self, tensor: Tensor) -> Tensor:
@@ -364,16 +400,21 @@ class _Recorder(TorchDispatchMode):
         name = target.overloadpacket.__name__ if hasattr(target, "overloadpacket") else target.__name__
         node = self._graph.create_node("call_function", target, args, kwargs, name)
         node.meta = {"val": value}
-        if self._running:
-            node.meta["nn_module_stack"] = {self._running[-1]: (self._running[-1], "module")}
+        # from the outermost module to the innermost; the kind is none, because it is not asked for
+        node.meta["nn_module_stack"] = {path: (path, "") for path in self._running}
         return node
 
 
 class _AsReal(TorchFunctionMode):
-    """Lets tensors say that they are on the device of those that they stand for; gives up where types are chosen."""
+    """Lets tensors say that they are on the device of those that they stand for; gives up where types are chosen.
+
+    Attributes:
+        gradients: whether the network asks for some, which ``no_grad`` and the like say.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.gradients = True
         self._kinds = {"cpu", device.type}
         attributes: Any = torch.Tensor
         self._answers: dict[Any, Any] = {attributes.device.__get__: device, attributes.is_meta.__get__: False}
@@ -384,6 +425,8 @@ class _AsReal(TorchFunctionMode):
         """Answer, or go on as ever."""
         if any(torch.is_autocast_enabled(kind) for kind in self._kinds):
             raise Unsure("types that autocast chooses")
+        if func is torch._C._set_grad_enabled:
+            self.gradients = bool(args[0])
         return self._answers[func] if func in self._answers else func(*args, **(kwargs or {}))
 
 

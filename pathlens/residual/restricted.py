@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
 
 from pathlens.residual.chain import Chain
 from pathlens.residual.routes import Part, Route, intact
@@ -287,6 +288,7 @@ class ThroughPaths(torch.autograd.Function):
         return tape.forward(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
         """The tape's backward pass."""
         x, gradients = ctx.tape.backward(seed)

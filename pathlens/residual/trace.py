@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError, one_line
 from pathlens.residual.outputs import Output, choose_output
-from pathlens.residual.recorded import ReplacedError, record
+from pathlens.residual.recorded import BackwardError, ReplacedError, record
 from pathlens.residual.simplify import batch_norm_update, simplify
 from pathlens.residual.sizes import at_batch, may_follow_batch
 from pathlens.residual.turns import together
@@ -49,6 +49,8 @@ class Trace:
         input_shape: shape of the input without the batch dimension.
         batch: number of examples that it was traced with.
         recorded: sizes that follow the batch are multiples of ``STAND_IN``; otherwise symbols of the exporter.
+        device: on which it was traced.
+        has_functions: whether an ``autograd.Function`` is in it, whose own backward pass is not traced.
     """
 
     graph: fx.Graph
@@ -62,6 +64,8 @@ class Trace:
     input_shape: tuple[int, ...]
     batch: int
     recorded: bool
+    device: torch.device
+    has_functions: bool
     _lookups: dict[str, Callable[[], Tensor]] = field(repr=False)
 
     @property
@@ -134,16 +138,19 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
     single = example.shape[0] < _MAX_BATCH_PROBE
     probe = example.repeat(_MAX_BATCH_PROBE, *([1] * (example.dim() - 1))) if single else example
     replaced: tuple[str, ...] = ()
+    has_functions = False
     try:
         recorded = _record(model, probe, output)
     except ReplacedError as error:
         recorded, replaced = None, error.buffers
+    except BackwardError:
+        recorded, has_functions = None, True
     if recorded is not None:
         return recorded
-    traced = _canonical(model, _export(model, probe), probe, output)
+    traced = _canonical(model, _export(model, probe), probe, output, has_functions)
     if single and traced.static_batch is not None:
         # the module fixes any batch size that it sees, so trace it with the one given
-        traced = _canonical(model, _export(model, example), example, output)
+        traced = _canonical(model, _export(model, example), example, output, has_functions)
     # the exporter follows what the outermost module does to its buffers, and says nothing of others
     lost = next((name for name in replaced if name not in traced.mutations), None)
     if lost is not None:
@@ -159,7 +166,7 @@ def _record(model: nn.Module, example: Tensor, output: str | int | None) -> Trac
     try:
         with undisturbed(model):
             recording = record(model, example)
-    except ReplacedError:
+    except (ReplacedError, BackwardError):
         raise
     except Exception:
         # the exporter then either succeeds or reports the error
@@ -210,7 +217,9 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         ) from error
 
 
-def _canonical(model: nn.Module, program: ExportedProgram, example: Tensor, output: str | int | None) -> Trace:
+def _canonical(
+    model: nn.Module, program: ExportedProgram, example: Tensor, output: str | int | None, has_functions: bool
+) -> Trace:
     from torch.export.graph_signature import InputKind, OutputKind
 
     graph = program.graph_module.graph
@@ -253,6 +262,7 @@ def _canonical(model: nn.Module, program: ExportedProgram, example: Tensor, outp
         example=example,
         output=output,
         recorded=False,
+        has_functions=has_functions,
     )
 
 
@@ -274,6 +284,7 @@ def _assemble(
     example: Tensor,
     output: str | int | None,
     recorded: bool,
+    has_functions: bool = False,
 ) -> Trace:
     name = type(model).__name__
     if source is None:
@@ -293,6 +304,8 @@ def _assemble(
         input_shape=tuple(example.shape[1:]),
         batch=example.shape[0],
         recorded=recorded,
+        device=example.device,
+        has_functions=has_functions,
         _lookups={name: _lookup(model, kind, target) for name, (kind, target) in tensors.items()},
     )
 

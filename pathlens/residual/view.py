@@ -176,6 +176,11 @@ class ResidualView:
         if discovery.refused:
             name, reason = next(iter(discovery.refused.items()))
             notes.append(f"{len(discovery.refused)} additions are no residual blocks (first: {name}, {reason})")
+        if self.chain().trace.has_functions:
+            notes.append(
+                "it has an autograd.Function, whose own backward pass is not traced: gradients of interventions are "
+                "those of the operations in its forward"
+            )
         return tuple(notes)
 
     def __len__(self) -> int:

@@ -213,10 +213,35 @@ def dropped(m, x):
     return F.dropout(x * 2, 0.5, m.training, inplace=True), F.relu(x, inplace=True)
 
 
+def a_part_without_gradients(m, x):
+    with torch.no_grad():
+        y = x * 2
+    return y + 1
+
+
+def writes_without_gradients(m, x):
+    with torch.no_grad():
+        y = torch.relu_(x * m.weight)
+        y.view(len(x), -1).add_(1)
+        z = (y.flatten(1) * 2).view_as(y)
+    return z * m.weight + y + x.detach() * m.weight + x
+
+
+def gradients_again(m, x):
+    with torch.no_grad():
+        y = x * m.weight
+        with torch.enable_grad():
+            z = (y + x) * m.weight
+        w = z * m.weight
+    return y + z + w
+
+
+ENDED = [a_part_without_gradients, writes_without_gradients, gradients_again]
+
 CERTAIN = [
     views_of_a_written_base, base_of_a_written_view, view_of_a_view, rearranged, one_write_between_two_reads,
     slices_assigned, an_input_overwritten, maybe_a_copy, masks_and_indices, a_buffer_counts, fresh_tensors, pieces_read,
-    a_type_kept, sizes_in_the_graph, dropped,
+    a_type_kept, sizes_in_the_graph, dropped, *ENDED,
 ]  # fmt: skip
 
 
@@ -251,12 +276,6 @@ def a_wider_operand(m, x):
     return y
 
 
-def a_part_without_gradients(m, x):
-    with torch.no_grad():
-        y = x * 2
-    return y + 1
-
-
 def a_share_of_the_batch(m, x):
     return x * (1 / x.shape[0])
 
@@ -283,7 +302,7 @@ def a_number_from_a_value(m, x):
 
 
 UNCERTAIN = [
-    squeezed_in_place, written_past_autograd, a_gradient_stopped_in_place, a_wider_operand, a_part_without_gradients, a_share_of_the_batch, at_most_a_hundred,  # noqa: E501
+    squeezed_in_place, written_past_autograd, a_gradient_stopped_in_place, a_wider_operand, a_share_of_the_batch, at_most_a_hundred,  # noqa: E501
     the_size_of_the_stand_in, a_buffer_replaced, a_piece_written, a_batch_of_another_kind, a_number_from_a_value,
 ]  # fmt: skip
 
@@ -314,6 +333,25 @@ def test_writes_in_place_give_what_the_network_gives(function, training):
     assert traced.recorded
     for batch in (1, 2, 5):
         assert_as_the_network(function, model, traced, batch)
+
+
+@pytest.mark.parametrize("function", ENDED, ids=lambda function: function.__name__)
+def test_gradients_end_where_those_of_the_network_end(function):
+    model, x = Function(function).double(), torch.randn(3, 4, 4, dtype=torch.float64, requires_grad=True)
+    traced = trace(model, x.detach())
+    assert traced.recorded
+    tensors = dict(zip(traced.tensors, traced.fetch(tuple(traced.tensors)), strict=True))
+    given = [x if n is traced.source else tensors[n.name] for n in traced.graph.nodes if n.op == "placeholder"]
+    found, wanted = fx.GraphModule(nn.Module(), traced.graph).forward(*given)[-1], model(x)
+    torch.testing.assert_close(found, wanted)
+    seed = torch.randn_like(wanted)
+    for mine, own in zip(
+        *(torch.autograd.grad(out, (x, model.weight), seed, allow_unused=True) if out.requires_grad else (None, None)
+          for out in (found, wanted)), strict=True,
+    ):  # fmt: skip
+        assert (mine is None) == (own is None)
+        if own is not None:
+            torch.testing.assert_close(mine, own)
 
 
 @pytest.mark.parametrize("function", UNCERTAIN, ids=lambda function: function.__name__)
