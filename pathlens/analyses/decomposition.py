@@ -142,6 +142,8 @@ def _measuring(
 
     def compute(batch: int, images: Tensor, targets: Tensor) -> _Batch:
         check_batch(run, batch, images)
+        if task is not None:
+            task.check_targets(targets, len(images))
         images = run.moved(images)
         chain = view.chain(images)
         target, block = target_of(chain, at)

@@ -117,7 +117,7 @@ class Evaluation:
             engine=self.choice,
             processes=self.runner.group.world,
             networks_evaluated=sum(len(result.routes) for result in results),
-            largest_relative_logit_difference=_finite(max(result.largest_logit_difference for result in results)),
+            largest_relative_logit_difference=finite(max(result.largest_logit_difference for result in results)),
             resumed_batches=self.runner.resumed,
             seconds=self.runner.seconds,
             comparison=comparison(self.task, [test for result in results for test in result.tests.values()]),
@@ -323,5 +323,6 @@ def view_for(
     return view_of(model, source.first(), None, additions, concat=concat)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number as provenance holds it: None where it is not finite."""
     return value if math.isfinite(value) else None

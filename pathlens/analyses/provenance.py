@@ -164,7 +164,7 @@ class SurfaceProvenance(AnalysisProvenance):
     device: str
     engine: EngineProvenance
     processes: int
-    largest_relative_logit_difference: float
+    largest_relative_logit_difference: float | None
     curvature_of: str | None = None
     curvature: Mapping[str, Json] | None = None
     warnings: tuple[str, ...] = ()

@@ -61,6 +61,9 @@ class Replacing:
         _check_images_stay_apart(network, sorted(block for part, block in steps if part in _REPLACED))
         self._network, self._seed = network, seed
         self.whole_batches = any(part is Part.RESAMPLED for part, _ in steps)
+        images, size = source.provenance.images, source.batch_size
+        if images is not None and size is not None:  # else the last batch is seen when it comes
+            self._check_others((images - 1) // size, (images - 1) % size + 1)
         self._means = _means(network, sorted(block for part, block in steps if part is Part.MEAN), source)
 
     def at(self, batch: int, images: int) -> Network:
@@ -73,12 +76,15 @@ class Replacing:
         Raises:
             DataError: a batch of one image, where another one is asked for.
         """
+        self._check_others(batch, images)
+        return _InBatch(self._network, self._means, partial(other_images, self._seed, batch, images=images))
+
+    def _check_others(self, batch: int, images: int) -> None:
         if self.whole_batches and images < 2:
             raise DataError(
                 f"batch {batch} has one image, so there is no other whose branch could be taken; give another "
                 "batch size (--batch-size)"
             )
-        return _InBatch(self._network, self._means, partial(other_images, self._seed, batch, images=images))
 
 
 @dataclass(frozen=True)

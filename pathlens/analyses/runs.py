@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
+import numpy as np
 from torch import nn
 
 from pathlens import plans
@@ -61,7 +62,7 @@ def reorder_blocks_runs(
         raise UsageError(f"runs {runs!r} are unknown; give {', '.join(WAYS)}")
     view = view_for(model, data, options)
     units = units_of(view, group)
-    sizes = sorted({count} if isinstance(count, int) else set(count))
+    sizes = sorted({count} if isinstance(count, (int, np.integer)) else set(count))
     if not sizes or sizes[0] < 1:
         raise UsageError(f"count must be 1 or more; found {', '.join(map(str, sizes)) or 'none'}")
     if runs == REVERSE and (sizes[0] < 2 or times is not None):

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import RandomSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from pathlens.analyses.provenance import DataProvenance
 from pathlens.data import ArrayData, DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
 
 Data = DataSet | Iterable[Any]
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """An opened data set, or batches of (images, labels)."""
 
 
@@ -129,8 +130,13 @@ def batch_source(
             "data must be an opened data set, a list of (images, labels) batches or a DataLoader; found "
             f"{type(data).__name__}"
         )
-    if isinstance(getattr(data, "sampler", None), RandomSampler):
-        raise UsageError("a DataLoader that shuffles gives other batches every time it is read; give shuffle=False")
+    batches = getattr(data, "batch_sampler", None)
+    for sampler in (getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)):
+        if isinstance(sampler, _SHUFFLING):
+            raise UsageError(
+                f"a DataLoader that shuffles ({type(sampler).__name__}) gives other batches every time it is read; "
+                "give shuffle=False, or torch.utils.data.Subset"
+            )
     length = len(data) if isinstance(data, Sized) else None
     provenance = DataProvenance(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
     return BatchSource(data, None, None, None, device, length, provenance, "")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_agreement, check_images
-from pathlens.analyses.evaluation import Evaluation, evaluating, view_for
+from pathlens.analyses.evaluation import Evaluation, evaluating, finite, view_for
 from pathlens.analyses.linear import checked_lesion, spoken_lesion
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.provenance import SurfaceProvenance
@@ -326,7 +326,9 @@ class _Surface:
             totals: list[Tensor] = []
             for images, labels in self.batches:
                 totals += network.each(_counter(network, self.task, self.route), network.parts(images, labels))
-            return [engine.name, torch.stack(totals).sum(0).tolist()]
+            values = torch.stack(totals).sum(0).tolist()
+            self.task.measured(values)  # which refuses targets outside the classes
+            return [engine.name, values]
 
     def _run(self, images: Tensor) -> None:
         """A forward pass of the lesioned network that writes batch norm statistics."""
@@ -417,7 +419,7 @@ class _Surface:
             device=processes.device_name(self.runner.device),
             engine=evaluation.choice,
             processes=self.runner.group.world,
-            largest_relative_logit_difference=difference,
+            largest_relative_logit_difference=finite(difference),
             curvature_of=curvature_of if curvature else None,
             curvature=curvature,
             warnings=tuple(no_basin),

@@ -126,7 +126,7 @@ def _answers(part: Tensor, so_far: Tensor, targets: Tensor) -> Sequence[float]:
     """
     require_inside(targets, part.shape[-1])
     known = targets != IGNORED
-    right = targets.clamp(0, part.shape[-1] - 1)
+    right = targets.long().clamp(0, part.shape[-1] - 1)
     logit = part.gather(-1, right[..., None])[..., 0] - part.mean(-1)
     each = torch.where(known, logit, 0.0).double().reshape(len(known), -1)
     units = known.reshape(len(known), -1).sum(1)

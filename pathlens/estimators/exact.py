@@ -144,7 +144,7 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     direction = flat / size.where(size > 0, torch.ones_like(size))[:, None]
     # length by length, because all of them in float64 take much memory
     along = torch.stack([(gradient.flatten(1).double() * direction).sum(1) for gradient in gradients])
-    norms, along = (_placed(values, profile.lengths, lengths) for values in (profile.norms(), along))
+    norms, along = (placed(values, profile.lengths, lengths) for values in (profile.norms(), along))
     return {
         "examples": len(images),
         "norms": norms.tolist(),
@@ -158,7 +158,7 @@ def _measure(problem: Problem, _batch: int, images: torch.Tensor, labels: torch.
     }
 
 
-def _placed(values: torch.Tensor, computed: range, lengths: range) -> torch.Tensor:
+def placed(values: torch.Tensor, computed: range, lengths: range) -> torch.Tensor:
     """Values of the lengths that were computed as rows among all lengths of the table, on the CPU; others are zero."""
     rows = values.new_zeros(len(lengths), values.shape[1], device="cpu")
     rows[computed.start - lengths.start : computed.stop - lengths.start] = values.cpu()

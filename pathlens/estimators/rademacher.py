@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import numpy as np
 
 from pathlens.estimators.estimator import NORM, Estimator, Problem
+from pathlens.estimators.exact import placed
 from pathlens.estimators.resampling import example_weights
 from pathlens.tables import Json
 from pathlens.tables.declared import MutableRow, Shown, column, formatted
@@ -91,7 +92,7 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _N
         bits = rng.integers(0, 2, size=(problem.signs, 1 if problem.mixes else len(images)))
         signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device).expand(-1, len(images))
         profile = linear.exact(problem.lengths[-1], 0.0, signs)
-        norms.append(profile.norms().tolist())
+        norms.append(placed(profile.norms(), profile.lengths, problem.lengths).tolist())
     return {"norms": norms}
 
 

@@ -27,15 +27,13 @@ class MaskCounts(UnitCounts):
 
     Attributes:
         losses: how many losses ``loss_sum`` is the sum of: those of the pixels, or of the judged images.
-        judged: images with a pixel that is counted.
-        iou_sum: sum over these images of the mean IoU of the classes in truth or prediction.
+        iou_sum: sum over the judged images of the mean IoU of the classes in truth or prediction.
         iou_squares: sum of its square.
         intersections: of each class, pixels of it that are predicted so.
         unions: of each class, pixels of it or predicted so.
     """
 
     losses: int = 0
-    judged: int = 0
     iou_sum: float = 0.0
     iou_squares: float = 0.0
     intersections: tuple[int, ...] = ()
@@ -110,7 +108,7 @@ def count_mask_answers(
             losses = judged.counted.sum()
         else:
             step = max(1, CHUNK // logits[0].numel())  # images at a time, because they are brought to float64
-            asked = targets.to(logits.device).where(judged.counted & ~judged.outside, IGNORED)
+            asked = targets.to(logits.device).long().where(judged.counted & ~judged.outside, IGNORED)
             parts = zip(logits.split(step), asked.split(step), strict=True)
             each = torch.cat([loss(part.double(), of_part) for part, of_part in parts])
             total = each.where(known & judged.whole, 0).sum()
@@ -118,7 +116,7 @@ def count_mask_answers(
         intersections, unions = _overlaps(judged, logits.shape[-1])
         # what is in neither truth nor prediction has a union of 0
         iou = (intersections / unions.clamp_min(1)).sum(1) / (unions > 0).sum(1).clamp_min(1)
-        sums = [losses, known.sum(), iou.sum(), iou.square().sum()]
+        sums = [losses, iou.sum(), iou.square().sum()]
         numbers = torch.stack([value.double() for value in sums])
         return torch.cat([judged.sums(total), numbers, intersections.sum(0), unions.sum(0)]), judged.answers
 

@@ -236,14 +236,15 @@ class ManyAnswers(Task):
 
     def measured(self, values: Sequence[float]) -> tuple[UnitCounts, UnitPairs]:
         """See :meth:`Task.measured`."""
-        n, total, correct, loss_sum, nonfinite, *squares, outside, lost, gained, changes, products = values
+        n, total, correct, loss_sum, nonfinite, *squares, judged, outside, lost, gained, changes, products = values
         if outside:
             raise DataError(
                 f"{int(outside)} of {int(total)} {self.unit}s have a target outside the classes of the network; take "
                 "the data, or the tokenizer, that the network was trained with"
             )
-        counts = UnitCounts(int(n), int(total), int(correct), loss_sum, int(nonfinite), *map(int, squares))
-        pairs = UnitPairs(counts.n, counts.units, int(lost), int(gained), int(changes), int(products), int(squares[-1]))
+        counts = UnitCounts(int(n), int(total), int(correct), loss_sum, int(nonfinite), *map(int, (*squares, judged)))
+        changed = map(int, (lost, gained, changes, products, squares[-1]))
+        pairs = UnitPairs(counts.judged, counts.units, *changed)
         return counts, pairs
 
     def share_right(self, answers: torch.Tensor, variance: float | None = None) -> torch.Tensor:
@@ -297,15 +298,14 @@ class Segmentation(ManyAnswers):
     def measured(self, values: Sequence[float]) -> tuple[MaskCounts, UnitPairs]:
         """See :meth:`Task.measured`."""
         # of pixels first, in the end the comparison, between them the numbers of MaskCounts
-        pixels, masks, compared = values[:9], values[9:-4], values[-4:]
+        pixels, masks, compared = values[:10], values[10:-4], values[-4:]
         counts, pairs = super().measured([*pixels, *compared])
-        losses, judged, iou, squares, *overlaps = masks
+        losses, iou, squares, *overlaps = masks
         classes = len(overlaps) // 2
         of_classes = [tuple(map(int, part)) for part in (overlaps[:classes], overlaps[classes:])]
         return MaskCounts(
             **vars(counts),
             losses=int(losses),
-            judged=int(judged),
             iou_sum=iou,
             iou_squares=squares,
             intersections=of_classes[0],

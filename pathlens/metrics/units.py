@@ -39,6 +39,7 @@ class UnitCounts(OfExamples):
         wrong_squares: sum over the examples of the square of the number of wrong units.
         wrong_units: sum over the examples of the number of wrong units times that of all.
         unit_squares: sum over the examples of the square of the number of units.
+        judged: examples with a unit that is counted, which are the samples of intervals.
     """
 
     n: int = 0
@@ -49,6 +50,7 @@ class UnitCounts(OfExamples):
     wrong_squares: int = 0
     wrong_units: int = 0
     unit_squares: int = 0
+    judged: int = 0
 
     @property
     def error(self) -> float:
@@ -78,16 +80,17 @@ class UnitCounts(OfExamples):
         Raises:
             NumericsError: no units were counted.
         """
-        deviation = _deviation(self.error, self.n, self.units, self.wrong_squares, self.wrong_units, self.unit_squares)
-        low, high = _interval(self.error, deviation, self.n, (0.0, 1.0))
+        deviation = _deviation(
+            self.error, self.judged, self.units, self.wrong_squares, self.wrong_units, self.unit_squares
+        )
+        low, high = _interval(self.error, deviation, self.judged, (0.0, 1.0))
         if deviation == 0 and self.error in (0, 1):
-            low, high = wilson_interval(round(self.error) * self.n, self.n)
+            low, high = wilson_interval(round(self.error) * self.judged, self.judged)
         loss = None if self.nonfinite else self.loss
         return {"n": self.n, "error": self.error, "error_low": low, "error_high": high, "loss": loss}
 
     def _require_units(self) -> None:
-        if not self.units:
-            raise NumericsError("no targets were counted, so there is no error; give some that are not left out")
+        _require_units(self.units)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class UnitPairs(Sums):
     """How a changed network's answers differ from the intact one's on the same examples of many units.
 
     Attributes:
-        n: examples seen.
+        n: examples with a unit that is counted.
         units: their units.
         lost: units that the intact network alone gets right.
         gained: units that the changed network alone gets right.
@@ -114,7 +117,12 @@ class UnitPairs(Sums):
 
     @property
     def difference(self) -> float:
-        """Error of the changed network minus that of the intact one, in [-1, 1]."""
+        """Error of the changed network minus that of the intact one, in [-1, 1].
+
+        Raises:
+            NumericsError: no units were counted.
+        """
+        _require_units(self.units)
         return (self.lost - self.gained) / self.units
 
     @property
@@ -146,7 +154,7 @@ def count_unit_answers(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
         targets: class indices, shape ``[batch, ...]``, an integer type; ``IGNORED`` where nothing is asked.
 
     Returns:
-        Nine float64 numbers: those of :class:`UnitCounts` in order, and targets outside the classes; and for each unit
+        Ten float64 numbers: those of :class:`UnitCounts` in order, and targets outside the classes; and for each unit
         1 where it is right, 0 where it is wrong and -1 where it is not counted, int8, shape ``[batch, units]``.
     """
     import torch
@@ -201,7 +209,8 @@ class Judged:
         units = self.counted.sum(1).double()
         wrong = (self.answers == 0).sum(1).double()
         sums = [units.new_full((), len(units)), units.sum(), self.correct.sum(), loss, (~self.whole).sum()]
-        sums += [wrong.square().sum(), (wrong * units).sum(), units.square().sum(), self.outside.sum()]
+        sums += [wrong.square().sum(), (wrong * units).sum(), units.square().sum(), (units > 0).sum()]
+        sums += [self.outside.sum()]
         return torch.stack([value.double() for value in sums])
 
 
@@ -306,6 +315,11 @@ def require_inside(targets: torch.Tensor, classes: int) -> None:
             f"{outside} of {targets.numel()} targets are outside the {classes} classes of the network; take the data, "
             "or the tokenizer, that the network was trained with"
         )
+
+
+def _require_units(units: int) -> None:
+    if not units:
+        raise NumericsError("no targets were counted, so there is no error; give some that are not left out")
 
 
 def _outside(asked: torch.Tensor, classes: int) -> torch.Tensor:

@@ -334,7 +334,7 @@ def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | N
     if path is not None:
         return Restriction(path=_indices(path))
     assert lengths is not None
-    items = _indices({lengths} if isinstance(lengths, int) else set(lengths))
+    items = _indices({lengths} if isinstance(lengths, (int, np.integer)) else set(lengths))
     if not items or items[0] < 0:
         raise UsageError(
             f"path lengths must be 0 or more and at least one; found {_shortened(items) if items else 'none'}"

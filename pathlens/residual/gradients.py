@@ -191,7 +191,10 @@ class Linearisation:
                 raise NumericsError("the loss does not depend on the input of the network's head")
             (seed,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
         if seed is None or not bool(seed.any()):
-            raise NumericsError("the loss does not depend on the output of the last block: its gradient there is zero")
+            raise NumericsError(
+                "the loss does not depend on the output of the last block: its gradient there is zero; where no target "
+                "of a batch is counted, leave its images out or give larger batches"
+            )
         return seed
 
     @cached_property

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from pathlens.errors import ModelError, NumericsError, UsageError
 from pathlens.residual.chain import Chain, module_path
 from pathlens.residual.flow import Flow, Unit, Ways, blocks_at, is_sum, place_of
-from pathlens.residual.gradients import boundary_of
+from pathlens.residual.gradients import boundary_of, require_rows
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact
 from pathlens.residual.scaled import Profile, Scaled, chunked, in_parts, paths_at_once, shifted, trimmed
@@ -80,6 +80,7 @@ class GraphLinearisation:
         self._start: Tensor = values[flow.start]
         if not self._start.is_floating_point():
             raise UsageError(f"at {at!r}: there are integers and no gradient; give a later place, block:I")
+        require_rows(flow.trace, flow.start, self._start, len(images), f"at {at!r}", "give --at input")
         largest = max(value.numel() for value in values.values() if isinstance(value, Tensor))
         self._at_once = paths_at_once(largest, self._start.device)
         self._adjoints = [self._adjoint(unit, values, stacked) for unit in flow.units]

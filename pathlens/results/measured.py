@@ -59,7 +59,8 @@ def points(row: Row, name: str) -> str:
     return "" if row[name] is None else f"{100 * row[name]:+.2f}"
 
 
-def _p(row: Row, name: str) -> str:
+def p_value(row: Row, name: str) -> str:
+    """A p value; of a small one that it is."""
     if row[name] is None:
         return ""
     return f"{row[name]:.4f}" if row[name] >= _SMALLEST else f"<{_SMALLEST:.4f}"
@@ -73,7 +74,7 @@ ALONE = {
 }
 """How a terminal prints what was measured of one network."""
 
-_COMPARED = {"difference": Shown(text=points, gives_way=2), "p_holm": Shown("p (Holm)", _p, gives_way=3)}
+_COMPARED = {"difference": Shown(text=points, gives_way=2), "p_holm": Shown("p (Holm)", p_value, gives_way=3)}
 
 SHOWN = {**{name: ALONE[name] for name in ("error", "error_low")}, **_COMPARED, "loss": ALONE["loss"]}
 """Likewise, and how it differs from the intact network."""
@@ -89,7 +90,8 @@ def notes(provenance: Provenance) -> list[str]:
     if compared := provenance.get("comparison"):
         lines.append(
             f"networks that differ from the intact one at {100 * LEVEL:.0f} %: {compared['differ']} of "
-            f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after Holm's correction"
+            f"{compared['networks']} ({compared['test']}), {compared['differ_corrected']} after "
+            f"{str(compared['correction']).split(',')[0]} correction"
         )
     if few := provenance.get("few"):
         lines.append(few)

@@ -86,6 +86,7 @@ class Greedy(_Steps, Result):
         "stage": Shown(text=cell(), gives_way=5),
         "kind": Shown(text=cell(), left=True, gives_way=4),
         **measured.SHOWN,
+        "p_holm": Shown("p (Bonferroni)", measured.p_value, gives_way=3),
     }
     figure = "searches.greedy"
     what = "blocks deleted one after the other, the one that costs least each time"

@@ -174,6 +174,26 @@ def test_labels_of_another_data_set_are_refused() -> None:
         pathlens.decompose(Net().double(), [(x, labels + 2) for x, labels in batches()], at="output")
 
 
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        (torch.zeros(6, 1, dtype=torch.long), "labels"),
+        (torch.zeros(6), "labels are torch.float32"),
+        (torch.zeros(5, dtype=torch.long), "labels"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: Tensor, line: str) -> None:
+    with pytest.raises(DataError, match=line):
+        pathlens.decompose(Net().eval(), [(torch.randn(6, 8), labels)], at="output")
+
+
+def test_labels_in_any_type_of_whole_numbers() -> None:
+    torch.manual_seed(0)
+    net, x, labels = Net().eval(), torch.randn(6, 8), torch.arange(6) % 4
+    found, wanted = (pathlens.decompose(net, [(x, of)], at="output") for of in (labels.to(torch.uint8), labels))
+    assert found.rows == wanted.rows
+
+
 def test_intervals_over_seeds_and_schemes_side_by_side() -> None:
     net = Net().double()
     options = {"init": ["he-fan-in", "as-built"], "seeds": 3, "build": lambda seed: Net().double(), "at": "output"}

@@ -149,10 +149,18 @@ def test_a_resampled_sweep_goes_on_with_its_own_seed_alone(tmp_path: Path) -> No
     assert again.rows == whole.rows
 
 
+def forbidden(done: int, _total: int) -> None:
+    assert not done
+
+
 def test_what_cannot_be_replaced() -> None:
     batches = small_batches(17)  # the last one has a single image
     with pytest.raises(DataError, match="batch 1 has one image, so there is no other"):
         pathlens.delete_blocks(small_net(), batches, replace="resample")
+    # of an opened data set that is known before anything runs
+    digits, net = pathlens.open_data("digits", limit=17), pathlens.load_model().model
+    with pytest.raises(DataError, match="batch 2 has one image, so there is no other"):
+        pathlens.delete_blocks(net, digits, replace="resample", batch_size=8, progress=forbidden)
     with pytest.raises(UsageError, match="cannot be replaced by 'one'; give one of zero, mean, resample"):
         pathlens.delete_blocks(small_net(), batches, replace="one")
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))

@@ -165,7 +165,10 @@ def _without(table: Table, *counts: int) -> Table:
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["-m", "preresnet20", "--weights", "random", "--data", "digits", "--limit", "12", "-q"]
     assert main(["delete-blocks", *where, "--search", "greedy", "--count", "1:2", "--out", str(tmp_path)]) == 0
-    assert "blocks were chosen on the images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "blocks were chosen on the images" in printed
+    assert "after Bonferroni's correction" in printed
+    assert "Holm" not in printed
     assert (tmp_path / "delete-blocks-greedy.csv").is_file()
     assert (tmp_path / "delete-blocks-greedy.png").is_file()
     assert main(["delete-blocks", *where, "--search", "exhaustive", "--json"]) == 0

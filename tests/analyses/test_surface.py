@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import pathlens
 from pathlens import ResidualView, figures, plans
 from pathlens.cli import main
 from pathlens.data import ImageData, open_data
-from pathlens.errors import CheckpointError, ModelError, NumericsError, PathlensError, UsageError
+from pathlens.errors import CheckpointError, DataError, ModelError, NumericsError, PathlensError, UsageError
 from pathlens.models import load_model, preresnet, save_weights
 from pathlens.results import surface as results
 from pathlens.results.surface import LOSS_SURFACE
@@ -312,6 +313,14 @@ def test_refused(
     with pytest.raises(error, match=words) as caught:
         pathlens.loss_surface(view, data, **{"points": 3, **EXACT, **options})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_labels_outside_the_classes_are_refused_at_the_first_point(view: ResidualView, data: ImageData) -> None:
+    other = dataclasses.replace(data, labels=torch.full_like(data.labels, 11))
+    done: list[int] = []
+    with pytest.raises(DataError, match="classes"):
+        pathlens.loss_surface(view, other, points=5, progress=lambda steps, _: done.append(steps), **EXACT)
+    assert max(done, default=0) == 0
 
 
 def test_weights_that_are_not_finite(net: nn.Module, view: ResidualView, data: ImageData) -> None:

@@ -120,6 +120,14 @@ def test_batches_add_up_and_losses_are_means(loss, chunk, monkeypatch):
 
 
 @pytest.mark.parametrize("loss", SEGMENTATION.known_losses)
+def test_masks_in_any_type_of_whole_numbers(loss):
+    logits, masks = drawn(4, 2)
+    masks[masks == IGNORED] = 0
+    found, wanted = (counts_of(SEGMENTATION.with_loss(loss), logits, given) for given in (masks.to(torch.uint8), masks))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("loss", SEGMENTATION.known_losses)
 def test_an_image_that_overflows_predicts_nothing(loss):
     logits, masks = drawn(3, 2)
     masks[2] = masks[1]

@@ -55,7 +55,7 @@ def test_counts_are_those_of_a_loop(chunk, monkeypatch):
     wrong = np.array([row.count(False) for row in right])
     assert counts == UnitCounts(
         6, sizes.sum(), sum(map(sum, right)), pytest.approx(math.fsum(losses), rel=1e-12), 0,
-        (wrong**2).sum(), (wrong * sizes).sum(), (sizes**2).sum(),
+        (wrong**2).sum(), (wrong * sizes).sum(), (sizes**2).sum(), 6,
     )  # fmt: skip
     assert counts.loss == pytest.approx(np.mean(losses), rel=1e-12)
     lost = [sum(a and not b for a, b in zip(*rows, strict=True)) for rows in zip(right, other, strict=True)]
@@ -69,6 +69,26 @@ def test_counts_are_those_of_a_loop(chunk, monkeypatch):
     assert pairs.difference == ratio
     assert pairs.p == pytest.approx(2 * stats.t.sf(abs(ratio) / deviation, 5), rel=1e-9)
     assert pairs.interval == pytest.approx(stats.t.interval(0.95, 5, ratio, deviation), rel=1e-9)
+
+
+def test_examples_of_which_nothing_counts_are_no_samples():
+    """Intervals and tests are those of the others alone; n is of all."""
+    logits, targets = drawn(12, 30, 4, 9)
+    other = logits.flip(0)
+    targets[3:] = IGNORED
+    found, alone = (of(NEXT_TOKEN, [x, y], z) for x, y, z in (
+        (logits, other, targets), (logits[:3], other[:3], targets[:3])
+    ))  # fmt: skip
+    for (counts, pairs), (own, own_pairs) in zip(found, alone, strict=True):
+        assert {**counts.columns(), "n": 3} == own.columns()
+        assert (counts.n, counts.judged) == (12, 3)
+        assert (pairs.p, pairs.interval) == (own_pairs.p, own_pairs.interval)
+    targets[1:] = IGNORED
+    (_, _), (_, single) = of(NEXT_TOKEN, [logits, other], targets)
+    assert (single.p, single.interval) == (1.0, (None, None))
+    right = torch.nn.functional.one_hot(targets.clamp(0), 4).double()
+    ((counts, _),) = of(NEXT_TOKEN, [right], targets)
+    assert counts.columns()["error_high"] == wilson_interval(0, 1)[1]
 
 
 def test_examples_of_one_length_are_samples_of_a_t_test():
@@ -161,6 +181,8 @@ def test_what_does_not_fit_is_refused():
         NEXT_TOKEN.check_targets(targets[:1], 2)
     with pytest.raises(NumericsError, match="no targets were counted"):
         _ = of(NEXT_TOKEN, [logits], torch.full((2, 3), IGNORED))[0][0].error
+    with pytest.raises(NumericsError, match="no targets were counted"):
+        _ = of(NEXT_TOKEN, [logits, logits], torch.full((2, 3), IGNORED))[1][1].p
     with pytest.raises(UsageError, match="task 'words' is unknown; there are classification, next-token, segmentation"):
         task_named("words")
     with pytest.raises(ModelError, match="not logits"):

@@ -66,6 +66,10 @@ def test_what_are_no_integers_is_refused(wrong):
         assert "\n" not in str(caught.value)
 
 
+def test_a_length_may_be_an_integer_of_numpy():
+    assert plans.restrict(np.int64(3)) == plans.restrict(3)
+
+
 def test_long_lists_are_shortened_in_messages():
     with pytest.raises(UsageError, match=r"named twice in \(0, 1, 2, .*\.\.\.\)") as caught:
         plans.delete([*range(1000), 5])

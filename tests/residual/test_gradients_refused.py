@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import pathlens
 from pathlens.errors import DataError, NumericsError, UsageError
@@ -280,7 +288,40 @@ def test_pieces_in_the_batch_have_no_sign_of_their_own() -> None:
     refused(UsageError, "pieces of them are in the batch", lambda: pathlens.lattice(net, data))
 
 
-def test_a_loader_that_shuffles_is_refused() -> None:
+class Nested(nn.Module):
+    """Sequences come first, and an addition lies inside of a branch, so that all of them are no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        y = torch.tanh(self.map(x))
+        x = x + self.map(y + torch.tanh(self.inner(y)))
+        logits: Tensor = self.head(x.mean(0))
+        return logits
+
+
+def test_sequences_that_come_first_have_no_gradient_of_their_own_where_blocks_are_no_chain() -> None:
+    torch.manual_seed(0)
+    net, data = Nested().double().eval(), [(torch.randn(3, 5, 4, dtype=torch.float64), torch.arange(3))]
+    options: dict[str, Any] = {"additions": "all", "method": "exact"}
+    assert pathlens.path_gradients(net, data, **options).rows[0]["total_norm"] > 0
+    refused(UsageError, "no row for each of 3", lambda: pathlens.path_gradients(net, data, at="block:0", **options))
+
+
+SHUFFLED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "shuffle": lambda _: {"batch_size": 2, "shuffle": True},
+    "subset": lambda _: {"batch_size": 2, "sampler": SubsetRandomSampler(range(4))},
+    "weighted": lambda _: {"batch_size": 2, "sampler": WeightedRandomSampler([1.0] * 4, 4)},
+    "batches": lambda data: {"batch_sampler": BatchSampler(RandomSampler(data), 2, False)},
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_a_loader_that_shuffles_is_refused(name: str) -> None:
     net, _ = prepared("post-activation")
-    loader = DataLoader(TensorDataset(images(4), torch.arange(4) % 3), batch_size=2, shuffle=True)
+    data = TensorDataset(images(4), torch.arange(4) % 3)
+    loader = DataLoader(data, **SHUFFLED[name](data))
     refused(UsageError, "give shuffle=False", lambda: pathlens.path_gradients(net, loader))
