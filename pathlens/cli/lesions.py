@@ -29,7 +29,7 @@ Count = Annotated[
 ]
 
 
-_COUNT = "give --count"
+_COUNT, _RUNS = "give --count", "--contiguous takes all runs of neighbours"
 Search = StrEnum("Search", "random greedy exhaustive influence")
 Group = StrEnum("Group", "block layer")
 Runs = StrEnum("Runs", "reverse parallel middle repeat")
@@ -130,7 +130,7 @@ def delete_blocks(
     arguments = {
         "blocks": parse_range(blocks, "blocks"),
         "count": parse_range(count, "count"),
-        "samples": o.drawn(samples, count is not None, _COUNT),
+        "samples": o.drawn(samples, count is not None and not contiguous, _RUNS if contiguous else _COUNT),
         "group": group.value,
         "contiguous": contiguous,
         **({} if replace == Replace.zero else {"replace": replace.value}),

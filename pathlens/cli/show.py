@@ -60,14 +60,14 @@ def show(table: Table, name: str, as_json: bool = False) -> None:
     result = named(name)
     rows = result.listed(table.rows)
     printed = {**result.printed(rows), **{name: how for name, how in SHOWN.items() if name in table.types}}
-    _print_columns([_Printed.of(*column, rows) for column in printed.items()], result.bars(rows))
+    _print_columns([_Printed.of(*column, rows) for column in printed.items()], result.bars(rows), result.bars_title)
     if len(rows) < len(table.rows):
         _print_dim(f"{len(rows)} of {len(table.rows)} rows; --json and --out have all")
     for line in result.notes(table.provenance):
         _print_dim(line)
 
 
-def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) -> None:
+def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None, title: str) -> None:
     """Print columns on stdout, and a bar for a fraction in each row where there is room for one.
 
     Numbers are never cut off: where the terminal is narrow, first the bars get shorter and go, then text is folded,
@@ -93,7 +93,7 @@ def _print_columns(columns: Sequence[_Printed], bars: Sequence[float] | None) ->
     cells = [column.cells for column in fitting]
     room = min(_BAR, console.width - natural - _GAP)
     if bars is not None and room >= _SHORTEST_BAR:
-        grid.add_column("error", no_wrap=True, min_width=room)
+        grid.add_column(title, no_wrap=True, min_width=room)
         plain = "utf" not in (console.encoding or "").lower()
         cells.append([bar(fraction, room, plain) for fraction in bars])
     for row in zip(*cells, strict=True):

@@ -59,6 +59,8 @@ def blocks(
             model_sha256=loaded.sha256,
             input_shape=list(example.shape[1:]),
             output=view.output,
+            additions=view.additions,
+            concatenations_are_blocks=view.concat,
             **vars(view.totals),
             notes=[*loaded.notes, *view.notes],
         ),

@@ -11,6 +11,7 @@ import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -192,8 +193,8 @@ def count_words(number: int) -> str:
     """``1,024 paths``, or ``1.8×10¹⁶ paths`` for numbers that nobody reads."""
     if number < 10**7:
         return f"{number:,} path{'' if number == 1 else 's'}"
-    digits = str(number)
-    return f"{digits[0]}.{digits[1]}×{power_of_ten(len(digits) - 1)} paths"
+    digits, _, power = f"{Decimal(number):.1e}".partition("e")
+    return f"{digits}×{power_of_ten(int(power))} paths"
 
 
 def powers_of_ten(axes: Axes) -> None:

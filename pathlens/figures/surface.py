@@ -19,7 +19,7 @@ from pathlens.figures.lesions import of, percent_axis
 from pathlens.figures.style import COLOURS, DOUBLE, MUTED, legend_outside, new_figure, style, to_rows
 from pathlens.results.result import Row, Rows
 from pathlens.results.surface import HIGHEST, SMALLEST, drawn_losses, draws_of, is_grid, lines_of, lowest
-from pathlens.results.tasks import loss_label
+from pathlens.results.tasks import error_label, loss_label
 from pathlens.results.text import number
 from pathlens.tables import Table
 
@@ -34,9 +34,9 @@ Surface: TypeAlias = Table | pd.DataFrame | Rows
 def loss_surface(table: Surface, width: float = DOUBLE) -> Figure:
     """The loss around the weights: contours and surface of a grid, or loss and error along a line.
 
-    Losses are on a logarithmic scale of which 10 nats are the end. Of several draws of a line the mean is drawn, with
-    the smallest and the largest as a band; the band of the error of one is its 95 % interval (Li et al. 2018, figures
-    1, 2 and 5).
+    Losses of a grid are on a logarithmic scale of which 10 nats are the end. Of several draws of a line the mean is
+    drawn, with the smallest and the largest as a band; the band of the error of one is its 95 % interval (Li et al.
+    2018, figures 1, 2 and 5).
 
     Args:
         table: of ``loss-surface``.
@@ -46,7 +46,7 @@ def loss_surface(table: Surface, width: float = DOUBLE) -> Figure:
         UsageError: columns are missing, or there is nothing to draw.
     """
     rows = to_rows(table, _NEEDED, "loss surface")
-    return surfaces({"": table}, width) if is_grid(rows) else _lines(rows, width, _label(table))
+    return surfaces({"": table}, width) if is_grid(rows) else _lines(rows, width, table)
 
 
 def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
@@ -139,8 +139,9 @@ def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: 
     axes.view_init(elev=30, azim=-60)
 
 
-def _lines(rows: Rows, width: float, label: str) -> Figure:
+def _lines(rows: Rows, width: float, table: Table | pd.DataFrame) -> Figure:
     """Loss and error along a line."""
+    label = _label(table)
     losses, errors = lines_of(rows, "loss"), lines_of(rows, "error", 100)
     if lowest(rows) is None:
         raise UsageError("no loss of this table of loss-surface is finite, so there is nothing to draw")
@@ -166,6 +167,6 @@ def _lines(rows: Rows, width: float, label: str) -> Figure:
             left.set_ylim(0, high)
         percent_axis(right, [row["error"] for row in rows])
         left.set_ylabel(label)
-        right.set_ylabel("error (%)")
+        right.set_ylabel(error_label(of(table)))
         legend_outside(right, width)
     return figure

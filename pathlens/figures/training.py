@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pathlens.figures.lesions import of
 from pathlens.figures.style import COLOURS, DOUBLE, new_figure, style, to_rows
-from pathlens.results.tasks import loss_label
+from pathlens.results.tasks import error_label, loss_label
 from pathlens.results.training import curves
 from pathlens.tables import Table
 
@@ -40,7 +40,7 @@ def training(table: Table | pd.DataFrame, width: float = DOUBLE) -> Figure:
             axes.set_xlabel("epoch")
             axes.set_ylim(bottom=0)
         loss.set_ylabel(loss_label(of(table), "cross-entropy (nats)"))
-        error.set_ylabel("error (%)")
+        error.set_ylabel(error_label(of(table)))
         error.legend(loc="upper right")
         rate = loss.twinx()
         rate.spines["right"].set_visible(True)

@@ -58,6 +58,11 @@ def _norms(gradients: Any, view: ResidualView, end: int) -> dict[tuple[int, int]
         raise UsageError(
             f"gradients are counted from the output: give a window that ends with the last block, {len(view) - 1}"
         )
+    lesion = getattr(gradients, "provenance", {}).get("lesion")
+    if lesion:
+        raise UsageError(
+            "the gradients are of a lesioned network, and the graph has all blocks; give those of the intact network"
+        )
     norms = dict(_pairs(gradients))
     for (boundary, length), norm in norms.items():
         if not 0 <= length <= end - max(0, boundary) or not -1 <= boundary <= end:

@@ -15,12 +15,13 @@ _COMPARED = (
     "split", "images", "train_images", "data_sha256", "train_sha256", "normalisation", "at", "method", "mode", "dtype",
     "device", "seed", "commit",
 )  # fmt: skip
-_UNSAID = {"out", "json", "quiet", *_COMPARED}
+#: options that say nothing of a result, or that the manifest states; of blocks it states how many the network has
+_UNSAID = {"out", "json", "quiet", *_COMPARED} - {"blocks"}
 
 
 def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tuple[str, list[Headline | None]]]]:
     """The headlines that two runs or more have: the runs that have any, and a row of theirs for each label."""
-    counts = Counter(headline.label for own in headlines for headline in own)
+    counts = Counter(label for own in headlines for label in {headline.label for headline in own})
     labels = [label for label, count in counts.items() if count > 1]
     columns = [index for index, own in enumerate(headlines) if any(item.label in labels for item in own)]
     rows = [
@@ -67,6 +68,8 @@ def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
     overlaid = []
     for kind in kinds:
         pairs = [(index, chart) for index, own in enumerate(charts) for chart in own if chart["family"] == kind]
+        if len({_unit(chart) for _, chart in pairs}) > 1:
+            continue  # their numbers are of different things
         if len(pairs) > 1 and all("surfaces" in chart for _, chart in pairs):
             overlaid.append(_beside(runs, pairs))
             continue
@@ -74,6 +77,13 @@ def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
         if len(pairs) > 1 and shared is not None:
             overlaid.append(_overlay(runs, pairs, shared))
     return overlaid
+
+
+def _unit(chart: Chart) -> str:
+    """What the values of a chart are, with their unit."""
+    if "surfaces" in chart:
+        return ", ".join(str(layer["label"]) for layer in chart["layers"])
+    return str(chart["y"]["label"])
 
 
 def _beside(runs: list[Run], pairs: list[tuple[int, Chart]]) -> Chart:
@@ -110,7 +120,7 @@ def _overlay(runs: list[Run], pairs: list[tuple[int, Chart]], key: str) -> Chart
     return {
         "family": first["family"],
         "title": f"{first['title']}{of}",
-        "x": first["x"] if len({chart["x"]["label"] for _, chart in pairs}) == 1 else {**first["x"], "label": "block"},
+        "x": {**first["x"], "label": " or ".join(dict.fromkeys(chart["x"]["label"] for _, chart in pairs))},
         "y": {**first["y"], "note": "; ".join(notes)},
         "series": series,
         "rules": rules,

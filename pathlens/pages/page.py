@@ -127,7 +127,7 @@ def _size_and_hash(entry: object) -> tuple[str, str]:
 
 def _data(run: Run, charts: list[Chart], blocks: Mapping[str, _BlockNames]) -> dict[str, Any]:
     """What the scripts draw of one run."""
-    names: Mapping[str, object] = blocks.get(_network(run), {})
+    names: Mapping[str, object] = blocks.get(run.label, {})
     tables = [encode(table, stem) for stem, table in run.tables.items()]
     lattices = {
         stem: {"table": number, **names}
@@ -144,12 +144,15 @@ def _network(run: Run) -> str:
 
 
 def _block_names(runs: list[Run]) -> dict[str, _BlockNames]:
-    """Modules and stages of the blocks by network: tables of lattices have only numbers.
+    """Modules and stages of the blocks by run: tables of lattices have only numbers.
 
-    Tables with names come first, because they have the stages too; then what the runs themselves state.
+    A run's own names come first, and stages from a table of the same network with these names; tables of layers number
+    something else.
     """
-    by_network: dict[str, _BlockNames] = {}
+    tables: dict[str, list[_BlockNames]] = {}
     for run in runs:
+        if run.arguments.get("group") == "layer":
+            continue
         for table in run.tables.values():
             rows: dict[int, dict[str, Scalar]] = {}
             for row in table.rows:
@@ -158,12 +161,15 @@ def _block_names(runs: list[Run]) -> dict[str, _BlockNames]:
                     rows.setdefault(block, row)
             ordered = [rows[block] for block in sorted(rows)]
             names = {str(row["block"]): row["name"] for row in ordered}
-            known = by_network.get(_network(run))
-            if len(names) > (len(known["names"]) if known else 0):
-                by_network[_network(run)] = {"names": names, "stages": stages_of(ordered)}
+            if names:
+                tables.setdefault(_network(run), []).append({"names": names, "stages": stages_of(ordered)})
+    by_run: dict[str, _BlockNames] = {}
     for run in runs:
-        stated = run.manifest.get("block_names")
+        stated, known = run.manifest.get("block_names"), tables.get(_network(run), [])
         if isinstance(stated, list) and stated and all(isinstance(name, str) for name in stated):
-            names = {str(block): name for block, name in enumerate(stated)}
-            by_network.setdefault(_network(run), {"names": names, "stages": []})
-    return by_network
+            own: dict[str, Scalar] = {str(block): name for block, name in enumerate(stated)}
+            stages = (one["stages"] for one in known if one["names"] == own)
+            by_run[run.label] = {"names": own, "stages": next(stages, [])}
+        elif known:
+            by_run[run.label] = max(known, key=lambda one: len(one["names"]))
+    return by_run

@@ -89,7 +89,7 @@ class Decomposition(Result):
         return f"what each block contributes to the {provenance.get('at', 'sum')}"
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
-        """The largest share of a block, and how many blocks make half of what the blocks contribute."""
+        """The largest share of a block, and what belongs to it."""
         headlines = []
         for label, own in curves(rows).items():
             shares = sorted((row["share"] for row in own if isinstance(row["share"], float)), reverse=True)

@@ -92,10 +92,24 @@ class Lesions(Result):
         """Single blocks by name, sets by their blocks."""
         return _SETS if any(row["sample"] is not None for row in rows) else self.shown
 
+    def unit(self, rows: Rows, provenance: Provenance) -> str:
+        """What is deleted, in the singular: of a plain network, and where blocks are grouped so, layers.
+
+        Args:
+            rows: of the table.
+            provenance: of the table.
+        """
+        named = (row.get(name) for row in lesioned(rows) for name in ("kind", "kinds"))
+        kinds = [str(kind) for kind in named if kind is not None]
+        if self.part != "block" or not kinds:
+            return self.part
+        return "layer" if all(kind.startswith("layer") for kind in kinds) else str(provenance.get("group", self.part))
+
     def title(self, rows: Rows, provenance: Provenance) -> str:
         """Which blocks were deleted."""
-        single = len(single_rows(rows))
-        what = f"each of {single} {self.part}s deleted in turn" if single else f"random sets of {self.part}s deleted"
+        single, unit = len(single_rows(rows)), self.unit(rows, provenance)
+        sets = f"runs of neighbouring {unit}s" if provenance.get("contiguous") else f"random sets of {unit}s"
+        what = f"each of {single} {unit}s deleted in turn" if single else f"{sets} deleted"
         return what + _INSTEAD.get(str(provenance.get("replace")), "")
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
@@ -107,7 +121,8 @@ class Lesions(Result):
             headlines += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
             return headlines + measured.differing(rows, "Sets", provenance)
         worst = max(single, key=lambda row: row["error"])
-        headlines.append(with_interval("Largest error", worst, f"{self.part} {worst['block']}, {worst['name']}"))
+        which = f"{self.unit(rows, provenance)} {worst['block']}, {worst['name']}"
+        headlines.append(with_interval("Largest error", worst, which))
         headlines.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
         return headlines + measured.differing(rows, "Deletions", provenance)
 
@@ -121,11 +136,11 @@ class Lesions(Result):
         return [self._by_block(rows, single, provenance)] if single else self._by_count(rows, provenance)
 
     def _by_block(self, rows: Rows, single: list[Row], provenance: Provenance) -> Chart:
-        kinds = list(dict.fromkeys(str(row.get("kind")) for row in single))
-        series = error_series(single, "block", key="error", name=f"{self.part} deleted, 95 % interval", colour=0)
+        kinds, unit = list(dict.fromkeys(str(row.get("kind")) for row in single)), self.unit(rows, provenance)
+        series = error_series(single, "block", key="error", name=f"{unit} deleted, 95 % interval", colour=0)
         if len(kinds) > 1:
             series["marks"] = [kinds.index(str(row.get("kind"))) for row in single]
-        label = f"deleted {self.part}"
+        label = f"deleted {unit}"
         by_block = chart("error by block", f"Error by {label}", label, error_axis(provenance), [series])
         return {
             **by_block,
@@ -142,7 +157,7 @@ class Lesions(Result):
             series.append(error_series(means, "count", key="mean", name="mean over sets, 95 % interval", colour=0))
         if sets:
             series.append(measured.set_series(sets))
-        return measured.chart_by_count(rows, series, self.part, provenance)
+        return measured.chart_by_count(rows, series, self.unit(rows, provenance), provenance)
 
 
 DELETE_BLOCKS = Lesions("delete-blocks", "block", "lesions.deletion")

@@ -157,6 +157,11 @@ class PathProfile(Result):
         share = _share_column(rows)
         return [row[share] or 0.0 for row in rows]
 
+    @property
+    def bars_title(self) -> str:
+        """What the bars show."""
+        return "share"
+
     def notes(self, provenance: Provenance) -> list[str]:
         """Lesions, effective lengths, how exact the sums are, and on what the numbers rest."""
         lines = []

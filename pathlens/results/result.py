@@ -115,6 +115,11 @@ class Result:
         """Fractions that a terminal draws as bars, one for each row. Arguments as :meth:`printed`."""
         return [row[self.bar] for row in rows] if self.bar else None
 
+    @property
+    def bars_title(self) -> str:
+        """What the bars show."""
+        return self.bar
+
     def notes(self, provenance: Provenance) -> list[str]:
         """Lines under the table on a terminal.
 

@@ -76,8 +76,10 @@ class Structure(Result):
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """Numbers of blocks, parameters and multiply-adds."""
         headlines = [Headline("Blocks", str(len(rows)))]
-        for name, label in (("parameters", "Parameters in blocks"), ("multiply_adds", "Multiply-adds of an example")):
-            headlines.append(Headline(label, f"{sum(row[name] for row in rows if isinstance(row[name], int)):,}"))
+        for name, what in (("parameters", "Parameters"), ("multiply_adds", "Multiply-adds of an example")):
+            if isinstance(whole := provenance.get(name), int):
+                headlines.append(Headline(what, f"{whole:,}", "with stem and head"))
+            headlines.append(Headline(f"{what}, in blocks", f"{sum(_of_blocks(rows, name)):,}"))
         return headlines
 
     def charts(self, rows: Rows, provenance: Provenance) -> list[Chart]:
@@ -90,9 +92,14 @@ class Structure(Result):
         }
         charts = []
         for name, label in (("parameters", "parameters"), ("multiply_adds", "multiply-adds of an example")):
-            series = {"key": name, "name": label, "colour": 0, "x": blocks, "y": [row[name] for row in rows]}
+            series = {"key": name, "name": label, "colour": 0, "x": blocks, "y": _of_blocks(rows, name)}
             charts.append(chart(name, f"{label.capitalize()} by block", "block", {"label": label}, [series], **more))
         return charts
+
+
+def _of_blocks(rows: Rows, name: str) -> list[int]:
+    """Of each block what branch and shortcut have together."""
+    return [sum(row.get(part) or 0 for part in (name, f"shortcut_{name}")) for row in rows]
 
 
 BLOCKS = Structure()

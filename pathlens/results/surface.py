@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pathlens.results import measured
 from pathlens.results.charts import Axis, Chart, Series, chart, contour_map, scaled
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column, formatted
-from pathlens.results.tasks import error_axis, loss_label, loss_unit
+from pathlens.results.tasks import error_axis, error_label, loss_label, loss_unit
 from pathlens.results.text import number, percent, summary
 from pathlens.tables import Table
 
@@ -210,9 +210,8 @@ class LossSurface(Result):
         surfaces = surfaces_of(rows)
         if surfaces:
             title = "Loss and error on the plane around the weights"
-            charts.append(
-                contour_map("surface map", title, "first direction", "second direction", surfaces, _layers(rows, label))
-            )
+            layers = _layers(rows, label, provenance)
+            charts.append(contour_map("surface map", title, "first direction", "second direction", surfaces, layers))
         for what, factor, y in axes:
             series = [one for one in lines_of(rows, what, factor) if any(value is not None for value in one["y"])]
             if series:
@@ -221,11 +220,11 @@ class LossSurface(Result):
         return charts
 
 
-def _layers(rows: Rows, label: str) -> list[dict[str, Any]]:
+def _layers(rows: Rows, label: str, provenance: Provenance) -> list[dict[str, Any]]:
     low, high = drawn_losses(rows, label)
     return [
         {"key": "loss", "name": "loss", "label": label, "log": True, "low": low, "high": high},
-        {"key": "error", "name": "error", "label": "error (%)", "percent": True},
+        {"key": "error", "name": "error", "label": error_label(provenance), "percent": True},
     ]
 
 

@@ -95,6 +95,8 @@ def _described(text: str | bytes, path: Path) -> _Description:
             known = f"this pathlens reads up to {SCHEMA_VERSION}"
             raise RunError(f"{path} has table schema version {version}, {known}; upgrade pathlens")
         columns = [Column(c["name"], c["unit"], c["description"]) for c in description["columns"]]
+        if not all(isinstance(text, str) for c in columns for text in (c.name, c.unit, c.description)):
+            raise _damaged(path, "a column is described by something else than text")
         types = {c["name"]: str(c["type"]) for c in description["columns"]}
         return _Description(columns, types, dict(description["provenance"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

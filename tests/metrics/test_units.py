@@ -86,9 +86,10 @@ def test_examples_of_which_nothing_counts_are_no_samples():
     targets[1:] = IGNORED
     (_, _), (_, single) = of(NEXT_TOKEN, [logits, other], targets)
     assert (single.p, single.interval) == (1.0, (None, None))
+    targets[1] = targets[0]
     right = torch.nn.functional.one_hot(targets.clamp(0), 4).double()
     ((counts, _),) = of(NEXT_TOKEN, [right], targets)
-    assert counts.columns()["error_high"] == wilson_interval(0, 1)[1]
+    assert counts.columns()["error_high"] == wilson_interval(0, 2)[1]
 
 
 def test_examples_of_one_length_are_samples_of_a_t_test():

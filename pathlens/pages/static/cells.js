@@ -425,5 +425,5 @@ function paths(count) {
 /** 123,456, or 1.2×10⁹. */
 function shortened(count) {
   const text = String(count);
-  return text.length > 6 ? `${text[0]}.${text[1]}×${power(text.length - 1)}` : grouped(text);
+  return text.length > 6 ? rounded(text, 1) : grouped(text);
 }

@@ -25,6 +25,13 @@ const NARROW = 480; // pixels below which a box beside the pointer would hide wh
 
 const SUPERSCRIPT = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
 
+/** A whole number of many digits, rounded to so many places: "1946939425648112" is 1.95×10¹⁵. */
+function rounded(text, places) {
+  const mantissa = Number(`${text[0]}.${text.slice(1, 16)}`).toFixed(places);
+  const carried = mantissa.startsWith("10");
+  return `${carried ? (1).toFixed(places) : mantissa}×${power(text.length - 1 + Number(carried))}`;
+}
+
 function power(exponent) {
   return "10" + String(exponent).replace(/./g, (digit) => SUPERSCRIPT[digit]);
 }

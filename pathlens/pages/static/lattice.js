@@ -205,7 +205,7 @@ class Lattice {
       const frame = { x: this.across(place + this.first) - w / 2, y: this.up(length) - h / 2, width: w, height: h };
       this.cursor.replaceChildren(draw("rect", { class: "under", ...frame }), draw("rect", frame));
     }
-    const brief = exact.length > 15 ? `${exact[0]}.${exact.slice(1, 3)}×${power(exact.length - 1)}` : grouped(exact);
+    const brief = exact.length > 15 ? rounded(exact, 2) : grouped(exact);
     const part = this.sums[place] > 0 ? `${percent((100 * norm) / this.sums[place])} of the norms there` : "";
     const where = this.where(place);
     const paths = exact === "1" ? "path" : "paths";

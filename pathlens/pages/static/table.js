@@ -32,7 +32,7 @@ class Column {
     if (value === null || value === undefined) return "";
     if (typeof value === "bigint") {
       const all = String(value);
-      return all.length > 24 ? `${all[0]}.${all.slice(1, 4)}×${power(all.length - 1)}` : grouped(all);
+      return all.length > 24 ? rounded(all, 3) : grouped(all);
     }
     if (this.type === "float") return digits(value, 5);
     if (this.type === "int") return Math.abs(value) < 1e4 ? String(value).replace("-", "−") : grouped(value);
