@@ -160,6 +160,9 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> torch.Tensor:
         raise DataError(
             f"{path} has no array '{name}' (it has {there}); write it with numpy.savez, inputs= and targets="
         )
+    # the others unpack as much as there is at once, whatever size is stated
+    if archive.getinfo(f"{name}.npy").compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}: {name} is compressed in another way than numpy's; write it with savez_compressed")
     # a header that is longer than any of an array would be read before its length is looked at
     with archive.open(f"{name}.npy") as stream:
         shape, dtype = _header(io.BytesIO(stream.read(_LONGEST_HEADER)))

@@ -11,7 +11,7 @@ import torch
 
 from pathlens.data.images import ImageData, Normalisation
 from pathlens.data.sources import EncodedSource
-from pathlens.data.splits import folder_name, place_of
+from pathlens.data.splits import folder_name, place_of, places_of
 from pathlens.errors import DataError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet constants")
@@ -39,7 +39,10 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
         raise DataError(f"imagefolder:{folder} {what}; give a folder with one subfolder for each class")
     place, split = place_of(folder, split, _holds_folders)
     classes = _files_by_class(place)
-    files = [(path, label) for label, members in enumerate(classes.values()) for path in members]
+    # one number a class in all splits, also where one has no image of it
+    beside = places_of(folder, _holds_folders).values() if place != folder else ()
+    names = sorted({*classes, *(name for other in beside for name in _class_names(other))})
+    files = [(path, label) for label, name in enumerate(names) for path in classes.get(name, ())]
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
     order = np.random.RandomState(0).permutation(len(files))
     paths = [files[row][0] for row in order]
@@ -59,8 +62,8 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
         split=split,
         n=n,
         total=len(labels),
-        num_classes=len(classes),
-        class_names=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes),
+        num_classes=len(names),
+        class_names=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in names),
         labels=labels[:n],
         _source=EncodedSource(
             fetch=lambda start, stop: paths[start:stop],
@@ -78,6 +81,11 @@ def _holds_folders(place: Path) -> bool:
     return place.is_dir() and any(path.is_dir() for path in place.iterdir())
 
 
+def _class_names(place: Path) -> list[str]:
+    with os.scandir(place) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
 def _files_by_class(place: Path) -> dict[str, list[Path]]:
     """Class names in sorted order, each with its image files sorted by folder and name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -86,9 +94,7 @@ def _files_by_class(place: Path) -> dict[str, list[Path]]:
         raise error
 
     classes: dict[str, list[Path]] = {}
-    with os.scandir(place) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    for name in names:
+    for name in _class_names(place):
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(place / name)):
             raise DataError(f"{place / name} is a link to a folder that it lies in; remove it")
         classes[name] = [

@@ -22,6 +22,7 @@ LARGEST = 2**30
 _IMAGES, _MASKS = "images", "masks"
 _VOID = 255
 """Value of a pixel that is not counted, in masks of several classes (Pascal VOC)."""
+_LOSSY = ("JPEG", "WEBP")
 _INDEXED = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
@@ -145,6 +146,8 @@ def _read_masks(
 def _indices(image: Path, mask: Path, image_size: int | None) -> np.ndarray:
     """The class indices of one mask, of the size of its image, resized and cropped as that."""
     with open_image(mask, str(mask)) as opened, open_image(image, str(image)) as other:
+        if opened.format in _LOSSY:
+            raise DataError(f"{mask}: a {opened.format} file, in which class indices are blurred; write masks as PNG")
         if opened.mode not in _INDEXED:
             raise DataError(f"{mask}: the mask has mode {opened.mode}; write class indices in one channel")
         if opened.size != other.size:

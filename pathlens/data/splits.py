@@ -36,6 +36,21 @@ def folder_name(folder: Path) -> str:
     return next((place.name for place in (folder, *folder.parents) if place.name not in skipped), folder.name or "data")
 
 
+def places_of(folder: Path, holds: Callable[[Path], bool]) -> dict[str, Path]:
+    """The folders of splits in a folder.
+
+    Args:
+        folder: that a user names.
+        holds: whether a folder holds the images of a split.
+    """
+    places: dict[str, Path] = {}
+    for name, aliases in SPLITS.items():
+        for alias in aliases:
+            if name not in places and holds(folder / alias):
+                places[name] = folder / alias
+    return places
+
+
 def place_of(folder: Path, split: str, holds: Callable[[Path], bool]) -> tuple[Path, str]:
     """Where the images of a split lie, and the split it is: a folder in this one, or this one where there is none.
 
@@ -49,11 +64,7 @@ def place_of(folder: Path, split: str, holds: Callable[[Path], bool]) -> tuple[P
     Raises:
         MissingSplitError: there are folders for splits, and none for this one.
     """
-    places: dict[str, Path] = {}
-    for name, aliases in SPLITS.items():
-        for alias in aliases:
-            if name not in places and holds(folder / alias):
-                places[name] = folder / alias
+    places = places_of(folder, holds)
     if not places:
         return folder, split_of(folder.name) or split
     if split == "test" and "test" not in places and "validation" in places:

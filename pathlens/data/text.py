@@ -79,7 +79,7 @@ class TextData(Unnormalised):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over the tokens in use, and how they are cut into sequences."""
+        """SHA-256 (hexadecimal) over the tokens of the text, how many sequences are in use, and how they are cut."""
         digest = hashlib.sha256(f"tokens {self.n} {self.length} {self.stride} {self.tokenizer.identity}\n".encode())
         digest.update(self.tokens.numpy().astype("<i8").tobytes())
         return digest.hexdigest()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ LARGEST_FILE = 64 * 2**20
 """Bytes that the file of a vocabulary may have."""
 
 _BEGIN = 1  # the token that begins a text
+_MERGED = -1  # in the place of a token that is a part of the one before
 _BYTES = 3  # that of byte 0; those of the others follow
 _BEFORE_SPACE = re.compile(rb"(?<=.)(?= )", re.DOTALL)
 _ENTRY = struct.Struct("<fi")
@@ -105,14 +106,31 @@ class Merging:
         for character in word.decode(errors="surrogateescape"):
             own = character.encode(errors="surrogateescape")
             numbers += [self._number[own]] if own in self._number else [_BYTES + byte for byte in own]
-        while pairs := [
-            (-self.scores[made], index, made)
-            for index, (one, other) in enumerate(pairwise(numbers))
-            if (made := self._number.get(self.tokens[one] + self.tokens[other])) is not None
-        ]:
-            _, index, made = min(pairs)
-            numbers[index : index + 2] = [made]
-        return numbers
+        count = len(numbers)
+        before, after = list(range(-1, count - 1)), list(range(1, count + 1))
+        pairs: list[tuple[float, int, int, int, int]] = []
+
+        def found(index: int) -> None:
+            if index >= 0 and after[index] < count:
+                one, other = numbers[index], numbers[after[index]]
+                made = self._number.get(self.tokens[one] + self.tokens[other])
+                if made is not None:
+                    heapq.heappush(pairs, (-self.scores[made], index, one, other, made))
+
+        for index in range(count):
+            found(index)
+        while pairs:
+            _, index, one, other, made = heapq.heappop(pairs)
+            following = after[index]
+            if following == count or (numbers[index], numbers[following]) != (one, other):
+                continue  # a part of it was merged since
+            numbers[index], numbers[following] = made, _MERGED
+            after[index] = after[following]
+            if after[index] < count:
+                before[after[index]] = index
+            found(before[index])
+            found(index)
+        return [number for number in numbers if number != _MERGED]
 
 
 def read_vocabulary(path: Path) -> Merging:

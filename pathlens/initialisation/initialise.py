@@ -9,6 +9,7 @@ from pathlens.errors import ModelError, UsageError
 from pathlens.initialisation.places import (
     BranchEnd,
     Place,
+    find_biases,
     find_embedded,
     find_ends,
     find_places,
@@ -87,7 +88,7 @@ def initialise(
                 "std_due": draw.std,
                 "standardised": standardised,
             }
-        for name, role in other_parameters(network, places).items():
+        for name, role in other_parameters(network, places, find_biases(view)).items():
             rows[name] = {"role": role, "distribution": "kept" if role == "other" else "constant"}
             if role != "other":
                 network.get_parameter(name).fill_(1.0 if role == "norm" and name.endswith("weight") else 0.0)

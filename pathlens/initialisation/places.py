@@ -14,6 +14,8 @@ from pathlens.residual.chain import Chain, Link
 _RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
 )
+#: rectifiers where their lower bound, the first argument behind the input, is 0 (``nn.ReLU6`` is ``hardtanh``)
+_CLAMPS = frozenset({"hardtanh", "clamp", "clamp_min"})
 _POOLING = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices"})
 
 
@@ -105,12 +107,26 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
     return tuple(places.values())
 
 
+def find_biases(view: ResidualView) -> frozenset[str]:
+    """The parameters that are added behind convolutions and linear maps."""
+    chain = view.chain()
+    operands = (node.args[2] for node in chain.trace.graph.nodes if ops.is_map(node) and len(node.args) > 2)
+    names = (_parameter(chain, operand) for operand in operands if isinstance(operand, fx.Node))
+    return frozenset(name for name in names if name is not None)
+
+
 def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ...]:
     """Weights of other products, of which it is not known which axes are inputs and which outputs."""
     chain, known = view.chain(), {place.parameter for place in places}
     dependent = chain.discovery.input_dependent
     found: dict[str, None] = {}
     for node in chain.trace.graph.nodes:
+        if node in dependent and ops.is_map(node) and isinstance(node.args[1], fx.Node):
+            # a weight that is computed, as by weight norm, is none that could be drawn
+            made = ops.ancestors([node.args[1]]) - {node.args[1]}
+            names = (_parameter(chain, part) for part in made)
+            found |= {name: None for name in names if name is not None and name not in known}
+            continue
         if node not in dependent or not ops.is_product(node):
             continue
         operands = [operand for operand in node.all_input_nodes if operand not in dependent]
@@ -149,8 +165,12 @@ def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
             break
         node = moving[0]
     kind = "weight" if ops.is_map(node) else "norm" if node.target in ops.NORMS else ops.short_name(node)
-    operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
-    names = [_parameter(chain, operand) for operand in operands] if kind in ("weight", "norm") else []
+    operands: list[fx.Node] = []
+    if kind == "weight":
+        operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
+    elif kind == "norm":  # whose weight and bias stand in different places
+        operands = [operand for operand in node.all_input_nodes if operand not in chain.discovery.input_dependent]
+    names = [_parameter(chain, operand) for operand in operands]
     return BranchEnd(index, name, kind, tuple(parameter for parameter in names if parameter is not None))
 
 
@@ -178,31 +198,32 @@ def _role(chain: Chain, node: fx.Node) -> tuple[str, int | None, tuple[fx.Node, 
 
 
 def _is_rectified(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
-    """Whether what a map is applied to comes out of a rectifier, maybe pooled or rearranged on the way."""
+    """Whether what a map is applied to comes out of rectifiers, maybe pooled, rearranged or joined on the way."""
     fed: Any = node.args[0]
-    while True:
+    waiting = [fed]
+    while waiting:
+        fed = waiting.pop()
         name = ops.short_name(fed)
-        if name in _RECTIFIERS:
-            return True
+        if name in _RECTIFIERS or (name in _CLAMPS and fed.args[1:2] == (0,)):
+            continue
         moving = [operand for operand in fed.all_input_nodes if operand in input_dependent]
         passes = ops.is_rearranging(fed) or name in _POOLING or fed.target in ops.SCALINGS or name == "getitem"
-        if len(moving) != 1 or not passes:
+        if not passes or (len(moving) != 1 and fed.target not in ops.CONCATENATIONS):
             return False
-        fed = moving[0]
+        waiting += moving
+    return True
 
 
-def other_parameters(model: nn.Module, places: tuple[Place, ...]) -> dict[str, str]:
+def other_parameters(model: nn.Module, places: tuple[Place, ...], biases: frozenset[str]) -> dict[str, str]:
     """Role of each parameter that is no weight of a place: ``norm``, ``bias`` of a map, or ``other``."""
     known = {place.parameter for place in places}
-    owners = {name.rpartition(".")[0] for name in known}
     roles = {}
-    for name, parameter in model.named_parameters():
+    for name, _ in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if name in known:
             continue
         norm = isinstance(model.get_submodule(owner), _NORM_MODULES) and leaf in ("weight", "bias")
-        bias = owner in owners and leaf == "bias" and parameter.dim() == 1
-        roles[name] = "norm" if norm else "bias" if bias else "other"
+        roles[name] = "norm" if norm else "bias" if name in biases else "other"
     return roles
 
 

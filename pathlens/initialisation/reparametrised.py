@@ -23,6 +23,8 @@ class Factor(nn.Module):
         like: tensor whose type and device the number has.
     """
 
+    is_written_out = True  # into files of weights, as what comes out
+
     def __init__(self, value: float, learned: bool, like: Tensor) -> None:
         super().__init__()
         number = torch.full((), value, dtype=like.dtype, device=like.device)
@@ -52,6 +54,7 @@ class ScaledStandardisation(nn.Module):
     ResNets", section 4.2, equation 2.
     """
 
+    is_written_out = True
     _EPS = 1e-12  # of the variance, for channels of equal weights
 
     def __init__(self, gain: float, weight: Tensor) -> None:

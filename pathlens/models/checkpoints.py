@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pathlens.errors import CheckpointError, NumericsError, RunError
+from pathlens.errors import CheckpointError, ModelError, NumericsError, RunError
 from pathlens.models.reading import DEFAULT_MAX_BYTES, no_memory, read_weights_file
 from pathlens.models.torchfile import StoredTensor
 from pathlens.storage import atomic_write_bytes
@@ -89,6 +89,7 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         CheckpointError: names, shapes or kinds of numbers differ; the message says which.
         NumericsError: a weight is NaN or infinite.
     """
+    check_values(model, type(model).__name__)
     own: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     theirs = _by_plain_name(state_dict)
     names = {name: key for key, name in zip(own, _plain_names(own), strict=True)}
@@ -114,6 +115,15 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
             f"{source}: weights of another network than {type(model).__name__} ({'; '.join(differences)}): "
             "give the network that these weights were trained with"
         )
+    one_of: dict[tuple[int, torch.Size], str] = {}
+    for name, key in names.items():
+        if name in theirs and own[key].numel():
+            first = one_of.setdefault((own[key].data_ptr(), own[key].shape), name)
+            if first != name and not torch.equal(theirs[first], theirs[name]):
+                raise CheckpointError(
+                    f"{source}: {first} and {name} differ in the file and are one weight in {type(model).__name__}: "
+                    "give the network that these weights were trained with"
+                )
     converted: dict[str, Tensor] = {}
     casts: set[str] = set()
     for name, key in names.items():
@@ -133,6 +143,21 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
     # Names and shapes are checked; whatever else a state dict holds (extra state of modules) is not in these files.
     model.load_state_dict(converted, strict=False)
     return tuple(sorted(casts))
+
+
+def check_values(model: nn.Module, name: str) -> None:
+    """Refuse a model whose tensors have no values.
+
+    Args:
+        model: to be looked at.
+        name: what it is called.
+
+    Raises:
+        ModelError: a tensor is lazy or on the device ``meta``.
+    """
+    for tensor_name, tensor in model.state_dict().items():
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer) or getattr(tensor, "is_meta", False):
+            raise ModelError(f"{name}: {tensor_name} has no values yet (lazy or meta): run the network once first")
 
 
 def check_finite(model: nn.Module, source: str) -> None:
@@ -193,14 +218,21 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict, with those that are computed from parameters as what they are computed to."""
+    """The tensors of a state dict, with those that an initialisation computes as what they are computed to.
+
+    Parametrizations of the user's own stay, because they are in the network that the file is for.
+    """
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    for owner, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            prefix = f"{owner}." if owner else ""
-            state = {name: value for name, value in state.items() if not name.startswith(f"{prefix}parametrizations.")}
-            parametrized: Any = module.parametrizations
-            state |= {f"{prefix}{leaf}": getattr(module, leaf) for leaf in parametrized}
+    for owner, module in model.named_modules(remove_duplicate=False):
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrized: Any = module.parametrizations
+        for leaf, parts in parametrized.items():
+            if all(getattr(part, "is_written_out", False) for part in parts):
+                place = f"{owner}." if owner else ""
+                inside = f"{place}parametrizations.{leaf}."
+                state = {name: value for name, value in state.items() if not name.startswith(inside)}
+                state[f"{place}{leaf}"] = getattr(module, leaf)
     return state
 
 

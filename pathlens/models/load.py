@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pathlens.errors import ModelError, UsageError
 from pathlens.models import catalogs
-from pathlens.models.checkpoints import check_finite, load_into, load_state_dict_file, state_sha256
+from pathlens.models.checkpoints import check_finite, check_values, load_into, load_state_dict_file, state_sha256
 from pathlens.models.huggingface import huggingface_entry
-from pathlens.models.reading import read_metadata
+from pathlens.models.reading import is_checkpoint, read_metadata
 from pathlens.models.registry import DEFAULT_NAME, REFERENCES, packaged_file, reference_names
 from pathlens.models.userfile import is_user_spec, load_user_model
 from pathlens.runtime.randomness import seeded
@@ -107,9 +107,7 @@ def load_model(
             loaded = _load_user(name, weights, seed)
         else:
             loaded = _load_named(name, weights, num_classes, in_channels, seed)
-    for tensor_name, tensor in loaded.model.state_dict().items():
-        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer) or getattr(tensor, "is_meta", False):
-            raise ModelError(f"{name}: {tensor_name} has no values yet (lazy or meta): run the network once first")
+    check_values(loaded.model, name)
     loaded.model.eval().cpu()
     check_finite(loaded.model, loaded.weights if weights is not None else name)
     return replace(loaded, sha256=state_sha256(loaded.model))
@@ -181,7 +179,7 @@ def _find(name: str) -> catalogs.Entry:
 
 def _load_file(entry: catalogs.Entry, path: Path) -> LoadedModel:
     """Build the network with the classes and channels that the file has, and load it."""
-    if entry.read is not None:
+    if entry.read is not None and not is_checkpoint(path):
         return _described(entry, entry.read(path), path.name, trained=True)
     state, notes = load_state_dict_file(path)
     model = entry.build(None, None)

@@ -82,14 +82,30 @@ def check_file(path: Path, max_bytes: int | None) -> None:
         raise no_memory(path)
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file is of safetensors, which begin with a length and a JSON object, and not of ``torch.save``."""
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is of safetensors or of ``torch.save``, by how it begins.
+
+    Raises:
+        CheckpointError: the file is missing, or cannot be read.
+    """
+    check_file(path, None)
+    return _kind(path) is not None
+
+
+def _kind(path: Path) -> str | None:
+    """``safetensors``, which begin with a length and a JSON object, ``torch``, or None for neither."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
-        return True
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return False
+        return "safetensors"
+    return "torch" if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" else None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors, and not of ``torch.save``."""
+    kind = _kind(path)
+    if kind is not None:
+        return kind == "safetensors"
     raise CheckpointError(
         f"{path}: not a checkpoint by its content (neither safetensors nor of torch.save), or damaged: "
         "give a weights file, or copy it again"

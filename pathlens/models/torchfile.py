@@ -316,6 +316,9 @@ def _read_archive(path: Path) -> Any:
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in members:
             raise CheckpointError(f"{path}: a TorchScript program, not weights: save model.state_dict() instead")
+        # the others unpack as much as there is at once, whatever size is stated
+        if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in members.values()):
+            raise CheckpointError(f"{path}: refused, because it is compressed in another way than zip's own: {_AGAIN}")
         _check_description(path, members[names[0]].file_size)
         order = members.get(f"{folder}byteorder")
         if order is not None and order.file_size < 16:

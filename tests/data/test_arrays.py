@@ -63,6 +63,17 @@ def test_a_header_that_never_ends(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_that_unpack_all_at_once_are_refused(tmp_path: Path, kind: int) -> None:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w", kind) as archive:
+        for name in ("inputs", "targets"):
+            archive.writestr(f"{name}.npy", stream.getvalue())
+    with pytest.raises(DataError, match="inputs is compressed in another way than numpy's"):
+        pathlens.open_arrays(tmp_path / "odd.npz")
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     numbers = np.zeros((3, 2))
     cases = {

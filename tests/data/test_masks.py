@@ -96,6 +96,11 @@ def _cut(folder: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def _blurred(folder: Path) -> None:
+    (folder / "masks" / "1.png").unlink()
+    write(folder, "masks", "1.jpg", np.zeros((6, 8), dtype=np.uint8))
+
+
 def _twice(folder: Path) -> None:
     write(folder, "images", "1.jpg", np.zeros((6, 8, 3), dtype=np.uint8))
 
@@ -109,6 +114,7 @@ def _twice(folder: Path) -> None:
         (_too_large, "have the class 300; give class indices below 255"),
         (_damaged, "1.png: "),
         (_cut, "1.png: the image cannot be decoded"),
+        (_blurred, "1.jpg: a JPEG file, in which class indices are blurred; write masks as PNG"),
         (_twice, "images has two files of the name '1'; remove one"),
     ],
 )

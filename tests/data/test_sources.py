@@ -188,6 +188,16 @@ def test_image_folder_finds_the_folder_of_the_split(tmp_path):
     assert open_data(vehicles, image_size=8).class_names == ("car", "train")
 
 
+def test_a_class_has_one_number_in_all_splits(tmp_path):
+    image_folder(tmp_path / "zoo" / "train", {"ape": 2, "bat": 2, "cow": 2})
+    image_folder(tmp_path / "zoo" / "val", {"ape": 1, "cow": 1, "dog": 1})
+    for split in ("train", "validation"):
+        data = open_data(f"imagefolder:{tmp_path / 'zoo'}", image_size=8, split=split)
+        assert data.class_names == ("ape", "bat", "cow", "dog")
+        assert data.num_classes == 4
+    assert sorted(data.labels.tolist()) == [0, 2, 3]
+
+
 def test_bad_image_folders(tmp_path):
     refused(f"imagefolder:{tmp_path / 'absent'}", "does not exist")
     (tmp_path / "empty").mkdir()

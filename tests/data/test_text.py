@@ -79,6 +79,12 @@ def test_byte_pairs_are_merged_by_score(text: bytes, more: list[bytes], scores: 
     assert coder.encode(text).tolist() == merged(coder, text)
 
 
+def test_a_long_text_without_spaces_is_merged_in_the_time_of_its_length() -> None:
+    """Where all pairs of a text were looked at for each merge, this would take minutes."""
+    coder = Merging("made up", (*BASE, b"ab", b"abab", b"  "), (*[0.0] * len(BASE), 1.0, 2.0, 3.0))
+    assert coder.encode(b"ab" * 50_000).tolist() == [1, BASE.index(b" "), *[len(BASE) + 1] * 25_000]
+
+
 def test_a_vocabulary_is_read(tmp_path: Path) -> None:
     path = vocabulary_file(tmp_path / "v.bin", {b"ab": -1.0, b" a": -2.0})
     coder = read_vocabulary(path)

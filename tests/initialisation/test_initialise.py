@@ -191,6 +191,67 @@ def test_branches_that_end_in_a_norm_get_their_factor_on_it() -> None:
     assert float(again.branch(4, torch.randn(4, 32, 8, 8)).detach().abs().max()) == 0
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(24), nn.GroupNorm(4, 24)])
+def test_a_norm_that_ends_a_branch_is_scaled_with_its_bias(norm: nn.Module) -> None:
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__(blocks=1)
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).mean((2, 3))
+            return self.head(x + self.norm(F.relu(x) @ torch.eye(24)))
+
+    model = Normed()
+    rows = pathlens.initialise(model, "skipinit", example=X).rows
+    assert [row["parameter"] for row in rows if row["factor"] is not None] == ["norm.weight", "norm.bias"]
+    gradient = torch.autograd.grad(model(torch.randn(2, 3, 16, 16)).sum(), model.norm.parametrizations.bias.original)[0]
+    assert not gradient.any()
+
+
+class Rectified(nn.Module):
+    """Maps behind rectifiers of other kinds, and behind several that are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Conv2d(3, 4, 1), *(nn.Conv2d(4, 4, 1) for _ in range(3)), nn.Conv2d(8, 4, 1)])
+        self.mixed, self.block, self.head = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, fourth, joined = self.maps
+        x = first(x)
+        x = second(F.hardtanh(x, 0.0, 6.0))
+        x = third(F.hardtanh(x))
+        x = fourth(x.clamp(min=0))
+        x = joined(torch.cat([F.relu(x), F.relu6(-x)], 1))
+        x = self.mixed(torch.cat([F.relu(x), x], 1))
+        return self.head((x + self.block(F.relu(x))).mean((2, 3)))
+
+
+def test_rectifiers_by_other_names_and_side_by_side() -> None:
+    rows = pathlens.initialise(Rectified(), "he-fan-in", example=X).rows
+    gains = {row["parameter"]: row["gain"] for row in rows}
+    assert [gains[f"maps.{index}.weight"] for index in range(5)] == [1, 2, 1, 2, 2]
+    assert gains["mixed.weight"] == 1
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(x, self.weight, self.offset))
+
+
+def test_a_bias_of_another_name_becomes_zero() -> None:
+    model = Packed()
+    rows = pathlens.initialise(model, "he-fan-in", example=torch.zeros(2, 3)).rows
+    assert {row["parameter"]: row["role"] for row in rows}["offset"] == "bias"
+    assert not model.offset.any()
+
+
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -218,9 +279,16 @@ class Product(Net):
         return self.head((x + F.relu(x @ self.square.t())).mean((2, 3)))
 
 
+def weight_normed() -> nn.Module:
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.blocks[0].first)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "scheme", "error", "words"),
     [
+        (weight_normed, "he-fan-in", ModelError, "first.parametrizations.weight.original.* would stay as it is"),
         (Net, "he", UsageError, "unknown initialisation 'he': give one of he-fan-in"),
         (Net, "skip-init", UsageError, "did you mean skipinit"),
         (Product, "he-fan-in", ModelError, "square would stay as it is.*write it as nn.Linear"),

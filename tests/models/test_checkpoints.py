@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathlens.errors import CheckpointError, NumericsError, ResourceError
+from pathlens.errors import CheckpointError, ModelError, NumericsError, ResourceError
 from pathlens.models import load_into, load_state_dict_file, save_weights, state_sha256
 from pathlens.models.checkpoints import check_finite
 from tests.helpers.model_helpers import Small, one_line
@@ -125,6 +125,37 @@ def test_tied_weights_load(tmp_path: Path) -> None:
     load_into(model, load_state_dict_file(tmp_path / "w.safetensors")[0], "w")
     assert model.a.weight is model.b.weight
     assert torch.equal(model.a.weight, Small(1).fc.weight)
+
+
+def test_tied_weights_that_differ_in_the_file() -> None:
+    model = nn.Sequential(OrderedDict(a=nn.Linear(3, 3), b=nn.Linear(3, 3)))
+    model.b.weight = model.a.weight
+    untied = nn.Sequential(OrderedDict(a=nn.Linear(3, 3), b=nn.Linear(3, 3))).state_dict()
+    before = state_sha256(model)
+    with pytest.raises(CheckpointError, match="differ in the file and are one weight in Sequential"):
+        load_into(model, untied, "w.pt")
+    assert state_sha256(model) == before
+    load_into(model, {**untied, "b.weight": untied["a.weight"].clone()}, "w.pt")
+
+
+def test_a_network_without_values_takes_no_weights() -> None:
+    with pytest.raises(ModelError, match=r"Sequential: 0.weight has no values yet \(lazy or meta\)"):
+        load_into(nn.Sequential(nn.LazyLinear(3)), nn.Sequential(nn.Linear(2, 3)).state_dict(), "w.pt")
+
+
+def test_parametrizations_of_a_network_s_own_are_saved_as_they_are(tmp_path: Path) -> None:
+    def normed() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        nn.utils.parametrizations.weight_norm(model[0])
+        nn.utils.parametrizations.spectral_norm(model[2])
+        return model
+
+    model, other = normed().train(), normed()
+    before = state_sha256(model)
+    save_weights(tmp_path / "w.safetensors", model, {})
+    assert state_sha256(model) == before  # in train mode a spectral norm would go on by a step where it is asked
+    load_into(other, load_state_dict_file(tmp_path / "w.safetensors")[0], "w")
+    assert state_sha256(other) == before
 
 
 # --- hash and saving -------------------------------------------------------------------------------------------------

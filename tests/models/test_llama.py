@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pathlens
 from pathlens.errors import CheckpointError, ModelError, NumericsError
+from pathlens.models import save_weights, state_sha256
 from pathlens.models.llama import Llama, Sizes, read_llama2c
 from tests.helpers.texts import llama_file
 
@@ -106,6 +107,15 @@ def test_random_weights_and_long_sequences() -> None:
     assert model(torch.zeros(1, 5, dtype=torch.long)).shape == (1, 5, 7)
     with pytest.raises(ModelError, match="sequences of 513 tokens are longer than the context of the network, 512"):
         model(torch.zeros(1, 513, dtype=torch.long))
+
+
+def test_weights_that_were_saved_are_read_again(tmp_path: Path) -> None:
+    model = pathlens.load_model("llama2", "random", seed=3).model
+    save_weights(tmp_path / "w.safetensors", model, {})
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        again = pathlens.load_model("llama2", tmp_path / name).model
+        assert state_sha256(again) == state_sha256(model)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

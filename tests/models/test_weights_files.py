@@ -268,6 +268,16 @@ def test_zip_bomb_is_refused(tmp_path: Path) -> None:
         load_state_dict_file(tmp_path / "bomb.pt")
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_unpack_all_at_once_are_refused(tmp_path: Path, kind: int) -> None:
+    torch.save(Small().state_dict(), tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as honest, zipfile.ZipFile(tmp_path / "odd.pt", "w", kind) as odd:
+        for entry in honest.infolist():
+            odd.writestr(entry.filename, honest.read(entry))
+    with pytest.raises(CheckpointError, match="it is compressed in another way than zip's own"):
+        load_state_dict_file(tmp_path / "odd.pt")
+
+
 def test_declared_size_counts_against_the_limit(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2**10)}, tmp_path / "w.pt")
     size = (tmp_path / "w.pt").stat().st_size
