@@ -16,9 +16,11 @@ from pathlens.storage import atomic_write_bytes
 from studies.common import ROOT, say
 from studies.record import Tables
 from studies.rules import claims
-from studies.rules.veit import FEW, FEW_ELSEWHERE
+from studies.rules.veit import DECAY, FEW, FEW_ELSEWHERE, ORDERS, SETS, SHORT, SINGLE, elsewhere
 
 NAME = "findings.md"
+#: studies whose networks without seeds were trained by others
+_OF_OTHERS = ("pretrained_resnets", "critics", "li2018", "language")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ FINDINGS = (
             for claim in ("single deletions", "no block but those that downsample", "downsampling blocks")
             for study in ("pretrained_resnets", "veit2016", "critics")
         ]
-        + [("veit2016", "highway network")],
+        + [("critics", elsewhere(SINGLE).name), ("veit2016", "highway network")],
         ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind, trained whole, whose first blocks can be deleted at no cost.",
     ),
@@ -90,7 +92,7 @@ FINDINGS = (
             for claim in ("deleting many blocks", "reordering")
             for study in ("pretrained_resnets", "veit2016")
         ],
-        ["veit2016/sets-digits54-full-seed0.png"],
+        ["veit2016/sets-digits54.png"],
         "Sets with and without a critical block that cost the same, within five points.",
     ),
     Finding(
@@ -192,9 +194,8 @@ FINDINGS = (
     Finding(
         "Blocks that are chosen for each image",
         [("blockdrop", f"policy against {others}") for others in ("random sets", "single lesions", "greedy deletion")],
-        ["blockdrop/trade-off-digits54-seed0.png"],
-        "Policies that were trained longer, or together with their network, for which the verdicts are others. The "
-        "policy of the figure makes one choice for all images.",
+        ["blockdrop/trade-off-seed1.png"],
+        "Policies that were trained longer, or together with their network, for which the verdicts are others.",
     ),
     Finding(
         "What sets the lengths of paths at initialisation, and what training makes of them",
@@ -268,15 +269,15 @@ FINDINGS = (
         [
             ("language", claim)
             for claim in (
-                "single deletions",
+                elsewhere(SINGLE).name,
                 "no block is noticed alone",
-                "deleting many blocks",
-                "reordering",
+                elsewhere(SETS).name,
+                elsewhere(ORDERS).name,
                 "shortcut against branch",
                 "MLP against attention",
                 "a layer is more than its blocks",
-                "gradient of single paths",
-                "effective paths are short",
+                elsewhere(DECAY).name,
+                elsewhere(SHORT).name,
                 "short paths survive cancellation",
                 FEW_ELSEWHERE.name,
                 "cancellation",
@@ -334,7 +335,8 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
 
 
 def _line(study: str, row: Mapping[str, Any]) -> str:
-    seeds = "" if row["seeds"] is None else f", seeds: {row['seeds']}"
+    theirs = ", one training by others" if study in _OF_OTHERS else ""
+    seeds = theirs if row["seeds"] is None else f", seeds: {row['seeds']}"
     return (
         f"- {row['network']} ({row['data']}{seeds}; [{study}]({study}/README.md)): **{row['outcome']}**. {row['here']}"
     )

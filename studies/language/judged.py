@@ -13,7 +13,7 @@ from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, 
 from studies.rules.lesions import Cost, costlier, costs
 from studies.rules.networks import judge
 from studies.rules.paths import ON_THEIR_OWN, own_intervals
-from studies.rules.veit import COMPARED, DOWNSAMPLING, OTHERS, PATHS
+from studies.rules.veit import COMPARED, DOWNSAMPLING, OTHERS, PATHS, elsewhere
 
 MLP = Claim(
     "MLP against attention",
@@ -38,6 +38,8 @@ NONE_ALONE = replace(
     says="no single deletion is noticed: nothing downsamples here",
     source=OURS,
     rule=OTHERS.rule.replace("block that does not downsample", "block"),
+    revised="on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
+    "and disagreed on both networks.",
 )
 
 #: kinds of tables of a network that claims are judged by
@@ -80,6 +82,7 @@ def judge_one(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
         found = {replace(claim, test=ON_THEIR_OWN) if claim in PATHS else claim: one for claim, one in found.items()}
     del found[DOWNSAMPLING]  # no block changes the shape
     found[NONE_ALONE] = found.pop(OTHERS)
+    found = {elsewhere(claim): verdict for claim, verdict in found.items()}
     known = layers(tables)
     if known is None:
         return found

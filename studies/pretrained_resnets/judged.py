@@ -28,6 +28,8 @@ PLAIN = replace(
     says="what the paper says of VGG (section 4.1) holds of a plain network of residual design: deleting any layer "
     "brings it to chance",
     source=OURS,
+    revised="on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
+    "and disagreed.",
 )
 
 
@@ -64,7 +66,11 @@ def compare_twins(lesions: Table, twin: Table) -> Verdict:
     errors, errors_without = ({row["block"]: row["error"] for row in table.rows} for table in (lesions, twin))
     less = [cost.block for cost, p_less in zip(without, lower, strict=True) if p_less < LEVEL]
     worse = sum(errors_without[block] > errors[block] for block in less)
-    ceiling = f" (in {worse} of these the error is higher without them)" if worse else ""
+    ceiling = (
+        f" (in {worse} of these the error itself is higher without shortcuts: near chance a deletion can cost no more)"
+        if worse
+        else ""
+    )
     return Verdict(
         outcome,
         f"a deleted block costs more without shortcuts in {shown(higher)} of {len(higher)} blocks and less in "

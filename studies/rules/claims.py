@@ -34,7 +34,7 @@ _MIXED = "mixed"
 COLUMNS = (
     ("claim", "", "name of the claim"),
     ("says", "", "what is claimed; in quotation marks where it is the source's own words"),
-    ("source", "", "where it is claimed; ours: by nobody but this study"),
+    ("source", "", "where it is claimed; ours: stated and judged here, whoever may have said it before"),
     ("rule", "", "what the numbers have to show"),
     ("test", "", "interval or test, and correction"),
     (
@@ -173,7 +173,7 @@ def over_networks(
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     middle = sorted(verdicts, key=lambda verdict: math.inf if verdict.value is None else verdict.value)
     told = middle[(len(values) - 1) // 2 if values else 0]
-    which = "the first" if not values else "the one in the middle" if len(values) % 2 else "the lower in the middle"
+    which = "the first" if not values else "the one in the middle" if len(values) % 2 else "the lower median"
     if 0 < len(values) < len(verdicts):
         which += f" of the {len(values)} with a number"
     of = f"of {len(verdicts)} {what[1]}; {which}" if len(verdicts) > 1 else what[0]
@@ -302,6 +302,9 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = ", ".join(f"{one} {sum(row['outcome'] == one for row in theirs)}" for one in OUTCOMES)
     names = {row["claim"] for row in theirs}
     ours = len({row["claim"] for row in rows} - names)
+    own = f"Claims of our own: {ours}, which are no evidence for or against a paper."
+    if not theirs:
+        return own
     said = f"Claims of others: {len(names)}, with {len(theirs)} verdicts (networks): {counts}."
     shared: dict[str, list[str]] = {}
     for row in theirs:
@@ -316,10 +319,10 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> str:
         told = [one for one in (*OUTCOMES, _MIXED) if one != _MIXED or _MIXED in once]
         which = "; ".join(f"{rests} ({', '.join(claims)})" for rests, claims in shared.items())
         said += (
-            f" Some rest on one observation: {which}. Counted once for each: "
+            f" Some rest on one observation: {which}. Counted once for each network and observation: "
             f"{', '.join(f'{one} {once.count(one)}' for one in told)}."
         )
-    return f"{said} Claims of our own: {ours}, which are no evidence for or against a paper."
+    return f"{said} {own}"
 
 
 def in_short(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -92,8 +92,8 @@ def own_intervals(table: Table) -> str:
     if not own:
         return ""
     return (
-        "Measured before bootstrap samples of all lengths together were drawn for all that is said here: the intervals "
-        f"of {', '.join(_SAID[name] for name in own)} are from those of the lengths, each drawn on its own."
+        "These tables are older than the joint bootstrap of all lengths: the intervals of "
+        f"{', '.join(_SAID[name] for name in own)} are built from those of single lengths."
     )
 
 
@@ -144,7 +144,7 @@ def decay(table: Table) -> Verdict:
     line = with_intervals(table).provenance["decay"]
     falls = decide(line["low"], line["high"], below=0)
     return Verdict(
-        CANNOT_TELL if falls == AGREES and line["explained"] < STRAIGHT else falls,
+        CANNOT_TELL if falls == AGREES and (left_out or line["explained"] < STRAIGHT) else falls,
         f"the mean norm changes by {line['slope']:+.2f} decades a block ({line['low']:+.2f} to {line['high']:+.2f}); a "
         f"straight line explains {line['explained']:.1%} of the variance of its logarithm"
         + (f"; {left_out} lengths of which no sampled path has a gradient are left out" if left_out else "")
@@ -165,9 +165,12 @@ def cancellation(table: Table) -> Verdict:
     if not found:
         return Verdict(CANNOT_TELL, "one of the two norms is not known, or zero")
     left, low, high = found["left"], found["low"], found["high"]
+    (paths,) = (row["n_paths"] for row in table.rows if row["length"] == found["length"])
+    alone = paths**-0.5
     return Verdict(
         decide(low, high, below=_CANCELLED),
-        f"at length {found['length']} the sum is {left:.2%} of the product ({low:.2%} to {high:.2%})",
+        f"at length {found['length']} the sum is {left:.2%} of the product ({low:.2%} to {high:.2%}); independent "
+        f"directions of its {paths:,} paths would leave {alone:.2%}, so that it is {left / alone:.2g} times theirs",
         left,
         low,
         high,

@@ -118,14 +118,15 @@ def state(study: StudySetting) -> Page:
     page.table("checkerboards")
     page.claims(judged.verdicts(tables), lambda _: trained.DATA)
     errors = [row["test_error"] for row in rows["runs"] if row["part"] == trained.DEPTH]
-    ((_, alike),) = Counter(errors).most_common(1)
+    ((same, alike),) = Counter(errors).most_common(1)
     page.section(
         "What the numbers can and cannot say",
         "The trainings of the cpu scale are short, few and of narrow networks: they show how training starts, and not "
         f"where it ends; after the last step {alike} of {len(errors)} networks of different depth and width have the "
-        "same error, and only their losses differ. They start from the weights that "
-        "torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is one on "
-        "these. A plateau is defined by a loss above that of a "
+        f"very same test error, {same:.2%}, as one that gives every pixel the same class, so that they are compared "
+        "before anything but the constant answer is learned, and by their losses alone. They start from the weights "
+        "that torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is "
+        "one on these. A plateau is defined by a loss above that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "
         "blurs has less power there on both sides of the comparison.",
     )

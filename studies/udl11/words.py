@@ -74,7 +74,7 @@ def shattered_lines(rows: Tables) -> list[str]:
         f"{normed[0].name}: {_three(rows, normed[0].name)}. With batch norm nothing is left of it from one point of "
         "the grid to the next: noise.",
         f"{residual[0].name}: {_three(rows, residual[0].name)}; with scale 0.1: {_three(rows, residual[1].name)}. "
-        "Shortcuts bring it back.",
+        "Shortcuts bring it back at short distances.",
         f"If the gradient also runs through the statistics of the batch: {_three(rows, through[1].name)} and "
         f"{_three(rows, through[2].name)} for the two residual networks.",
     ]

@@ -63,26 +63,48 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     for run in runs:
         by_rule.setdefault(run["trained"], {})[run["seed"]] = run["run"]
     whole = by_rule.get("full", {})
+    of_paths = {f"m{PAPER_BLOCKS}", *(f"m{number:g}" for number in own_number(tables, network))}
     found = [
         row(
-            veit_claims.RETRAINED if one["trained"] == f"m{PAPER_BLOCKS}" else veit_claims.OTHER_NUMBERS,
+            veit_claims.RETRAINED if one["trained"] in of_paths else veit_claims.OTHER_NUMBERS,
             f"{network}, {one['trained']}",
             retraining.as_good(one),
         )
         for one in tables["retraining"].rows
         if one["network"] == network and retraining.is_blocks(one) and one["difference"] is not None
     ]
-    for kind, gaps in _after_stochastic_depth(tables, by_rule.get("sd", {}), whole).items():
-        found.append(row(veit_claims.STOCHASTIC, f"{network}{kind}", _lower(gaps, "single deletions cost")))
-    harder = _harder(tables, by_rule, whole)
-    ps = {rule: verdict.p for rule, verdict in harder.items() if verdict.p is not None}
+    after = {
+        kind: _lower(gaps, "single deletions cost")
+        for kind, gaps in _after_stochastic_depth(tables, by_rule.get("sd", {}), whole).items()
+    }
+    found += [row(veit_claims.STOCHASTIC, f"{network}{kind}", verdict) for kind, verdict in _corrected(after).items()]
+    harder = _corrected(_harder(tables, by_rule, whole))
+    return found + [row(veit_claims.HARDER, f"{network}, {rule}", verdict) for rule, verdict in harder.items()]
+
+
+def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Verdicts of one family by Holm's method; what is not shown then cannot tell."""
+    ps = {which: verdict.p for which, verdict in verdicts.items() if verdict.p is not None}
     corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
-    for rule, verdict in harder.items():
-        p = corrected.get(rule)
+    found = {}
+    for which, verdict in verdicts.items():
+        p = corrected.get(which)
         outcome = verdict.outcome if p is not None and p < lesion_rules.LEVEL else CANNOT_TELL
         told = verdict.here if p is None else f"{verdict.here}, p {p:.2g} after Holm's correction"
-        found.append(row(veit_claims.HARDER, f"{network}, {rule}", replace(verdict, outcome=outcome, here=told, p=p)))
+        found[which] = replace(verdict, outcome=outcome, here=told, p=p)
     return found
+
+
+def own_number(tables: Mapping[str, Table], network: str) -> list[float]:
+    """How many random blocks a batch the effective lengths of a network ask for, median over seeds; none if not known.
+
+    Args:
+        tables: of the study.
+        network: its name, with which those of its runs begin.
+    """
+    rows = tables["effective"].rows if "effective" in tables else ()
+    own = [one for one in rows if one["contribution"] == "sampled" and one["network"].startswith(f"{network}-")]
+    return [statistics.median(one["blocks_per_batch"] for one in own)] if own else []
 
 
 def _after_stochastic_depth(

@@ -333,9 +333,9 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Ke
     if "fitted" in page.tables and page.tables["fitted"].rows:
         page.text(
             "Where the difference comes from, on CIFAR-10: what is missing on the training images already has not been "
-            "fitted (`of_fit`); the rest is what test errors are above training errors (`of_gap`), in which the "
-            "network that was trained on fewer paths is the better one where it is below zero. Training images as they "
-            "are, the first 10,000; the networks as they are tested, with all blocks."
+            "fitted (`of_fit`); the rest is what test errors are above training errors (`of_gap`): where it is below "
+            "zero, the network that was trained on fewer paths errs less beyond its training error. Training images as "
+            "they are, the first 10,000; the networks as they are tested, with all blocks."
         )
         shown = {
             "run": "", "train_error": ".2%", "train_error_low": ".2%", "train_error_high": ".2%", "test_error": ".2%",

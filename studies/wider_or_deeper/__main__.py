@@ -221,7 +221,8 @@ def state(study: StudySetting) -> Page:
         "error, and nothing is concluded from them here.",
     )
     page.table("lengths", LENGTHS_SHOWN)
-    judged = {"": verdicts(summary, nets), f"{CIFAR}-": _state_cifar(page)}
+    is_whole = tables["runs"].provenance["scale"] == "paper"
+    judged = {"": verdicts(summary, nets, is_whole), f"{CIFAR}-": _state_cifar(page)}
     data = {
         row["network"]: tables[f"{prefix}runs"].provenance["data"] for prefix, rows in judged.items() for row in rows
     }
@@ -261,7 +262,7 @@ def _state_cifar(page: Page) -> list[dict[str, Any]]:
     )
     page.table(f"{CIFAR}-epochs")
     page.table(f"{CIFAR}-lengths", LENGTHS_SHOWN)
-    return verdicts(summary, nets)
+    return verdicts(summary, nets, is_whole=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,11 +66,20 @@ def test_trained_networks_need_three_seeds_that_show_the_same():
     assert mixed.outcome == "cannot tell"
     assert (mixed.value, mixed.low, mixed.high, mixed.seeds) == (1, 0, 2, 3)
     assert "agrees in 2, cannot tell in 1 of 3 trained networks; the one in the middle: n1" in mixed.here
-    assert "agrees in 2 of 2 trained networks; the lower in the middle: n0" in over("agrees", "agrees").here
+    assert "agrees in 2 of 2 trained networks; the lower median: n0" in over("agrees", "agrees").here
     assert over("agrees").here == "agrees in 1 trained network: n0"
     unknown = claims.over_networks([claims.Verdict("agrees", f"n{i}", i or None) for i in range(3)])
-    assert "the lower in the middle of the 2 with a number: n1" in unknown.here
+    assert "the lower median of the 2 with a number: n1" in unknown.here
     assert claims.of_seeds(claims.Verdict("agrees", ""), 2).outcome == "cannot tell"
+
+
+def test_what_the_paper_says_of_other_designs_is_a_claim_of_ours():
+    moved = veit.elsewhere(veit.SINGLE)
+    assert (moved.source, moved.name) == ("ours", "single deletions, other designs")
+    assert veit.SINGLE.says in moved.says
+    assert "only in whose claim it is" in moved.revised
+    assert veit.elsewhere(veit.ORDERS).revised.startswith(veit.ORDERS.revised)
+    assert veit.elsewhere(veit.EXACT) is veit.EXACT
 
 
 def test_paired_differences():
@@ -345,9 +354,13 @@ def test_a_page_says_what_a_table_of_claims_holds():
     # two claims on one observation are counted once beside the others
     mixed = [claims.row(claim, "a", claims.Verdict("disagrees", "")) for claim in (veit.SETS, veit.ORDERS)]
     assert "agrees 1, disagrees 2, cannot tell 0. Some rest on one observation" in claims.tally(rows + mixed)
-    assert "Counted once for each: agrees 1, disagrees 1, cannot tell 0." in claims.tally(rows + mixed)
+    assert "Counted once for each network and observation: agrees 1, disagrees 1, cannot tell 0." in claims.tally(
+        rows + mixed
+    )
     other = claims.row(veit.ORDERS, "a", claims.Verdict("cannot tell", ""))
-    counted = "Counted once for each: agrees 1, disagrees 0, cannot tell 0, mixed 1."
+    counted = "Counted once for each network and observation: agrees 1, disagrees 0, cannot tell 0, mixed 1."
     assert counted in claims.tally([*rows, mixed[0], other])
+    own = claims.row(veit.EXACT, "a", claims.Verdict("agrees", ""))
+    assert claims.tally([own]) == "Claims of our own: 1, which are no evidence for or against a paper."
     found = claims.table([{**row, "data": "d"} for row in rows])
     assert found.values("claim") == ("single deletions", "highway network")

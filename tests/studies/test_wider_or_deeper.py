@@ -295,11 +295,13 @@ def test_only_paths_beyond_the_effective_depth_are_the_papers():
     summary = [{**row, "network": "deep", "effective_depth": depth, "last": 9.4} for depth in depths]
     summary[-1]["last"] = 8.2  # of the whole gradient
     summary.append({**row, "network": "wide", "effective_depth": "all", "last": 3.0})
-    found = {one["network"]: one for one in compared.verdicts(summary, [{"network": "deep"}])}
+    found = {one["network"]: one for one in compared.verdicts(summary, [{"network": "deep"}], is_whole=True)}
     sources = {depth: found[f"deep, L = {depth}"]["source"] for depth in depths[:-1]}
     assert {depth for depth, source in sources.items() if source == "ours"} == {"1", "4"}
     assert all(source.startswith(compared.PAPER) for depth, source in sources.items() if depth in ("8", "16"))
-    assert found["wide against deep"]["claim"] == compared.WIDER.name
+    assert found["wide against deep"]["source"] == compared.WIDER.source
+    short = compared.verdicts(summary, [{"network": "deep"}], is_whole=False)
+    assert {one["source"] for one in short if one["claim"] == compared.WIDER.name} == {"ours"}
 
 
 def test_verdicts_need_interval_test_and_seeds():
