@@ -107,10 +107,7 @@ def test_twins_are_compared_block_by_block():
     assert "less in 2; median" in fewer.here
     # 0.7 from 0.1 costs more than 0.2 from 0.65, which errs more all the same
     high = judged.compare_twins(plain, table((0.2, 0.1, 0.2), intact=0.65))
-    assert (
-        "less in 3 (in 2 of these the error itself is higher without shortcuts: near chance a deletion can cost no more); median"
-        in high.here
-    )
+    assert "less in 3 (in 2 of these the error itself is higher without shortcuts: near chance" in high.here
     assert judged.compare_twins(short, table((0.02, 0.03, 0.61))).outcome == "cannot tell"
 
 
