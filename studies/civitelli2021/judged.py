@@ -247,9 +247,10 @@ def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
                     low = high = None
                 outcome = decide(low, high, **({"above": _FAILS} if claim is FAILS else {"below": _FAILS}))
                 here = f"test error {_percent(mean, low, high)}" + (f", {diverged} diverged" if diverged else "")
-                if claim is TRAINS:
-                    control = statistics.fmean(_test_errors(runs, network, PLAIN).values())
-                    here += f"; the control without a scheme (plain, He) ends at {control:.1%}"
+                if claim is TRAINS and (control := _test_errors(runs, network, PLAIN)):
+                    here += (
+                        f"; the control without a scheme (plain, He) ends at {statistics.fmean(control.values()):.1%}"
+                    )
                 verdict = of_seeds(Verdict(outcome, here, mean, low, high), len(errors))
                 yield row(_of(claim, network), f"{network}, {kind.name}", verdict)
     for network in networks:
