@@ -38,6 +38,7 @@ _GROWS, _KEPT = 1.1, 2.0
 _CHANCE, _FAILS = 0.9, 0.8
 _MARGIN, _LENGTH = 0.02, 0.05
 _T = "Student's 95 % interval over seeds; each network is judged by itself."
+_SAME = "All seeds have the same images, whose choice is not in it."
 
 COSTS = Claim(
     "sizes",
@@ -119,7 +120,7 @@ GROWTH = Claim(
     OURS,
     f"Mean length (squared norms as weights) within {_LENGTH:.0%} of the number of blocks of it; disagrees where it is "
     "farther.",
-    f"Difference over the number of blocks, of each seed. {_T}",
+    f"Difference over the number of blocks, of each seed. {_T} {_SAME}",
 )
 SCALE_START = Claim(
     "1/sqrt(2) and paths at initialisation",
@@ -127,14 +128,14 @@ SCALE_START = Claim(
     OURS,
     f"Mean lengths differ by less than {_LENGTH:.0%} of the number of blocks; disagrees where they differ by more. "
     "Both networks have the same weights, so that this follows from homogeneity but for the gradient of the loss.",
-    f"Difference over the number of blocks, paired by seed. {_T}",
+    f"Difference over the number of blocks, paired by seed. {_T} {_SAME}",
 )
 SHORTCUT_START = Claim(
     "convolutions as shortcuts and paths at initialisation",
     "without identities effective paths are longer (ConvShort against IdShort)",
     OURS,
     f"Mean length longer by more than {_LENGTH:.0%} of the number of blocks; disagrees where it is less.",
-    f"Difference over the number of blocks, paired by seed. {_T}",
+    f"Difference over the number of blocks, paired by seed. {_T} {_SAME}",
 )
 SCALE_END = Claim(
     "1/sqrt(2) and paths after training",
@@ -142,7 +143,7 @@ SCALE_END = Claim(
     OURS,
     f"Mean length shorter by more than {_LENGTH:.0%} of the number of blocks after the last epoch; disagrees where it "
     "is less.",
-    f"Difference over the number of blocks, paired by seed. {_T}",
+    f"Difference over the number of blocks, paired by seed. {_T} {_SAME}",
 )
 SHORTCUT_END = Claim(
     "convolutions as shortcuts and paths after training",
@@ -150,7 +151,7 @@ SHORTCUT_END = Claim(
     OURS,
     f"Mean length longer by more than {_LENGTH:.0%} of the number of blocks after the last epoch; disagrees where it "
     "is less.",
-    f"Difference over the number of blocks, paired by seed. {_T}",
+    f"Difference over the number of blocks, paired by seed. {_T} {_SAME}",
 )
 SHORTENS = Claim(
     "training shortens effective paths",

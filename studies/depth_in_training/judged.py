@@ -28,13 +28,15 @@ WORDS = {
 
 _ONE_FALL = "how the mean length changes over a training"
 
+_SAME = "All seeds have the same training images, whose choice is not in the interval."
+
 START = Claim(
     "shallow at the start",
     '"initially the virtual ensemble is mostly at depths lower than half the network\'s depth"',
     PAPER,
     "Mean length of path at initialisation, weighted by contribution. Agrees where it is below half the blocks, "
     "disagrees where it is above.",
-    "Student's 95 % interval over seeds.",
+    f"Student's 95 % interval over seeds. {_SAME}",
 )
 DEEPER = Claim(
     "deeper with training",
@@ -44,7 +46,7 @@ DEEPER = Claim(
     "chance. Agrees where it is above zero, disagrees where it is below.",
     "Student's 95 % interval and paired t test over seeds, Holm's correction over the three contributions and both "
     "first epochs (tenth and initialisation). Judged by sampled paths, to which the claim refers; without weight decay "
-    "by the exact sums, which alone were measured there.",
+    f"by the exact sums, which alone were measured there. {_SAME}",
     _ONE_FALL,
 )
 ESCAPE = Claim(

@@ -42,7 +42,10 @@ PROTOCOL = (
     "table). The rules are those of the other studies; over the seeds of `bytes24` a claim agrees or disagrees only "
     "where all three trainings do. Differences from the paper: it studies convolutional networks of 54 blocks on "
     "images and reports errors; here the blocks are of two kinds, and a token is one of 512 or 256 classes. "
-    "`stories260K` is one training by others: what is said is of this network, and not of its kind."
+    "`stories260K` is one training by others: what is said is of this network, and not of its kind. Path gradients "
+    "are of the sequences that lesions are made on, and not of training ones as elsewhere. Sequences of `bytes24` "
+    "follow each other in the text, so that neighbours may be of one document; intervals and tests take them for "
+    "independent, and are too narrow where they are not."
 )
 OWN_PROTOCOL = (
     "A language model and a text that were given, by the protocol of this study: each block's branch deleted, each "
