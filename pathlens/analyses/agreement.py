@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,43 +112,54 @@ def check_traced(view: ResidualView, images: Tensor) -> float:
 
 
 def _check_gradients(view: ResidualView, chain: Chain, images: Tensor) -> None:
-    """Refuse a network whose gradients are not those of its traced operations.
+    """Refuse a network whose gradients are not those of its traced operations: by images, or by weights for tokens.
 
     Raises:
-        NumericsError: by more than rounding.
+        ModelError: the network's own backward pass fails.
+        NumericsError: the gradients differ by more than rounding.
     """
     model = view.model
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    limit = _LARGEST_DIFFERENCE.get(images.dtype if images.is_floating_point() else torch.float32)
+    if limit is None:
+        return
+    parameters = [p for p in model.parameters() if p.is_floating_point()] if not images.is_floating_point() else []
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    found = []
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        for output in (_traced_output, lambda _view, _chain, x: _output_of(model, chain, x)):
-            x = images.clone().requires_grad_(images.is_floating_point())
-            with torch.enable_grad():
-                value = output(view, chain, x)
-                wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-                gradients = torch.autograd.grad(
-                    value, wanted, value.detach(), allow_unused=True, materialize_grads=True
-                ) if value.requires_grad else [torch.zeros_like(tensor) for tensor in wanted]  # fmt: skip
-            found.append(torch.cat([gradient.double().cpu().reshape(-1) for gradient in gradients]))
+        traced = _gradients(lambda x: _traced_output(view, chain, x), images, parameters)
+        try:
+            own = _gradients(lambda x: _output_of(model, chain, x), images, parameters)
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, PathlensError) or ran_out(error):
+                raise
+            raise ModelError(
+                f"the backward pass of {type(model).__name__} fails: {one_line(error, 200)}; run it by hand"
+            ) from error
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    traced, own = found
-    limit = _LARGEST_DIFFERENCE.get(images.dtype)
-    relative = float((traced - own).norm() / own.norm().clamp_min(1e-12))
-    if limit is not None and relative > limit:
-        cause = (
-            "an autograd.Function has a backward pass of its own"
-            if chain.trace.has_functions
-            else "a part of it runs without gradients"
-        )
+    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(traced, own, strict=True))
+    relative = math.sqrt(difference / max(sum(float(b.double().square().sum()) for b in own), 1e-24))
+    if relative > limit:
         raise NumericsError(
             f"the gradient of the traced network differs from {type(model).__name__}'s own by {relative:.1e} of its "
-            f"norm, because {cause}, which a trace does not hold; write that part without it"
+            "norm, because a part of it has a backward pass of its own (autograd.Function) or none (no_grad), which a "
+            "trace does not hold; write that part without it"
         )
+
+
+def _gradients(output: Callable[[Tensor], Tensor], images: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Those of half the squared output by the images, or by parameters where there are any."""
+    x = images.clone().requires_grad_(not parameters)
+    with torch.enable_grad():
+        value = output(x)
+        if not value.requires_grad:
+            return [torch.zeros_like(tensor) for tensor in parameters or [x]]
+        if parameters:
+            return torch.autograd.grad(value, parameters, value.detach(), allow_unused=True, materialize_grads=True)
+        value.backward(value.detach())  # the weights are frozen, and some functions know no other way
+    return [torch.zeros_like(x) if x.grad is None else x.grad]
 
 
 def _traced_output(view: ResidualView, chain: Chain, images: Tensor) -> Tensor:

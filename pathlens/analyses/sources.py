@@ -16,8 +16,9 @@ from pathlens.data import ArrayData, DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
 
 Data = DataSet | Iterable[Any]
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """An opened data set, or batches of (images, labels)."""
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,7 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     place, split = place_of(folder, split, _holds_folders)
     classes = _files_by_class(place)
     # one number a class in all splits, also where one has no image of it
-    beside = places_of(folder, _holds_folders).values() if place != folder else ()
-    names = sorted({*classes, *(name for other in beside for name in _class_names(other))})
+    names = sorted({*classes, *_classes_beside(folder, place, classes)})
     files = [(path, label) for label, name in enumerate(names) for path in classes.get(name, ())]
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
     order = np.random.RandomState(0).permutation(len(files))
@@ -79,6 +78,20 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
 def _holds_folders(place: Path) -> bool:
     # A class may be called "train" (the vehicle): its folder holds images and no folders.
     return place.is_dir() and any(path.is_dir() for path in place.iterdir())
+
+
+def _classes_beside(folder: Path, place: Path, classes: Iterable[str]) -> set[str]:
+    """Classes of the other splits that have images; of those splits alone that have a class of this one."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    def has_images(own: Path) -> bool:
+        return any(file.lower().endswith(IMG_EXTENSIONS) for _, _, files in os.walk(own) for file in files)
+
+    found: set[str] = set()
+    for other in places_of(folder, _holds_folders).values() if place != folder else ():
+        names = {name for name in _class_names(other) if has_images(other / name)}
+        found |= names if names & set(classes) else set()
+    return found
 
 
 def _class_names(place: Path) -> list[str]:

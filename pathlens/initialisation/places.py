@@ -121,9 +121,10 @@ def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ..
     dependent = chain.discovery.input_dependent
     found: dict[str, None] = {}
     for node in chain.trace.graph.nodes:
-        if node in dependent and ops.is_map(node) and isinstance(node.args[1], fx.Node):
+        weight: Any = node.args[1] if node in dependent and ops.is_map(node) else None
+        if weight is not None and weight not in dependent:
             # a weight that is computed, as by weight norm, is none that could be drawn
-            made = ops.ancestors([node.args[1]]) - {node.args[1]}
+            made = ops.ancestors([weight]) - {weight}
             names = (_parameter(chain, part) for part in made)
             found |= {name: None for name in names if name is not None and name not in known}
             continue
@@ -217,13 +218,15 @@ def _is_rectified(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
 def other_parameters(model: nn.Module, places: tuple[Place, ...], biases: frozenset[str]) -> dict[str, str]:
     """Role of each parameter that is no weight of a place: ``norm``, ``bias`` of a map, or ``other``."""
     known = {place.parameter for place in places}
+    owners = {name.rpartition(".")[0] for name in known}
     roles = {}
-    for name, _ in model.named_parameters():
+    for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if name in known:
             continue
         norm = isinstance(model.get_submodule(owner), _NORM_MODULES) and leaf in ("weight", "bias")
-        roles[name] = "norm" if norm else "bias" if name in biases else "other"
+        bias = name in biases or (owner in owners and leaf == "bias" and parameter.dim() == 1)
+        roles[name] = "norm" if norm else "bias" if bias else "other"
     return roles
 
 

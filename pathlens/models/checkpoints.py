@@ -86,7 +86,9 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         Notes about what was converted.
 
     Raises:
-        CheckpointError: names, shapes or kinds of numbers differ; the message says which.
+        CheckpointError: names, shapes or kinds of numbers differ, or values of one and the same weight; the message
+            says which.
+        ModelError: the network has weights without values.
         NumericsError: a weight is NaN or infinite.
     """
     check_values(model, type(model).__name__)
@@ -196,8 +198,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
 
     Args:
         path: the file to write or replace.
-        model: the network. Weights that parametrizations of torch compute are written as what they are computed to,
-            so that the file fits the network without them.
+        model: the network. Weights that an initialisation of pathlens computes are written as what they are computed
+            to, so that the file fits the network without it; parametrizations of its own stay.
         metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) are
             understood when the file is loaded.
 

@@ -98,7 +98,9 @@ def _kind(path: Path) -> str | None:
         start = file.read(9)
     if start[8:] == b"{":
         return "safetensors"
-    return "torch" if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" else None
+    # a pickle names its protocol, and the operation that follows is not 0
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[2:3] != b"\0"
+    return "torch" if start[:4] == b"PK\x03\x04" or pickled else None
 
 
 def _is_safetensors(path: Path) -> bool:

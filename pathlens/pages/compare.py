@@ -64,12 +64,10 @@ def _stated(run: Run) -> Iterator[tuple[str, str]]:
 
 def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
     """One chart for each kind of chart that two runs or more have: a curve for each run, or maps beside each other."""
-    kinds = dict.fromkeys(chart["family"] for own in charts for chart in own)
+    kinds = dict.fromkeys(_kind(chart) for own in charts for chart in own)
     overlaid = []
     for kind in kinds:
-        pairs = [(index, chart) for index, own in enumerate(charts) for chart in own if chart["family"] == kind]
-        if len({_unit(chart) for _, chart in pairs}) > 1:
-            continue  # their numbers are of different things
+        pairs = [(index, chart) for index, own in enumerate(charts) for chart in own if _kind(chart) == kind]
         if len(pairs) > 1 and all("surfaces" in chart for _, chart in pairs):
             overlaid.append(_beside(runs, pairs))
             continue
@@ -79,11 +77,11 @@ def overlays(runs: list[Run], charts: list[list[Chart]]) -> list[Chart]:
     return overlaid
 
 
-def _unit(chart: Chart) -> str:
-    """What the values of a chart are, with their unit."""
+def _kind(chart: Chart) -> tuple[str, str]:
+    """Family of a chart, and what its values are, with their unit."""
     if "surfaces" in chart:
-        return ", ".join(str(layer["label"]) for layer in chart["layers"])
-    return str(chart["y"]["label"])
+        return chart["family"], ", ".join(str(layer["label"]) for layer in chart["layers"])
+    return chart["family"], str(chart["y"]["label"])
 
 
 def _beside(runs: list[Run], pairs: list[tuple[int, Chart]]) -> Chart:

@@ -129,12 +129,15 @@ def blockdrop(
     task = _checked(view, data, train, samples, selection, options)
     assert train is not None
     # of both kinds of examples the same; what are no images have none
-    options["mean"] = tuple(options.get("mean") or data.mean) or None
-    options["std"] = tuple(options.get("std") or data.std) or None
+    alike: SweepOptions = {
+        **options,
+        "mean": tuple(options.get("mean") or data.mean) or None,
+        "std": tuple(options.get("std") or data.std) or None,
+    }
     variance = variance_of(train, task)
-    learned, history = _learned(view, data, train, task, variance, policy, settings, out, on_epoch, options)
-    kept = _mean_blocks(learned.policy, data, options)
-    choose_single, choose_greedy = chosen_on(learned.view, train, selection, dict(options))
+    learned, history = _learned(view, train, task, variance, policy, settings, out, on_epoch, alike)
+    kept = _mean_blocks(learned.policy, data, alike)
+    choose_single, choose_greedy = chosen_on(learned.view, train, selection, dict(alike))
     sets = fixed_sets(
         learned.view,
         round(kept),
@@ -255,7 +258,6 @@ def _are_same(train: DataSet, data: DataSet) -> bool:
 
 def _learned(
     view: ResidualView,
-    data: DataSet,
     train: DataSet,
     task: Task,
     variance: float | None,

@@ -46,7 +46,7 @@ _NOT_RECORDED = (torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 
 
 class BackwardError(Unsure):
-    """An ``autograd.Function`` has a backward pass of its own, which operations do not tell."""
+    """An ``autograd.Function`` has a backward pass of its own, which operations do not tell; or inference mode none."""
 
 
 class ReplacedError(Unsure):
@@ -179,6 +179,7 @@ class _Recorder(TorchDispatchMode):
                     stack.enter_context(context)
                 stack.enter_context(self)
                 result = self._model(x)
+                self._asked.check()
             if self._registered() != before:
                 now = dict(self._model.named_buffers(remove_duplicate=False))
                 own = [item for item in self._held if item.kind == "buffer"]
@@ -234,8 +235,7 @@ class _Recorder(TorchDispatchMode):
         args, kwargs = self._without_device((tuple(args), kwargs or {}))
         if not torch.is_inference_mode_enabled():
             raise Unsure("a part outside of inference mode")
-        if torch.is_grad_enabled() != self._asked.gradients:
-            raise BackwardError("a forward pass that autograd calls itself")
+        self._asked.check()
         if func is aten.lift_fresh.default:
             return self._fresh(*args)
         if func in _DETACHING and self._is_fresh(*args):
@@ -421,11 +421,17 @@ class _AsReal(TorchFunctionMode):
         for kind in ("cpu", "cuda", "mps", "xpu"):
             self._answers[getattr(torch.Tensor, f"is_{kind}").__get__] = device.type == kind
 
+    def check(self) -> None:
+        """Give up where autograd itself has switched gradients off or on."""
+        if torch.is_grad_enabled() != self.gradients:
+            raise BackwardError("a forward pass that autograd calls itself, or one in inference mode")
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer, or go on as ever."""
         if any(torch.is_autocast_enabled(kind) for kind in self._kinds):
             raise Unsure("types that autocast chooses")
         if func is torch._C._set_grad_enabled:
+            self.check()
             self.gradients = bool(args[0])
         return self._answers[func] if func in self._answers else func(*args, **(kwargs or {}))
 

@@ -178,8 +178,8 @@ class ResidualView:
             notes.append(f"{len(discovery.refused)} additions are no residual blocks (first: {name}, {reason})")
         if self.chain().trace.has_functions:
             notes.append(
-                "it has an autograd.Function, whose own backward pass is not traced: gradients of interventions are "
-                "those of the operations in its forward"
+                "a part of it has a backward pass of its own (autograd.Function) or none (inference mode), which is "
+                "not traced: gradients of interventions are those of its operations"
             )
         return tuple(notes)
 

@@ -121,9 +121,10 @@ class Lesions(Result):
             headlines += [with_interval(f"Mean error, {row['count']} deleted", row) for row in ends]
             return headlines + measured.differing(rows, "Sets", provenance)
         worst = max(single, key=lambda row: row["error"])
-        which = f"{self.unit(rows, provenance)} {worst['block']}, {worst['name']}"
-        headlines.append(with_interval("Largest error", worst, which))
-        headlines.append(Headline("Median over blocks", percent(statistics.median(row["error"] for row in single))))
+        unit = self.unit(rows, provenance)
+        headlines.append(with_interval("Largest error", worst, f"{unit} {worst['block']}, {worst['name']}"))
+        middle = statistics.median(row["error"] for row in single)
+        headlines.append(Headline(f"Median over {unit}s", percent(middle)))
         return headlines + measured.differing(rows, "Deletions", provenance)
 
     def notes(self, provenance: Provenance) -> list[str]:

@@ -19,7 +19,7 @@ from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import ModelError, NumericsError, PathlensError, one_line
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES, batch_iou
 from pathlens.metrics.tasks import CROSS_ENTROPY, of_two_classes
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import copied
 from pathlens.results.result import Row
 from pathlens.runtime import processes
 from pathlens.runtime.memory import ran_out
@@ -190,7 +190,6 @@ class Loop:
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
         if self._group.world > 1:
-            unused = self._has_unused()
             self._norms = dist.new_group() if self._config.synced else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is deprecated in newer torch
@@ -198,17 +197,22 @@ class Loop:
                     network,
                     device_ids=[self._device] if self._device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=self._rule.is_random or self._rule.lengths is not None or unused,
+                    find_unused_parameters=self._rule.is_random or self._rule.lengths is not None or self._has_unused(),
                 )
         return network
 
     def _has_unused(self) -> bool:
         """Whether the loss does not depend on a parameter, such as one of a head that is not in use."""
-        images, labels, _ = self._batches(0)
-        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        with _learning(self._model), in_mode(self._model):
-            losses, _ = self._judged(self._model(images), labels)
-            return None in torch.autograd.grad(losses, parameters, allow_unused=True)
+        with self._group.agreed(), _learning(self._model):
+            images, labels, _ = self._batches(0)
+            try:
+                network = copied(self._model).train()
+            except Exception:  # foreign code may raise anything; then torch looks for them at each step
+                return True
+            with self._session.lower_precision():
+                losses, _ = self._judged(network(images[:2]), labels[:2])
+            losses.backward()
+        return any(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
     def _step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """One step; images, loss, correct and blocks, as a tensor on the device."""

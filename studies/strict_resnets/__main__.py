@@ -123,9 +123,9 @@ def state(study: StudySetting) -> Page:
         "What the numbers can and cannot say",
         "The trainings of the cpu scale are short, few and of narrow networks: they show how training starts, and not "
         f"where it ends; after the last step {alike} of {len(errors)} networks of different depth and width have the "
-        f"very same test error, {same:.2%}, as one that gives every pixel the same class, so that they are compared "
-        "before anything but the constant answer is learned, and by their losses alone. They start from the weights "
-        "that torch draws, with smaller branches than those of the schemes above, so that no verdict on a plateau is "
+        f"very same test error, {same:.2%}, so that nothing is learned yet that errors would show, and they are "
+        "compared by their losses alone. They start from the weights that torch draws, with smaller branches than "
+        "those of the schemes above, so that no verdict on a plateau is "
         "one on these. A plateau is defined by a loss above that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "
         "blurs has less power there on both sides of the comparison.",

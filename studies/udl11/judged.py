@@ -80,6 +80,8 @@ SCALE = Claim(
     OURS,
     "Autocorrelation at lag 4 minus that with scale 1 above zero.",
     _DRAWN,
+    revised="on 30 November 2026, when numbers were known, only in whose claim it is: it had counted as that of "
+    "Balduzzi et al.",
 )
 NUMBERS = Claim(
     "autocorrelation",

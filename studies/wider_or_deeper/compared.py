@@ -45,6 +45,12 @@ FEWER = replace(
     revised="on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
     "and L = 1 disagreed.",
 )
+ENOUGH_EARLY = replace(
+    ENOUGH,
+    says=f"after short trainings on small images: {ENOUGH.says}",
+    source=OURS,
+    revised=f"{ENOUGH.revised} Then in whose claim it is, which had counted as the paper's.",
+)
 EARLY = replace(
     WIDER,
     says="after short trainings on small images, a wider, shallower network does better than a very deep one of the "
@@ -120,7 +126,8 @@ def verdicts(summary: Sequence[Row], costs: Sequence[Row], is_whole: bool) -> li
         if one["network"] != deep:
             found.append(row(WIDER if is_whole else EARLY, f"{one['network']} against {deep}", wider(one)))
         elif one["effective_depth"] != "all":
-            claim = ENOUGH if int(one["effective_depth"]) >= effective else FEWER
+            beyond = ENOUGH if is_whole else ENOUGH_EARLY
+            claim = beyond if int(one["effective_depth"]) >= effective else FEWER
             found.append(row(claim, f"{deep}, L = {one['effective_depth']}", enough(one)))
     return found
 

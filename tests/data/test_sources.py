@@ -196,6 +196,12 @@ def test_a_class_has_one_number_in_all_splits(tmp_path):
         assert data.class_names == ("ape", "bat", "cow", "dog")
         assert data.num_classes == 4
     assert sorted(data.labels.tolist()) == [0, 2, 3]
+    # folders that are no classes, and splits without classes, count for nothing
+    image_folder(tmp_path / "zoo" / "test", {"aardvark": 2})
+    (tmp_path / "zoo" / "train" / ".hidden").mkdir()
+    assert open_data(f"imagefolder:{tmp_path / 'zoo'}", image_size=8, split="validation").class_names == (
+        "ape", "bat", "cow", "dog",
+    )  # fmt: skip
 
 
 def test_bad_image_folders(tmp_path):

@@ -252,6 +252,22 @@ def test_a_bias_of_another_name_becomes_zero() -> None:
     assert not model.offset.any()
 
 
+class Made(Net):
+    """A weight that is made of the input, and a bias that is added by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).mean((2, 3))
+        x = x + F.linear(x, x.t() @ x)
+        return F.linear(x, self.head.weight) + self.head.bias
+
+
+def test_weights_of_the_input_are_none_and_biases_may_be_added_by_themselves() -> None:
+    model = Made()
+    rows = pathlens.initialise(model, "he-fan-in", example=X).rows
+    assert {row["parameter"]: row["role"] for row in rows}["head.bias"] == "bias"
+    assert not model.head.bias.any()
+
+
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -118,6 +118,14 @@ def test_weights_that_were_saved_are_read_again(tmp_path: Path) -> None:
         assert state_sha256(again) == state_sha256(model)
 
 
+@pytest.mark.parametrize("width", [128, 640])
+def test_a_width_that_begins_as_a_pickle_does(tmp_path: Path, width: int) -> None:
+    path = tmp_path / "net.bin"
+    llama_file(path, Sizes(width=width, hidden=4, layers=1, heads=4, groups=2, vocabulary=5, context=3))
+    assert path.read_bytes()[:1] == b"\x80"
+    assert pathlens.load_model("llama2", path).model.embedding.weight.shape == (5, width)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "net.bin"
     llama_file(path, SIZES)

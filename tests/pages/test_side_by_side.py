@@ -94,6 +94,8 @@ def test_charts_of_different_things_are_not_overlaid(tmp_path: Path) -> None:
     )
     assert len(overlays([one, two], [charts(one), charts(two)])) == 1
     assert overlays([one, three], [charts(one), charts(three)]) == []
+    (chart,) = overlays([one, three, two], [charts(one), charts(three), charts(two)])
+    assert len(chart["series"]) == 2
     blocks, skips = runs_of(
         written(tmp_path / "blocks", pathlens.delete_blocks(net, data, count=[1, 2], samples=2), verb="delete-blocks"),
         written(tmp_path / "skips", pathlens.delete_skips(net, data, count=[1, 2], samples=2), verb="delete-skips"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
-from pathlens.errors import NumericsError
+from pathlens.errors import ModelError, NumericsError
 from pathlens.models import load_model, preresnet
 from pathlens.residual.discover import discover
 from pathlens.residual.inference import Inference
@@ -60,12 +60,59 @@ def test_gradients_of_a_function_with_its_own_backward_pass_are_compared() -> No
     rounded = built(Round.apply)
     view = pathlens.find_blocks(rounded, images())
     (note,) = view.notes
-    assert "an autograd.Function, whose own backward pass is not traced" in note
-    with pytest.raises(NumericsError, match=r"differs from Classifier's own.*an autograd.Function has a backward pass"):
+    assert "a part of it has a backward pass of its own (autograd.Function)" in note
+    with pytest.raises(NumericsError, match=r"differs from Classifier's own.*a backward pass of its own \(autograd"):
         pathlens.path_gradients(view, data)
     assert all(parameter.requires_grad for parameter in rounded.parameters())
     # the one of Swish is that of its operations
     assert len(pathlens.path_gradients(built(Swish.apply), data).rows) == 3
+
+
+class Hidden(torch.autograd.Function):
+    """A forward pass that switches gradients off itself, as checkpoints do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class HiddenAtTheEnd(Classifier):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = Hidden.apply(super().forward(x))
+        return logits
+
+
+def twice_hidden(x: Tensor) -> Tensor:
+    x = Hidden.apply(x)
+    with torch.no_grad():
+        counted = x.detach().sum()
+    return x + 0 * counted
+
+
+def test_a_function_that_switches_gradients_off_itself_is_no_part_without_gradients() -> None:
+    data = [(images(), torch.tensor([0, 1, 2, 3]))]
+    torch.manual_seed(0)
+    for model in (HiddenAtTheEnd(nn.Identity()).double().eval(), built(twice_hidden)):
+        view = pathlens.find_blocks(model, images())
+        assert not view.chain().trace.recorded
+        # what is written out of it has the same derivative
+        assert pathlens.path_gradients(view, data, method="exact").rows[0]["total_norm"] > 0
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def test_a_backward_pass_that_fails_is_said_in_a_line() -> None:
+    with pytest.raises(ModelError, match=r"the backward pass of Classifier fails: .*; run it by hand"):
+        pathlens.path_gradients(built(Broken.apply), [(images(), torch.tensor([0, 1, 2, 3]))])
 
 
 def test_a_part_without_gradients_stays_so_where_blocks_are_deleted() -> None:
