@@ -126,7 +126,7 @@ def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ..
             # a weight that is computed, as by weight norm, is none that could be drawn
             made = ops.ancestors([weight]) - {weight}
             names = (_parameter(chain, part) for part in made)
-            found |= {name: None for name in names if name is not None and name not in known}
+            found |= dict.fromkeys(sorted(name for name in names if name is not None and name not in known))
             continue
         if node not in dependent or not ops.is_product(node):
             continue
@@ -200,8 +200,7 @@ def _role(chain: Chain, node: fx.Node) -> tuple[str, int | None, tuple[fx.Node, 
 
 def _is_rectified(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     """Whether what a map is applied to comes out of rectifiers, maybe pooled, rearranged or joined on the way."""
-    fed: Any = node.args[0]
-    waiting = [fed]
+    waiting: list[Any] = [node.args[0]]
     while waiting:
         fed = waiting.pop()
         name = ops.short_name(fed)

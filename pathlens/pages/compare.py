@@ -21,7 +21,7 @@ _UNSAID = {"out", "json", "quiet", *_COMPARED} - {"blocks"}
 
 def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tuple[str, list[Headline | None]]]]:
     """The headlines that two runs or more have: the runs that have any, and a row of theirs for each label."""
-    counts = Counter(label for own in headlines for label in {headline.label for headline in own})
+    counts = Counter(label for own in headlines for label in dict.fromkeys(headline.label for headline in own))
     labels = [label for label, count in counts.items() if count > 1]
     columns = [index for index, own in enumerate(headlines) if any(item.label in labels for item in own)]
     rows = [

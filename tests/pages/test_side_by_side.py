@@ -108,6 +108,9 @@ def test_a_label_that_one_run_has_twice_is_not_shared() -> None:
     one = [Headline("moment", "1", "he"), Headline("moment", "2", "stable")]
     assert shared_numbers([one, [Headline("error", "3")]])[1] == []
     assert [label for label, _ in shared_numbers([one, [Headline("moment", "3")]])[1]] == ["moment"]
+    # in the order in which the runs have them, the same every time
+    both = [Headline(label, "1") for label in ("loss", "error", "blocks", "moment", "share")]
+    assert [label for label, _ in shared_numbers([both, both[::-1]])[1]] == [item.label for item in both]
 
 
 def test_blocks_that_were_asked_for_differ(tmp_path: Path) -> None:
