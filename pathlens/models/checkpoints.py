@@ -96,9 +96,10 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
     theirs = _by_plain_name(state_dict)
     names = {name: key for key, name in zip(own, _plain_names(own), strict=True)}
     # of weights that are one tensor in the network, such as an embedding and the head, many files hold one name only
-    shared = {(own[key].data_ptr(), own[key].shape): name for name, key in names.items() if name in theirs}
-    for name, key in names.items():
-        if name not in theirs and own[key].numel() and (same := shared.get((own[key].data_ptr(), own[key].shape))):
+    places = {name: (own[key].data_ptr(), own[key].shape) for name, key in names.items() if own[key].numel()}
+    shared = {place: name for name, place in places.items() if name in theirs}
+    for name, place in places.items():
+        if name not in theirs and (same := shared.get(place)):
             theirs[name] = theirs[same]
     missing = [n for n in names if n not in theirs and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in theirs if n not in names]
@@ -117,15 +118,13 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
             f"{source}: weights of another network than {type(model).__name__} ({'; '.join(differences)}): "
             "give the network that these weights were trained with"
         )
-    one_of: dict[tuple[int, torch.Size], str] = {}
-    for name, key in names.items():
-        if name in theirs and own[key].numel():
-            first = one_of.setdefault((own[key].data_ptr(), own[key].shape), name)
-            if first != name and not torch.equal(theirs[first], theirs[name]):
-                raise CheckpointError(
-                    f"{source}: {first} and {name} differ in the file and are one weight in {type(model).__name__}: "
-                    "give the network that these weights were trained with"
-                )
+    for name, place in places.items():
+        same = shared.get(place, name)
+        if same != name and not torch.equal(theirs[same], theirs[name]):
+            raise CheckpointError(
+                f"{source}: {name} and {same} differ in the file and are one weight in {type(model).__name__}: "
+                "give the network that these weights were trained with"
+            )
     converted: dict[str, Tensor] = {}
     casts: set[str] = set()
     for name, key in names.items():
