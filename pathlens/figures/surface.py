@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from mpl_toolkits.mplot3d import Axes3D
 
@@ -25,8 +25,6 @@ from pathlens.tables import Table
 
 _NEEDED = ("draw", "x", "y", "loss", "error")
 _LEVELS = 15
-#: of the size of the axes: half of what a label on a contour takes
-_LABEL_MARGIN = 0.07
 
 Surface: TypeAlias = Table | pd.DataFrame | Rows
 
@@ -69,12 +67,14 @@ def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
         single = len(grids) == 1
         figure = new_figure(width, width * (0.42 if single else 0.9 / max(len(grids), 2) + 0.25))
         shape = (1, 2) if single else (2, len(grids))
+        flats = [figure.add_subplot(*shape, index + 1) for index in range(len(grids))]
         for index, (words, (x, y, losses)) in enumerate(grids.items()):
-            flat = figure.add_subplot(*shape, index + 1)
-            _contours(flat, x, y, losses, levels)
-            flat.set_title(words)
+            filled = _contours(flats[index], x, y, losses, levels)
+            flats[index].set_title(words)
             solid = figure.add_subplot(*shape, 2 if single else len(grids) + index + 1, projection="3d")
             _solid(solid, x, y, losses, levels, label)
+        bar = figure.colorbar(filled, ax=flats, ticks=levels[::2], format=FuncFormatter(lambda loss, _: number(loss)))
+        bar.set_label(label)
     return figure
 
 
@@ -97,30 +97,14 @@ def _grid(rows: Sequence[Row], label: str) -> tuple[np.ndarray, np.ndarray, np.n
     return x, y, losses
 
 
-def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> None:
-    powers = np.log10(levels)
-    axes.contourf(x, y, np.log10(losses), powers, cmap="viridis", extend="both")
-    draw = partial(axes.contour, x, y, np.log10(losses), powers, colors="white", linewidths=0.4, linestyles="solid")
-    label = partial(axes.clabel, levels=powers[::3], fmt=lambda power: number(10**power), fontsize=5)
-    draft = draw()
-    places = _clear_places(axes, label(draft))
-    draft.remove()  # with its labels
-    label(draw(), manual=places)
+def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> QuadContourSet:
+    filled = axes.contourf(x, y, losses, levels, cmap="viridis", norm=LogNorm(levels[0], levels[-1]), extend="both")
+    axes.contour(x, y, losses, levels, colors="white", linewidths=0.4)
     axes.plot(0, 0, marker="+", color="white", ms=5, mew=0.8)
     axes.set_aspect("equal")
     axes.set_xlabel("first direction")
     axes.set_ylabel("second direction")
-
-
-def _clear_places(axes: Axes, labels: Sequence[Text]) -> list[tuple[float, float]]:
-    """Where labels are that neither leave the axes nor are close to another."""
-    kept: dict[tuple[float, float], np.ndarray] = {}
-    for label in labels:
-        place = axes.transAxes.inverted().transform(axes.transData.transform(label.get_position()))
-        inside = np.abs(place - 0.5).max() < 0.5 - _LABEL_MARGIN
-        if inside and all(np.linalg.norm(place - other) > 2 * _LABEL_MARGIN for other in kept.values()):
-            kept[label.get_position()] = place
-    return list(kept)
+    return filled
 
 
 def _solid(axes: Any, x: np.ndarray, y: np.ndarray, losses: np.ndarray, levels: np.ndarray, label: str) -> None:

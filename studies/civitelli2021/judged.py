@@ -24,6 +24,7 @@ from studies.rules.claims import (
     Differences,
     Verdict,
     decide,
+    made_ours,
     near,
     of_seeds,
     paired,
@@ -104,13 +105,11 @@ def early(claim: Claim) -> Claim:
     Args:
         claim: the paper's.
     """
-    moved = "On 30 November 2026, when errors were known, in whose claim it is: it had counted as the paper's."
-    return replace(
+    return made_ours(
         claim,
+        "on 30 November 2026, when errors were known, in whose claim it is: it had counted as the paper's.",
         says=f"of narrow networks after few epochs of few and small images: {claim.says} ({claim.source} says it of "
         "whole trainings)",
-        source=OURS,
-        revised=" ".join(filter(None, (claim.revised, moved))),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pathlens.results.measured import members
 from pathlens.tables import Table
-from studies.rules.claims import OURS, Claim, Verdict, majority, over_networks, row, shown
+from studies.rules.claims import OURS, Claim, Verdict, made_ours, majority, over_networks, row, shown
 from studies.rules.lesions import Cost, costlier, costs
 from studies.rules.networks import judge
 from studies.rules.paths import ON_THEIR_OWN, own_intervals
@@ -32,14 +32,13 @@ BEYOND = Claim(
     COMPARED.format(part="layer", what="the cost and the sum"),
 )
 #: the paper's claim with nothing that downsamples
-NONE_ALONE = replace(
+NONE_ALONE = made_ours(
     OTHERS,
+    "on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, and "
+    "disagreed on both networks.",
     name="no block is noticed alone",
     says="no single deletion is noticed: nothing downsamples here",
-    source=OURS,
     rule=OTHERS.rule.replace("block that does not downsample", "block"),
-    revised="on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
-    "and disagreed on both networks.",
 )
 
 #: kinds of tables of a network that claims are judged by

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import veit as veit_claims
-from studies.rules.claims import LEVEL, OURS, Claim, Verdict, majority, row, shown
+from studies.rules.claims import LEVEL, OURS, Claim, Verdict, made_ours, majority, row, shown
 from studies.rules.networks import judge
 
 TWIN = Claim(
@@ -22,14 +21,13 @@ TWIN = Claim(
     veit_claims.COMPARED.format(part="block", what="both costs"),
 )
 #: the paper's claim is about VGG
-PLAIN = replace(
+PLAIN = made_ours(
     veit_claims.PLAIN,
+    "on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, and "
+    "disagreed.",
     name="a plain twin at chance",
     says="what the paper says of VGG (section 4.1) holds of a plain network of residual design: deleting any layer "
     "brings it to chance",
-    source=OURS,
-    revised="on 29 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
-    "and disagreed.",
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pathlens.metrics import sample_interval
+from pathlens.metrics import holm, sample_interval
 from pathlens.tables import Table
 from studies.record import make_table
 
@@ -100,6 +100,19 @@ class Verdict:
     high: float | None = None
     p: float | None = None
     seeds: int | None = None
+
+
+def made_ours(claim: Claim, why: str, **changes: Any) -> Claim:
+    """What a source claims, of networks, trainings or numbers that it does not say it of: a claim of ours then.
+
+    Args:
+        claim: the source's, which stays as it is.
+        why: when and why it was made ours after numbers were known, and what it gave before; it goes behind what the
+            claim says of other changes.
+        changes: other fields, such as ``says`` and ``name``.
+    """
+    added = why[:1].upper() + why[1:] if claim.revised else why
+    return replace(claim, source=OURS, revised=" ".join(filter(None, (claim.revised, added))), **changes)
 
 
 def decide(low: float | None, high: float | None, *, below: float | None = None, above: float | None = None) -> str:
@@ -267,6 +280,19 @@ def row(claim: Claim, network: str, verdict: Verdict) -> dict[str, Any]:
         "outcome": verdict.outcome,
         "rests": claim.rests or None,
     }
+
+
+def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one family of tests, their p values corrected by Holm's method; what is not shown then cannot tell."""
+    ps = {index: one["p"] for index, one in enumerate(rows) if one["p"] is not None and math.isfinite(one["p"])}
+    holms = dict(zip(ps, holm(list(ps.values())), strict=True))
+    found = []
+    for index, one in enumerate(rows):
+        p = holms.get(index)
+        told = one["here"] if p is None else f"{one['here']}, p {p:.2g} after Holm's correction"
+        outcome = one["outcome"] if p is not None and p < LEVEL else CANNOT_TELL
+        found.append({**one, "p": p, "here": told, "outcome": outcome})
+    return found
 
 
 def table(rows: Iterable[Mapping[str, Any]], **facts: Any) -> Table:

@@ -6,10 +6,8 @@ from here. What the paper does not claim is marked as ours.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from studies.rules.answers import PAIRED
-from studies.rules.claims import OURS, Claim
+from studies.rules.claims import OURS, Claim, made_ours
 
 PAPER = "Veit et al. 2016"
 #: what counts as a noticeable rise of error: 5 points, as in the first version of these studies
@@ -137,13 +135,11 @@ FEW = Claim(
     "As for the longest length.",
     INTERVAL,
 )
-FEW_ELSEWHERE = replace(
+FEW_ELSEWHERE = made_ours(
     FEW,
+    "on 30 November 2026, when the shares were known, only in whose claim it is: it had counted as the paper's.",
     name="effective paths are few in networks of other depths",
     says="the effective paths are few in a network that has not the 54 blocks of which the paper says it",
-    source=OURS,
-    revised="on 30 November 2026, when the shares were known, only in whose claim it is: it had counted as the "
-    "paper's.",
 )
 EXACT = Claim(
     "short paths survive cancellation",
@@ -235,13 +231,11 @@ def elsewhere(claim: Claim) -> Claim:
     """
     if claim.source == OURS:
         return claim
-    moved = "on 30 November 2026, when numbers were known, only in whose claim it is: it had counted as the paper's."
-    return replace(
+    return made_ours(
         claim,
+        "on 30 November 2026, when numbers were known, only in whose claim it is: it had counted as the paper's.",
         name=f"{claim.name}, other designs",
         says=f"in networks of another design than those of which the paper says it: {claim.says}",
-        source=OURS,
-        revised=" ".join(filter(None, (claim.revised, moved[:1].upper() + moved[1:] if claim.revised else moved))),
     )
 
 

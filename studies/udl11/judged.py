@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from pathlens.metrics import holm, sample_interval
+from pathlens.metrics import sample_interval
 from pathlens.tables import Table
 from studies.rules.claims import (
     AGREES,
     CANNOT_TELL,
     DISAGREES,
-    LEVEL,
     OURS,
     Claim,
     Verdict,
+    corrected,
     decide,
+    made_ours,
     near,
     of_seeds,
     paired,
@@ -209,19 +209,6 @@ def difference(
     return row(claim, network, of_seeds(verdict, found.pairs))
 
 
-def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of one claim by :func:`difference`, their p values corrected; what is not shown then cannot tell."""
-    ps = {index: one["p"] for index, one in enumerate(rows) if one["p"] is not None and math.isfinite(one["p"])}
-    holms = dict(zip(ps, holm(list(ps.values())), strict=True))
-    found = []
-    for index, one in enumerate(rows):
-        p = holms.get(index)
-        shown = p is not None and p < LEVEL
-        told = one["here"] if p is None else f"{one['here']}, p {p:.2g} after Holm's correction"
-        found.append({**one, "p": p, "here": told, "outcome": one["outcome"] if shown else CANNOT_TELL})
-    return found
-
-
 def _direction(low: float | None, high: float | None, sign: int) -> str:
     return decide(low, high, above=0) if sign > 0 else decide(low, high, below=0)
 
@@ -328,13 +315,12 @@ def _parameters(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
 
 def _early(claim: Claim, epochs: int) -> Claim:
     """A claim about networks that are trained to their end, of ones that have only begun."""
-    return replace(
+    return made_ours(
         claim,
+        "on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the source's, "
+        "which is of networks trained to the end.",
         says=f"{claim.says}, after {epochs} epochs of few images ({claim.source} says it of networks trained to the "
         "end)",
-        source=OURS,
-        revised="on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the "
-        "source's, which is of networks trained to the end.",
     )
 
 

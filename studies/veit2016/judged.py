@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
 from studies.rules import veit as veit_claims
 from studies.rules.claims import (
-    CANNOT_TELL,
     OURS,
     Claim,
     Verdict,
+    corrected,
     counted,
     decide,
     of_seeds,
@@ -77,22 +75,12 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
         kind: _lower(gaps, "single deletions cost")
         for kind, gaps in _after_stochastic_depth(tables, by_rule.get("sd", {}), whole).items()
     }
-    found += [row(veit_claims.STOCHASTIC, f"{network}{kind}", verdict) for kind, verdict in _corrected(after).items()]
-    harder = _corrected(_harder(tables, by_rule, whole))
-    return found + [row(veit_claims.HARDER, f"{network}, {rule}", verdict) for rule, verdict in harder.items()]
-
-
-def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """Verdicts of one family by Holm's method; what is not shown then cannot tell."""
-    ps = {which: verdict.p for which, verdict in verdicts.items() if verdict.p is not None}
-    corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
-    found = {}
-    for which, verdict in verdicts.items():
-        p = corrected.get(which)
-        outcome = verdict.outcome if p is not None and p < lesion_rules.LEVEL else CANNOT_TELL
-        told = verdict.here if p is None else f"{verdict.here}, p {p:.2g} after Holm's correction"
-        found[which] = replace(verdict, outcome=outcome, here=told, p=p)
-    return found
+    harder = _harder(tables, by_rule, whole)
+    return [
+        *found,
+        *corrected([row(veit_claims.STOCHASTIC, f"{network}{kind}", verdict) for kind, verdict in after.items()]),
+        *corrected([row(veit_claims.HARDER, f"{network}, {rule}", verdict) for rule, verdict in harder.items()]),
+    ]
 
 
 def own_number(tables: Mapping[str, Table], network: str) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from pathlens.metrics import holm, sample_interval
 from studies.rules import margin
 from studies.rules.answers import PAIRED, both_interval, gaps
-from studies.rules.claims import CANNOT_TELL, LEVEL, OURS, Claim, Verdict, decide, of_seeds, paired, row
+from studies.rules.claims import CANNOT_TELL, LEVEL, OURS, Claim, Verdict, decide, made_ours, of_seeds, paired, row
 
 Row = Mapping[str, Any]
 
@@ -45,19 +45,17 @@ FEWER = replace(
     revised="on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
     "and L = 1 disagreed.",
 )
-ENOUGH_EARLY = replace(
+ENOUGH_EARLY = made_ours(
     ENOUGH,
+    "then in whose claim it is, which had counted as the paper's.",
     says=f"after short trainings on small images: {ENOUGH.says}",
-    source=OURS,
-    revised=f"{ENOUGH.revised} Then in whose claim it is, which had counted as the paper's.",
 )
-EARLY = replace(
+EARLY = made_ours(
     WIDER,
+    "on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, which is "
+    "of whole trainings on ImageNet.",
     says="after short trainings on small images, a wider, shallower network does better than a very deep one of the "
     "same cost",
-    source=OURS,
-    revised="on 30 November 2026, when errors were known, only in whose claim it is: it had counted as the paper's, "
-    "which is of whole trainings on ImageNet.",
 )
 
 DISCUSSION = (

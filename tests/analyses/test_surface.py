@@ -256,8 +256,8 @@ def test_draws_basin_and_figures(net: nn.Module, view: ResidualView, data: Image
     grid = pathlens.loss_surface(view, data, points=3, **EXACT)
     assert LOSS_SURFACE.fits(grid)
     assert len(LOSS_SURFACE.listed(grid.rows)) == 5
-    assert len(figures.loss_surface(grid).axes) == 2
-    assert len(figures.surfaces({"one": grid, "two": grid}).axes) == 4
+    assert len(figures.loss_surface(grid).axes) == 3  # the last one is the bar of losses
+    assert len(figures.surfaces({"one": grid, "two": grid}).axes) == 5
     with pytest.raises(UsageError, match="is no grid"):
         figures.surfaces({"line": lines})
     assert {chart["title"] for chart in LOSS_SURFACE.charts(lines.rows, {})} == {

@@ -244,11 +244,11 @@ def test_verdicts_need_an_interval():
     p = stats.ttest_rel(*weak).pvalue
     assert p < 0.05 < 3 * p
     assert rows[0]["outcome"] == claims.AGREES
-    found = judged.corrected([*rows, judged.difference(claim, "n", one, {0: 1.0, 7: 9.0}, -1)])
+    found = claims.corrected([*rows, judged.difference(claim, "n", one, {0: 1.0, 7: 9.0}, -1)])
     assert found[0]["p"] == pytest.approx(3 * p)
     assert {row["outcome"] for row in found} == {claims.CANNOT_TELL}
     assert found[-1]["p"] is None
-    assert judged.corrected([judged.difference(claim, "n", one, other, 1)])[0]["outcome"] == claims.DISAGREES
+    assert claims.corrected([judged.difference(claim, "n", one, other, 1)])[0]["outcome"] == claims.DISAGREES
     # what is no pair of one seed is left out
     found = judged.difference(claim, "n", {**one, 3: 9.0}, {**other, 4: -9.0}, -1)
     assert (found["seeds"], found["value"]) == (3, pytest.approx(np.mean(list(one.values())) - 9.05 / 3))
