@@ -6,6 +6,7 @@ would refute it. No number is typed here: a study that has no table of claims ye
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from studies.rules.veit import DECAY, FEW, FEW_ELSEWHERE, ORDERS, SETS, SHORT, S
 NAME = "findings.md"
 #: studies whose networks without seeds were trained by others
 _OF_OTHERS = ("pretrained_resnets", "critics", "li2018", "language")
+#: study and network where it is not one of those that veit2016 trains under the same name
+_PACKAGED = ("critics", "digits54")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ FINDINGS = (
             for study in ("pretrained_resnets", "veit2016", "critics")
         ]
         + [("critics", elsewhere(SINGLE).name), ("veit2016", "highway network")],
-        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions.png"],
+        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions-cifar10-jpeg.png", "veit2016/lesions.png"],
         "Seeds or networks of the same kind, trained whole, whose first blocks can be deleted at no cost.",
     ),
     Finding(
@@ -92,7 +95,7 @@ FINDINGS = (
             for claim in ("deleting many blocks", "reordering")
             for study in ("pretrained_resnets", "veit2016")
         ],
-        ["veit2016/sets-digits54.png"],
+        ["veit2016/sets-preresnet110.png", "veit2016/sets-digits54.png"],
         "Sets with and without a critical block that cost the same, within five points.",
     ),
     Finding(
@@ -109,7 +112,11 @@ FINDINGS = (
             for study in ("pretrained_resnets", "veit2016", "critics")
         ]
         + [("veit2016", FEW.name), ("critics", FEW.name), ("pretrained_resnets", FEW_ELSEWHERE.name)],
-        ["veit2016/gradients-digits54-full-seed0.png", "pretrained_resnets/gradients-resnet20.png"],
+        [
+            "veit2016/gradients-preresnet110-full-seed0.png",
+            "veit2016/gradients-digits54-full-seed0.png",
+            "pretrained_resnets/gradients-resnet20.png",
+        ],
         "A deep trained network whose gradient comes from paths of half its blocks or more. ResNet-20 is one of nine "
         "blocks.",
     ),
@@ -141,7 +148,7 @@ FINDINGS = (
             ("veit2016", "training on other numbers of blocks"),
             ("veit2016", "single deletions after stochastic depth"),
         ],
-        ["veit2016/sets-digits54.png"],
+        ["veit2016/sets-preresnet110.png", "veit2016/sets-digits54.png"],
         "Where it agrees: other seeds, or other data, in which deletions cost as much. Where it cannot tell nothing is "
         "claimed; more seeds would tell.",
     ),
@@ -329,14 +336,25 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
     if len(parts) == 1:
         parts.append("Not measured by these rules yet.")
     else:
-        parts += [f"![{finding.title}]({figure})" for figure in finding.figures if (results / figure).is_file()]
+        parts += [_shown(results / figure) for figure in finding.figures if (results / figure).is_file()]
     parts.append(f"**What would refute it.** {finding.refuted}")
     return "\n\n".join(parts)
+
+
+def _shown(figure: Path) -> str:
+    """A figure with its caption on the page of its study."""
+    study = figure.parent.name
+    found = re.search(rf"!\[(.*)\]\({re.escape(figure.name)}\)\n", figure.with_name("README.md").read_text())
+    if found is None:
+        raise SystemExit(f"the page of {study} does not show {figure.name}")
+    return f"![{found[1]}]({study}/{figure.name})\n\n*{found[1]} From [{study}]({study}/README.md).*"
 
 
 def _line(study: str, row: Mapping[str, Any]) -> str:
     theirs = ", one training by others" if study in _OF_OTHERS else ""
     seeds = theirs if row["seeds"] is None else f", seeds: {row['seeds']}"
+    if (study, row["network"]) == _PACKAGED:
+        seeds = ", the one network that comes with the package"
     return (
         f"- {row['network']} ({row['data']}{seeds}; [{study}]({study}/README.md)): **{row['outcome']}**. {row['here']}"
     )
