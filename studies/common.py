@@ -22,7 +22,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -214,15 +214,16 @@ def carry_out(
     if study.scale == "smoke":
         torch.set_num_threads(1)  # many small computations, which more threads only disturb
     try:
-        if not study.restate:
-            trainings = measure(study) or []
-            made = {"measured": record.step(), "trainings": trainings}
-            if part is None:
-                record.write(study.out, **made, study=study.name, scale=study.scale)
-            else:
-                record.write(study.out, apart={**record.read(study.out).get("apart", {}), part: made})
-        page = state(study)
-        page.write(protocol)
+        with contextlib.nullcontext() if study.restate or part else _earlier_kept(study.out):
+            if not study.restate:
+                trainings = measure(study) or []
+                made = {"measured": record.step(), "trainings": trainings}
+                if part is None:
+                    record.write(study.out, **made, study=study.name, scale=study.scale)
+                else:
+                    record.write(study.out, apart={**record.read(study.out).get("apart", {}), part: made})
+            page = state(study)
+            page.write(protocol)
     except PathlensError as error:
         print(f"study: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -435,6 +436,8 @@ def keep(study: StudySetting, stem: str, measure: Callable[[], Table], **known: 
 def start_fresh(study: StudySetting) -> None:
     """Empty the folder of a study's results, so that nothing of an earlier run stays in it.
 
+    What was in it lies beside it until :func:`carry_out` has made the new ones, and comes back where that fails.
+
     Raises:
         SystemExit: what is in the folder is not this study's.
     """
@@ -444,9 +447,31 @@ def start_fresh(study: StudySetting) -> None:
                 f"--out {study.out}: what is in it are no results of the study {study.name}, and would be deleted; "
                 "give another folder"
             )
-        shutil.rmtree(study.out)
+        if _earlier(study.out).exists():  # by a run that was killed, so that these are parts of results
+            shutil.rmtree(study.out)
+        else:
+            study.out.rename(_earlier(study.out))
     study.out.mkdir(parents=True)
     record.write(study.out, study=study.name)
+
+
+def _earlier(out: Path) -> Path:
+    out = out.resolve()
+    return out.with_name(f".{out.name}.earlier")
+
+
+@contextlib.contextmanager
+def _earlier_kept(out: Path) -> Iterator[None]:
+    """Put results that :func:`start_fresh` took away back where no new ones come of it, and delete them otherwise."""
+    earlier = _earlier(out)
+    try:
+        yield
+    except BaseException:
+        if earlier.exists():
+            shutil.rmtree(out, ignore_errors=True)
+            earlier.rename(out)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def check_rest(study: StudySetting, part: str) -> None:

@@ -7,10 +7,13 @@ import importlib
 import json
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pathlens.errors import DataError
 from pathlens.tables import read_table
 from studies import common, findings, record
 from studies.rules import claims
@@ -126,3 +129,37 @@ def test_a_p_value_below_all_floats_is_no_zero(tmp_path: Path) -> None:
     step = {"date": "2026", "commit": "c", "versions": {"torch": "2"}, "hardware": None}
     said = page.text_of("", {"scale": "smoke", "measured": step, "page": step})
     assert "| 0 | <1e-300 |\n| 1 | 0.04 |\n| 2 |  |" in said
+
+
+def test_earlier_results_go_when_new_ones_are_there(tmp_path: Path) -> None:
+    study = common.setting("x", "A study.", ["--out", str(tmp_path / "out")])
+
+    def measure(study: common.StudySetting, number: str) -> None:
+        common.start_fresh(study)
+        assert not (study.out / "told.txt").exists()
+        (study.out / "told.txt").write_text(number)
+        if number == "none":
+            raise DataError("no images")
+
+    def carry_out(number: str, state: Callable[[common.StudySetting], common.Page] | None = None) -> int:
+        return common.carry_out(study, "", partial(measure, number=number), state or page)
+
+    def page(study: common.StudySetting) -> common.Page:
+        return common.Page(study, "x", "y?")
+
+    def stopped(study: common.StudySetting) -> common.Page:
+        raise KeyboardInterrupt
+
+    told = study.out / "told.txt"
+    assert carry_out("one") == 0
+    assert carry_out("none") == DataError.exit_code
+    assert told.read_text() == "one"
+    with pytest.raises(KeyboardInterrupt):
+        carry_out("two", stopped)
+    assert told.read_text() == "one"
+    measure(study, "three")  # and killed there
+    assert (told.read_text(), len(list(tmp_path.iterdir()))) == ("three", 2)
+    assert carry_out("none") == DataError.exit_code
+    assert told.read_text() == "one"
+    assert carry_out("four") == 0
+    assert (told.read_text(), list(tmp_path.iterdir())) == ("four", [study.out])
