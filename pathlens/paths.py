@@ -100,7 +100,7 @@ def shortest_intervals(weights: np.ndarray, share: float = 0.95) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EffectivePaths:
-    """The lengths that carry the gradient (Veit et al. 2016, section 5.3).
+    """The lengths that carry the gradient (Veit et al. 2016, section 5).
 
     Attributes:
         first: shortest effective length.

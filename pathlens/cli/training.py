@@ -154,7 +154,7 @@ class TrainingOptions:
 
 @o.takes_objects
 def train(options: TrainingOptions) -> None:
-    """Train a network: all of it, random blocks of it, or through paths of some lengths (Veit et al. 2016, 5.3).
+    """Train a network: all of it, random blocks of it, or through paths of some lengths (Veit et al. 2016, section 5).
 
     Without arguments, the embedded digits network from nothing. A run that was killed goes on with --resume.
     """

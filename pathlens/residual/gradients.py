@@ -2,7 +2,7 @@ r"""A network linearised at a batch, and gradients through its paths.
 
 With D_i the derivative of the post-activation, A_i = J(S_i)^T D_i and B_i = J(F_i)^T D_i, the gradient through one path
 p is the product of B_i (i in p) and A_i (i not in p) applied to g_n = dL/dx_n, from block n down to block 1 (Veit,
-Wilber, Belongie 2016, section 5.2). The sum over all paths of length k obeys
+Wilber, Belongie 2016, section 5). The sum over all paths of length k obeys
 
 .. math:: G^{(n)}_0 = g_n, \qquad G^{(i-1)}_k = A_i G^{(i)}_k + B_i G^{(i)}_{k-1},
 

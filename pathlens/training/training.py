@@ -114,7 +114,7 @@ def train(
         RunError: a folder in use, or with a run that was started with other arguments.
         ResourceError: memory or disk ran out.
 
-    Source: Veit, Wilber, Belongie 2016, section 5.3; Huang et al. 2016.
+    Source: Veit, Wilber, Belongie 2016, section 5; Huang et al. 2016.
     """
     config = Configuration.of(data, options)
     with opened(

@@ -24,7 +24,7 @@ CHANCE = 1 - 1 / CLASSES
 FEW_PATHS = 0.05
 #: blocks of the paper's network on CIFAR-10
 BLOCKS = 54
-#: longest effective length of the paper's network, as a share of its blocks (section 5.2: 17 of 54)
+#: longest effective length of the paper's network, as a share of its blocks (section 5: 17 of 54)
 PAPERS = 17 / BLOCKS
 #: how much of the variance of the log norm a straight line has to explain to be an exponential
 STRAIGHT = 0.9
@@ -107,7 +107,7 @@ ORDERS = Claim(
 DECAY = Claim(
     "gradient of single paths",
     'the gradient magnitude of a path "decreases exponentially with the number of modules it went through"',
-    f"{PAPER}, section 5.2 and figure 6b",
+    f"{PAPER}, section 5 and figure 6b",
     "Agrees where the slope of the logarithm of the mean norm over the lengths is below zero, every length has a mean "
     "above zero, and a straight line explains at least 90 % of the variance (a point estimate, without an interval), "
     "disagrees where the slope is above zero.",
@@ -119,7 +119,7 @@ DECAY = Claim(
 SHORT = Claim(
     "effective paths are short",
     '"almost all of the gradient updates during training come from paths between 5 and 17 modules long" (of 54)',
-    f"{PAPER}, section 5.2 and figure 6c",
+    f"{PAPER}, section 5 and figure 6c",
     "The shortest interval of lengths that holds 95 % of the number of paths times their mean norm. Agrees where its "
     "longest length is below half the number of blocks, around which the numbers of paths are centred, disagrees where "
     "that is above half.",
@@ -129,7 +129,7 @@ SHORT = Claim(
 FEW = Claim(
     "effective paths are few",
     'the effective paths "constitute only 0.45% of all paths through this network" (of 54 blocks)',
-    f"{PAPER}, section 5.2",
+    f"{PAPER}, section 5",
     "Agrees where the effective lengths hold less than 5 % of all paths, disagrees where they hold more. It depends on "
     "the depth: of few blocks even short paths are many.",
     "As for the longest length.",
@@ -173,7 +173,7 @@ RETRAINED = Claim(
     "a network that sees as many of its 54 blocks in each batch as make its paths the effective ones (the paper's 23; "
     "here also the number that the network's own effective lengths give) performs competitively (5.96 % error against "
     "6.10 %)",
-    f"{PAPER}, section 5.3",
+    f"{PAPER}, section 5",
     "Agrees where its test error is shown to be at most 0.5 points above that of the whole network (non-inferiority), "
     "disagrees where it is shown to be more than that above.",
     f"{PAIRED}, and a one-sided t test over seeds against the margin; Holm over the numbers of blocks of a network.",

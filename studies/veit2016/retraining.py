@@ -1,4 +1,4 @@
-"""Section 5.3: is a network that only ever sees its effective paths as good as the whole one?"""
+"""Section 5: is a network that only ever sees its effective paths as good as the whole one?"""
 
 from __future__ import annotations
 

@@ -317,7 +317,7 @@ def _imagenet(page: Page) -> None:
 
 def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Kept]) -> None:
     page.section(
-        "Training on effective paths (section 5.3), and stochastic depth",
+        "Training on effective paths (section 5), and stochastic depth",
         "The paper trained a 54-block network with 23 random blocks in each batch, so that the lengths of the paths it "
         "sees are those that carry the gradient: 5.96 % error, against 6.10 % of the full network (CIFAR-10). At test "
         "time all blocks run, each branch times the probability that it was in a batch. Errors are of the test split "

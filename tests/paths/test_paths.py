@@ -56,7 +56,7 @@ def test_counts_of_600_blocks_are_exact():
 
 
 def test_most_paths_of_54_blocks_have_19_to_35():
-    # Veit, Wilber, Belongie 2016, section 5.1: more than 95 % of all paths go through 19 to 35 blocks, which is true;
+    # Veit, Wilber, Belongie 2016, section 5: more than 95 % of all paths go through 19 to 35 blocks, which is true;
     # 20 to 34 is the shortest such range
     counts = path_counts(54)
     assert sum(counts[19:36]) / 2**54 == pytest.approx(stats.binom(54, 0.5).cdf(35) - stats.binom(54, 0.5).cdf(18))
@@ -144,7 +144,7 @@ def test_intervals_that_cannot_be(weights, share, match):
 
 
 def test_effective_paths_of_the_paper():
-    # section 5.3: lengths 5 to 17 of 54 blocks hold most of the gradient and 0.45 % of all paths
+    # section 5: lengths 5 to 17 of 54 blocks hold most of the gradient and 0.45 % of all paths
     contributions = [1.0 if 5 <= length <= 17 else 1e-4 for length in range(55)]
     found = effective_paths(contributions, 0.99)
     assert (found.first, found.last) == (5, 17)

@@ -20,7 +20,7 @@ class BlocksPerBatch(Rule):
     Attributes:
         count: blocks in a batch, 1 to the number that the network has.
 
-    Source: Veit, Wilber, Belongie 2016, section 5.3 (23 of 54 blocks).
+    Source: Veit, Wilber, Belongie 2016, section 5 (23 of 54 blocks).
     """
 
     count: int
