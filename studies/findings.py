@@ -83,7 +83,7 @@ FINDINGS = (
             for study in ("pretrained_resnets", "veit2016")
         ]
         + [("veit2016", FEW.name)],
-        ["pretrained_resnets/lesions-resnet20.png", "veit2016/lesions-digits54-full-seed0.png"],
+        ["pretrained_resnets/lesions-resnet20.png", "veit2016/lesions-digits54-seeds.png"],
         "ResNet-20 has nine blocks, of which none can be spared: other networks of nine blocks that lose little. The "
         "54-block network on digits depends on its first blocks: seeds for which it does not.",
         claims.DISAGREES,
@@ -95,7 +95,7 @@ FINDINGS = (
             for claim in ("deleting many blocks", "reordering")
             for study in ("pretrained_resnets", "veit2016")
         ],
-        ["veit2016/sets-preresnet110.png", "veit2016/sets-digits54.png"],
+        ["veit2016/sets-preresnet110-full-seed0.png", "veit2016/sets-digits54-full-seed0.png"],
         "Sets with and without a critical block that cost the same, within five points.",
     ),
     Finding(

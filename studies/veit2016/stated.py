@@ -163,18 +163,20 @@ def _first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.section(
         "Deleting single blocks (figures 3 and 8)",
-        "Every block of the networks of the table below; the figures show seed 0. Highway networks are ours: the paper "
-        "deletes none.",
+        "Every block of the networks of the table below; the figures show seed 0 where they do not name seeds. Highway "
+        "networks are ours: the paper deletes none.",
     )
     own = [run for run in _first(runs) if f"lesions-{run['run']}" in page.tables]
     for data in dict.fromkeys(run["data"] for run in own):
         kinds = [run for run in own if run["data"] == data and run["trained"] in ("full", "plain", "highway")]
         if any(run["trained"] != "full" for run in kinds):
-            _lesions_panel(page, "lesions" if data == own[0]["data"] else f"lesions-{data}", kinds)
+            _lesions_panel(page, "lesions" if data == own[0]["data"] else f"lesions-{data}", _by_rule(kinds), "seed 0")
     for network in dict.fromkeys(run["network"] for run in own):
         trainings = [run for run in own if run["network"] == network]
         if len(trainings) > 1:
-            _lesions_panel(page, f"lesions-{network}", trainings)
+            _lesions_panel(page, f"lesions-{network}", _by_rule(trainings), "seed 0")
+        if seeds := _seeds(page, runs, network, "lesions"):
+            _lesions_panel(page, f"lesions-{network}-seeds", seeds, f"all seeds of {network}, trained whole")
     for run in own:
         stem = f"lesions-{run['run']}"
         caption = f"Error with each block deleted in turn: {run['network']}, {_words(run)}, {run['data']}."
@@ -188,19 +190,38 @@ def _lesions(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     page.table("singles", shown)
 
 
+def _by_rule(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {f"{run['network']}, {_words(run).split(',')[0]}": run for run in runs}
+
+
+def _seeds(page: Page, runs: Sequence[Mapping[str, Any]], network: str, kind: str) -> dict[str, Mapping[str, Any]]:
+    """The whole trainings of a network of which there are tables of a kind, by seed; none of a single one."""
+    whole = [run for run in runs if run["network"] == network and run["trained"] == "full"]
+    found = {f"seed {run['seed']}": run for run in whole if f"{kind}-{run['run']}" in page.tables}
+    return found if len(found) > 1 else {}
+
+
 def _words(run: Mapping[str, Any]) -> str:
     return WORDS.get(run["trained"], f"{run['trained'][1:]} random blocks a batch")
 
 
-def _lesions_panel(page: Page, stem: str, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Networks of several kinds, as in figure 3, or all trainings of one network, as in figure 8."""
-    tables = {f"{run['network']}, {_words(run).split(',')[0]}": page.tables[f"lesions-{run['run']}"] for run in runs}
-    layers = " (of the plain network each layer)" if any(run["trained"] == "plain" for run in runs) else ""
+def _lesions_panel(page: Page, stem: str, runs: Mapping[str, Mapping[str, Any]], which: str) -> None:
+    """Networks of several kinds, as in figure 3, one network trained by several rules, as in figure 8, or its seeds.
+
+    Args:
+        page: that shows them.
+        stem: of the figure.
+        runs: by their names in the legend.
+        which: seed or seeds, in words.
+    """
+    tables = {name: page.tables[f"lesions-{run['run']}"] for name, run in runs.items()}
+    (data,) = {run["data"] for run in runs.values()}
+    layers = " (of the plain network each layer)" if any(run["trained"] == "plain" for run in runs.values()) else ""
     # the smallest multiple of 10 % that leaves 5 points above every intact network
     intact = max(row["error"] for table in tables.values() for row in table.rows if row["count"] == 0)
     zoom = math.ceil(10 * intact + 0.5) / 10
     caption = (
-        f"Error with each block deleted in turn{layers}, {runs[0]['data']}, seed 0; below, the same up to "
+        f"Error with each block deleted in turn{layers}, {data}, {which}; below, the same up to "
         f"{100 * zoom:g} %. Bars: 95 % intervals over images (Wilson)."
     )
     page.figure(stem, partial(figures.deletions, tables, chance=veit_claims.CHANCE, zoom=zoom), caption)
@@ -227,6 +248,10 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             "size with 95 % intervals; numbers of blocks are whole, and the markers beside each other."
         )
         page.figure(f"sets-{network}", partial(figures.deletions, panel), caption)
+        if seeds := _seeds(page, runs, network, "sets"):
+            panel = {name: page.tables[f"sets-{run['run']}"] for name, run in seeds.items()}
+            caption = f"The same of all seeds of {network}, trained whole; the sets of blocks are the same ones."
+            page.figure(f"sets-{network}-seeds", partial(figures.deletions, panel), caption)
     for run in _first(runs):
         stem = f"sets-{run['run']}"
         if stem in page.tables:
