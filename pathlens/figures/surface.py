@@ -18,7 +18,7 @@ from pathlens.errors import UsageError
 from pathlens.figures.lesions import of, percent_axis
 from pathlens.figures.style import COLOURS, DOUBLE, MUTED, legend_outside, new_figure, style, to_rows
 from pathlens.results.result import Row, Rows
-from pathlens.results.surface import HIGHEST, SMALLEST, drawn_losses, draws_of, is_grid, lines_of, lowest
+from pathlens.results.surface import drawn_losses, draws_of, is_grid, lines_of, lowest
 from pathlens.results.tasks import error_label, loss_label
 from pathlens.results.text import number
 from pathlens.tables import Table
@@ -55,12 +55,14 @@ def surfaces(tables: Mapping[str, Surface], width: float = DOUBLE) -> Figure:
         width: in inches.
 
     Raises:
-        UsageError: columns are missing, one is no grid, or no loss is finite.
+        UsageError: there are no tables, columns are missing, one is no grid, or no loss is finite.
     """
-    label = next(map(_label, tables.values()), "")
+    if not tables:
+        raise UsageError("there are no tables of loss-surface to draw; give at least one")
+    label = _label(next(iter(tables.values())))
     grids = {words: _grid(to_rows(table, _NEEDED, "loss surface"), label) for words, table in tables.items()}
-    least = min((losses.min() for _, _, losses in grids.values()), default=SMALLEST)
-    most = max((losses.max() for _, _, losses in grids.values()), default=HIGHEST)
+    least = min(losses.min() for _, _, losses in grids.values())
+    most = max(losses.max() for _, _, losses in grids.values())
     levels = np.geomspace(least, max(most, least * 1.01), _LEVELS)
     with style():
         # one surface has its two pictures side by side, several have them below each other

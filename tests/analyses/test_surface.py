@@ -260,6 +260,8 @@ def test_draws_basin_and_figures(net: nn.Module, view: ResidualView, data: Image
     assert len(figures.surfaces({"one": grid, "two": grid}).axes) == 5
     with pytest.raises(UsageError, match="is no grid"):
         figures.surfaces({"line": lines})
+    with pytest.raises(UsageError, match="no tables"):
+        figures.surfaces({})
     assert {chart["title"] for chart in LOSS_SURFACE.charts(lines.rows, {})} == {
         "Loss around the weights",
         "Error around the weights",
