@@ -64,7 +64,12 @@ FINDINGS = (
             for study in ("pretrained_resnets", "veit2016", "critics")
         ]
         + [("critics", elsewhere(SINGLE).name), ("veit2016", "highway network")],
-        ["pretrained_resnets/lesions-resnet56.png", "veit2016/lesions-cifar10-jpeg.png", "veit2016/lesions.png"],
+        [
+            "pretrained_resnets/lesions-resnet56.png",
+            "veit2016/lesions-preresnet110-seeds.png",
+            "veit2016/lesions-cifar10-jpeg.png",
+            "veit2016/lesions.png",
+        ],
         "Seeds or networks of the same kind, trained whole, whose first blocks can be deleted at no cost.",
     ),
     Finding(
