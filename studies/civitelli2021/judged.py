@@ -351,6 +351,7 @@ def _shortens(trained: Sequence[Row]) -> Iterator[dict[str, Any]]:
             told = p is not None and p < LEVEL
             outcome = CANNOT_TELL if not told else AGREES if one.mean < 0 else DISAGREES
             here = f"{one.mean:+.2f} blocks{span(one.low, one.high, '+.2f')}"
+            here += "" if p is None else f", p {p:.2g} after Holm's correction"
             yield row(SHORTENS, ", ".join(key), _verdict(outcome, here, one, p))
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pathlens
 from pathlens import figures
-from pathlens.estimators.exact import half_interval
 from pathlens.tables import Table
 from studies.common import Page, StudySetting, keep, say
 from studies.critics.drawing import cancellation_figure
 from studies.critics.tails import TAILS, measure_tails
 from studies.record import make_table
-from studies.rules.paths import RANGES, range_rows
+from studies.rules.paths import RANGES, beside_independent, range_rows
 from studies.subjects import Subject
 
 _NORM = "loss per unit of input"
@@ -38,16 +36,10 @@ CANCELLATION = (
 
 def cancellation_rows(table: Table) -> list[dict[str, Any]]:
     """Products and exact sums of each length, from the table of path-gradients."""
-    rows, examples = [], table.provenance["images_measured"]
-    # of the normal distribution in tables that were measured before
-    (said,) = (column.description for column in table.columns if column.name == "total_low")
-    half = half_interval(examples) if "Student" in said else 1.96
+    rows = []
     for row in table.rows:
         count = float(row["n_paths"])
-        # the interval over examples tells their variance, and random signs measure squares
-        error = (row["total_high"] - row["total_norm"]) / half
-        total_rms = math.sqrt(row["total_norm"] ** 2 + error**2 * (examples - 1))
-        incoherent = math.sqrt(count) * row["path_norm_rms"]
+        total_rms, incoherent = beside_independent(table, row)
         rows.append(
             {
                 "length": row["length"],

@@ -82,13 +82,14 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str
             TAILS: tail(tables["tails"], name, ranges["exact"]),
         }
         if not taken_over(gradients):
+            blocks = ranges["sampled"]["blocks"]
             judged |= {
                 veit_claims.SINGLE: lesion_rules.single(lesions),
                 veit_claims.OTHERS: lesion_rules.others(lesions),
                 veit_claims.DOWNSAMPLING: lesion_rules.downsampling(lesions),
                 veit_claims.DECAY: path_rules.decay(gradients),
-                veit_claims.SHORT: path_rules.short(ranges["sampled"]),
-                veit_claims.few(ranges["sampled"]["blocks"]): path_rules.few(ranges["sampled"]),
+                veit_claims.in_depth(veit_claims.SHORT, blocks): path_rules.short(ranges["sampled"]),
+                veit_claims.in_depth(veit_claims.FEW, blocks): path_rules.few(ranges["sampled"]),
                 veit_claims.EXACT: path_rules.short(ranges["exact"]),
                 veit_claims.CANCELLATION: path_rules.cancellation(gradients),
                 veit_claims.SHORTCUTS: shortcuts(lesions, tables[f"skips-{name}"]),

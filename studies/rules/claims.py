@@ -232,22 +232,32 @@ def paired(differences: Sequence[float]) -> Differences:
     return Differences(statistics.fmean(differences), low, high, p, len(differences))
 
 
+def satterthwaite(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error of a sum or difference of independent means, and its degrees of freedom by Satterthwaite.
+
+    Args:
+        parts: variance of each mean, and its degrees of freedom; infinity where the variance is known.
+    """
+    parts = [part for part in parts if part[0]]
+    variance = sum(part for part, _ in parts)
+    unsure = sum(part**2 / freedom for part, freedom in parts)
+    return variance**0.5, variance**2 / unsure if unsure else math.inf
+
+
 def welch(difference: float, parts: Iterable[tuple[float, float]]) -> tuple[float | None, float | None]:
     """Student's 95 % interval of a sum or difference of independent means, with Satterthwaite's degrees of freedom.
 
     Args:
         difference: in the middle of it.
-        parts: variance of each mean, and its degrees of freedom; infinity where the variance is known.
+        parts: as of :func:`satterthwaite`.
 
     Returns:
         Lower and upper end; None where nothing varies.
     """
-    parts = [part for part in parts if part[0]]
-    variance = sum(part for part, _ in parts)
-    if not variance:
+    error, freedom = satterthwaite(parts)
+    if not error:
         return None, None
-    unsure = sum(part**2 / freedom for part, freedom in parts)
-    half = float(stats.t.ppf(0.975, variance**2 / unsure if unsure else math.inf)) * variance**0.5
+    half = float(stats.t.ppf(0.975, freedom)) * error
     return difference - half, difference + half
 
 

@@ -17,7 +17,6 @@ from pathlens.tables import Table
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict, decide, majority, shown, welch
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
 
-_Z = float(stats.norm.ppf(0.975))
 _RESAMPLES = 2000
 
 
@@ -35,6 +34,7 @@ class Cost:
         p_holm: of McNemar's exact test, corrected over the blocks.
         noticeable: corrected p value of the one-sided test that it is above the margin.
         small: of the one that it is below.
+        freedom: degrees of freedom of the interval; infinity where it is not Student's.
     """
 
     block: int
@@ -46,6 +46,7 @@ class Cost:
     p_holm: float
     noticeable: float
     small: float
+    freedom: float
 
     @property
     def downsamples(self) -> bool:
@@ -71,20 +72,30 @@ def costs(lesions: Table) -> list[Cost]:
         for row in lesions.rows
         if row["block"] is not None
     ]
+    # where each example has an error of its own, as sequences have
+    (said,) = (column.description for column in lesions.columns if column.name == "difference_low")
+    freedom = [row["n"] - 1 if "interval: Student's" in said else math.inf for row in rows]
     beyond = [
-        holm([_beyond(sign * (row["difference"] - NOTICEABLE), abs(row["difference"] - row[end])) for row in rows])
+        holm(
+            [
+                _beyond(sign * (row["difference"] - NOTICEABLE), abs(row["difference"] - row[end]), of)
+                for row, of in zip(rows, freedom, strict=True)
+            ]
+        )
         for sign, end in ((1, "difference_low"), (-1, "difference_high"))
     ]
     ends = ("difference", "difference_low", "difference_high", "p_holm")
     return [
-        Cost(row["block"], row["name"], row["kind"], *(float(row[name]) for name in ends), *ps)
-        for row, *ps in zip(rows, *beyond, strict=True)
+        Cost(row["block"], row["name"], row["kind"], *(float(row[name]) for name in ends), *ps, of)
+        for row, *ps, of in zip(rows, *beyond, freedom, strict=True)
     ]
 
 
-def _beyond(gap: float, half: float) -> float:
+def _beyond(gap: float, half: float, freedom: float) -> float:
     """One-sided p value that a number is above 0, by the half of its 95 % interval on that side."""
-    return float(stats.norm.sf(gap * _Z / half)) if half else (0.0 if gap > 0 else 1.0)
+    if not half:
+        return 0.0 if gap > 0 else 1.0
+    return float(stats.t.sf(gap * stats.t.ppf(0.975, freedom) / half, freedom))
 
 
 def _points(value: float) -> str:
@@ -171,7 +182,8 @@ def _against(one: Cost, others: Sequence[Cost]) -> tuple[float, float]:
     gap = one.difference - sum(other.difference for other in others)
     below = math.hypot(one.difference - one.low, *(other.high - other.difference for other in others))
     above = math.hypot(one.high - one.difference, *(other.difference - other.low for other in others))
-    return _beyond(gap, below), _beyond(-gap, above)
+    freedom = min(cost.freedom for cost in (one, *others))
+    return _beyond(gap, below, freedom), _beyond(-gap, above, freedom)
 
 
 def costlier(costs_of: Sequence[Cost], *others: Sequence[Cost]) -> tuple[list[float], list[float]]:

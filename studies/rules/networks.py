@@ -38,10 +38,11 @@ def judge(tables: Mapping[str, Table]) -> dict[Claim, Verdict]:
 
 def _of_paths(gradients: Table) -> dict[Claim, Verdict]:
     ranges = {one["contribution"]: one for one in path_rules.range_rows("", gradients)}
+    blocks = ranges["sampled"]["blocks"]
     return {
         veit_claims.DECAY: path_rules.decay(gradients),
-        veit_claims.SHORT: path_rules.short(ranges["sampled"]),
-        veit_claims.few(ranges["sampled"]["blocks"]): path_rules.few(ranges["sampled"]),
+        veit_claims.in_depth(veit_claims.SHORT, blocks): path_rules.short(ranges["sampled"]),
+        veit_claims.in_depth(veit_claims.FEW, blocks): path_rules.few(ranges["sampled"]),
         veit_claims.EXACT: path_rules.short(ranges["exact"]),
         veit_claims.CANCELLATION: path_rules.cancellation(gradients),
     }

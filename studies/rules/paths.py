@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pathlens.analyses.profiles import effective_range, what_is_left
 from pathlens.estimators import estimators
+from pathlens.estimators.exact import half_interval
 from pathlens.estimators.resampling import RESAMPLES
 from pathlens.estimators.sampled import decay as decay_line
 from pathlens.paths import length_range
@@ -165,16 +168,33 @@ def cancellation(table: Table) -> Verdict:
     if not found:
         return Verdict(CANNOT_TELL, "one of the two norms is not known, or zero")
     left, low, high = found["left"], found["low"], found["high"]
-    (paths,) = (row["n_paths"] for row in table.rows if row["length"] == found["length"])
-    alone = paths**-0.5
-    return Verdict(
-        decide(low, high, below=_CANCELLED),
-        f"at length {found['length']} the sum is {left:.2%} of the product ({low:.2%} to {high:.2%}); independent "
-        f"directions of its {paths:,} paths would leave {alone:.2%}, so that it is {left / alone:.2g} times theirs",
-        left,
-        low,
-        high,
-    )
+    (row,) = (one for one in table.rows if one["length"] == found["length"])
+    told = f"at length {found['length']} the sum is {left:.2%} of the product ({low:.2%} to {high:.2%})"
+    total, alone = beside_independent(table, row)
+    if alone:
+        told += f"; it is {total / alone:.2g} times that of {row['n_paths']:,} paths of these norms in independent "
+        told += "directions (root mean squares)"
+    return Verdict(decide(low, high, below=_CANCELLED), told, left, low, high)
+
+
+def beside_independent(table: Table, row: Mapping[str, Any]) -> tuple[float, float]:
+    """Norm of the sum over the paths of a length, and what it would be if they had independent directions.
+
+    Both are root mean squares over examples, since squares of independent directions add up; the latter by random signs
+    (0 where these were not drawn).
+
+    Args:
+        table: of ``path-gradients``, with exact sums.
+        row: of it, of one length.
+    """
+    # of the normal distribution in tables that were measured before
+    (said,) = (column.description for column in table.columns if column.name == "total_low")
+    examples = table.provenance["images_measured"]
+    half = half_interval(examples) if "Student" in said else _HALF
+    # the interval over examples tells their variance
+    error = (row["total_high"] - row["total_norm"]) / half
+    alone = math.sqrt(row["n_paths"]) * (row["path_norm_rms"] or 0.0)
+    return math.hypot(row["total_norm"], error * math.sqrt(examples - 1)), alone
 
 
 def lengths_of_paths(blocks: int) -> str:

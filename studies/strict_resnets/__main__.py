@@ -126,7 +126,7 @@ def state(study: StudySetting) -> Page:
         f"very same test error, {same:.2%}, so that nothing is learned yet that errors would show, and they are "
         "compared by their losses alone. They start from the weights that torch draws, with smaller branches than "
         "those of the schemes above, so that no verdict on a plateau is "
-        "one on these. A plateau is defined by a loss above that of a "
+        f"one on these. A plateau is defined by a loss above {trained.LEFT:.0%} of that of a "
         "constant answer, and not by the shape of the curve. The excess is relative to frequencies nearby: a way that "
         "blurs has less power there on both sides of the comparison.",
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from scipy import stats
 
 from pathlens.tables import Table
 from studies.rules import lesions as lesion_rules
@@ -12,6 +14,7 @@ from studies.rules import veit as veit_claims
 from studies.rules.claims import (
     OURS,
     Claim,
+    Differences,
     Verdict,
     corrected,
     counted,
@@ -20,6 +23,7 @@ from studies.rules.claims import (
     over_networks,
     paired,
     row,
+    satterthwaite,
 )
 from studies.rules.networks import judge
 from studies.veit2016 import retraining
@@ -61,10 +65,12 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
     for run in runs:
         by_rule.setdefault(run["trained"], {})[run["seed"]] = run["run"]
     whole = by_rule.get("full", {})
-    of_paths = {f"m{PAPER_BLOCKS}", *(f"m{number:g}" for number in own_number(tables, network))}
+    epochs = min(run["epochs"] for run in runs)
+    of_paths = {f"m{PAPER_BLOCKS}", *(f"m{number}" for number in own_number(tables, network))}
+    retrained = veit_claims.trained_for(veit_claims.RETRAINED, epochs)
     found = [
         row(
-            veit_claims.RETRAINED if one["trained"] in of_paths else veit_claims.OTHER_NUMBERS,
+            retrained if one["trained"] in of_paths else veit_claims.OTHER_NUMBERS,
             f"{network}, {one['trained']}",
             retraining.as_good(one),
         )
@@ -72,27 +78,28 @@ def _of_training(tables: Mapping[str, Table], network: str, runs: Sequence[Mappi
         if one["network"] == network and retraining.is_blocks(one) and one["difference"] is not None
     ]
     after = {
-        kind: _lower(gaps, "single deletions cost")
+        kind: _lower(paired(gaps), "single deletions cost")
         for kind, gaps in _after_stochastic_depth(tables, by_rule.get("sd", {}), whole).items()
     }
+    resilient = veit_claims.trained_for(veit_claims.STOCHASTIC, epochs)
     harder = _harder(tables, by_rule, whole)
     return [
         *found,
-        *corrected([row(veit_claims.STOCHASTIC, f"{network}{kind}", verdict) for kind, verdict in after.items()]),
+        *corrected([row(resilient, f"{network}{kind}", verdict) for kind, verdict in after.items()]),
         *corrected([row(veit_claims.HARDER, f"{network}, {rule}", verdict) for rule, verdict in harder.items()]),
     ]
 
 
-def own_number(tables: Mapping[str, Table], network: str) -> list[float]:
-    """How many random blocks a batch the effective lengths of a network ask for, median over seeds; none if not known.
+def own_number(tables: Mapping[str, Table], network: str) -> list[int]:
+    """How many random blocks a batch the effective lengths of a network's seed 0 ask for; none if not known.
 
     Args:
         tables: of the study.
         network: its name, with which those of its runs begin.
     """
     rows = tables["effective"].rows if "effective" in tables else ()
-    own = [one for one in rows if one["contribution"] == "sampled" and one["network"].startswith(f"{network}-")]
-    return [statistics.median(one["blocks_per_batch"] for one in own)] if own else []
+    own = [one for one in rows if one["contribution"] == "sampled" and one["network"] == f"{network}-full-seed0"]
+    return [one["blocks_per_batch"] for one in own]
 
 
 def _after_stochastic_depth(
@@ -111,12 +118,18 @@ def _after_stochastic_depth(
     return gaps
 
 
-def _lower(gaps: Sequence[float], what: str) -> Verdict:
-    """Is a paired difference over seeds below zero?"""
-    made = paired(gaps)
+def _lower(made: Differences, what: str, more: str = "") -> Verdict:
+    """Is a paired difference over seeds below zero?
+
+    Args:
+        made: the difference.
+        what: it is a difference of, with a verb.
+        more: words on what else it is over.
+    """
     interval = "no interval" if made.low is None else f"{100 * made.low:+.2f} to {100 * (made.high or 0):+.2f}"
     told = (
-        f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, {counted(made.pairs, 'seed')})"
+        f"{what} {100 * made.mean:+.2f} points against the whole network's ({interval}, "
+        f"{counted(made.pairs, 'seed')}{more})"
     )
     return of_seeds(
         Verdict(decide(made.low, made.high, below=0), told, made.mean, made.low, made.high, made.p), made.pairs
@@ -132,30 +145,59 @@ def _harder(
     """
     found = {}
     for rule, own in by_rule.items():
-        seeds = [
-            seed for seed in own if seed in whole and all(f"sets-{names[seed]}" in tables for names in (own, whole))
-        ]
+        needed = {
+            seed: (f"sets-{own[seed]}", f"sets-{whole[seed]}", f"lesions-{whole[seed]}")
+            for seed in own.keys() & whole.keys()
+        }
+        seeds = sorted(seed for seed, names in needed.items() if all(name in tables for name in names))
         if not rule[1:].isdigit() or not seeds:
             continue
         if len(seeds) > 3:
             seeds = [seed for seed in seeds if seed != 0]
-        size = min(veit_claims.HURT, max(one["size"] for one in tables["many"].rows if one["run"] == own[seeds[0]]))
+        rises = [[_rises(tables[name]) for name in needed[seed][:2]] for seed in seeds]
+        size = min(veit_claims.HURT, *(max(map(len, rise)) for pair in rises for rise in pair))
         for kind in ("", ", sets without a critical block"):
-            spared = [lesion_rules.critical_blocks(tables[f"lesions-{whole[seed]}"]) if kind else [] for seed in seeds]
-            rises = [
-                [_rise(tables[f"sets-{names[seed]}"], size, blocks) for names in (own, whole)]
-                for seed, blocks in zip(seeds, spared, strict=True)
+            spared = [lesion_rules.critical_blocks(tables[needed[seed][2]]) if kind else [] for seed in seeds]
+            gaps = [
+                {one: after[one] - before[one] for one in after if len(one) == size and one.isdisjoint(blocks)}
+                for (after, before), blocks in zip(rises, spared, strict=True)
             ]
-            gaps = [after - before for after, before in rises if after is not None and before is not None]
-            if gaps:
-                found[f"{rule}{kind}"] = _lower(gaps, f"{size} deletions cost")
+            if any(gaps):
+                sets = len(set[frozenset[int]]().union(*gaps))
+                found[f"{rule}{kind}"] = _lower(
+                    over_seeds_and_sets([one for one in gaps if one]),
+                    f"{size} deletions cost",
+                    f", {counted(sets, 'set')}",
+                )
     return found
 
 
-def _rise(sets: Table, size: int, spared: Collection[int]) -> float | None:
-    """Mean rise of error over the distinct sets of a size that hold none of some blocks; None where there are none."""
+def _rises(sets: Table) -> dict[frozenset[int], float]:
+    """Rise of error of each distinct set."""
     (intact,) = [one["error"] for one in sets.rows if one["count"] == 0]
-    errors = [
-        one.error for one in lesion_rules.distinct_sets(sets) if one.size == size and one.blocks.isdisjoint(spared)
-    ]
-    return statistics.fmean(errors) - intact if errors else None
+    return {one.blocks: one.error - intact for one in lesion_rules.distinct_sets(sets)}
+
+
+def over_seeds_and_sets(gaps: Sequence[Mapping[frozenset[int], float]]) -> Differences:
+    """Differences that are paired by seed and set, for seeds and sets like these.
+
+    The mean over seeds of the means over their sets; the variances over seeds and over sets are added. Never surer than
+    by the seeds alone, of which there are few.
+
+    Args:
+        gaps: for each seed the difference of each set; a set may be missing from some.
+    """
+    by_set: dict[frozenset[int], list[float]] = {}
+    for one in gaps:
+        for blocks, gap in one.items():
+            by_set.setdefault(blocks, []).append(gap)
+    seeds = [statistics.fmean(one.values()) for one in gaps]
+    sets = [statistics.fmean(values) for values in by_set.values()]
+    alone = paired(seeds)
+    if alone.low is None or alone.high is None or alone.p is None or len(sets) < 2:
+        return alone
+    error, freedom = satterthwaite((statistics.variance(of) / len(of), len(of) - 1) for of in (seeds, sets))
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(alone.mean) / error, freedom))
+    low, high = min(alone.low, alone.mean - half), max(alone.high, alone.mean + half)
+    return Differences(alone.mean, low, high, max(alone.p, p), alone.pairs)

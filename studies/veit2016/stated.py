@@ -123,7 +123,7 @@ def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None
         names = {name: run[name] for name in ("run", "network", "trained", "seed")}
         if f"lesions-{run['run']}" in tables:
             singles.append({**names, **_single_row(tables[f"lesions-{run['run']}"])})
-        if f"sets-{run['run']}" in tables:
+        if {f"lesions-{run['run']}", f"sets-{run['run']}"} <= tables.keys():
             drawn = lesion_rules.distinct_sets(tables[f"sets-{run['run']}"])
             many += [{**names, **one} for one in lesion_rules.split_rows(drawn, tables[f"lesions-{run['run']}"])]
         if f"gradients-{run['run']}" in tables:
@@ -153,10 +153,12 @@ def _single_row(lesions: Table) -> dict[str, Any]:
 
 
 def _first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each network and rule the run of the first seed."""
+    """Of each network and rule the run of the smallest seed."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for run in runs:
-        found.setdefault((run["network"], run["trained"]), run)
+        other = found.setdefault((run["network"], run["trained"]), run)
+        if run["seed"] < other["seed"]:
+            found[run["network"], run["trained"]] = run
     return list(found.values())
 
 
@@ -274,7 +276,8 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _critical(page: Page, run: Mapping[str, Any]) -> list[int]:
-    return lesion_rules.critical_blocks(page.tables[f"lesions-{run['run']}"])
+    stem = f"lesions-{run['run']}"
+    return lesion_rules.critical_blocks(page.tables[stem]) if stem in page.tables else []
 
 
 def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -372,7 +375,11 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Ke
         asked = [one["blocks_per_batch"] for one in own if one["network"].startswith(f"{network}-")]
         if asked:
             span = f"{min(asked)} to {max(asked)} blocks a batch over {len(asked)} seeds"
-            span = f"{span} (median {statistics.median(asked):g})" if len(asked) > 1 else f"{asked[0]} blocks a batch"
+            span = (
+                f"{span} (seed 0, by which it is trained: {asked[0]})"
+                if len(asked) > 1
+                else f"{asked[0]} blocks a batch"
+            )
             page.text(f"The effective lengths of {network} ask for {span}.")
     epochs = dict.fromkeys((run["network"], run["epochs"]) for run in runs)
     page.text(f"Epochs: {', '.join(f'{network} {count}' for network, count in epochs)}; the paper trained 200.")

@@ -75,7 +75,7 @@ def test_the_shortest_interval_of_lengths_that_holds_the_gradient(study: str, ne
         first, last, share = effective["first"], effective["last"], effective["share_of_paths"]
         assert share == pytest.approx(numbers[first : last + 1].sum() / numbers.sum())
     else:
-        told = claim(study, "effective paths are short", network)["here"]
+        told = claim(study, "effective paths are short in networks of other depths", network)["here"]
         first, last = (int(end) for end in re.findall(r"^(\d+) to (\d+) of", told)[0])
     assert last - first == min(held)[0]
     assert (last - first, first, last) in held

@@ -75,7 +75,8 @@ def test_stories_are_drawn_from_what_the_network_predicts() -> None:
 
 
 def cost(low: float, high: float) -> Cost:
-    return Cost(0, "", "identity", (low + high) / 2, low, high, p_holm=1, noticeable=1, small=1)
+    middle = (low + high) / 2
+    return Cost(0, "", "identity", middle, low, high, p_holm=1, noticeable=1, small=1, freedom=95)
 
 
 def test_layers_are_compared_by_tests() -> None:

@@ -103,6 +103,18 @@ def test_a_cost_is_noticeable_where_a_test_against_five_points_says_so():
     assert one.difference == pytest.approx(0.108)
 
 
+def test_an_interval_that_is_students_is_tested_by_students():
+    of_images = lesions([9, 14], n=40)
+    said = "lower end of its 95 % interval: Student's over sequences, paired"
+    columns = tuple(Column(one.name, "", said if one.name == "difference_low" else "") for one in of_images.columns)
+    found = rules.costs(Table(columns, of_images.rows))
+    errors = [(one.difference - one.low) / stats.t.ppf(0.975, 39) for one in found]
+    ps = [stats.t.sf((one.difference - 0.05) / error, 39) for one, error in zip(found, errors, strict=True)]
+    assert [one.noticeable for one in found] == pytest.approx(list(holm(ps)))
+    # surer where the interval is that of the normal distribution
+    assert all(normal.noticeable < one.noticeable for normal, one in zip(rules.costs(of_images), found, strict=True))
+
+
 def test_single_deletions():
     assert rules.single(lesions([5, 5, 5, 400])).outcome == "agrees"
     assert rules.single(lesions([5, 400, 400, 400])).outcome == "disagrees"
@@ -210,7 +222,7 @@ def gradients(blocks, decades, noise=0.0, share=0.95, dead=(), rare=()):
     said = {"decay": vars(decay(rows, others)), "effective": effective(rows, others, share)}
     peak = max(rows, key=lambda row: row["total_norm"])["length"]
     said["cancellation"] = {"length": peak, "left": 0.01, "low": 0.008, "high": 0.012}
-    return table(rows, share=share, **said)
+    return table(rows, share=share, images_measured=64, **said)
 
 
 def effective(rows, others, share):
@@ -291,6 +303,20 @@ def test_the_ratio_that_a_table_states_is_judged():
     assert found.outcome == "agrees"
 
 
+def test_a_sum_is_compared_with_that_of_independent_directions():
+    told = gradients(20, -0.5)
+    peak = told.provenance["cancellation"]["length"]
+    row = told.rows[peak]
+    norms = 0.01 * row["n_paths"] * row["path_norm_mean"], 0.2 * 0.01 * row["n_paths"] * row["path_norm_mean"] / 1.96
+    # the standard error of a mean of 64 norms tells their variance; squares of independent directions add up
+    total = math.sqrt(norms[0] ** 2 + 63 * norms[1] ** 2)
+    alone = math.sqrt(row["n_paths"]) * 2 * row["path_norm_mean"]
+    assert paths.beside_independent(told, row) == pytest.approx((total, alone))
+    assert f"it is {total / alone:.2g} times that of {row['n_paths']:,} paths" in paths.cancellation(told).here
+    unknown = Table(told.columns, tuple({**one, "path_norm_rms": None} for one in told.rows), told.provenance)
+    assert "independent" not in paths.cancellation(unknown).here
+
+
 def test_shortcut_and_branch():
     low, high = lesions([20, 20, 400]), lesions([600, 700, 400])
     assert networks.shortcuts(low, high).outcome == "agrees"
@@ -325,15 +351,25 @@ def test_every_claim_has_all_that_it_needs_and_one_name():
         assert claim.says.count('"') % 2 == 0
 
 
-def test_that_few_paths_carry_the_gradient_is_the_papers_of_its_own_depth_alone():
-    assert veit.few(54) is veit.FEW
-    assert veit.FEW.source.startswith("Veit et al.")
-    assert veit.few(27).source == "ours"
-    assert veit.few(27).rule == veit.FEW.rule
+@pytest.mark.parametrize("claim", [veit.FEW, veit.SHORT], ids=lambda claim: claim.name)
+def test_what_is_said_of_effective_paths_is_the_papers_of_its_own_depth_alone(claim):
+    assert veit.in_depth(claim, 54) is claim
+    assert claim.source.startswith("Veit et al.")
+    other = veit.in_depth(claim, 27)
+    assert (other.source, other.rule) == ("ours", claim.rule)
+    assert other.name == f"{claim.name} in networks of other depths"
+
+
+def test_what_is_said_of_whole_trainings_is_the_papers_of_as_long_ones_alone():
+    assert veit.trained_for(veit.RETRAINED, 200) is veit.RETRAINED
+    short = veit.trained_for(veit.RETRAINED, 60)
+    assert (short.source, short.name, short.rule) == ("ours", veit.RETRAINED.name, veit.RETRAINED.rule)
+    assert short.says.startswith("after fewer epochs than the paper's 200: a network")
+    assert veit.RETRAINED.revised in short.revised
 
 
 def test_a_rule_that_was_changed_says_so():
-    changed = claims.row(veit.few(27), "a", claims.Verdict("agrees", "so"))
+    changed = claims.row(veit.in_depth(veit.FEW, 27), "a", claims.Verdict("agrees", "so"))
     assert changed["revised"].startswith("on 30 November 2026")
     assert f"Revised: {changed['revised']}\n- a: **agrees**" in claims.listing([changed])
     assert "Revised" not in claims.listing([claims.row(veit.SINGLE, "a", claims.Verdict("agrees", "so"))])

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pathlens.models.checkpoints import save_weights
 from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
-from studies.veit2016 import cifar, left, retraining, trainings, winograd
+from studies.veit2016 import cifar, judged, left, retraining, stated, trainings, winograd
 from studies.veit2016.measured import kinds_of
 from tests.helpers.data_files import image_folder, noise, png, write
 from tests.helpers.study_modules import is_right, run_study
@@ -104,8 +105,9 @@ def test_one_seed_tells_nothing(page: Path) -> None:
     assert {row["outcome"] for row in rows} == {"cannot tell"}
     assert {row["seeds"] for row in rows} == {1}
     ours = [row["claim"] for row in rows if row["source"] == "ours"]
-    assert "highway network" in ours
-    assert "single deletions after stochastic depth" not in ours
+    # the paper says nothing of highway networks, nor of trainings as short as these
+    assert {"highway network", "training on effective paths", "single deletions after stochastic depth"} <= set(ours)
+    assert not {"single deletions", "plain network", "gradient of single paths"} & set(ours)
 
 
 @pytest.mark.slow
@@ -283,6 +285,10 @@ def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkey
         run_study("veit2016", *arguments)
     monkeypatch.setenv("PATHLENS_DATA", str(tmp_path))
     # one kind of table first: what the others would tell is not judged
+    run_study("veit2016", *arguments, "--kinds", "sets")
+    assert [path.stem for path in sorted(out.glob(f"*-{name}.csv"))] == [f"sets-{name}"]
+    assert "resnet20" not in {row["network"] for row in read_table(out / "claims.csv").rows}
+    (out / f"sets-{name}.csv").unlink()
     run_study("veit2016", *arguments, "--kinds", "lesions")
     assert [path.stem for path in sorted(out.glob(f"*-{name}.csv"))] == [f"lesions-{name}"]
     judged = {row["claim"] for row in read_table(out / "claims.csv").rows if row["network"] == "resnet20"}
@@ -335,3 +341,42 @@ def test_paths_left_are_those_of_all_sets_of_deleted_blocks() -> None:
         assert row["paths"] == len(kept[0]) / len(paths)
         mean = sum(carried[path] for own in kept for path in own) / len(sets)
         assert row["contribution"] == pytest.approx(mean / sum(carried.values()))
+
+
+def test_deletions_are_compared_over_seeds_and_sets() -> None:
+    one, two, three = (frozenset(blocks) for blocks in ({0, 1}, {0, 2}, {1, 2}))
+    gaps = [
+        {one: -0.10, two: -0.06, three: -0.02},
+        {one: -0.11, two: -0.05, three: -0.03},
+        {one: -0.13, two: -0.08, three: -0.03},
+    ]
+    found = judged.over_seeds_and_sets(gaps)
+    seeds = [statistics.fmean(own.values()) for own in gaps]
+    sets = [statistics.fmean(own[which] for own in gaps) for which in (one, two, three)]
+    variances = [statistics.variance(of) / 3 for of in (seeds, sets)]
+    freedom = sum(variances) ** 2 / sum(variance**2 / 2 for variance in variances)
+    error = sum(variances) ** 0.5
+    assert found.mean == pytest.approx(statistics.fmean(seeds))
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, freedom, found.mean, error))
+    assert found.p == pytest.approx(2 * stats.t.cdf(found.mean / error, freedom))
+    assert found.pairs == 3
+    # sets that cost alike: the seeds decide, and more degrees of freedom make nothing surer
+    alike = [dict.fromkeys((one, two, three), gap) for gap in (-0.1, -0.05, -0.15)]
+    alone = stats.ttest_1samp([-0.1, -0.05, -0.15], 0)
+    found = judged.over_seeds_and_sets(alike)
+    assert (found.low, found.high) == pytest.approx(tuple(alone.confidence_interval()))
+    assert found.p == pytest.approx(alone.pvalue)
+    assert judged.over_seeds_and_sets(gaps[:1]).low is None
+
+
+def test_the_number_of_blocks_a_batch_is_the_one_that_seed_0_asks_for() -> None:
+    names = ("network", "contribution", "blocks_per_batch")
+    asked = (("net-full-seed0", "exact", 9), ("net-full-seed0", "sampled", 20), ("net-full-seed1", "sampled", 22))
+    tables = {"effective": Table(tuple(map(Column, names)), tuple(dict(zip(names, row, strict=True)) for row in asked))}
+    assert judged.own_number(tables, "net") == [20]
+    assert judged.own_number(tables, "ne") == judged.own_number({}, "net") == []
+
+
+def test_figures_are_of_the_smallest_seed_whatever_the_order_of_the_rows() -> None:
+    rows = [{"network": "net", "trained": trained, "seed": seed} for trained in ("full", "m4") for seed in (1, 0, 2)]
+    assert stated._first(rows) == [rows[1], rows[4]]
