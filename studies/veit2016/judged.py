@@ -154,12 +154,16 @@ def _harder(
             continue
         if len(seeds) > 3:
             seeds = [seed for seed in seeds if seed != 0]
-        rises = [[_rises(tables[name]) for name in needed[seed][:2]] for seed in seeds]
+        rises = [[_rises(tables, run) for run in (own[seed], whole[seed])] for seed in seeds]
         size = min(veit_claims.HURT, *(max(map(len, rise)) for pair in rises for rise in pair))
         for kind in ("", ", sets without a critical block"):
             spared = [lesion_rules.critical_blocks(tables[needed[seed][2]]) if kind else [] for seed in seeds]
             gaps = [
-                {one: after[one] - before[one] for one in after if len(one) == size and one.isdisjoint(blocks)}
+                {
+                    one: after[one] - before[one]
+                    for one in after.keys() & before.keys()
+                    if len(one) == size and one.isdisjoint(blocks)
+                }
                 for (after, before), blocks in zip(rises, spared, strict=True)
             ]
             if any(gaps):
@@ -172,10 +176,13 @@ def _harder(
     return found
 
 
-def _rises(sets: Table) -> dict[frozenset[int], float]:
-    """Rise of error of each distinct set."""
-    (intact,) = [one["error"] for one in sets.rows if one["count"] == 0]
-    return {one.blocks: one.error - intact for one in lesion_rules.distinct_sets(sets)}
+def _rises(tables: Mapping[str, Table], run: str) -> dict[frozenset[int], float]:
+    """Rise of error of each distinct set of blocks that was deleted of a network."""
+    found = {}
+    for table in (tables[stem] for stem in (f"sets-{run}", f"hurt-{run}") if stem in tables):
+        (intact,) = [one["error"] for one in table.rows if one["count"] == 0]
+        found |= {one.blocks: one.error - intact for one in lesion_rules.distinct_sets(table)}
+    return found
 
 
 def over_seeds_and_sets(gaps: Sequence[Mapping[frozenset[int], float]]) -> Differences:

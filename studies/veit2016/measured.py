@@ -18,18 +18,19 @@ from pathlens.runtime.processes import pick_device
 from pathlens.tables import Table
 from studies.common import StudySetting, keep, say
 from studies.rules import answers
+from studies.rules.veit import HURT
 from studies.veit2016.cifar import Kept
 from studies.veit2016.trainings import OWN_BLOCKS, PAPER_BLOCKS, Training, cifar
 
 #: kinds of tables of a network, whose names begin with theirs
-KINDS = ("lesions", "sets", "orders", "gradients")
+KINDS = ("lesions", "sets", "hurt", "orders", "gradients")
 
 
 def kinds_of(trained: str) -> tuple[str, ...]:
     """Which of them a network needs: a residual one that was trained whole all, with random blocks what hurts it."""
-    if trained in ("plain", "highway"):
-        return KINDS[:1]
-    return KINDS if trained == "full" else KINDS[:2]
+    if trained == "full":
+        return KINDS
+    return {"plain": KINDS[:1], "highway": KINDS[:1], "sd": KINDS[:2]}.get(trained, KINDS[:3])
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def measure_one(study: StudySetting, network: Network, kinds: Collection[str], i
     Args:
         study: what was asked for.
         network: to measure.
-        kinds: of tables: every block deleted in turn, many deleted, many exchanged, the gradient by path length.
+        kinds: of tables: every block deleted in turn, many deleted, more sets of the size that tells how hard networks
+            are to hurt, many exchanged, the gradient by path length.
         images: test images for single deletions.
         fewer: test images for many.
     """
@@ -177,6 +179,7 @@ def measure_one(study: StudySetting, network: Network, kinds: Collection[str], i
     kept("lesions", pathlens.delete_blocks, network.images(images), **swept)
     several = {"samples": samples, **swept}
     kept("sets", pathlens.delete_blocks, network.images(fewer), count=range(1, most + 1), **several)
+    kept("hurt", pathlens.delete_blocks, network.images(fewer), count=HURT, samples=pick(2, 50, 50), **swept)
     kept("orders", pathlens.reorder_blocks, network.images(fewer), swaps=range(1, most + 1), **several)
     # batches of 16, and so many paths of a length for each
     paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}

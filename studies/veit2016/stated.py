@@ -235,7 +235,8 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
         "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
         "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above. "
-        "At `--scale cpu` those on CIFAR-10 are of the first 2,000 test images, so that errors differ from above.",
+        "At `--scale cpu` those on CIFAR-10 are of the first 2,000 test images, so that errors differ from above. More "
+        f"sets of {veit_claims.HURT} blocks (`hurt`), where they are there, tell what hardens networks.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
         panel = {
@@ -260,6 +261,8 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             caption = f"Error with random sets of blocks deleted: {run['network']}, {_words(run)}, {run['data']}."
             page.figure(stem, partial(figures.deletion, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
+        if f"hurt-{run['run']}" in page.tables:
+            page.measured(f"hurt-{run['run']}")
     wanted = {run["run"] for run in _first(runs) if run["trained"] == "full"}
     shown = {"run": "", "size": "d", "critical": "", "n": "d", "mean": ".2%", "median": ".2%", "smallest": ".2%"}
     page.table(

@@ -106,7 +106,7 @@ def test_one_seed_tells_nothing(page: Path) -> None:
     assert {row["seeds"] for row in rows} == {1}
     ours = [row["claim"] for row in rows if row["source"] == "ours"]
     # the paper says nothing of highway networks, nor of trainings as short as these
-    assert {"highway network", "training on effective paths", "single deletions after stochastic depth"} <= set(ours)
+    assert {"highway network", "single deletions after stochastic depth"} <= set(ours)
     assert not {"single deletions", "plain network", "gradient of single paths"} & set(ours)
 
 
@@ -253,7 +253,8 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     assert other.facts["convolutions"] is None
     assert (other.network, other.trained, other.seed) == ("vgg15_narrow", "plain", 1)
     assert other.facts["row"]["rule"] == "plain"
-    assert kinds_of(other.trained) == ("lesions",)
+    assert kinds_of(other.trained) == kinds_of("highway") == ("lesions",)
+    assert (kinds_of("sd"), kinds_of(one.trained)) == (("lesions", "sets"), ("lesions", "sets", "hurt"))
     with pytest.raises(SystemExit, match="names no run; write preresnet20-full-seedS, vgg15_narrow-plain-seedS, or"):
         cifar.main(["resnet20", *where])
     monkeypatch.delenv("PATHLENS_DATA")
@@ -297,7 +298,7 @@ def test_networks_on_cifar_are_measured_alone(page: Path, tmp_path: Path, monkey
     run_study("veit2016", *arguments)
     assert (out / f"lesions-{name}.csv").stat().st_mtime_ns == first
     assert len({row["claim"] for row in read_table(out / "claims.csv").rows if row["network"] == "resnet20"}) == 10
-    for key in ("lesions", "sets", "orders", "gradients"):
+    for key in ("lesions", "sets", "hurt", "orders", "gradients"):
         assert read_table(out / f"{key}-{name}.csv").provenance["data"] == "cifar10-jpeg"
     assert [one["run"] for one in record.read(out)["apart"]["cifar"]["trainings"]] == [name]
     assert [one["run"] for one in read_table(out / "runs.csv").rows].count(name) == 1
@@ -380,3 +381,19 @@ def test_the_number_of_blocks_a_batch_is_the_one_that_seed_0_asks_for() -> None:
 def test_figures_are_of_the_smallest_seed_whatever_the_order_of_the_rows() -> None:
     rows = [{"network": "net", "trained": trained, "seed": seed} for trained in ("full", "m4") for seed in (1, 0, 2)]
     assert stated._first(rows) == [rows[1], rows[4]]
+
+
+def test_all_sets_of_a_size_count_once_whichever_table_they_are_in() -> None:
+    def drawn(errors: dict[str, float]) -> Table:
+        rows = [{"count": 0, "sample": None, "blocks": None, "error": 0.1}]
+        rows += [
+            {"count": blocks.count(",") + 1, "sample": number, "blocks": blocks, "error": error}
+            for number, (blocks, error) in enumerate(errors.items())
+        ]
+        return Table(tuple(map(Column, rows[0])), tuple(rows))
+
+    tables = {"sets-net": drawn({"0,1": 0.3, "2": 0.2}), "hurt-net": drawn({"0,1": 0.3, "1,2": 0.5})}
+    found = judged._rises(tables, "net")
+    assert found == {
+        frozenset(blocks): pytest.approx(rise) for blocks, rise in (((0, 1), 0.2), ((2,), 0.1), ((1, 2), 0.4))
+    }
