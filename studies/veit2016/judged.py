@@ -145,26 +145,26 @@ def _harder(
     """
     found = {}
     for rule, own in by_rule.items():
-        needed = {
-            seed: (f"sets-{own[seed]}", f"sets-{whole[seed]}", f"lesions-{whole[seed]}")
-            for seed in own.keys() & whole.keys()
+        rises = {
+            seed: [_rises(tables, run) for run in (own[seed], whole[seed])]
+            for seed in sorted(own.keys() & whole.keys())
+            if f"lesions-{whole[seed]}" in tables
         }
-        seeds = sorted(seed for seed, names in needed.items() if all(name in tables for name in names))
+        seeds = [seed for seed, pair in rises.items() if all(pair)]
         if not rule[1:].isdigit() or not seeds:
             continue
         if len(seeds) > 3:
             seeds = [seed for seed in seeds if seed != 0]
-        rises = [[_rises(tables, run) for run in (own[seed], whole[seed])] for seed in seeds]
-        size = min(veit_claims.HURT, *(max(map(len, rise)) for pair in rises for rise in pair))
+        size = min(veit_claims.HURT, *(max(map(len, rise)) for seed in seeds for rise in rises[seed]))
         for kind in ("", ", sets without a critical block"):
-            spared = [lesion_rules.critical_blocks(tables[needed[seed][2]]) if kind else [] for seed in seeds]
+            spared = [lesion_rules.critical_blocks(tables[f"lesions-{whole[seed]}"]) if kind else [] for seed in seeds]
             gaps = [
                 {
                     one: after[one] - before[one]
                     for one in after.keys() & before.keys()
                     if len(one) == size and one.isdisjoint(blocks)
                 }
-                for (after, before), blocks in zip(rises, spared, strict=True)
+                for (after, before), blocks in zip((rises[seed] for seed in seeds), spared, strict=True)
             ]
             if any(gaps):
                 sets = len(set[frozenset[int]]().union(*gaps))
