@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pathlens.errors import CheckpointError, ModelError, NumericsError, RunError
+from pathlens.errors import CheckpointError, ModelError, NumericsError, RunError, one_line
 from pathlens.models.reading import DEFAULT_MAX_BYTES, no_memory, read_weights_file
 from pathlens.models.torchfile import StoredTensor
 from pathlens.storage import atomic_write_bytes
 
 # Wrappers of state dicts, those of averaged weights first: where a file holds both, the averaged ones are what its
 # author evaluated.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _SHOWN = 3  # names in a message
 _LONGEST = 120  # characters of each
 
@@ -35,16 +36,17 @@ def load_state_dict_file(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read a state dict from a file of safetensors or of ``torch.save``, whatever its name.
 
-    Wrappers (``state_dict``, ``model``, ``model_ema``, ``state_dict_ema``, ``net``, in any nesting; averaged weights
-    first) and prefixes (``module.`` where all names have it, ``_orig_mod.`` anywhere) are removed; entries that are no
-    tensors are left aside.
+    Wrappers (``state_dict``, ``model_state_dict``, ``model``, ``model_ema``, ``state_dict_ema``, ``net``, in any
+    nesting; averaged weights first) and prefixes (``module.`` where all names have it, ``_orig_mod.`` anywhere) are
+    removed; entries that are no tensors are left aside.
 
     Args:
         path: the file.
         max_bytes: largest size of the file. No more is allocated for tensors than the file holds.
 
     Returns:
-        The tensors by name, on the CPU, and one note for each thing that was unwrapped or left aside.
+        The tensors by name, on the CPU, with the versions that the file states of its modules where torch keeps them
+        (``_metadata``), and one note for each thing that was unwrapped or left aside.
 
     Raises:
         CheckpointError: the file is missing, too large, damaged, not a checkpoint, or would run code.
@@ -72,10 +74,12 @@ def _read(value: Tensor | StoredTensor, name: str, path: Path) -> Tensor:
 def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
     """Copy a state dict into a model, strictly: every name and shape must fit.
 
-    Weights that are refused leave the model as it was.
+    Weights that are refused for a name, shape or value leave the model as it was.
     ``module.`` and ``_orig_mod.`` are ignored on both sides. Of the names of one and the same weight, one is enough.
     Missing ``num_batches_tracked`` counters (files written before they existed) keep the model's value; no result in
     eval mode depends on them.
+    Modules that convert weights of their earlier versions are told the versions that the state dict states, as by
+    torch; where it states none, as in files of safetensors, the weights are of the present version.
 
     Args:
         model: the network, changed in place.
@@ -86,13 +90,14 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         Notes about what was converted.
 
     Raises:
-        CheckpointError: names, shapes or kinds of numbers differ, or values of one and the same weight; the message
-            says which.
+        CheckpointError: names, shapes or kinds of numbers differ, or values of one and the same weight, or a module
+            does not know the stated version; the message says which.
         ModelError: the network has weights without values.
         NumericsError: a weight is NaN or infinite.
     """
     check_values(model, type(model).__name__)
-    own: dict[str, Tensor] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    present = model.state_dict()
+    own: dict[str, Tensor] = {k: v for k, v in present.items() if isinstance(v, Tensor)}
     theirs = _by_plain_name(state_dict)
     names = {name: key for key, name in zip(own, _plain_names(own), strict=True)}
     # of weights that are one tensor in the network, such as an embedding and the head, many files hold one name only
@@ -142,7 +147,17 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         converted[key] = value.to(target.dtype)
     _check_finite(converted, {key for key, _ in model.named_parameters(remove_duplicate=False)}, source)
     # Names and shapes are checked; whatever else a state dict holds (extra state of modules) is not in these files.
-    model.load_state_dict(converted, strict=False)
+    metadata, stated = getattr(present, "_metadata", {}), _versions(state_dict, state_dict)
+    for plain, module in _plain_modules(metadata, own).items():
+        if plain in stated:
+            metadata[module]["version"] = stated[plain]
+    try:
+        model.load_state_dict(_with_metadata(converted, metadata), strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: {type(model).__name__} does not take these weights ({one_line(error, 300)}): "
+            "give the network that these weights were trained with"
+        ) from error
     return tuple(sorted(casts))
 
 
@@ -200,7 +215,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Mappi
         model: the network. Weights that an initialisation of pathlens computes are written as what they are computed
             to, so that the file fits the network without it; parametrizations of its own stay.
         metadata: strings to keep in the header. ``mean``, ``std`` and ``input_shape`` (JSON lists) are
-            understood when the file is loaded.
+            understood when the file is loaded; empty lists of the first two say that there is no normalisation.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -273,15 +288,54 @@ def _tensors_of(content: Mapping[Any, Any], path: Path, notes: list[str]) -> dic
     for prefix in ("module.", "_orig_mod."):
         if any(_count(old, prefix) > _count(new, prefix) for old, new in zip(tensors, plain, strict=True)):
             notes.append(f"stripped prefix {prefix}")
-    return {name: _read(value, name, path) for name, value in zip(plain, tensors.values(), strict=True)}
+    read = {name: _read(value, name, path) for name, value in zip(plain, tensors.values(), strict=True)}
+    return _with_metadata(read, {name: {"version": stated} for name, stated in _versions(content, tensors).items()})
 
 
 def _plain_names(names: Iterable[str]) -> list[str]:
     """Strip ``_orig_mod.`` anywhere, and ``module.`` as often as all names begin with it."""
-    plain = [".".join(part for part in name.split(".") if part != "_orig_mod") for name in names]
+    plain = [_uncompiled(name) for name in names]
     # all prefixes at once, because removing them one by one takes quadratic time
-    shared = min((len(match[0]) for name in plain if (match := re.match(r"(?:module\.)*", name))), default=0)
+    shared = len(_shared_prefix(plain))
     return [name[shared:] for name in plain]
+
+
+def _uncompiled(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """``module.`` as often as all names begin with it."""
+    found = (match[0] for name in names if (match := re.match(r"(?:module\.)*", name)))
+    return min(found, key=len, default="")
+
+
+def _plain_modules(modules: Iterable[str], tensors: Iterable[str]) -> dict[str, str]:
+    """Names of modules by their plain names, from which is stripped what is stripped from the names of the tensors."""
+    shared = _shared_prefix(map(_uncompiled, tensors))
+    places = ((name, _uncompiled(f"{name}.")) for name in modules)
+    # a wrapper has no plain name, or that of the network in it, which comes after it
+    return {place[len(shared) :].removesuffix("."): name for name, place in places if place.startswith(shared)}
+
+
+def _versions(state: Mapping[Any, Any], tensors: Iterable[str]) -> dict[str, int]:
+    """The versions that a state dict states of its modules, by plain names."""
+    metadata = getattr(state, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return {}
+    stated = {
+        name: about["version"]
+        for name, about in metadata.items()
+        if isinstance(name, str) and isinstance(about, Mapping) and type(about.get("version")) is int
+    }
+    return {plain: stated[name] for plain, name in _plain_modules(stated, tensors).items()}
+
+
+def _with_metadata(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> OrderedDict[str, Tensor]:
+    """A state dict that says of its modules what torch keeps beside the tensors, such as the version of each."""
+    state = OrderedDict(tensors)
+    state._metadata = metadata  # type: ignore[attr-defined]
+    return state
 
 
 def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

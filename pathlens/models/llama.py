@@ -7,6 +7,7 @@ exports of llama2.c; the layout of other exports, whose pairs are half a head ap
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,15 +212,15 @@ def read_llama2c(path: Path) -> Llama:
         if sizes.width % sizes.heads or sizes.heads % sizes.groups or sizes.width // sizes.heads % 2:
             raise _no_llama(path, f"width {sizes.width}, {sizes.heads} heads and {sizes.groups} groups do not fit")
         shapes = _shapes(sizes, tied)
-        wanted = _HEADER.size + 4 * sum(torch.Size(shape).numel() for _, shape in shapes)
+        wanted = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in shapes)
         if size != wanted:  # before anything is allocated
             raise _no_llama(path, f"it has {size:,} bytes, and its header says {wanted:,}")
         values = torch.frombuffer(bytearray(file.read()), dtype=torch.float32)
     state: dict[str, Tensor] = {}
-    parts = values.split([torch.Size(shape).numel() for _, shape in shapes])
-    for (names, shape), part in zip(shapes, parts, strict=True):
-        if names:
-            state |= dict(zip(names, part.reshape(shape).unbind(), strict=True))
+    parts = values.split([math.prod(shape) for _, shape in shapes])
+    for (name, shape), part in zip(shapes, parts, strict=True):
+        if name:
+            state |= {name.format(layer): value for layer, value in enumerate(part.reshape(shape).unbind())}
     model = Llama(sizes, tied)
     if tied:
         state["head.weight"] = state["embedding.weight"]
@@ -227,17 +228,17 @@ def read_llama2c(path: Path) -> Llama:
     return model
 
 
-def _shapes(sizes: Sizes, tied: bool) -> list[tuple[list[str], tuple[int, ...]]]:
-    """The tensors of a file in their order: names of the parameters along the first dimension, and the shape."""
+def _shapes(sizes: Sizes, tied: bool) -> list[tuple[str, tuple[int, ...]]]:
+    """The tensors of a file in their order: shape, and name of the parameter at each place of the first dimension."""
     head = sizes.width // sizes.heads
     inner = sizes.groups * head
 
-    def stacked(name: str, *shape: int) -> tuple[list[str], tuple[int, ...]]:
-        return [f"layers.{layer}.{name}.weight" for layer in range(sizes.layers)], (sizes.layers, *shape)
+    def stacked(name: str, *shape: int) -> tuple[str, tuple[int, ...]]:
+        return f"layers.{{}}.{name}.weight", (sizes.layers, *shape)
 
-    own = [] if tied else [(["head.weight"], (1, sizes.vocabulary, sizes.width))]
+    own = [] if tied else [("head.weight", (1, sizes.vocabulary, sizes.width))]
     return [
-        (["embedding.weight"], (1, sizes.vocabulary, sizes.width)),
+        ("embedding.weight", (1, sizes.vocabulary, sizes.width)),
         stacked("attention_norm", sizes.width),
         stacked("attention.query", sizes.width, sizes.width),
         stacked("attention.key", inner, sizes.width),
@@ -247,10 +248,10 @@ def _shapes(sizes: Sizes, tied: bool) -> list[tuple[list[str], tuple[int, ...]]]
         stacked("mlp.gate", sizes.hidden, sizes.width),
         stacked("mlp.down", sizes.width, sizes.hidden),
         stacked("mlp.up", sizes.hidden, sizes.width),
-        (["norm.weight"], (1, sizes.width)),
+        ("norm.weight", (1, sizes.width)),
         # cosines and sines of the rotations, which follow from the sizes
-        ([], (sizes.context, head // 2)),
-        ([], (sizes.context, head // 2)),
+        ("", (sizes.context, head // 2)),
+        ("", (sizes.context, head // 2)),
         *own,
     ]
 

@@ -82,6 +82,7 @@ def load_model(
             ``torchvision:NAME``; ``timm:NAME``; ``hf:NAME_OR_FOLDER``, a language model of transformers; or
             ``path/file.py:CALLABLE``, where the callable takes no argument and returns a module, or a pair of module
             and example input ``(N, ...)``. A spec is split at its last colon there, so drive letters do no harm.
+            Modules beside the file are imported anew by each call.
         weights: a weights file; ``"random"`` for untrained weights drawn with ``seed``; ``"pretrained"`` for the
             weights that torchvision, timm or an ``hf:`` name publish, or that come with the package; None for the
             packaged weights of ``digits54``, for those of an ``hf:`` name or folder, or for a user's model as its
@@ -241,6 +242,9 @@ def _with_file(loaded: LoadedModel, path: Path) -> LoadedModel:
     """Add what the metadata of a weights file states."""
     metadata = read_metadata(path)
     notes = list(loaded.notes)
+    if metadata.get("mean") == metadata.get("std") == "[]":  # of weights trained on what is not normalised, as texts
+        del metadata["mean"], metadata["std"]
+        loaded = replace(loaded, mean=None, std=None, normalisation_source=None)
 
     def numbers(key: str, valid: Callable[[float], bool]) -> tuple[float, ...] | None:
         if key not in metadata:

@@ -29,10 +29,11 @@ from torch import Tensor
 from pathlens.errors import CheckpointError
 
 # Bytes of the pickle that describes the tensors, about 200 for each tensor. The objects built from it take some fifty
-# times its memory, and seconds to build.
+# times its memory, and seconds to build. The directory of an archive may take no more either.
 MAX_DESCRIPTION = 16 * 2**20
 _AGAIN = "copy or download the weights again"
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
+_DIRECTORY_SIZE = 5  # in the list that zipfile makes of the end of an archive
 # Errors raised by a pickle that torch.save did not write.
 _DAMAGE = (
     EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
@@ -143,6 +144,8 @@ def _is_short(key: Any) -> bool:
 class _Table(dict[Any, Any]):
     """A dict of a file, without keys that are neither text nor small numbers: their hashes may be made to collide."""
 
+    _metadata: Any = None  # what a state dict of torch says of its modules, beside its entries
+
     def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()) -> None:
         super().__init__()
         for key, value in pairs.items() if isinstance(pairs, _Table) else pairs:
@@ -252,7 +255,9 @@ class _Unpickler(pickle._Unpickler):
     # Replacements for methods of the base class that would build other objects, or modify those on the stack.
 
     def _build(self) -> None:
-        self.stack.pop()  # the attributes of an object, which are not needed
+        attributes = self.stack.pop()  # of an object; those of a state dict alone are needed
+        if isinstance(table := self.stack[-1], _Table) and isinstance(attributes, _Table):
+            table._metadata = attributes.get("_metadata")
 
     def _empty_dict(self) -> None:
         self.append(_Table())
@@ -305,8 +310,11 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _read_archive(path: Path) -> Any:
-    archive = zipfile.ZipFile(path)
-    with archive:
+    with path.open("rb") as file:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # where ZipFile, too, looks for the directory
+    if end is not None:  # before there is an object for each entry
+        _check_description(path, end[_DIRECTORY_SIZE], "its list of entries")
+    with zipfile.ZipFile(path) as archive:
         members = {entry.filename: entry for entry in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise CheckpointError(f"{path}: refused, because it holds two entries of one name: {_AGAIN}")
@@ -384,10 +392,10 @@ def _read_legacy(path: Path) -> Any:
     return content
 
 
-def _check_description(path: Path, size: int) -> None:
+def _check_description(path: Path, size: int, what: str = "what it says of its tensors") -> None:
     if size > MAX_DESCRIPTION:
         raise CheckpointError(
-            f"{path}: refused, because what it says of its tensors takes more than {MAX_DESCRIPTION // 2**20} MiB: "
+            f"{path}: refused, because {what} takes more than {MAX_DESCRIPTION // 2**20} MiB: "
             "save model.state_dict() alone"
         )
 

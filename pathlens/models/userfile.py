@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,10 @@ def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...
 
     What the file prints goes to stderr, because stdout is for results. Wrappers of ``torch.compile`` and
     ``DataParallel`` are taken off and reported.
+
+    The file may import modules and packages that lie beside it, also when the network runs. Each call imports them
+    anew, so that they are those of this file, as they are now; a network that imports them when it runs finds those of
+    the file that was loaded last. What was imported before the call that first needed it stays.
 
     Args:
         spec: ``path/file.py:CALLABLE``, split at the last colon.
@@ -88,6 +93,8 @@ _WRAPPER_CLASSES = ("OptimizedModule", "DataParallel", "DistributedDataParallel"
 def _running(path: Path, spec: str) -> Iterator[None]:
     """Run foreign code: imports from its folder work, its prints go to stderr, its exceptions become one line."""
     folder = str(path.resolve().parent)
+    _forget_neighbours()
+    before = frozenset(sys.modules)
     sys.path.insert(0, folder)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -101,6 +108,34 @@ def _running(path: Path, spec: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
+        is_added = folder not in sys.path
+        if is_added:  # at the end, where it hides nothing, for what a network imports when it runs
+            sys.path.append(folder)
+        _loaded.append((folder, before, is_added))
+
+
+# Folders of the files that were loaded last, what was imported before them, and whether they were added to sys.path.
+_loaded: list[tuple[str, frozenset[str], bool]] = []
+
+
+def _forget_neighbours() -> None:
+    """Let the modules beside the file that was loaded last be imported anew: they may have changed, or be another's."""
+    for folder, before, is_added in _loaded:
+        neighbours = {name for name in set(sys.modules) - before if "." not in name and _lies_in(folder, name)}
+        for name in [name for name in list(sys.modules) if name.partition(".")[0] in neighbours]:
+            del sys.modules[name]
+        if is_added:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(folder)
+    _loaded.clear()
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    """Whether a module is a file of a folder, or a package in it; not what is installed somewhere below."""
+    spec, place = getattr(sys.modules[name], "__spec__", None), os.path.join(folder, name)
+    if not isinstance(spec, ModuleSpec):
+        return False
+    return spec.origin == f"{place}.py" or place in (spec.submodule_search_locations or ())
 
 
 def _import(path: Path) -> ModuleType:

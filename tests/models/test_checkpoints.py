@@ -7,11 +7,14 @@ import os
 import stat
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pathlens.errors import CheckpointError, ModelError, NumericsError, ResourceError
 from pathlens.models import load_into, load_state_dict_file, save_weights, state_sha256
@@ -156,6 +159,101 @@ def test_parametrizations_of_a_network_s_own_are_saved_as_they_are(tmp_path: Pat
     assert state_sha256(model) == before  # in train mode a spectral norm would go on by a step where it is asked
     load_into(other, load_state_dict_file(tmp_path / "w.safetensors")[0], "w")
     assert state_sha256(other) == before
+
+
+# --- versions of modules ---------------------------------------------------------------------------------------------
+
+
+class Turned(nn.Module):
+    """Its weight was the transpose before version 2."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, local_metadata: dict[str, Any], *more: Any
+    ) -> None:
+        version = local_metadata.get("version")
+        if version not in (None, 1, 2):
+            raise ValueError(f"version {version}")
+        if version != 2:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"].t()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
+
+
+VALUES = torch.arange(4.0).view(2, 2)
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda model: model,
+    "parallel": lambda model: nn.Sequential(OrderedDict(module=model)),
+    "compiled": lambda model: nn.Sequential(OrderedDict(_orig_mod=model)),
+    "averaged": AveragedModel,
+}
+
+
+def turned() -> Any:
+    return nn.Sequential(OrderedDict(part=Turned()))
+
+
+def stating(about: object, wrap: Callable[[nn.Module], nn.Module] = WRAPPERS["none"]) -> Any:
+    """A state dict of ``VALUES``, and what it says of the module that they are of."""
+    model = turned()
+    with torch.no_grad():
+        model.part.weight.copy_(VALUES)
+    state: Any = wrap(model).state_dict()
+    (place,) = (name for name in state._metadata if name.endswith("part"))
+    state._metadata[place] = about
+    return state
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_modules_are_told_the_version_that_the_file_states(
+    tmp_path: Path, version: int, zipped: bool, wrapper: str
+) -> None:
+    wrap, path = WRAPPERS[wrapper], tmp_path / "w.pt"
+    torch.save(stating({"version": version}, wrap), path, _use_new_zipfile_serialization=zipped)
+    model, by_torch = turned(), wrap(turned())
+    by_torch.load_state_dict(torch.load(path, weights_only=True))
+    load_into(model, load_state_dict_file(path)[0], "w.pt")
+    assert torch.equal(model.part.weight, VALUES if version == 2 else VALUES.t())
+    (wanted,) = (value for name, value in by_torch.state_dict().items() if name.endswith("weight"))
+    assert torch.equal(model.part.weight, wanted)
+
+
+def test_modules_are_told_the_version_that_a_state_dict_in_memory_states() -> None:
+    for model in (turned(), nn.Sequential(OrderedDict(module=turned()))):
+        load_into(model, stating({"version": 1}), "w.pt")
+        (weight,) = model.parameters()
+        assert torch.equal(weight, VALUES.t())
+
+
+@pytest.mark.parametrize("about", [{}, {"version": "1"}, {"version": True}, [1], None])
+def test_weights_of_no_stated_version_are_of_the_present_one(tmp_path: Path, about: object) -> None:
+    model = turned()
+    load_into(model, dict(stating({"version": 1})), "w.pt")
+    assert torch.equal(model.part.weight, VALUES)
+    save_weights(tmp_path / "w.safetensors", model, {})
+    torch.save(stating(about), tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        model = turned()
+        load_into(model, load_state_dict_file(tmp_path / name)[0], name)
+        assert torch.equal(model.part.weight, VALUES)
+
+
+def test_a_file_states_versions_and_nothing_else(tmp_path: Path) -> None:
+    torch.save(stating({"version": 2, "assign_to_params_buffers": True}), tmp_path / "w.pt")
+    model = turned()
+    weight = model.part.weight
+    load_into(model, load_state_dict_file(tmp_path / "w.pt")[0], "w.pt")
+    assert model.part.weight is weight
+    assert torch.equal(weight, VALUES)
+    with pytest.raises(CheckpointError, match=r"w\.pt: Sequential does not take these weights \(version 3\)") as caught:
+        load_into(model, stating({"version": 3}), "w.pt")
+    one_line(caught)
 
 
 # --- hash and saving -------------------------------------------------------------------------------------------------

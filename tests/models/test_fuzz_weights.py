@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import resource
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from json import loads
@@ -228,6 +229,29 @@ def test_two_entries_of_one_name(folder: Path) -> None:
         stored = [("0", bytes(16)), ("0", b"x" * 16)]
         path = write_zip(folder / "twice.pt", pickled({"a": Described(Storage())}), stored)
     assert "two entries of one name" in check(path, as_weights)
+
+
+@pytest.mark.parametrize("zip64", [True, False])
+def test_more_entries_than_any_archive_has(folder: Path, zip64: bool) -> None:
+    """Each is 47 bytes in the file, and an object of twenty times as many in memory."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, *[0] * 8, 1, *[0] * 6) + b"a"
+    start, directory, end = b"PK\x03\x04" + bytes(26), entry * (17 * 2**20 // len(entry)), b""
+    where = (len(directory), len(start))
+    if zip64:
+        end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, *where)
+        end += struct.pack("<4sLQL", b"PK\x06\x07", 0, len(start) + len(directory), 1)
+        where = (2**32 - 1, 2**32 - 1)
+    end += struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, *where, 0)
+    (folder / "entries.pt").write_bytes(start + directory + end)
+    assert "its list of entries takes more than 16 MiB" in check(folder / "entries.pt", as_weights)
+
+
+def test_a_header_of_more_layers_than_there_are(folder: Path) -> None:
+    (folder / "layers.bin").write_bytes(struct.pack("<7i", 2, 4, 2**24, 1, 1, 5, 3))
+    message = check(folder / "layers.bin", lambda path: load_model("llama2", path).notes)
+    layer = 2 + 4 * 2 * 2 + 2 + 3 * 4 * 2
+    wanted = 28 + 4 * (2 * 5 + layer * 2**24 + 2 + 2 * 3)
+    assert f"it has 28 bytes, and its header says {wanted:,}" in message
 
 
 @pytest.mark.parametrize(

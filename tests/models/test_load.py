@@ -267,6 +267,13 @@ def test_metadata_that_is_not_understood_is_left_aside(tmp_path: Path, bad: str)
     assert "metadata 'std' is not understood: left aside" in loaded.notes
 
 
+def test_weights_that_state_that_there_is_no_normalisation(tmp_path: Path) -> None:
+    """As those of networks that were trained on texts."""
+    save_weights(tmp_path / "w.safetensors", resnet(20), {"mean": "[]", "std": "[]"})
+    loaded = load_model("resnet20", tmp_path / "w.safetensors")
+    assert (loaded.mean, loaded.std, loaded.normalisation_source, loaded.notes) == (None, None, None, ())
+
+
 def test_nan_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
     model = resnet(20)
     with torch.no_grad():
@@ -285,6 +292,18 @@ def test_torchvision_file_with_other_classes(tmp_path: Path) -> None:
     assert_ready(loaded)
     assert loaded.sha256 == state_sha256(model)
     assert (loaded.num_classes, loaded.input_shape, loaded.mean) == (7, (3, 224, 224), None)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_torchvision_file_of_a_network_that_asks_for_its_version(tmp_path: Path, suffix: str) -> None:
+    from torchvision.models import mnasnet0_5
+
+    model, path = mnasnet0_5(num_classes=7), tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_weights(path, model, {})
+    assert load_model("torchvision:mnasnet0_5", path).sha256 == state_sha256(model)
 
 
 def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -333,6 +352,9 @@ def test_timm_network(tmp_path: Path) -> None:
     loaded = load_model("timm:resnet10t", tmp_path / "w.pth.ckpt")
     assert loaded.sha256 == state_sha256(model)
     assert (loaded.num_classes, loaded.input_shape) == (4, (2, 176, 176))
+    save_weights(tmp_path / "w.safetensors", timm.create_model("resnet10t"), {"mean": "[]", "std": "[]"})
+    loaded = load_model("timm:resnet10t", tmp_path / "w.safetensors")
+    assert (loaded.mean, loaded.std, loaded.normalisation_source) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from pathlens.errors import ModelError, NumericsError, UsageError
@@ -94,7 +96,9 @@ def test_users_callable(user: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert loaded.weights == f"as returned by {user}:model"
     assert loaded.trained
     assert (loaded.example, loaded.input_shape, loaded.num_classes) == (None, None, None)
-    assert sys.path == path_before
+    # at the end, for what the network imports when it runs
+    assert sys.path.index(str(Path(user).resolve().parent)) == len(sys.path) - 1
+    assert len(sys.path) <= len(path_before) + 1
     captured = capsys.readouterr()
     assert captured.out == "", "stdout is for results"
     assert "noise" in captured.err
@@ -150,6 +154,59 @@ def test_users_file_that_does_not_import(tmp_path: Path) -> None:
             load_model(f"{tmp_path / 'broken.py'}:f")
         one_line(caught)
     assert not [name for name in sys.modules if name.startswith("pathlens_user_broken")]
+
+
+# --- modules beside the file ------------------------------------------------------------------------------------------
+
+
+def net_beside(folder: Path, file: str, width: int) -> str:
+    """A file that takes the width of its network from another beside it."""
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(f"WIDTH = {width}\n")
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    code = f"from torch import nn\nfrom {module} import WIDTH\ndef make():\n    return nn.Linear(WIDTH, 1)\n"
+    (folder / "net.py").write_text(code)
+    return f"{folder / 'net.py'}:make"
+
+
+@pytest.mark.parametrize("file", ["near_by.py", "near_by/__init__.py", "near_by/wide.py"])
+def test_neighbours_are_those_of_the_file_as_they_are_now(tmp_path: Path, file: str) -> None:
+    first, second = (net_beside(tmp_path / name, file, width) for name, width in (("a", 3), ("b", 5)))
+    assert [load_model(spec).model.in_features for spec in (first, second, first)] == [3, 5, 3]
+    net_beside(tmp_path / "a", file, 1000)  # edited between two calls, as in a notebook
+    assert load_model(first).model.in_features == 1000
+
+
+def test_neighbours_that_a_network_imports_when_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+        class Net(nn.Module):
+            def forward(self, x):
+                from imported_late import FACTOR
+                return FACTOR * x
+        def make():
+            return Net()
+    """)
+    )
+    for factor in (3, 1000):
+        (tmp_path / "imported_late.py").write_text(f"FACTOR = {factor}\n")
+        assert load_model(f"{tmp_path / 'net.py'}:make").model(torch.ones(1)).item() == factor
+
+
+def test_modules_that_were_there_before_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = net_beside(tmp_path, "known_before.py", 3)
+    stated = importlib.util.spec_from_file_location("known_before", tmp_path.resolve() / "known_before.py")
+    assert stated is not None
+    known = importlib.util.module_from_spec(stated)
+    known.WIDTH = 7
+    monkeypatch.setitem(sys.modules, "known_before", known)
+    for _ in range(2):
+        assert load_model(spec).model.in_features == 7
+        assert sys.modules["known_before"] is known
+
+
+# --- what networks come in --------------------------------------------------------------------------------------------
 
 
 def test_users_weights_that_diverged(user: str) -> None:

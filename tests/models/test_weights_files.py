@@ -70,6 +70,8 @@ WRAPPINGS = {
     "model_ema": lambda s: {"model_ema": s},
     "state_dict_ema": lambda s: {"state_dict_ema": s, "args": argparse.Namespace(lr=0.1, model="x")},
     "net": lambda s: {"net": s, "acc": 95.0},
+    "tutorial": lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}, "loss": 0.4},
+    "beside sizes": lambda s: {"model": {"width": 8}, "model_state_dict": s},
     "nested": lambda s: {"model": {"state_dict": s}},
     "module": lambda s: {f"module.{k}": v for k, v in s.items()},
     "_orig_mod": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
