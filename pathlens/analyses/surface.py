@@ -139,7 +139,8 @@ def loss_surface(
             :data:`pathlens.surface.directions.DIMENSIONAL`.
         batch_norm: ``kept`` (the default, as published): running statistics are those of the network itself; or
             ``re-estimated`` (the default on the way to another network that has some): at each point from the images.
-        draws: lines in so many random directions.
+        draws: lines in so many random directions. Draw d of seed s is the first one of seed s + d, so that runs of
+            several seeds have directions of their own where the seeds are ``draws`` or more apart.
         curvature: ``none``, of the network itself (``centre``), or also of every point (``grid``), which costs some 100
             passes forward and back at each.
         curvature_images: the first so many images are those whose mean loss is differentiated.
@@ -453,9 +454,9 @@ def _seed(seed: int) -> int:
 
 def _packed(vector: Tensor) -> str:
     """A vector as text for the journal, to the bit."""
-    return base64.b64encode(vector.cpu().numpy().tobytes()).decode()
+    # as bytes, because numpy has no bfloat16
+    return base64.b64encode(vector.cpu().contiguous().view(torch.uint8).numpy().tobytes()).decode()
 
 
 def _unpacked(text: str, like: Tensor) -> Tensor:
-    array = np.frombuffer(base64.b64decode(text), dtype=torch.empty(0, dtype=like.dtype).numpy().dtype)
-    return torch.from_numpy(array.copy()).to(like.device)
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=like.dtype).to(like.device)

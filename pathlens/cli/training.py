@@ -316,7 +316,9 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
 
 def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | None]:
     """Training, validation and test examples; the three never share one."""
-    from pathlens.data import ImageData
+    import torch
+
+    from pathlens.data import ArrayData, ImageData
     from pathlens.training import hold_out, kinds
 
     def split_of(split: str, limit: int | None = None) -> DataSet:
@@ -324,7 +326,8 @@ def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | 
 
     data, held_out = split_of("train", options.limit), options.validation
     if not isinstance(data, ImageData):  # one file has no splits
-        watched_part = max(1, data.n // 10) if held_out is None else held_out
+        least = 2 if isinstance(data, ArrayData) else 1  # one example has no variance, which errors are relative to
+        watched_part = max(least, data.n // 10) if held_out is None else held_out
         return (*hold_out(data, watched_part), None) if watched_part else (data, None, None)
     labels = data.labels
 
@@ -332,7 +335,7 @@ def _open(options: TrainingOptions) -> tuple[DataSet, DataSet | None, DataSet | 
         """A split that is really there: a file or folder without splits would give the training images again."""
         part = split_of(split)
         assert isinstance(part, ImageData)
-        same = part.total == data.total and bool((part.labels[: data.n] == labels).all())
+        same = part.total == data.total and torch.equal(part.labels[: data.n], labels)
         if part.split != split or (same and split_of(split, options.limit).fingerprint == data.fingerprint):
             spec = data_spec(options.data, options.model)
             raise MissingSplitError(f"{spec} has no images of the split '{split}' beside those to train on")

@@ -13,6 +13,9 @@ import torch
 from pathlens.data.images import ImageData, Normalisation, computed_normalisation
 from pathlens.data.sources import ArraySource
 
+SCALE = 16
+"""The pixel value of the scans that stands for 1.0; in files of images that is 255."""
+
 _TEST, _VALIDATION = 360, 180
 
 
@@ -26,7 +29,7 @@ def open_digits(split: str, limit: int | None) -> ImageData:
     pixels, targets = _digits()
     rows = _rows(targets)
     labels = torch.from_numpy(targets[rows[split]])
-    train = computed_normalisation(ArraySource(pixels[rows["train"]], 16), len(rows["train"]))
+    train = computed_normalisation(ArraySource(pixels[rows["train"]], SCALE), len(rows["train"]))
     normalisation = Normalisation(train.mean, train.std, "computed from the training split of digits")
     n = len(labels) if limit is None else min(limit, len(labels))
     return ImageData(
@@ -37,7 +40,7 @@ def open_digits(split: str, limit: int | None) -> ImageData:
         num_classes=10,
         class_names=tuple(str(digit) for digit in range(10)),
         labels=labels[:n],
-        _source=ArraySource(pixels[rows[split]], 16),
+        _source=ArraySource(pixels[rows[split]], SCALE),
         _normalisation=normalisation,
     )
 

@@ -119,7 +119,7 @@ _EMPTY: MutableRow = {
 def _view(model: nn.Module | ResidualView, example: Tensor | None) -> ResidualView:
     """A view of the network as it is without what an earlier initialisation attached."""
     if isinstance(model, ResidualView):
-        like = torch.zeros(2, *model.input_shape)
+        like = torch.zeros(2, *model.input_shape, dtype=model.input_dtype)
         if model.concat:
             raise UsageError("schemes are for branches that are added; give a view without concatenations")
         return view_of(model.model, like, model.output, model.additions) if detach_all(model.model) else model

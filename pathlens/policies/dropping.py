@@ -35,9 +35,11 @@ from pathlens.runtime.memory import oom_as_error
 from pathlens.storage import lock_run
 from pathlens.tables import Json, Table
 from pathlens.tables.declared import Row, Rows
+from pathlens.training.rows import require_rows
 from pathlens.training.session import WEIGHTS, variance_of
 
 POLICY = "policy.safetensors"
+_COMPARED = 64  # examples that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def blockdrop(
         **options: see :func:`.evaluating`; ``progress`` is called from 0 on in the training, each search and the test.
 
     Raises:
-        UsageError: fewer than two blocks, nothing to train on, the same examples to train and to test on, or several
-            processes.
+        UsageError: fewer than two blocks, or blocks without a row for each example; nothing to train on, or the same
+            examples to train and to test on; several processes.
         ModelError: outputs that do not fit the task.
         CheckpointError: a file that holds no policy, or that of another network.
         NumericsError: a policy that keeps no block of any example, or one that gives NaN.
@@ -204,6 +206,7 @@ def _checked(
         raise UsageError("blockdrop trains its policy in one process; start it without torchrun")
     if active_plans(view.model, view):
         raise UsageError(f"an intervention is active on {name}; call blockdrop outside of its with block")
+    require_rows(view, "blockdrop", "delete-blocks leaves the same blocks out for all examples")
     if samples < 1 or selection < 1:
         raise UsageError(f"samples {samples}, selection {selection}: give 1 or more of each")
     if train is None:
@@ -244,16 +247,14 @@ def _are_same(train: DataSet, data: DataSet) -> bool:
     """Whether the examples of one are those of the other, or the first of them."""
     if train.fingerprint == data.fingerprint:
         return True
-    shared = min(train.n, data.n)
     if train.total != data.total:
         return False
     if isinstance(train, TextData) and isinstance(data, TextData):
         return torch.equal(train.tokens, data.tokens)
-    if isinstance(train, ImageData) and isinstance(data, ImageData):
-        same = bool((train.labels[:shared] == data.labels[:shared]).all())
-        return same and (train.name, train.split) == (data.name, data.split)
-    first = torch.arange(shared)
-    return all(map(torch.equal, train.rows(first), data.rows(first)))
+    shared = min(train.n, data.n)
+    # a few at a time, because the pixels of all images may not fit in memory; others differ in the first of them
+    parts = torch.arange(shared).split(_COMPARED)
+    return all(all(map(torch.equal, train.rows(part), data.rows(part))) for part in parts)
 
 
 def _learned(
@@ -287,8 +288,7 @@ def _learned(
             policies.save(folder / POLICY, learned.policy, learned.view, {"settings": vars(settings)})
             if learned.view is not view:
                 metadata = {
-                    "mean": json.dumps(mean),
-                    "std": json.dumps(std),
+                    **({"mean": json.dumps(mean), "std": json.dumps(std)} if mean else {}),
                     "input_shape": json.dumps(view.input_shape),
                     "trained_from": state_sha256(view.model),
                 }
@@ -321,14 +321,18 @@ def _record(evaluation: Evaluation, measured: Measured, rows: Rows) -> dict[str,
     intact, task = measured.intact, evaluation.task
     route = intact_route(len(evaluation.view))
     swept = SweepResult(task, [route], [intact.counts], [intact.against_intact], measured.difference)
-    tests = [(row["p"], row["p_holm"]) for row in rows if row["p"] is not None]
+    # as in the family of the corrected tests, rows of one set of blocks are of one network
+    tests = {
+        row["network"] if row["kept"] is None else row["kept"]: (row["p"], row["p_holm"])
+        for row in rows
+        if row["p"] is not None
+    }
     compared = {
-        **(comparison(task, tests) or {}),
+        **(comparison(task, list(tests.values())) or {}),
         "policy": f"{task.test}, not corrected",
     }
-    return replace(
-        evaluation.record([swept]), comparison=compared, networks_evaluated=2 + len(measured.others)
-    ).entries()
+    evaluated = 2 + (measured.tuned is not None) + len(measured.others)
+    return replace(evaluation.record([swept]), comparison=compared, networks_evaluated=evaluated).entries()
 
 
 def _saved(rows: Rows, blocks: int) -> str:

@@ -28,7 +28,7 @@ from pathlens.residual.routes import intact
 from pathlens.results.blockdrop import LearningRow
 from pathlens.tables import Provenance
 from pathlens.tables.declared import Row
-from pathlens.training import recipe_for, state
+from pathlens.training import recipe_for, recipe_name, state
 from pathlens.training.batches import BLOCKS, Augmentation, Batches, TrainingBatches, generator
 from pathlens.training.network import Partial, memory_format
 
@@ -158,7 +158,7 @@ class Learner:
             example = data.batch(0, min(2, data.n), mean=mean, std=std, device=device, dtype=dtype).images
             self.view = view_of(model, example, view.output)
         self._device, self._dtype = device, next(view.model.parameters()).dtype
-        recipe = recipe_for(data.name)
+        recipe = recipe_for(recipe_name(data))
         augmentation = Augmentation(recipe.crop, recipe.flip) if isinstance(data, ImageData) else Augmentation(0, False)
         where = device, self._dtype, settings.seed
         self._batches = (

@@ -205,7 +205,7 @@ def read(path: Path, view: ResidualView) -> nn.Module:
         stated = json.loads(metadata[_KEY])
         blocks, network = int(stated["blocks"]), str(stated["network_sha256"])
         kind = str(stated.get("kind", IMAGES))  # files of earlier versions, which knew images alone, do not say
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no policy; give the policy.safetensors of pathlens blockdrop") from error
     own = state_sha256(view.model)
     if blocks != len(view) or network != own:

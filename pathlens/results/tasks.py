@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pathlens.metrics.mask_losses import BATCH_IOU
 from pathlens.metrics.tasks import CROSS_ENTROPY, REGRESSION, TASKS
 from pathlens.results.charts import PERCENT, Axis
 from pathlens.tables import Column, Provenance
@@ -65,6 +67,15 @@ _IOU_CLASS = "iou_class_"
 VALIDATION = "validation_"
 """Before the name of what was measured on the validation examples after an epoch."""
 
+TRAINED = "train_"
+"""Before the name of what was measured in the steps of an epoch."""
+
+_PARTS = {
+    VALIDATION: "of the validation {examples}, if there are any: ",
+    TRAINED: "as trained by the step's sub-network, mean over {examples}: ",
+}
+_OF_LESIONS = re.compile("[;,] of a summary row|; missing where the lesioned network")
+
 SHOWN = {
     "rmse": Shown("RMSE", formatted(".4g"), gives_way=1),
     "iou": Shown("IoU %", lambda row, name: "" if row[name] is None else f"{100 * row[name]:.2f}", gives_way=1),
@@ -84,13 +95,20 @@ def worded(columns: Iterable[Column], provenance: Provenance) -> tuple[Column, .
     changed = _OF_NUMBERS if task == REGRESSION.name else _CHANGED
 
     def of_task(column: Column) -> Column:
-        if column.name in changed and task in WORDS:
-            unit, meaning = (text.format(examples=examples, units=units) for text in changed[column.name])
+        part = next((part for part in _PARTS if column.name.startswith(part)), "")
+        name = column.name.removeprefix(part)
+        if name in changed and task in WORDS:
+            unit, meaning = changed[name]
+            if part:
+                meaning = _PARTS[part] + _OF_LESIONS.split(meaning)[0]
+            unit, meaning = (text.format(examples=examples, units=units) for text in (unit, meaning))
             column = replace(column, unit=unit, description=meaning)
         if loss == CROSS_ENTROPY or "nats" not in column.unit:
             return column
-        meaning = column.description.replace(f"cross-entropy of the {units}", f"{loss} loss of the {examples}")
-        meaning = meaning.replace(CROSS_ENTROPY, f"{loss} loss")
+        # no single image has the loss of a batch
+        stated = "soft-iou" if loss == BATCH_IOU and part != TRAINED else loss
+        meaning = column.description.replace(f"cross-entropy of the {units}", f"{stated} loss of the {examples}")
+        meaning = meaning.replace(CROSS_ENTROPY, f"{stated} loss")
         return replace(column, unit=loss_unit(provenance, column.unit), description=meaning)
 
     return tuple(map(of_task, columns))

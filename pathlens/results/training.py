@@ -101,7 +101,7 @@ class Evaluation(Result):
     name = "result"
     row = EvaluationRow
     needed = ("split", *measured.NEEDED)
-    shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("images"), **measured.ALONE}
+    shown: ClassVar[Mapping[str, Shown]] = {"split": Shown(left=True), "n": Shown("examples"), **measured.ALONE}
 
     def notes(self, provenance: Provenance) -> list[str]:
         """None: the recipe and the rule were printed when the training began."""

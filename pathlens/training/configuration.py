@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import torch
 
 from pathlens.data import ArrayData, DataSet, ImageData, TextData
+from pathlens.data.embedded import SCALE
 from pathlens.errors import UsageError
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES
 from pathlens.metrics.tasks import CROSS_ENTROPY, SQUARED_ERROR
@@ -43,11 +44,13 @@ class Options(TypedDict, total=False):
 def recipe_name(data: DataSet) -> str:
     """What :func:`recipe_for` calls a data set: its name, ``text:`` for texts, or ``arrays:`` for arrays.
 
+    Images of a file or folder that is called like the embedded scans, ``digits``, are ``images:``.
+
     Args:
         data: to train on.
     """
     if isinstance(data, ImageData):
-        return data.name
+        return "images:" if data.name == "digits" and data.scale != SCALE else data.name
     return "text:" if isinstance(data, TextData) else "arrays:"
 
 

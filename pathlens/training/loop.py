@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pathlens.data.images import NOT_COUNTED
-from pathlens.errors import ModelError, NumericsError, PathlensError, one_line
+from pathlens.errors import ModelError, NumericsError, PathlensError, UsageError, described, one_line
 from pathlens.metrics.mask_losses import BATCH_IOU, OF_IMAGES, batch_iou
 from pathlens.metrics.tasks import CROSS_ENTROPY, of_two_classes
 from pathlens.residual.modes import copied
@@ -64,15 +64,18 @@ def _per_example(values: Tensor, labels: Tensor, empty: float = 0.0) -> Tensor:
 
 @contextlib.contextmanager
 def _learning(model: nn.Module) -> Iterator[None]:
-    """What autograd refuses is said of the network: operations in place, gradients that are cut, types of numbers."""
+    """What a step raises is said of the network: its own errors, and what autograd refuses, such as cut gradients."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, PathlensError) or ran_out(error) or processes.is_lost(error):
+    except Exception as error:  # foreign code may raise anything
+        if isinstance(error, PathlensError) or ran_out(error):
             raise
+        if isinstance(error, RuntimeError) and processes.is_lost(error):
+            raise
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise ModelError(
-            f"{type(model).__name__} cannot be trained as it is: {one_line(error, 300)}; run a forward and a backward "
-            "pass of it by hand"
+            f"{type(model).__name__} cannot be trained as it is: {kind}{one_line(error, 300)}; run a forward and a "
+            "backward pass of it by hand"
         ) from error
 
 
@@ -143,11 +146,10 @@ class Loop:
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
             elif self._is_due(done, time.monotonic() - saved):
                 self._look(sums, step, lr, weights=True)
-                position = state.TrainState(
-                    done, [*sums.tolist(), earlier + time.monotonic() - began], self.history, arguments
-                )
+                earlier += time.monotonic() - began
+                position = state.TrainState(done, [*sums.tolist(), earlier], self.history, arguments)
                 self._save(optimizer, position)
-                saved = time.monotonic()
+                began = saved = time.monotonic()
         self._model.eval()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -247,6 +249,11 @@ class Loop:
 
         Of a regression, whose errors are relative to the variance of the targets, 1 minus that error.
         """
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                "only networks that return one tensor in train mode can be trained; found "
+                f"{described(outputs)}; wrap the network so that it returns its logits alone"
+            )
         outputs = outputs if self._session.dtype == torch.float64 else outputs.float()
         if self._session.variance is not None:
             losses = self._session.task.losses(outputs, targets).sum()

@@ -219,6 +219,10 @@ def opened(
         with group.agreed():
             first = data.batch(0, min(2, data.n), mean=config.mean, std=config.std, device=where, dtype=dtype)
             task = _task(model, first.images, (data, validation, test), config.loss)
+            variance = variance_of(data, task)
+            for part in (validation, test):
+                if part is not None:
+                    variance_of(part, task)  # which refuses targets that are all equal
             if config.loss == BATCH_IOU and group.world > 1:
                 raise UsageError(f"--loss {BATCH_IOU}: processes do not share the pixels of a batch; give one process")
             view = _view(model, first.images, config.rule, config.compiled)
@@ -249,7 +253,7 @@ def opened(
             device=where,
             dtype=dtype,
             group=group,
-            variance=variance_of(data, task),
+            variance=variance,
             task=task,
             ends=ends,
             folder=folder,
@@ -412,11 +416,10 @@ def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) ->
 def _metadata(
     example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Metadata of a weights file; ``load_model`` reads the first three."""
+    """Metadata of a weights file; ``load_model`` reads the first three. What is not normalised has no mean and std."""
     plain = {name: value for name, value in about.items() if name not in ("mean", "std", "keep_epochs")}
     return {
-        "mean": json.dumps(list(mean)),
-        "std": json.dumps(list(std)),
+        **({"mean": json.dumps(list(mean)), "std": json.dumps(list(std))} if len(mean) else {}),
         "input_shape": json.dumps(list(example.shape[1:])),
         "training": json.dumps(plain, sort_keys=True, default=str),
         "torch": torch.__version__,

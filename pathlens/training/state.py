@@ -224,7 +224,10 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _is_position(record: Mapping[str, Any]) -> bool:
     """Whether numbers and rows of a record are such, as far as that is known without the run."""
-    sums = all(isinstance(value, int | float) and math.isfinite(value) for value in record["sums"])
+    try:
+        sums = all(isinstance(value, int | float) and math.isfinite(value) for value in record["sums"])
+    except ArithmeticError:  # a whole number beyond those of a float
+        return False
     return sums and record["step"] >= 0 and all(isinstance(row, dict) for row in record["history"])
 
 

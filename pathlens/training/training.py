@@ -106,10 +106,11 @@ def train(
         The trained network and its tables.
 
     Raises:
-        UsageError: arguments that cannot be carried out; more blocks than there are, lengths outside the network.
+        UsageError: arguments that cannot be carried out; more blocks than there are, lengths outside the network; a
+            network that returns several tensors in train mode.
         DataError: labels outside the network's classes.
-        ModelError: a network that cannot be traced, where the rule needs its blocks.
-        NumericsError: the loss is NaN or infinite.
+        ModelError: a network that cannot be traced, where the rule needs its blocks, or that raises an error in a step.
+        NumericsError: the loss is NaN or infinite, or all targets of some examples of a regression are equal.
         CheckpointError: a damaged checkpoint.
         RunError: a folder in use, or with a run that was started with other arguments.
         ResourceError: memory or disk ran out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import dataclasses
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 import pathlens
 from pathlens import ResidualView, figures, plans
+from pathlens.analyses import surface
 from pathlens.cli import main
 from pathlens.data import ImageData, open_data
 from pathlens.errors import CheckpointError, DataError, ModelError, NumericsError, PathlensError, UsageError
@@ -223,6 +225,15 @@ def test_taken_up_again(net: nn.Module, view: ResidualView, data: ImageData, tmp
     assert again.provenance["curvature"] == whole.provenance["curvature"]
     assert again.provenance["resumed_units"] == 9
     assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_directions_are_kept_to_the_bit(dtype: torch.dtype) -> None:
+    vectors = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    text = surface._packed(vectors[1])
+    assert torch.equal(surface._unpacked(text, vectors), vectors[1])
+    if dtype != torch.bfloat16:  # as caches of earlier versions hold them
+        assert base64.b64decode(text) == vectors[1].numpy().tobytes()
 
 
 def test_two_processes(net: nn.Module, view: ResidualView, data: ImageData, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from pathlens.cli import main
+from pathlens.cli.training import TrainingOptions
+from pathlens.cli.training import _open as opened_for_training
 from pathlens.data import open_data
 from pathlens.models import load_model, state_sha256
 from tests.helpers.data_files import noise, png, write
@@ -295,6 +297,18 @@ def test_the_live_line_counts_epochs(files: dict[str, str], tmp_path: Path, capf
     assert printed.err.count("pathlens: epoch ") == 2
     assert "validation error" not in printed.err
     assert len(printed.out.splitlines()) == 2  # headings and a rule: no images to test on
+
+
+def test_splits_of_masks_of_other_sizes(tmp_path: Path) -> None:
+    for split, size in (("train", 8), ("test", 6)):
+        for kind, shape in (("images", (size, size, 3)), ("masks", (size, size))):
+            (tmp_path / "scenes" / split / kind).mkdir(parents=True)
+            for number, pixels in enumerate(noise(4, *shape) // 128):
+                (tmp_path / "scenes" / split / kind / f"{number}.png").write_bytes(png(pixels))
+    parts = opened_for_training(TrainingOptions(data=f"masks:{tmp_path / 'scenes'}"))
+    assert [(part.n, part.split, part.width) for part in parts] == [
+        (3, "train", 8), (1, "validation", 8), (4, "test", 6)
+    ]  # fmt: skip
 
 
 def test_a_folder_that_holds_something_else(files: dict[str, str], fails: Failure, tmp_path: Path) -> None:

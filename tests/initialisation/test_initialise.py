@@ -16,6 +16,7 @@ from pathlens.__main__ import main
 from pathlens.errors import ModelError, PathlensError, UsageError
 from pathlens.initialisation import SCHEMES
 from pathlens.models import nfresnet, save_weights
+from pathlens.models.llama import Llama, Sizes
 from tests.helpers.model_helpers import one_line
 
 X = torch.zeros(2, 3, 16, 16)
@@ -177,6 +178,14 @@ def test_a_second_scheme_takes_off_what_the_first_attached() -> None:
     pathlens.initialise(net, "scaled-ws", example=X.double())
     pathlens.initialise(net, "he-fan-in", example=X.double())
     assert {name for name, _ in net.named_parameters()} == set(names)
+
+
+def test_a_view_of_tokens_is_initialised_anew() -> None:
+    model = Llama(Sizes(width=8, hidden=12, layers=1, heads=2, groups=1, vocabulary=16, context=8)).eval()
+    view = pathlens.find_blocks(model, model.example)
+    first = pathlens.initialise(view, "stable")
+    assert any(row["factor"] for row in first.rows)
+    assert pathlens.initialise(view, "stable").rows == first.rows
 
 
 def test_branches_that_end_in_a_norm_get_their_factor_on_it() -> None:

@@ -30,6 +30,8 @@ from pathlens.policies.network import PolicyNetwork
 from pathlens.residual import ResidualView
 from pathlens.results.blockdrop import bits, usage
 from pathlens.tables import Column, Table, read_table
+from tests.helpers.data_files import image_folder
+from tests.helpers.nets_tokens import found
 
 # networks are so small here that threads only wait for each other
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -220,9 +222,26 @@ def test_joint_training_leaves_the_network_that_was_given(view, test, train, tmp
     rows = {row["network"]: row for row in result.table.rows}
     assert [rows["intact"]["error"], rows["tuned"]["error"]] == pytest.approx(errors)
     assert [row["phase"] for row in result.history.rows] == ["frozen", "joint"]
+    assert result.table.provenance["networks_evaluated"] == len(result.table.rows)  # also the tuned one
     loaded = preresnet(14, in_channels=1, widths=(4, 6, 8)).double()
     loaded.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
     assert state_sha256(loaded) == state_sha256(result.model)
+
+
+def test_two_ways_to_one_network_are_counted_once(view, test, train, policy):
+    alone = [{"block": block, "error": 0.0, "loss": 0.0} for block in range(6)]
+    steps = [{"count": count, "blocks": ",".join(map(str, range(6 - count, 6)))} for count in range(1, 6)]
+    single, greedy = (Table(tuple(map(Column, rows[0])), tuple(rows)) for rows in (alone, steps))
+    table = pathlens.blockdrop(view, test, train, policy=policy, samples=2, single=single, greedy=greedy, **EXACT).table
+    tested = [row for row in table.rows if row["p"] is not None]
+    kept = {row["network"]: row["kept"] for row in tested}
+    assert kept["single"] == kept["greedy"]
+    networks = {row["kept"] or row["network"]: row for row in tested}
+    compared = table.provenance["comparison"]
+    assert compared["networks"] == len(networks) < len(tested)
+    assert f"over the {len(networks)} different" in compared["correction"]
+    assert compared["differ"] == sum(row["p"] <= 0.05 for row in networks.values())
+    assert compared["differ_corrected"] == sum(row["p_holm"] <= 0.05 for row in networks.values())
 
 
 def test_a_policy_that_keeps_no_block(view, test, train, policy):
@@ -270,6 +289,37 @@ def test_what_it_refuses(view, test, train):
         pathlens.blockdrop(view, test, train, samples=0)
     with pathlens.deleted(view, 1), pytest.raises(UsageError, match="outside of its with block"):
         pathlens.blockdrop(view, test, train)
+
+
+class RowsFirst(nn.Module):
+    """The rows of an image are a sequence, which comes before the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.head = nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = x[:, 0].transpose(0, 1)
+        for layer in self.maps:
+            x = x + F.relu(layer(x))
+        return self.head(x.mean(0))
+
+
+def test_examples_without_rows_of_their_own(test, train):
+    for network in (RowsFirst().eval(), found("folded_windows")[1]):
+        with pytest.raises(UsageError, match=r"blockdrop: at block 0 .* the network has no row for each example"):
+            pathlens.blockdrop(network, test, train, batch_size=8)  # as many as rows of an image
+
+
+def test_a_folder_without_splits_is_one_set_of_images(tmp_path):
+    folder = image_folder(tmp_path / "photos", {"ape": 4, "bat": 4})
+    test, train = open_data(folder, split="test", limit=3, image_size=8), open_data(folder, split="train", image_size=8)
+    assert (test.split, train.split) == ("test", "train")
+    network = pathlens.find_blocks(preresnet(8, 2, widths=(2, 2, 2)).eval(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(UsageError, match="the images to train on are those to test on"):
+        pathlens.blockdrop(network, test, train)
+    others = dataclasses.replace(train, _source=ArraySource(255 - train.rows(torch.arange(8))[0], 255))
+    assert not dropping._are_same(others, test)  # of the same classes in the same order
 
 
 def test_training_images_of_other_channels(view, test, train):

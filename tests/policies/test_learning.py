@@ -249,9 +249,10 @@ def test_a_policy_belongs_to_its_network(data, view, tmp_path):
     with pytest.raises(CheckpointError, match=r"policy of another network: of 3 blocks.*has 3 blocks"):
         policies.read(path, view_of(data, other))
     weights = tmp_path / "weights.safetensors"
-    save_weights(weights, view.model, {"pathlens_policy": "[]"})
-    with pytest.raises(CheckpointError, match="holds no policy"):
-        policies.read(weights, view)
+    for stated in ("[]", '{"blocks": 1e999, "network_sha256": ""}'):
+        save_weights(weights, view.model, {"pathlens_policy": stated})
+        with pytest.raises(CheckpointError, match="holds no policy"):
+            policies.read(weights, view)
     with pytest.raises(CheckpointError, match="none"):
         policies.read(Path("none"), view)
 

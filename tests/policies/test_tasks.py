@@ -21,6 +21,7 @@ from pathlens.errors import CheckpointError, DataError, ModelError, UsageError
 from pathlens.metrics import task_named
 from pathlens.models import save_weights, state_sha256
 from pathlens.models.llama import Llama, Sizes
+from pathlens.models.reading import read_metadata
 from pathlens.policies import Settings, learning
 from pathlens.policies import network as policies
 from pathlens.policies.learning import Learner
@@ -317,6 +318,8 @@ def test_training_and_files(case: Case, tmp_path: Path) -> None:
         error = task.measured([*values.tolist(), *task.compare(answers[None])[0].tolist()])[0].error
         assert rows[name]["error"] == pytest.approx(error)
     assert rows["tuned"]["loss"] != rows["intact"]["loss"]
+    stated = read_metadata(tmp_path / "weights.safetensors")
+    assert ("mean" in stated, "std" in stated) == (case.task == "segmentation",) * 2  # what is normalised
     units = {column.name: column.unit for column in result.history.columns}
     assert units["loss"] == ("targets^2" if case.task == "regression" else "nats")
     tuned = pathlens.find_blocks(result.model, inputs[:2])

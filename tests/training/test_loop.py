@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import RandAugment
 from pathlens import deleted, restrict_backward
 from pathlens.data import ImageData, open_data
 from pathlens.data.sources import ArraySource
-from pathlens.errors import UsageError
+from pathlens.errors import ModelError, UsageError
 from pathlens.models import load_model
 from pathlens.models.nfresnet_cifar import NFResNet
 from pathlens.residual import find_blocks
@@ -28,6 +29,7 @@ from pathlens.training import (
     train,
 )
 from pathlens.training.batches import BLOCKS, POLICY, Augmentation, TrainingBatches, generator
+from pathlens.training.loop import Loop
 from pathlens.training.network import memory_format
 from tests.helpers.training_oracle import (
     assert_same_weights,
@@ -338,3 +340,46 @@ def test_history_result_and_epochs_that_are_kept(tmp_path: Path) -> None:
     assert (result["error"], result["loss"]) == (
         pytest.approx(error_and_loss(net, held)[0]), pytest.approx(rows[-1]["validation_loss"], rel=1e-12)
     )  # fmt: skip
+
+
+def test_seconds_are_those_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still but for steps, evaluation and checkpoints, which are also written inside epochs."""
+    now = [0.0]
+
+    def takes(name: str, seconds: float) -> None:
+        original = getattr(Loop, name)
+
+        def slow(self: Loop, *given: Any) -> Any:
+            now[0] += seconds
+            return original(self, *given)
+
+        monkeypatch.setattr(Loop, name, slow)
+
+    takes("_step", 1.0)
+    takes("_save", 100.0)
+    takes("_end_epoch", 100.0)
+    monkeypatch.setattr("pathlens.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    trained = train(network(), digits(), recipe=PLAIN, out=tmp_path / "run", checkpoint_seconds=0)
+    assert now[0] == 8 * 101 + 2 * 100  # a checkpoint after every step
+    assert [row["seconds"] for row in trained.history.rows] == [4, 4]
+
+
+class Auxiliary(nn.Module):
+    """Returns more in train mode, or fails there."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.net, self.fails = network(), fails
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = self.net(x)
+        if not self.training:
+            return logits
+        return {"logits": logits}["auxiliary"] if self.fails else (logits, logits)
+
+
+def test_networks_that_are_another_in_train_mode() -> None:
+    with pytest.raises(UsageError, match="one tensor in train mode can be trained; found a tuple of Tensor, Tensor"):
+        train(Auxiliary(False), digits(), recipe=PLAIN)
+    with pytest.raises(ModelError, match=r"Auxiliary cannot be trained as it is: KeyError: 'auxiliary'; run a forward"):
+        train(Auxiliary(True), digits(), recipe=PLAIN)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pathlens.data import open_data
 from pathlens.errors import UsageError
-from pathlens.training import BlocksPerBatch, Full, PathLengths, Recipe, StochasticDepth, recipe_for
+from pathlens.training import BlocksPerBatch, Configuration, Full, PathLengths, Recipe, StochasticDepth, recipe_for
 from pathlens.training.batches import BLOCKS, CROP, ORDER, generator
 from pathlens.training.rules import parse_lengths, parse_stochastic_depth
+from tests.helpers.data_files import image_folder
 
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
@@ -76,6 +80,15 @@ def test_recipes_by_data() -> None:
     assert recipe_for("digits", epochs=2, warmup=1.5).warmup == 1.5
     assert recipe_for("digits", momentum=0.0, nesterov=False).nesterov is False
     assert recipe_for("digits", flip=True).flip is True
+
+
+def test_a_folder_that_is_called_like_the_embedded_scans(tmp_path: Path) -> None:
+    folder = open_data(image_folder(tmp_path / "digits", {"one": 2, "two": 2}), split="train", image_size=8)
+    assert folder.name == "digits"
+    assert Configuration.of(folder, {}).recipe == Recipe()
+    scans = open_data("digits", split="train", limit=20)
+    for data in (scans, scans.subset(torch.arange(5), "train")):
+        assert Configuration.of(data, {}).recipe == recipe_for("digits")
 
 
 def test_a_recipe_as_json() -> None:

@@ -121,6 +121,24 @@ def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(json.loads(capsys.readouterr().out)["table"]) == 4
 
 
+def test_two_examples_or_more_are_held_out_of_few(data: ArrayData, tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", inputs=data.inputs[:12].numpy(), targets=data.targets[:12].numpy())
+    source, out = tmp_path / "small.py", tmp_path / "run"
+    source.write_text(NET)
+    given = ["--model", f"{source}:net", "--data", f"arrays:{tmp_path / 'few.npz'}", "--quiet"]
+    assert main(["train", *given, "--epochs", "1", "--out", str(out)]) == 0
+    stated = json.loads((out / "result.meta.json").read_text())["provenance"]
+    assert (stated["train_images"], stated["validation_images"]) == (10, 2)
+
+
+def test_one_example_to_watch_is_refused_before_the_training(data: ArrayData) -> None:
+    rest, one = data.hold_out(1)
+    done: list[int] = []
+    with pytest.raises(NumericsError, match="all targets of the 1 examples are equal"):
+        training.train(net(), rest, validation=one, progress=lambda steps, _: done.append(steps))
+    assert not done
+
+
 def test_what_is_refused(data: ArrayData) -> None:
     with pytest.raises(UsageError, match=r"numbers.npz has arrays, and crop, flip and augment are of images"):
         training.train(net(), data, recipe=recipe_for("arrays:", flip=True))

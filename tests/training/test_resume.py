@@ -314,8 +314,8 @@ def test_a_record_that_lacks_what_a_run_has_to_know(gone: str, folder: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("sums", []), ("sums", ["a"] * 5), ("sums", [float("nan")] * 5), ("step", -1), ("step", 10**9),
-                         ("history", [1])],
+    ("field", "value"), [("sums", []), ("sums", ["a"] * 5), ("sums", [float("nan")] * 5), ("sums", [10**400] * 5),
+                         ("step", -1), ("step", 10**9), ("history", [1])],
 )  # fmt: skip
 def test_a_record_of_a_position_that_no_run_has(field: str, value: Any, folder: Path) -> None:
     path = folder / state.CHECKPOINT

@@ -33,6 +33,7 @@ from pathlens.training.batches import BLOCKS, generator
 from pathlens.training.fold import fold, last_layers
 from pathlens.training.network import Partial, Scalings
 from pathlens.training.rules.scaling import Factor, Share, scaled
+from tests.helpers.nets_tokens import found
 from tests.helpers.training_oracle import assert_same_weights, by_hand, digits, network, plain_loop
 
 RECIPE = Recipe(epochs=2, batch_size=40, lr=0.05, warmup=0, crop=0, flip=False)
@@ -266,6 +267,43 @@ def test_networks_that_a_rule_cannot_train(build: Callable[[], nn.Module], rule:
     net(torch.zeros(2, 1, 8, 8))
     with pytest.raises(UsageError, match=words):
         train(net, digits(), recipe=RECIPE, rule=rule)
+
+
+class Across(nn.Module):
+    """Blocks of two branches where sequences come first, or where the two halves of each lie in the batch."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__()
+        self.folded, self.out = folded, nn.Linear(4, 3)
+        self.first, self.second = (nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, 3, 4) if self.folded else x.transpose(0, 1)
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + torch.relu(first(x)) + torch.tanh(second(x))
+        x = x.reshape(-1, 6, 4) if self.folded else x.transpose(0, 1)
+        return self.out(x.mean(1))
+
+
+EACH_ITS_OWN: list[Rule] = [
+    StochasticDepth(per="sample"), RandomDrop(per="sample"), ShakeDrop(), ShakeDrop(level="sample"), ShakeShake(),
+]  # fmt: skip
+ONE_FOR_ALL: list[Rule] = [
+    StochasticDepth(), RandomDrop(), ShakeDrop(level="batch"), ShakeShake(level="batch"), ShakeShake("even", "even"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_has_no_row_for_each_image_has_no_draw_for_each(folded: bool) -> None:
+    view = find_blocks(Across(folded).eval(), torch.zeros(2, 6, 4))
+    assert len(view) == 2
+    for rule in EACH_ITS_OWN:
+        with pytest.raises(UsageError, match=r"at block 0 .* has no row for each example .*(per|level)=batch"):
+            rule.check_view(view)
+    for rule in ONE_FOR_ALL:
+        rule.check_view(view)
+    # windows inside of a branch, beside which images have their rows
+    StochasticDepth(per="sample").check_view(found("windows")[1])
 
 
 def test_any_network_can_be_shaken() -> None:

@@ -19,6 +19,7 @@ from pathlens.data import TextData
 from pathlens.data.images import NOT_COUNTED
 from pathlens.errors import DataError, ModelError, UsageError
 from pathlens.models.llama import Llama, Sizes
+from pathlens.models.reading import read_metadata
 from pathlens.training.batches import ORDER, generator
 from pathlens.training.configuration import recipe_name
 from pathlens.training.recipe import TEXT, Recipe, recipe_for
@@ -106,10 +107,11 @@ def test_the_command_trains_on_a_text_and_the_others_read_what_it_wrote(
     out, given = tmp_path / "run", ["--data", f"text:{file}", "--sequence-length", "16", "--quiet"]
     options = ["--epochs", "2", "--batch-size", "16", "--limit", "40", "--stride", "8", "--out", str(out)]
     assert main(["train", "--model", f"{source}:net", *given, *options]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["split", "examples"]
     rows = json.loads((out / "history.meta.json").read_text())["provenance"]
     assert (rows["train_images"], rows["validation_images"], rows["task"]) == (34, 4, "next-token")
-    capsys.readouterr()
     weights = str(out / "weights.safetensors")
+    assert not {"mean", "std"} & set(read_metadata(Path(weights)))  # what is not normalised
     lesions = ["delete-blocks", "--model", f"{source}:net", "--weights", weights, *given, "--limit", "4", "--json"]
     assert main(lesions) == 0
     assert len(json.loads(capsys.readouterr().out)["table"]) == 5

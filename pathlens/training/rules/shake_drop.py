@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pathlens.errors import UsageError
+from pathlens.training.rows import require_rows
 from pathlens.training.rules.rule import Rule
 from pathlens.training.rules.scaling import LEVELS, Factor, Range, Scaling, Share, scaled
 
@@ -63,14 +64,16 @@ class ShakeDrop(Rule):
             )
 
     def check_view(self, view: ResidualView) -> None:
-        """Refuse a network without shortcuts.
+        """Refuse a network without shortcuts, or of which images cannot have factors of their own, where they should.
 
         Raises:
-            UsageError: it is plain.
+            UsageError: it is plain, or has no row for each image.
         """
         if view.is_plain:
             raise UsageError("shakedrop: a plain network has no shortcut beside which a branch could be scaled")
         super().check_view(view)
+        if self.level != "batch":
+            require_rows(view, f"shakedrop level {self.level}", "draw once for a batch (level=batch)")
 
     def expectation(self, blocks: int) -> tuple[float, ...]:
         """What each branch is multiplied by on average."""

@@ -12,6 +12,7 @@ import torch
 from pathlens.errors import UsageError
 from pathlens.residual.modes import in_mode
 from pathlens.residual.parallel import draws_at_random, parallel_branches
+from pathlens.training.rows import require_rows
 from pathlens.training.rules.rule import Rule
 from pathlens.training.rules.scaling import Factor, Range, Scaling, Share, scaled
 
@@ -59,7 +60,7 @@ class ShakeShake(Rule):
         """Refuse a network without blocks of two branches.
 
         Raises:
-            UsageError: there is none, or they are mixed at random already.
+            UsageError: there is none, they are mixed at random already, or have no row for each image.
         """
         with in_mode(view.model, training=True):
             chain = view.chain()
@@ -74,6 +75,8 @@ class ShakeShake(Rule):
                 f"shake-shake: none of the {len(view)} blocks of this network is a sum of two branches; "
                 "shakedrop is for blocks with one"
             )
+        if self.level == "sample" and "shake" in (self.forward, self.backward):
+            require_rows(view, "shake-shake level sample", "draw once for a batch (level=batch)")
 
     def scale(self, blocks: int, rng: np.random.Generator) -> tuple[Scaling | None, ...]:
         """How the branches of each block are mixed."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from pathlens.errors import UsageError
+from pathlens.training.rows import require_rows
 from pathlens.training.rules.rule import Rule
+
+if TYPE_CHECKING:
+    from pathlens.residual import ResidualView
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class StochasticDepth(Rule):
         """
         if min(self.expectation(blocks)) == 0:
             raise UsageError("survival probability 0 never trains the last block; give a larger one")
+
+    def check_view(self, view: ResidualView) -> None:
+        """Refuse a network of which images cannot have draws of their own, where they should.
+
+        Raises:
+            UsageError: it has no row for each of them.
+        """
+        super().check_view(view)
+        if self.per == "sample":
+            require_rows(view, f"{self.name} per sample", "draw once for a batch (per=batch)")
 
     def expectation(self, blocks: int) -> tuple[float, ...]:
         """Probability of each block to be in a batch's sub-network."""
