@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pathlens.analyses.evaluation import task_of
 from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
-from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.linear import Opened, opened, type_of
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
@@ -82,7 +82,7 @@ def decompose(
         seed: of the first initialisation.
         build: seed -> the network anew, for ``as-built``.
         task: what the outputs are, by name (default: what their shape fits).
-        dtype: ``float32`` or ``float64`` (default: the model's type).
+        dtype: ``float32`` or ``float64`` (default: the model's type, where it is one of these).
         progress: called with (batches done, batches in all).
         **options: see :func:`pathlens.analyses.linear.opened`.
 
@@ -101,11 +101,13 @@ def decompose(
     """
     schemes = [init] if isinstance(init, str) else list(init)
     check_schemes(schemes, seeds, build, given)
-    if dtype not in (None, *_DTYPES):
-        raise UsageError(f"dtype {dtype!r} is too coarse to add up summands; give {' or '.join(_DTYPES)}")
+    if (name := type_of(model, dtype)) not in _DTYPES:
+        raise UsageError(f"dtype {name!r} is too coarse to add up summands; give {' or '.join(_DTYPES)}")
     if mode == "train":
         check_batches(data, options.get("batch_size"))
-    with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
+    # a view of others is refused below
+    additions = None if isinstance(model, ResidualView) else "trunk"
+    with opened(model, data, mode=mode, dtype=dtype, progress=progress, additions=additions, **options) as run:
         require_chain(run.view, "to write a sum as summands")
         run.require_intact("to write a sum as summands")
         _, block = target_of(run.view.chain(), at)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pathlens.analyses.linear import BATCH_SIZE, Opened
 from pathlens.analyses.sources import Data
 from pathlens.data import ImageData
-from pathlens.errors import DataError, UsageError
+from pathlens.errors import DataError, ModelError, UsageError, one_line
 from pathlens.initialisation import SCHEMES, check_name, initialise
 from pathlens.metrics import sample_interval
 from pathlens.residual import ResidualView, view_of
@@ -73,6 +73,9 @@ def initialisations(
         seeds: of the initialisations.
         build: seed -> the network anew, for ``as-built``.
         standardise: as of :func:`pathlens.initialise`.
+
+    Raises:
+        ModelError: what ``build`` makes is another network.
     """
     network = copied(run.view.model)
     example = run.moved(torch.zeros(2, *run.view.input_shape, dtype=run.view.input_dtype))
@@ -81,7 +84,14 @@ def initialisations(
     for seed in seeds:
         if scheme == AS_BUILT:
             assert build is not None
-            network.load_state_dict(build(seed).state_dict())
+            fresh = build(seed)
+            try:
+                network.load_state_dict(fresh.state_dict())
+            except RuntimeError as error:
+                raise ModelError(
+                    f"{AS_BUILT} makes another network than {type(network).__name__} from seed {seed}: "
+                    f"{one_line(error, 200)}; give a build= of the same sizes, or another initialisation"
+                ) from error
         else:
             initialise(view, scheme, standardise=standardise, generator=torch.Generator().manual_seed(seed))
             view = view_of(network, example, run.view.output) if keeps else view  # what was attached is traced too

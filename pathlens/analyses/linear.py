@@ -130,7 +130,7 @@ def opened(
     journal: str | Path | None = None,
     provenance: Provenance | None = None,
     progress: Progress | None = None,
-    additions: str | None = "trunk",
+    additions: str | None = None,
     concat: bool = False,
 ) -> Iterator[Opened]:
     """Open a network and data for gradients; the model is afterwards as it was.
@@ -149,28 +149,30 @@ def opened(
         journal: folder for finished units; not with a loss that is a function, which no journal tells from another.
         provenance: what that of the table should also say.
         progress: called with (batches done, batches in all), summed over what is measured.
-        additions: which residual additions are blocks, where the model is no view yet.
+        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`; a view must have those.
         concat: paths choose at concatenations too, of a tensor and something learned from it. A network without any
             residual addition will do then.
 
     Raises:
-        UsageError: an unknown mode or type, or a lesion that does not fit the network.
+        UsageError: an unknown mode or type, a lesion that does not fit the network, or a view of other blocks.
         DataError: no images.
         NumericsError: the traced network is not what the model's own forward computes.
     """
     if mode not in ("eval", "train"):
         raise UsageError(f"mode {mode!r} is unknown; give eval or train")
-    module = model.model if isinstance(model, ResidualView) else model
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
-    if isinstance(model, ResidualView) and model.concat:
-        raise UsageError(
-            "the view has concatenations among its blocks, and here paths choose at them by an option; give a view "
-            "without them, and concat=True"
-        )
-    given = module
-    own = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    name = dtype or str(own.dtype).removeprefix("torch.")
+    given = module = _module_of(model)
+    if isinstance(model, ResidualView):
+        if model.concat:
+            raise UsageError(
+                "the view has concatenations among its blocks, and here paths choose at them by an option; give a view "
+                "without them, and concat=True"
+            )
+        if additions not in (None, model.additions) and (additions != "all" or model.has_others):
+            raise UsageError(
+                f"additions {additions!r}: the view has those of {model.additions!r}; give additions to find_blocks "
+                "instead"
+            )
+    own, name = _first_of(module), type_of(model, dtype)
     with running(module, data, batch_size, name, device, mean, std, journal, progress) as runner:
         source, where, kind = runner.source, runner.device, runner.dtype
         view = model if isinstance(model, ResidualView) else None
@@ -210,6 +212,31 @@ def opened(
                 notes=(*view.notes, *stated.get("notes", ())),
             )
             yield Opened(view, route, runner, images, mode, stacked, concat, name, record)
+
+
+def type_of(model: nn.Module | ResidualView, dtype: str | None) -> str:
+    """The name of the type that is computed with: the one asked for, else that of the model.
+
+    Args:
+        model: the network or its view.
+        dtype: asked for, or None.
+
+    Raises:
+        UsageError: the model is no module.
+    """
+    return dtype or str(_first_of(_module_of(model)).dtype).removeprefix("torch.")
+
+
+def _module_of(model: nn.Module | ResidualView) -> nn.Module:
+    module = model.model if isinstance(model, ResidualView) else model
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(module).__name__}")
+    return module
+
+
+def _first_of(module: nn.Module) -> Tensor:
+    """The first parameter of fractional numbers, which tells the type and device of a module."""
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
 
 
 def _moved(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathlens import paths
 from pathlens.analyses import path_rows
 from pathlens.analyses.evaluation import losses_of
-from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.linear import Opened, opened, type_of
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
@@ -24,7 +24,7 @@ from pathlens.estimators.resampling import interval, whole_interval
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
-from pathlens.residual.gradients import boundary_of
+from pathlens.residual.gradients import boundary_of, mixes_examples
 from pathlens.residual.losses import Loss
 from pathlens.residual.routes import path_blocks
 from pathlens.results.lattice import LATTICE
@@ -56,7 +56,8 @@ def path_gradients(
     r"""Gradient norm of every path length (Veit, Wilber, Belongie 2016, section 5), by up to three methods.
 
     Norms are L2 norms of the gradient of an example's own loss, averaged over examples, so that they do not depend on
-    the batch size.
+    the batch size. They do where batch norms use the statistics of the batch, in train mode or because they keep no
+    others: an example's gradient then holds what it does to the losses of its batch.
 
     Args:
         model: the network or its view.
@@ -67,7 +68,8 @@ def path_gradients(
             ``rademacher``); or ``all``.
         at: where the gradient is taken: ``input``, ``stem``, or ``block:I`` for x_I, the input of block I; paths then
             run through blocks I and later. Default: ``input``, or ``stem`` where the input is of integers.
-        max_length: leave longer paths out.
+        max_length: leave longer paths out. What is of all lengths is then not known: shares of the contribution, the
+            effective ranges, and what is left when gradients are added.
         lesion: measure the network with these deletions and reorderings of :mod:`pathlens.plans`, and with those of the
             ``with`` blocks around. A block without its branch is no choice for a path; one without its shortcut is
             taken by every path, which makes it longer by one.
@@ -78,9 +80,9 @@ def path_gradients(
         draws: random sign vectors for each example.
         share: of the contribution that the effective range holds.
         seed: of paths and signs.
-        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`. Where they are no chain,
-            paths are those of ``pathlens.residual.polynomials``, signs are drawn for each way at which paths part, and
-            ``block:I`` is the branch point of block I.
+        additions: which residual additions are blocks, as for :func:`pathlens.find_blocks`; a view must have those.
+            Where they are no chain, paths are those of ``pathlens.residual.polynomials``, signs are drawn for each way
+            at which paths part, and ``block:I`` is the branch point of block I.
         concat: paths choose at concatenations too, of a tensor and something learned from it (DenseNets, U-Nets).
         loss: (outputs, targets) -> loss of each example, or the name of one that goes with what the outputs fit, such
             as ``soft-iou`` (default: the cross-entropy, in nats: of a class for each image, or a mean over tokens or
@@ -92,13 +94,16 @@ def path_gradients(
         A row for each length. Its provenance has the effective ranges (``effective``), how the mean norm falls with
         length (``decay``) and what is left of number times mean norm when gradients are added first
         (``cancellation``), each with 95 % bootstrap intervals where there are two examples or more; the relative
-        difference between the sum over lengths and autograd's gradient, and what was left out.
+        difference between the sum over lengths and autograd's gradient, what was left out, and the number of all paths
+        (``all_paths``, as text beyond 64 bits).
 
     Raises:
-        UsageError: lengths, places, blocks, numbers of samples or methods that do not exist.
+        UsageError: lengths, places, blocks, numbers of samples or methods that do not exist, a view of other blocks, or
+            float16, whose numbers do not reach down to the gradients of single paths.
         NumericsError: a gradient that is not finite, a sum over lengths that is not autograd's gradient, or a model
             whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
+    _check_type(model, options.get("dtype"))
     chosen = estimators(method)
     request = _checked(Request(_place(at), max_length, tolerance, rel_error, max_samples, draws, share, seed, concat))
     more: dict[str, Any] = {"additions": additions, "concat": concat}
@@ -108,16 +113,19 @@ def path_gradients(
         problem = _problem(run, request, losses)
         run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
-        measured: dict[str, Json] = {"images_measured": run.images}
+        measured: dict[str, Json] = {"images_measured": run.images, "all_paths": _stated(sum(problem.numbers))}
         for estimator in chosen:
             measured |= estimator.estimate(problem, rows)
-        measured["effective"] = {
-            estimator.name: effective_range(estimator, rows, share, problem.numbers, run.is_chain)
-            for estimator in sorted(chosen, key=lambda estimator: estimator.rank)
-            if any(estimator.contributions(rows))
-        }
-        left = what_is_left({estimator.name: estimator for estimator in chosen}, rows)
-        measured |= {"cancellation": left} if left else {}
+        if problem.is_whole:
+            measured["effective"] = {
+                estimator.name: effective_range(estimator, rows, share, problem.numbers, run.is_chain)
+                for estimator in sorted(chosen, key=lambda estimator: estimator.rank)
+                if any(estimator.contributions(rows))
+            }
+            left = what_is_left({estimator.name: estimator for estimator in chosen}, rows)
+            measured |= {"cancellation": left} if left else {}
+        else:
+            measured["max_length"] = request.max_length
         record = run.record(
             verb="path-gradients",
             at=request.at,
@@ -157,6 +165,7 @@ def lattice(
         loss to there. Where blocks are no chain, boundary i is the branch point of block i, and n the first tensor that
         all paths pass behind all n blocks.
     """
+    _check_type(model, options.get("dtype"))
     request = _checked(Request(_place(at), max_length, tolerance, concat=concat))
     more: dict[str, Any] = {"additions": additions, "concat": concat}
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
@@ -165,8 +174,8 @@ def lattice(
         problem = _problem(run, request, losses)
         run.identify("lattice", (request, named))
         chain = run.view.chain()
-        boundaries = enumerate(chain.boundaries if chain.in_series else ())
-        apart = {boundary for boundary, node in boundaries if chain.trace.batch_axis(node)}
+        told = blocks_at(chain, run.concat).items()
+        apart = {boundary for node, boundaries in told if chain.trace.batch_axis(node) for boundary in boundaries}
 
         def compute(_batch: int, images: Tensor, labels: Tensor) -> Any:
             linear = problem.linearise(images, labels)
@@ -193,6 +202,22 @@ def lattice(
         rows = path_rows.lattice(sums, examples, _numbers(run))
         record = run.record(verb="lattice", at=request.at, loss=named, examples=examples, seconds=run.runner.seconds)
     return LATTICE.table(rows, record.entries())
+
+
+def _check_type(model: nn.Module | ResidualView, dtype: str | None) -> None:
+    if type_of(model, dtype) == "float16":
+        raise UsageError(
+            "gradients of single paths are below the smallest numbers of float16 and would be lost; give dtype "
+            "bfloat16 or float32 (--dtype)"
+        )
+
+
+def _stated(count: int) -> int | str | None:
+    """A number as provenance has it: as text beyond 64 bits, as tables have it, and none that Python does not print."""
+    if count < 2**63:
+        return count
+    digits = sys.get_int_max_str_digits()
+    return None if digits and count.bit_length() > 3.3 * digits else str(count)
 
 
 def _place(at: str | int | None) -> str:
@@ -238,7 +263,8 @@ def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
         run.runner.source.count or 0,
         run.runner.device,
         run.runner.dtype,
-        run.mode == "train",
+        run.dtype,
+        run.mode == "train" or mixes_examples(run.view.chain().trace),
         linearise=lambda images, labels: run.linearise(images, labels, request.at, loss),
         measure=run.runner.run,
     )

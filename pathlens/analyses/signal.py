@@ -108,7 +108,9 @@ def signal_propagation(
         raise UsageError(f"lr {lr:g}: give a number above 0, the learning rate of the steps")
     if mode == "train":
         check_batches(data, options.get("batch_size"))
-    with opened(model, data, mode=mode, dtype=dtype, progress=progress, **options) as run:
+    # a view of others is refused below
+    additions = None if isinstance(model, ResidualView) else "trunk"
+    with opened(model, data, mode=mode, dtype=dtype, progress=progress, additions=additions, **options) as run:
         require_chain(run.view, "to follow a signal")
         run.require_intact("to follow a signal")
         losses, named = losses_of(run.view, loss, run.runner)

@@ -78,9 +78,14 @@ def over_initialisations(verb: str, common: SignalOptions, asked: dict[str, Any]
         from pathlens.runtime.memory import oom_as_error
 
         def build(seed: int) -> nn.Module:
-            data = current.data
-            shape = {"num_classes": data.num_classes, "in_channels": data.channels}
-            return load_model(common.model, "random", **shape, seed=seed).model
+            # random weights are shaped by the data, and others have the sizes that they were trained with
+            loaded, data = current.loaded, current.data
+            classes, channels = data.num_classes, data.channels
+            if not random and loaded.num_classes is not None:
+                classes = loaded.num_classes
+            if not random and loaded.input_shape is not None:
+                channels = loaded.input_shape[0]
+            return load_model(common.model, "random", num_classes=classes, in_channels=channels, seed=seed).model
 
         with (
             progress_bar(verb, current.shows_progress, current.notes) as progress,

@@ -50,7 +50,9 @@ class Problem:
         batches: number of batches.
         device: where to compute.
         dtype: what to compute with.
-        mixes: whether an example's gradient holds what it does to others of its batch (batch norm in train mode).
+        dtype_name: its name, which tells TF32 from float32.
+        mixes: whether an example's gradient holds what it does to the others of its batch (batch norms with
+            the statistics of the batch).
         linearise: (images, labels) -> the network linearised at a batch; where blocks are no chain, a
             :class:`pathlens.residual.polynomials.GraphLinearisation`.
         measure: (name of a journal, function, numbers of the results or None for those of the batches) -> what the
@@ -65,6 +67,7 @@ class Problem:
     batches: int
     device: torch.device
     dtype: torch.dtype
+    dtype_name: str
     mixes: bool
     linearise: Callable[[torch.Tensor, torch.Tensor], Any]
     measure: Callable[..., dict[int, Any]]
@@ -74,6 +77,11 @@ class Problem:
         """Those of the table."""
         longest = self.request.max_length
         return range(self.shortest, self.shortest + len(self.numbers) if longest is None else longest + 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table has all lengths that paths have, so that shares of what all contribute are known."""
+        return len(self.lengths) == len(self.numbers)
 
 
 class Estimator(ABC):

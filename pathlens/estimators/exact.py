@@ -31,8 +31,9 @@ from pathlens.tables.declared import MutableRow, Row, Shown, column, formatted
 if TYPE_CHECKING:
     import torch
 
-#: largest relative difference between the sum over lengths and autograd's gradient that rounding explains
-_ROUNDING = {"torch.float64": 1e-9, "torch.float32": 1e-3}
+#: largest relative difference between the sum over lengths and autograd's gradient that rounding explains, by type; for
+#: those that round more coarsely none is known
+_ROUNDING = {"float64": 1e-9, "float32": 1e-3}
 
 
 def _percent(row: Row, name: str) -> str:
@@ -48,7 +49,9 @@ class Columns:
         NORM, "lower end of its 95 % interval over examples (Student's); missing for a single one"
     )
     total_high: float | None = column(NORM, "upper end of that interval")
-    total_share: float | None = column("fraction", "total_norm over the sum of total_norm of all lengths")
+    total_share: float | None = column(
+        "fraction", "total_norm over the sum of total_norm of all lengths; missing where lengths are left out"
+    )
     share: float | None = column(
         "fraction",
         "component of that sum along the gradient, mean over examples, over the mean norm of the gradient: sums to 1 "
@@ -88,11 +91,11 @@ class Exact(Estimator):
         examples = norms.shape[1]
         if examples > 1:
             self.resampled = example_weights(problem.request.seed, examples) @ norms.T / examples
-        _fill(rows, norms)
+        _fill(rows, norms, problem.is_whole)
         _fill_shares(rows, results, examples)
         difference = math.sqrt(sum(r["missing"] for r in results) / max(sum(r["whole"] for r in results), 1e-300))
         cut = problem.request.max_length is not None or problem.request.tolerance > 0
-        limit = _ROUNDING.get(str(problem.dtype))
+        limit = _ROUNDING.get(problem.dtype_name)
         if not cut and limit is not None and not difference <= limit:
             raise NumericsError(
                 f"the sum over all path lengths differs from autograd's gradient by {difference:.1e} of its norm, more "
@@ -172,14 +175,15 @@ def half_interval(examples: int) -> float:
     return float(stdtrit(examples - 1, 0.975))
 
 
-def _fill(rows: Sequence[MutableRow], norms: np.ndarray) -> None:
-    """Means over examples with their intervals."""
+def _fill(rows: Sequence[MutableRow], norms: np.ndarray, is_whole: bool = True) -> None:
+    """Means over examples with their intervals, and where all lengths are there their shares."""
     examples = norms.shape[1]
     means = norms.sum(1) / examples
     everything = math.fsum(means)
     for row, mean, own in zip(rows, means, norms, strict=True):
         row["total_norm"] = float(mean)
-        row["total_share"] = float(mean / everything) if everything else 0.0
+        if is_whole:
+            row["total_share"] = float(mean / everything) if everything else 0.0
         if examples > 1:
             # norms of very long paths are so small that their squares are zeros
             scale = float(own.max()) or 1.0

@@ -88,7 +88,7 @@ def _measure(problem: Problem, batch: int, images: Tensor, labels: Tensor) -> _N
     rng = np.random.default_rng([problem.request.seed % 2**64, _STREAM, batch])
     norms = []
     for _ in range(problem.request.num_samples):
-        # where examples are mixed (batch norm in train mode), a path that goes through several has one sign in all
+        # where batch norms mix examples, a path that goes through several has one sign in all
         bits = rng.integers(0, 2, size=(problem.signs, 1 if problem.mixes else len(images)))
         signs = torch.as_tensor(bits * 2 - 1, dtype=problem.dtype, device=problem.device).expand(-1, len(images))
         profile = linear.exact(problem.lengths[-1], 0.0, signs)

@@ -190,7 +190,9 @@ class LastColumns:
     """What all paths of a length contribute, and on how many it rests."""
 
     contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
-    contribution_share: float | None = column("fraction", "contribution over its sum over all lengths")
+    contribution_share: float | None = column(
+        "fraction", "contribution over its sum over all lengths; missing where lengths are left out"
+    )
     samples: int | None = column("", "sampled paths, those of different batches counted apart")
     stopped: str | None = column(
         "", "why sampling ended: interval (narrow enough), budget (spent) or all paths (nothing to draw)"
@@ -282,12 +284,15 @@ class Sampled(Estimator):
         resampled = self.resampled = np.full((RESAMPLES, len(rows)), np.nan)
         for length in sampler.stopped:
             resampled[:, length] = sampler.resampled(length, weights)
-        self._fill(rows, sampler, resampled)
+        self._fill(rows, sampler, resampled, problem.is_whole)
         line = decay(rows, resampled)
         return {"decay": vars(line)} if line else {}
 
-    def _fill(self, rows: Sequence[MutableRow], sampler: Sampler, resampled: np.ndarray) -> None:
-        """Mean, interval and quantiles; where there is no path of a length between others, nothing."""
+    def _fill(self, rows: Sequence[MutableRow], sampler: Sampler, resampled: np.ndarray, is_whole: bool) -> None:
+        """Mean, interval and quantiles; where there is no path of a length between others, nothing.
+
+        Shares are of all lengths, and known where all are there.
+        """
         for chosen, row in enumerate(rows):
             if chosen not in sampler.stopped:
                 continue
@@ -304,7 +309,8 @@ class Sampled(Estimator):
         for row, contribution in zip(rows, contributions, strict=True):
             if contribution is not None:
                 row["contribution"] = contribution
-                row["contribution_share"] = contribution / everything if everything else 0.0
+                if is_whole:
+                    row["contribution_share"] = contribution / everything if everything else 0.0
 
 
 def _measure(problem: Problem, step: Round, unit: int, images: Tensor, labels: Tensor) -> dict[str, list[list[float]]]:

@@ -29,7 +29,7 @@ from pathlens.figures.style import (
 )
 from pathlens.graph.cells import norm_cells
 from pathlens.results.charts import Series
-from pathlens.results.path_profile import contribution_series, one_path_series, path_shares
+from pathlens.results.path_profile import all_paths, contribution_series, one_path_series, path_shares
 from pathlens.results.text import with_power
 from pathlens.tables import Table
 
@@ -52,7 +52,8 @@ def path_gradients(
 
     The panels of Veit, Wilber, Belongie 2016, figure 6, with what is exact beside what is sampled:
 
-    a. share of all paths that have a length;
+    a. share of all paths that have a length: of the number that the table states, else of the paths of a chain where it
+       may be one, else of those in the table;
     b. gradient norm of one path: mean of the sampled paths with its 95 % interval, median and band of 5 to 95 % over
        paths and examples, and the root mean square over all paths; left out where neither was measured;
     c. what a length contributes, all curves in one unit: number of paths times mean norm (with the interval of the
@@ -78,7 +79,8 @@ def path_gradients(
     norms, unseen = one_path_series(rows)
     one = {series["key"]: series for series in norms}
     width = width or DOUBLE
-    lengths, percent = [row["length"] for row in rows], path_shares(rows)
+    stated = all_paths(table.provenance) if isinstance(table, Table) else None
+    lengths, percent = [row["length"] for row in rows], path_shares(rows, stated)
     with style():
         figure = new_figure(width, 2.7)
         panels: list[Axes] = list(figure.subplots(1, 3 if norms else 2, sharex=True))

@@ -13,9 +13,10 @@ network a block without its branch is A_i alone, and one without its shortcut B_
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -25,9 +26,14 @@ from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
-from pathlens.residual.trace import Trace
+from pathlens.residual.trace import Trace, batch_norm_update
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
+
+aten = torch.ops.aten
+
+#: batch norms that use the statistics of what they are given: with running statistics that they update, and without any
+_OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
 
 
 def require_rows(trace: Trace, node: fx.Node, value: Tensor, examples: int, where: str, remedy: str) -> None:
@@ -51,6 +57,49 @@ def require_rows(trace: Trace, node: fx.Node, value: Tensor, examples: int, wher
         )
 
 
+def mixes_examples(trace: Trace) -> bool:
+    """Whether batch norms use the statistics of the batch, so that the loss of an example depends on the others.
+
+    They do in train mode, and in any mode where they keep no running statistics.
+
+    Args:
+        trace: of the network, in the mode that is asked about.
+    """
+    normalised: list[Any] = [
+        node.args[0]
+        for node in trace.graph.nodes
+        if node.target in _OF_THE_BATCH
+        or (node.target is aten.batch_norm.default and (node.args[5] or node.args[3] is None))
+    ]
+    # an instance norm may be written as a batch norm in which every example has channels of its own
+    return any(trace.batch_axis(x) != 1 for x in normalised)
+
+
+def seed_at(x: Tensor, loss: Callable[[Tensor], Tensor], where: str) -> Tensor:
+    """The gradient of each example's loss at a tensor.
+
+    Args:
+        x: the tensor.
+        loss: the tensor -> the loss of each example, or their sum.
+        where: the tensor in words.
+
+    Raises:
+        NumericsError: a loss that is not finite, or that does not depend on the tensor.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        losses = loss(x)
+        if not bool(losses.isfinite().all()):
+            raise NumericsError("the loss is NaN or infinite, so there is no gradient; check weights and normalisation")
+        seed = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
+    if seed is None or not bool(seed.any()):
+        raise NumericsError(
+            f"the loss does not depend on {where}: its gradient there is zero; where no target of a batch is counted, "
+            "leave its images out or give larger batches"
+        )
+    return seed
+
+
 @dataclass(frozen=True)
 class _BlockAdjoints:
     transition: VJP
@@ -71,7 +120,8 @@ class Linearisation:
     """A network's derivative at one batch, in the train/eval mode that the model is in.
 
     In eval mode every example has a gradient of its own. In train mode batch norms use the statistics of the batch and
-    are differentiated through them: the losses are summed, and an example's gradient then holds its influence on all.
+    are differentiated through them, as are those without running statistics in any mode: the losses are summed, and an
+    example's gradient then holds its influence on all.
 
     Args:
         view: the network.
@@ -143,7 +193,7 @@ class Linearisation:
         if self.boundary >= 0:
             place = chain.boundaries[self.boundary]
             require_rows(chain.trace, place, self._start, len(images), f"at {at!r}", "give --at input")
-        self.seed = self._seed(x)
+        self.seed = seed_at(x, lambda end: loss(self._chain.head(end)[0], labels), "the output of the last block")
 
     @property
     def blocks(self) -> range:
@@ -176,26 +226,6 @@ class Linearisation:
         if not (transition.passes and (branch.passes or shortcut.passes) and post.passes):
             raise refused
         return _BlockAdjoints(transition, shortcut, branch, post)
-
-    def _seed(self, x: Tensor) -> Tensor:
-        """g_n: gradient of each example's loss at x_n."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            logits = self._chain.head(x)[0]
-            losses = self._loss(logits, self._labels)
-            if not bool(losses.isfinite().all()):
-                raise NumericsError(
-                    "the loss is NaN or infinite, so there is no gradient; check weights and normalisation"
-                )
-            if not losses.requires_grad:
-                raise NumericsError("the loss does not depend on the input of the network's head")
-            (seed,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
-        if seed is None or not bool(seed.any()):
-            raise NumericsError(
-                "the loss does not depend on the output of the last block: its gradient there is zero; where no target "
-                "of a batch is counted, leave its images out or give larger batches"
-            )
-        return seed
 
     @cached_property
     def reference(self) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from pathlens.errors import ModelError, NumericsError, UsageError
 from pathlens.residual.chain import Chain, module_path
 from pathlens.residual.flow import Flow, Unit, Ways, blocks_at, is_sum, place_of
-from pathlens.residual.gradients import boundary_of, require_rows
+from pathlens.residual.gradients import boundary_of, require_rows, seed_at
 from pathlens.residual.losses import Loss, cross_entropy
 from pathlens.residual.routes import Route, intact
 from pathlens.residual.scaled import Profile, Scaled, chunked, in_parts, paths_at_once, shifted, trimmed
@@ -51,7 +51,7 @@ class GraphLinearisation:
 
     Raises:
         UsageError: a place outside the network or without a gradient.
-        NumericsError: a loss or gradient that is not finite.
+        NumericsError: a loss or gradient that is not finite, or a loss that does not depend on the output.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class GraphLinearisation:
         largest = max(value.numel() for value in values.values() if isinstance(value, Tensor))
         self._at_once = paths_at_once(largest, self._start.device)
         self._adjoints = [self._adjoint(unit, values, stacked) for unit in flow.units]
-        self._seed = self._seeded(values[flow.main])
+        self._seed = seed_at(values[flow.main], lambda logits: loss(logits, labels), "the output of the network")
 
     def _adjoint(self, unit: Unit, values: Mapping[fx.Node, Any], stacked: bool) -> Adjoint:
         flow = self._flow
@@ -99,18 +99,6 @@ class GraphLinearisation:
                     adjoint = BatchedVJP(segment, tensors[0])
                     return lambda cotangents: [chunked(adjoint, cotangents)]
         return _JointVJP(lambda *given: flow.compute(unit, given, values), tensors)
-
-    def _seeded(self, logits: Tensor) -> Tensor:
-        """Gradient of each example's loss at the output."""
-        with torch.enable_grad():
-            logits = logits.detach().requires_grad_()
-            losses = self._loss(logits, self._labels)
-            if not bool(losses.isfinite().all()):
-                raise NumericsError(
-                    "the loss is NaN or infinite, so there is no gradient; check weights and normalisation"
-                )
-            (seed,) = torch.autograd.grad(losses.sum(), logits)
-        return seed
 
     @cached_property
     def reference(self) -> Tensor:
@@ -173,7 +161,7 @@ class GraphLinearisation:
             yield Profile(boundary, result[1], result[0])
 
     def _signed(self, rows: Tensor, signs: Tensor, node: fx.Node) -> Tensor:
-        if rows.dim() < 2 or rows.shape[1] != len(signs):
+        if rows.dim() < 2 or rows.shape[1] != len(signs) or self._flow.trace.batch_axis(node):
             raise UsageError(
                 f"paths part at {node.name}, of shape {tuple(rows.shape[1:])}, which has no row for each of "
                 f"{len(signs)} images to take a random sign; give --method exact or sampled"

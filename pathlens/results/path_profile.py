@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -49,16 +50,34 @@ def contributions(rows: Rows, method: str) -> list[float | None]:
     return METHODS[method].contributions(rows)
 
 
-def path_shares(rows: Rows) -> list[float]:
+def all_paths(provenance: Provenance) -> int | None:
+    """The number of all paths of the network; None where that is not stated, as by older tables, or is no number."""
+    stated = provenance.get("all_paths")
+    if isinstance(stated, str):  # beyond 64 bits
+        try:
+            return int(stated)
+        except ValueError:
+            return None
+    return stated if isinstance(stated, int) else None
+
+
+def path_shares(rows: Rows, stated: int | None = None) -> list[float]:
     """Percent of all paths of the network that have each length, also where the table leaves long ones out.
 
-    One path chooses no branch where it need not, and as many choose one as there are blocks with a choice.
+    Where their number is not known, blocks are taken for a chain if the counts are those of one: one path chooses no
+    branch where it need not, and as many choose one as there are blocks with a choice.
+
+    Args:
+        rows: of the table.
+        stated: the number of all paths (:func:`all_paths`).
     """
     counts = [int(row["n_paths"]) for row in rows]
     shortest = min(row["length"] for row in rows)
     blocks = next((count for row, count in zip(rows, counts, strict=True) if row["length"] == shortest + 1), 0)
     everything = sum(counts)
-    if 0 < blocks <= _MOST_BLOCKS and all(math.comb(blocks, place) == count for place, count in enumerate(counts)):
+    if stated is not None and stated >= everything:
+        everything = stated
+    elif 0 < blocks <= _MOST_BLOCKS and all(math.comb(blocks, place) == count for place, count in enumerate(counts)):
         everything = 2**blocks
     return [100 * (count / everything) for count in counts] if min(counts) >= 0 and everything else []
 
@@ -125,11 +144,11 @@ def _decay(provenance: Provenance) -> dict[str, Any] | None:
 
 def _exact_count(row: Row, name: str) -> str:
     count = row[name]
-    return f"{count:,}" if count < 10**9 else f"{float(count):.3e}"
+    return f"{count:,}" if count < 10**9 else f"{Decimal(count):.3e}"
 
 
 _SHOWN = {"length": Shown(), "n_paths": Shown("paths", _exact_count, gives_way=2)}
-_SHARE_SHOWN = Shown("share %", lambda row, name: f"{100 * row[name]:.2f}")
+_SHARE_SHOWN = Shown("share %", lambda row, name: "" if row[name] is None else f"{100 * row[name]:.2f}")
 
 
 class PathProfile(Result):
@@ -152,10 +171,10 @@ class PathProfile(Result):
         columns = {**in_order, _share_column(rows): _SHARE_SHOWN}
         return {name: how for name, how in columns.items() if any(row[name] is not None for row in rows)}
 
-    def bars(self, rows: Rows) -> list[float]:
-        """Shares of what a length contributes."""
-        share = _share_column(rows)
-        return [row[share] or 0.0 for row in rows]
+    def bars(self, rows: Rows) -> list[float] | None:
+        """Shares of what a length contributes, where they are known."""
+        shares = [row[_share_column(rows)] for row in rows]
+        return None if all(share is None for share in shares) else [share or 0.0 for share in shares]
 
     @property
     def bars_title(self) -> str:
@@ -178,6 +197,11 @@ class PathProfile(Result):
             )
             if effective["blocks_per_batch"]:
                 lines[-1] += f"; {effective['blocks_per_batch']} blocks a batch centre a random sub-network on them"
+        if "max_length" in provenance:
+            lines.append(
+                f"paths of more than {provenance['max_length']} branches were left out: what is of all lengths is not "
+                "known (effective lengths, cancellation, shares of the contribution)"
+            )
         if line := _decay(provenance):
             lines.append(
                 f"log10 of the mean path norm changes by {line['slope']:+.3f} per block (95 % interval "
@@ -229,6 +253,9 @@ class PathProfile(Result):
                 words = METHODS[method].in_headline if method in METHODS else method
                 value = f"{span['first']} to {span['last']}"
                 headlines.append(Headline(f"Effective lengths, {words}", value + _ends(span), ", ".join(parts)))
+        if isinstance(longest := provenance.get("max_length"), int):
+            left_out = f"paths of more than {longest} branches were left out"
+            headlines.append(Headline("Effective lengths", "not known", left_out))
         difference = provenance.get("relative_difference_to_autograd")
         if isinstance(difference, float):
             headlines.append(Headline("Sum over lengths against autograd", number(difference), "relative difference"))
@@ -240,7 +267,8 @@ class PathProfile(Result):
         span = effective_span(provenance)
         shade = span and {"first": span[1], "last": span[2], "name": f"effective lengths ({span[0]})"}
         lengths, x = [row["length"] for row in rows], "path length (blocks)"
-        paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": path_shares(rows)}
+        shares = path_shares(rows, all_paths(provenance))
+        paths = {"key": "paths", "name": "share of all paths", "colour": 7, "x": lengths, "y": shares}
         heads = {str(row["length"]): f"length {row['length']}: {_count_words(row['n_paths'])}" for row in rows}
         y: Axis = {"label": "share of all paths (%)", "percent": True}
         charts = [chart("paths by length", "Number of paths", x, y, [paths], shade=shade, heads=heads)]

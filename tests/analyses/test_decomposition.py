@@ -244,6 +244,13 @@ def test_refusals(options: dict[str, object], line: str) -> None:
         pathlens.decompose(Net().double(), batches(), **options)
 
 
+def test_a_model_whose_own_type_is_too_coarse_is_refused_unless_another_is_given() -> None:
+    net = Net().bfloat16()
+    with pytest.raises(UsageError, match="dtype 'bfloat16' is too coarse to add up summands; give float32 or float64"):
+        pathlens.decompose(net, batches())
+    assert pathlens.decompose(net, batches(), dtype="float32").provenance["dtype"] == "float32"
+
+
 @pytest.mark.parametrize("analysis", [pathlens.decompose, pathlens.signal_propagation])
 def test_a_lesioned_network_is_refused_and_not_taken_for_the_intact_one(analysis: Callable[..., Table]) -> None:
     net = Net().double()

@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 
 import pathlens
+from pathlens.analyses import profiles
 from pathlens.cli import main
+from pathlens.cli.show import show
 from pathlens.errors import NumericsError, UsageError
 from pathlens.estimators.sampled import Sampler
 from pathlens.paths import ChainPaths
+from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import read_table
 
 torch.manual_seed(0)
@@ -152,6 +155,44 @@ def test_lengths_left_out_are_measured(small, batches):
     assert trimmed.provenance["relative_difference_to_autograd"] == pytest.approx(due, rel=0.05)
 
 
+def test_what_is_of_all_lengths_is_not_said_where_some_are_left_out(small, batches, capsys):
+    options = {"draws": 1, "max_samples": 4}
+    cut = pathlens.path_gradients(small, batches, max_length=3, **options)
+    assert cut.provenance.keys().isdisjoint({"effective", "cancellation"})
+    assert (cut.provenance["max_length"], cut.provenance["all_paths"]) == (3, 32)
+    for row in cut.rows:
+        assert row["contribution_share"] is row["total_share"] is None
+        assert row["contribution"] == pytest.approx(row["n_paths"] * row["path_norm_mean"])
+    show(cut, "path-gradients")
+    printed = capsys.readouterr().out
+    assert "paths of more than 3 branches were left out" in printed
+    assert not any(words in printed for words in ("effective lengths by", "a batch centre", "share %", "█"))
+    (told,) = [h for h in PATH_GRADIENTS.headlines(cut.rows, cut.provenance) if h.label.startswith("Effective")]
+    assert told.value == "not known"
+    assert PATH_GRADIENTS.figure_options(cut.provenance) == {"effective": None}
+    whole = pathlens.path_gradients(small, batches, max_length=5, **options)
+    assert whole.provenance["effective"].keys() == {"exact", "sampled", "signed"}
+    assert "max_length" not in whole.provenance
+    assert math.fsum(row["total_share"] for row in whole.rows) == pytest.approx(1)
+
+
+def test_the_number_of_all_paths_is_stated_at_any_size():
+    assert profiles._stated(2**63 - 1) == 2**63 - 1
+    assert profiles._stated(2**63) == str(2**63)
+    assert profiles._stated(2**20_000) is None  # Python prints no number of so many digits
+
+
+@pytest.mark.parametrize("measure", [pathlens.path_gradients, pathlens.lattice])
+def test_float16_is_refused(small, batches, measure):
+    words = "float16 .*give dtype bfloat16 or float32"
+    with pytest.raises(UsageError, match=words):
+        measure(small, batches, dtype="float16")
+    small.half()
+    with pytest.raises(UsageError, match=words):
+        measure(small, batches)
+    assert measure(small, batches, dtype="float32").rows
+
+
 def test_places_count_the_blocks_after_them(small, batches):
     at_block = pathlens.path_gradients(small, batches, method="exact", at="block:3")
     assert [row["n_paths"] for row in at_block.rows] == [1, 2, 1]
@@ -273,7 +314,8 @@ def test_the_command_writes_table_lattice_and_figures(tmp_path, capsys):
     }  # fmt: skip
     assert columns <= found["table"][0].keys()
     assert found["table"][4]["n_paths"] == math.comb(54, 4)
-    assert found["provenance"]["effective"]["exact"]["last"] <= 4
+    assert found["provenance"]["max_length"] == 4
+    assert found["provenance"]["all_paths"] == 2**54
     names = found["provenance"]["block_names"]
     assert names == [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18)]
     assert read_table(out / "lattice.parquet").provenance["block_names"] == names

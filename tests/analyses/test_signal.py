@@ -196,6 +196,14 @@ def test_a_scheme_that_does_not_fit_and_a_batch_of_one() -> None:
     pathlens.signal_propagation(Net().double(), alone, mode="eval")
 
 
+def test_a_network_that_is_built_with_other_sizes() -> None:
+    with pytest.raises(
+        ModelError, match=r"as-built makes another network than Net from seed 4: .*size mismatch"
+    ) as caught:
+        pathlens.signal_propagation(Net(), batches(), init="as-built", seeds=1, seed=4, build=lambda seed: Net(width=8))
+    one_line(caught)
+
+
 # --- on the command line ---------------------------------------------------------------------------------------------
 
 
@@ -221,6 +229,19 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err.strip()
         assert words in error
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["signal-propagation", "decompose"])
+def test_trained_weights_of_other_classes_beside_the_network_as_built(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = pathlens.load_model("preresnet20", "random", num_classes=12, in_channels=1).model
+    weights = tmp_path / "trained.pt"
+    torch.save(model.state_dict(), weights)
+    command = [verb, "-m", "preresnet20", "-w", str(weights), "-d", "digits", "--limit", "4", "--batch-size", "4"]
+    assert main([*command, "--init", "as-built", "--seeds", "1", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["weights"] for row in found["table"]} == {"trained.pt", "as-built"}
 
 
 def test_a_smaller_last_batch_counts_by_its_examples() -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor, nn
 
 import pathlens
 from pathlens.analyses import profiles
 from pathlens.analyses.profiles import what_is_left
-from pathlens.errors import UsageError
+from pathlens.errors import NumericsError, UsageError
 from pathlens.estimators import ALIASES, METHODS, estimators, exact, rademacher, sampled
 from pathlens.estimators.estimator import Estimator
 from pathlens.estimators.resampling import RESAMPLES, example_weights, interval
 from pathlens.models import preresnet
 from pathlens.paths import ChainPaths, shortest_intervals
-from pathlens.residual.gradients import Linearisation
+from pathlens.residual.gradients import Linearisation, mixes_examples
 from pathlens.residual.modes import in_mode
 from pathlens.results.path_profile import PATH_GRADIENTS
 from tests.helpers.lesion_oracle import small_batches, small_net
@@ -194,10 +197,10 @@ class EverySign:
         return np.tile(np.array(next(self.patterns))[:, None], (1, size[1]))
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_signs_see_the_paths_that_go_through_other_examples(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model, x, y = preresnet(8).double(), torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 7])
+def sizes_of_signs(
+    model: nn.Module, x: Tensor, y: Tensor, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> set[tuple[int, int]]:
+    """Shapes of the signs that are drawn for three blocks, by which root mean squares are those of all paths."""
     view = pathlens.find_blocks(model, x)
     generator, sizes, every = np.random.default_rng, [], EverySign()
     draw = every.integers
@@ -211,8 +214,85 @@ def test_signs_see_the_paths_that_go_through_other_examples(mode: str, monkeypat
     for row in table.rows:
         paths = list(itertools.combinations(range(3), row["length"]))
         assert row["path_norm_rms"] == pytest.approx(float(linear.through(paths).norms().square().mean().sqrt()))
+    return set(sizes)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_signs_see_the_paths_that_go_through_other_examples(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x, y = preresnet(8).double(), torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 7])
     # signs of an example alone would give its own part of a path another sign than the part through others
-    assert set(sizes) == {(3, 1 if mode == "train" else 3)}
+    assert sizes_of_signs(model, x, y, mode, monkeypatch) == {(3, 1 if mode == "train" else 3)}
+
+
+class OfTheBatch(nn.Module):
+    """A batch norm that uses the statistics of the batch in every mode."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.mean, self.variance, training=True)
+
+
+class Normed(nn.Module):
+    """Three blocks that begin with a norm."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.branches = nn.ModuleList(nn.Sequential(norm(4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize("norm", [OfTheBatch, partial(nn.BatchNorm1d, track_running_stats=False)])
+def test_signs_are_those_of_the_batch_also_in_eval_mode(
+    norm: Callable[[int], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x, y = Normed(norm).double(), torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
+    assert sizes_of_signs(model, x, y, "eval", monkeypatch) == {(3, 1)}
+
+
+class Around(nn.Module):
+    """A residual addition around a norm and a layer."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.layer = norm, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.layer(self.norm(x)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, partial(nn.GroupNorm, 2)])
+def test_other_norms_mix_no_examples(norm: Callable[[int], nn.Module]) -> None:
+    view = pathlens.find_blocks(Around(norm(4)).eval(), torch.zeros(2, 4, 6, 6))
+    assert not mixes_examples(view.chain().trace)
+
+
+def test_tf32_rounds_more_coarsely_than_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = exact._measure
+
+    def rounded(*given: Any) -> Any:
+        sums = measured(*given)
+        return {**sums, "missing": 1e-4 * sums["whole"]}
+
+    monkeypatch.setattr(exact, "_measure", rounded)
+    net, batches = small_net(), small_batches(4, size=2)
+    table = pathlens.path_gradients(net, batches, method="exact", dtype="tf32")
+    assert table.provenance["relative_difference_to_autograd"] == pytest.approx(1e-2)
+    for dtype in ("float32", "float64"):
+        with pytest.raises(NumericsError, match="more than rounding explains"):
+            pathlens.path_gradients(net, batches, method="exact", dtype=dtype)
 
 
 def test_norms_whose_squares_are_zeros_have_a_root_mean_square_and_an_interval() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -231,6 +232,12 @@ def test_lengths_that_were_left_out_still_count_as_paths():
     assert share == pytest.approx(6.9e-6, rel=0.01)
     assert_legible(figure)
     assert_legible(figures.path_gradients(measured(54, longest=0)))
+
+
+def test_shares_are_of_all_paths_that_the_table_states():
+    given = replace(measured(9, longest=1), provenance={"all_paths": 5000})  # of blocks that are no chain
+    (line,) = figures.path_gradients(given).axes[0].lines
+    assert list(line.get_ydata()) == pytest.approx([0.02, 0.18])
 
 
 def test_panels_share_their_lengths_and_no_axis_is_longer_than_can_be_read():

@@ -111,7 +111,7 @@ for folder, lines in json.loads(sys.argv[1]).items():
 ESTIMATOR = "An estimator of path gradients"
 BESIDE_THE_OTHERS = (
     "pathlens path-gradients --model preresnet20 --weights random --data digits --method all --max-samples 1 "
-    "--limit 1 --max-length 3 --out one"
+    "--limit 1 --out one"
 )
 
 

@@ -311,6 +311,14 @@ def test_sequences_that_come_first_have_no_gradient_of_their_own_where_blocks_ar
     refused(UsageError, "no row for each of 3", lambda: pathlens.path_gradients(net, data, at="block:0", **options))
 
 
+def test_as_many_tokens_as_sequences_are_no_examples_where_blocks_are_no_chain() -> None:
+    torch.manual_seed(0)
+    net, data = Nested().double().eval(), [(torch.randn(3, 3, 4, dtype=torch.float64), torch.arange(3))]
+    signed: dict[str, Any] = {"additions": "all", "method": "signed"}
+    refused(UsageError, "no row for each of 3 images", lambda: pathlens.path_gradients(net, data, **signed))
+    refused(UsageError, "sequences come first", lambda: pathlens.lattice(net, data, additions="all"))
+
+
 SHUFFLED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "shuffle": lambda _: {"batch_size": 2, "shuffle": True},
     "subset": lambda _: {"batch_size": 2, "sampler": SubsetRandomSampler(range(4))},

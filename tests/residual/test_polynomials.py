@@ -266,6 +266,38 @@ def test_what_is_refused(monkeypatch):
         GraphLinearisation(view, x, LABELS)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: torch.ones(2),
+        lambda z, y: z.detach().sum(1),
+        lambda z, y: z.sum(1) * 0,
+        lambda z, y: torch.ones(2, requires_grad=True),
+    ],
+)
+def test_losses_that_do_not_depend_on_the_output(loss):
+    net, x = made("nested")
+    view = pathlens.find_blocks(net, x, additions="all")
+    with pytest.raises(NumericsError, match="does not depend on the output of the network: its gradient") as error:
+        GraphLinearisation(view, x, LABELS, loss=loss)
+    assert "\n" not in str(error.value)
+
+
+def test_a_view_of_other_blocks_is_refused():
+    net, x = made("U-Net")
+    data = [(x, LABELS)]
+    trunk, everywhere = (pathlens.find_blocks(net, x, additions=which) for which in ("trunk", "all"))
+    for measure in (pathlens.path_gradients, pathlens.lattice):
+        for view, asked in ((trunk, "all"), (trunk, "nested"), (everywhere, "trunk")):
+            with pytest.raises(UsageError, match=f"additions '{asked}': the view has those of '{view.additions}'"):
+                measure(view, data, additions=asked)
+    table = pathlens.path_gradients(everywhere, data, additions="all", method="exact")
+    assert table.provenance["additions"] == "all"
+    chain, x = made("post-activation")
+    view = pathlens.find_blocks(chain, x)  # all additions are on its trunk
+    assert pathlens.path_gradients(view, [(x, LABELS)], additions="all", method="exact").rows
+
+
 def test_a_table_of_path_gradients():
     net, x = made("U-Net")
     sums, numbers = enumerated("U-Net", True)
@@ -277,6 +309,8 @@ def test_a_table_of_path_gradients():
         norm = float(sums[row["length"]].flatten(1).norm(dim=1).mean())
         assert row["total_norm"] == pytest.approx(norm, rel=1e-9)
     assert sum(row["share"] for row in table.rows) == pytest.approx(1)
+    short = pathlens.path_gradients(net, [(x, LABELS)], additions="all", concat=True, method="exact", max_length=1)
+    assert short.provenance["all_paths"] == sum(numbers.values())
     lesioned = pathlens.path_gradients(
         net, [(x, LABELS)], additions="all", lesion=plans.delete_skips([1]), method="exact"
     )
