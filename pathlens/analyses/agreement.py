@@ -24,6 +24,8 @@ _NAMED = 5
 #: by what share of the largest output two passes over the same images differ where a network draws
 _DRAWN = 1e-3
 _LARGEST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-2}
+#: relative distance of numbers with the 10 bits of TensorFloat-32
+_TF32 = 2.0**-10
 
 
 def check_images(network: Inference, images: Tensor, batch: int) -> None:
@@ -51,7 +53,9 @@ def check_agreement(network: Inference, images: Tensor) -> float:
         UsageError: an intervention is active on the model.
     """
     view = network.view
-    if active_plans(view.model, view):
+    with in_mode(view.model):
+        active = active_plans(view.model, view)
+    if active:
         raise UsageError(
             f"an intervention is active on {type(view.model).__name__}, and this study makes its own of the network as "
             "it is; call it outside the with block"
@@ -77,6 +81,31 @@ def check_agreement(network: Inference, images: Tensor) -> float:
             if torch.equal(_own_output(view.model, network.chain, images), reference):
                 raise
             raise _changing(view.model) from None
+
+
+def depends_on_batch(network: Inference, images: Tensor) -> bool:
+    """Whether the model's own answers to images depend, by more than rounding, on the others of their batch.
+
+    Batch norms without running statistics make them. Half of the images that are compared is run by itself.
+
+    Raises:
+        DataError: images that do not fit the network, or are not finite.
+        ModelError: the model fails on them.
+    """
+    check_images(network, images, 0)
+    model, chain, images = network.view.model, network.chain, images[:_CHECKED_IMAGES]
+    if len(images) < 2:
+        return False
+    with in_mode(model), suspended():
+        whole = _output_of(model, chain, images)
+        try:
+            half = _output_of(model, chain, images[: len(images) // 2])
+        except ModelError:
+            return True
+    axis = chain.trace.batch_axis(chain.trace.main)
+    difference = (whole.narrow(axis, 0, half.shape[axis]).double() - half.double()).abs().max()
+    rounding = math.sqrt(_TF32 if _products_in_tf32() else torch.finfo(whole.dtype).eps)
+    return not difference <= rounding * whole.abs().max()  # so that NaN counts as well
 
 
 def check_traced(view: ResidualView, images: Tensor) -> float:
@@ -209,12 +238,7 @@ def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dt
     relative = float(difference)
     own = next((parameter.dtype for parameter in model.parameters()), dtype)
     limit = _LARGEST_DIFFERENCE.get(dtype)
-    if (
-        limit is not None
-        and own in _LARGEST_DIFFERENCE
-        and not torch.backends.cuda.matmul.allow_tf32
-        and relative > limit
-    ):
+    if limit is not None and own in _LARGEST_DIFFERENCE and not _products_in_tf32() and relative > limit:
         hooked = _hooked(model)
         if hooked:
             advice = f"forward hooks do not run in it, and there are some on {hooked}; remove them"
@@ -223,6 +247,11 @@ def _compared(what: str, model: nn.Module, logits: Tensor, reference: Tensor, dt
             f"logit; {advice}"
         )
     return relative if relative == relative else float("inf")  # noqa: PLR0124
+
+
+def _products_in_tf32() -> bool:
+    """Whether products of float32 are computed in TensorFloat-32, which the dtype of an analysis says (tf32)."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _hooked(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pathlens.analyses import tuning
+from pathlens.analyses.agreement import depends_on_batch
 from pathlens.analyses.options import SweepOptions
 from pathlens.analyses.provenance import EngineProvenance, LesionProvenance
 from pathlens.analyses.runner import Progress, Runner, running
@@ -35,6 +36,11 @@ from pathlens.tables import Json, Provenance
 BATCH_SIZE = 128
 
 AUTO = "auto"
+
+_WHOLE = (
+    "what the network answers to an image depends on the others of its batch: batches are run whole, and the results "
+    "are those of this batch size"
+)
 
 
 def run_plans(
@@ -100,6 +106,8 @@ class Evaluation:
 
     def record(self, results: Sequence[SweepResult]) -> LesionProvenance:
         """The provenance of what was swept."""
+        with in_mode(self.view.model):  # in train mode the network may be another, or none that can be traced
+            found = self.view.notes
         return LesionProvenance(
             verb=self.verb,
             network=type(self.view.model).__name__,
@@ -122,7 +130,7 @@ class Evaluation:
             seconds=self.runner.seconds,
             comparison=comparison(self.task, [test for result in results for test in result.tests.values()]),
             notes=(
-                *self.view.notes,
+                *found,
                 *self.stated.get("notes", ()),
                 *_engine_notes(self.network.engine, self.runner.device, self.runner.dtype),
             ),
@@ -159,9 +167,10 @@ def evaluating(
         data: an opened data set, or batches of (images, labels).
         identity: what tells this analysis from others of the same network and data.
         networks: how many are going to be evaluated, about.
-        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer.
+        batch_size: images in memory at a time, however large the data set is; the engine runs as many or fewer, and
+            as many where the network's answer to an image depends on the others (batch norms without statistics).
         device: where to compute (default: where the model is).
-        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``.
+        dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``, whatever autocast says outside.
         task: what is measured of the outputs, by name (see :class:`pathlens.metrics.Task`; default: what fits their
             shape).
         loss: that is measured, by name (see :meth:`pathlens.metrics.Task.with_loss`; default: the cross-entropy).
@@ -170,7 +179,7 @@ def evaluating(
         std: per-channel standard deviation (default: the data set's).
         engine: how to run the network, such as ``packed-32x2`` (see ``pathlens.residual.engines``). ``auto`` measures
             which is fastest where that pays; the provenance says which it was, and a sweep that is taken up again
-            goes on with it. Another engine rounds otherwise.
+            goes on with it, or begins anew where this machine does not have it. Another engine rounds otherwise.
         fast: False is short for the engine ``plain``, the model's own operations.
         journal: folder for finished batches, from which a killed sweep goes on (default: nothing is kept).
         progress: called with (batches done, batches in all).
@@ -191,24 +200,31 @@ def evaluating(
             spec = stated.get("model")
             what = {"task": chosen.name, "loss": chosen.loss}
             runner.identify(verb, view, plans=identity, **what, dtype=dtype, engine=asked, spec=spec)
-        network, choice = _prepared(given, view, runner, networks)
+        network, choice, notes = _prepared(given, view, runner, networks)
+        if notes:
+            stated = {**stated, "notes": (*stated.get("notes", ()), *notes)}
         with network:
             yield Evaluation(verb, view, runner, network, chosen, choice, dtype, seed, stated)
 
 
 def _prepared(
     given: Engine | None, view: ResidualView, runner: Runner, networks: int
-) -> tuple[Inference, EngineProvenance]:
-    """The network in the form given, that of the journal, or the fastest, and what provenance says of the choice."""
+) -> tuple[Inference, EngineProvenance, list[str]]:
+    """The network in the form given, that of the journal, or the fastest; what provenance says of the choice; notes."""
+    group = runner.group
+    notes: list[str] = []
     network: Inference | None = None
     choice: EngineProvenance | None = None
-    before = [name for name, _ in runner.recorded(PHASE).values()]
+    before = _engine_before(runner)
+    if given is None and before and not all(group.gather(_is_here(before, runner))):
+        notes.append(f"the sweep began anew: its journal is of engine {before}, which this machine does not have")
+        runner.start_anew(engine=f"{AUTO}, and not {before}")
+        before = _engine_before(runner)
     if given is not None:
         choice = EngineProvenance(engine=given.name, engine_chosen="given")
     elif before:
-        choice = EngineProvenance(engine=before[0], engine_chosen="resumed")
+        choice = EngineProvenance(engine=before, engine_chosen="resumed")
     else:
-        group = runner.group
         with group.agreed(), torch.inference_mode(), oom_as_error(runner.source.batch_size):
             if group.is_main:  # one process measures for all
                 network, choice = tuning.choose(view, runner, networks)
@@ -218,7 +234,27 @@ def _prepared(
         network = Inference(
             view, runner.device, runner.dtype, engines.named(choice.engine, runner.device, runner.dtype)
         )
-    return network, choice
+    with group.agreed(), torch.inference_mode(), oom_as_error(runner.source.batch_size):
+        depends = depends_on_batch(network, runner.source.first())
+    if any(group.gather(depends)):
+        network.keep_batches_whole()
+        choice = replace(choice, engine=network.engine.name)
+        notes.append(_WHOLE)
+    return network, choice, notes
+
+
+def _engine_before(runner: Runner) -> str | None:
+    """The engine of the finished batches in the journals, if there are any."""
+    return next((name for name, _ in runner.recorded(PHASE).values()), None)
+
+
+def _is_here(name: str, runner: Runner) -> bool:
+    """Whether this machine has an engine."""
+    try:
+        engines.named(name, runner.device, runner.dtype)
+    except UsageError:
+        return False
+    return True
 
 
 def task_of(view: ResidualView, name: str | None, loss: str | None = None) -> Task:
@@ -306,21 +342,27 @@ def view_for(
         NoResidualBlocksError: it has neither residual blocks nor a plain chain of layers.
     """
     if isinstance(model, ResidualView):
-        asked = additions or model.additions
-        if concat and not model.concat and model.has_concatenations:
-            raise UsageError("the view has no concatenations among its blocks; give concat=True to find_blocks instead")
-        if additions == "trunk" and not concat:
-            require_chain(model, "here")
-        elif asked != model.additions and (asked != "all" or model.has_others):
-            raise UsageError(
-                f"additions {asked!r}: the view has those of {model.additions!r}; give additions to find_blocks instead"
-            )
+        with in_mode(model.model):
+            _check_blocks(model, additions, concat)
         return model
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     where = processes.device_of(model, None)
     source = batch_source(data, 2, options.get("mean"), options.get("std"), where)
     return view_of(model, source.first(), None, additions, concat=concat)
+
+
+def _check_blocks(view: ResidualView, additions: str | None, concat: bool) -> None:
+    """Raise where a view has other blocks than those that are asked for."""
+    asked = additions or view.additions
+    if concat and not view.concat and view.has_concatenations:
+        raise UsageError("the view has no concatenations among its blocks; give concat=True to find_blocks instead")
+    if additions == "trunk" and not concat:
+        require_chain(view, "here")
+    elif asked != view.additions and (asked != "all" or view.has_others):
+        raise UsageError(
+            f"additions {asked!r}: the view has those of {view.additions!r}; give additions to find_blocks instead"
+        )
 
 
 def finite(value: float) -> float | None:

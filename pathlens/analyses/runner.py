@@ -57,6 +57,7 @@ class Runner:
         self._finished = self._planned = 0
         self._depends_on: dict[str, Json] = {}
         self._journals: dict[str, Journal] = {}
+        self._left: list[Journal] = []
         self._recorded: dict[str, dict[int, Any]] = {}
 
     @property
@@ -94,6 +95,16 @@ class Runner:
             "device": processes.device_name(self.device),
             **more,
         }
+
+    def start_anew(self, **more: Json) -> None:
+        """Leave the journals as they are, and keep others; those of an analysis that is complete are all removed.
+
+        Args:
+            **more: what tells the others from these, in the place of what :meth:`identify` was told.
+        """
+        self._left += self._journals.values()
+        self._journals, self._recorded = {}, {}
+        self._depends_on |= more
 
     def recorded(self, phase: str) -> dict[int, Any]:
         """Results of a phase that are in the journals, by number, on every process.
@@ -199,7 +210,7 @@ class Runner:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Remove the journals of an analysis that is complete; keep those of one that failed, to go on from."""
-        for journal in self._journals.values():
+        for journal in (*self._left, *self._journals.values()):
             if kind is None and self.group.is_main:
                 journal.finish()
             else:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from pathlens.analyses.provenance import DataProvenance
 from pathlens.data import ArrayData, DataSet, TextData
 from pathlens.errors import DataError, UsageError, described
+from pathlens.runtime import processes
 
 Data = DataSet | Iterable[Any]
 """An opened data set, or batches of (images, labels)."""
@@ -93,7 +94,8 @@ def batch_source(
     """Wrap a data set, a list of batches or a ``DataLoader`` (without shuffling).
 
     Raises:
-        UsageError: something that can be read only once, or a normalisation for batches that are made already.
+        UsageError: something that can be read only once or that is another part of the data in each process, or a
+            normalisation for batches that are made already.
         DataError: a batch size below 1, or a mean or deviation that does not fit the channels.
     """
     if isinstance(data, DataSet):
@@ -138,7 +140,15 @@ def batch_source(
                 f"a DataLoader that shuffles ({type(sampler).__name__}) gives other batches every time it is read; "
                 "give shuffle=False, or torch.utils.data.Subset"
             )
-    length = len(data) if isinstance(data, Sized) else None
+        if isinstance(sampler, DistributedSampler) and processes.current().world > 1:
+            raise UsageError(
+                "a DataLoader with a DistributedSampler gives each process a part of the data, and the processes share "
+                "the batches here; give the same loader to all, with shuffle=False and without that sampler"
+            )
+    try:
+        length = len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over an IterableDataset, which may have no length
+        length = None
     provenance = DataProvenance(data=f"batches from {type(data).__name__}", normalisation="as given by the batches")
     return BatchSource(data, None, None, None, device, length, provenance, "")
 

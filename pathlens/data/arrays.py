@@ -103,7 +103,7 @@ class ArrayData(Unnormalised):
             raise DataError(
                 f"{self.name}: {examples} of {self.n} examples cannot be held out; give a number that leaves some"
             )
-        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(self.n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         train, watched = (rows.sort().values for rows in (order[examples:], order[:examples]))
         return self.subset(train, "train"), self.subset(watched, "validation")
 

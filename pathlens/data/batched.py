@@ -121,5 +121,5 @@ class Unnormalised(Batched, ABC):
         """
         if mean or std:
             raise DataError(f"{self.name}: {self.as_they_are}; leave mean and std out")
-        rows = self.rows(torch.arange(*self._places(index, batch_size)), device)
+        rows = self.rows(torch.arange(*self._places(index, batch_size), device="cpu"), device)
         return Batch(index, *(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in rows))

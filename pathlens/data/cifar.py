@@ -55,7 +55,7 @@ def open_cifar(
                 raise DataError(
                     f"{name} could not be downloaded to {folder} ({one_line(failure)}); try again"
                 ) from failure
-    labels = torch.tensor(loaded.targets, dtype=torch.int64)
+    labels = torch.tensor(loaded.targets, dtype=torch.int64, device="cpu")
     n = len(labels) if limit is None else min(limit, len(labels))
     return ImageData(
         name=name,

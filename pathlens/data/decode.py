@@ -129,7 +129,7 @@ def decode_many(
     Raises:
         DataError: the first image that cannot be decoded or has another shape.
     """
-    out = torch.empty((len(items), *shape), dtype=torch.uint8)
+    out = torch.empty((len(items), *shape), dtype=torch.uint8, device="cpu")
     target = out.numpy()
 
     def fill(rows: range) -> None:

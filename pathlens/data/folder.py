@@ -45,7 +45,7 @@ def open_folder(folder: Path, split: str, limit: int | None, image_size: int | N
     # RandomState, not default_rng: its stream is frozen over versions of numpy.
     order = np.random.RandomState(0).permutation(len(files))
     paths = [files[row][0] for row in order]
-    labels = torch.tensor([files[row][1] for row in order], dtype=torch.int64)
+    labels = torch.tensor([files[row][1] for row in order], dtype=torch.int64, device="cpu")
     n = len(labels) if limit is None else min(limit, len(labels))
 
     def identity(start: int, stop: int) -> Iterator[bytes]:

@@ -254,7 +254,7 @@ class ImageData(Batched):
                 f"{what} has {len(numbers)} numbers and the images of {self.name} have {self.channels} channels; "
                 "give one number for each channel"
             )
-        held = torch.tensor(numbers, dtype=torch.float64).float()  # in which pixels are normalised
+        held = torch.tensor(numbers, dtype=torch.float64, device="cpu").float()  # in which pixels are normalised
         if not held.isfinite().all() or (what == "std" and held.min() <= 0):
             kind = "positive finite" if what == "std" else "finite"
             raise DataError(f"{what} {numbers}: give {kind} numbers")
@@ -267,7 +267,7 @@ def computed_normalisation(source: PixelSource, rows: int) -> Normalisation:
     The limit on the rows in use does not enter: a prefix of a set is normalised as the set is.
     """
     count = 0
-    total = torch.zeros(source.shape[0], dtype=torch.float64)
+    total = torch.zeros(source.shape[0], dtype=torch.float64, device="cpu")
     squares = torch.zeros_like(total)
     for start, stop in _chunks(source, rows):
         pixels = source.pixels(start, stop).to(torch.float64)
@@ -312,7 +312,7 @@ def _chunks(source: PixelSource, rows: int) -> Iterator[tuple[int, int]]:
 def _read_all(source: PixelSource, rows: int) -> torch.Tensor:
     if isinstance(source, ArraySource):
         return source.pixels(0, rows)
-    out = torch.empty((rows, *source.shape), dtype=torch.uint8)
+    out = torch.empty((rows, *source.shape), dtype=torch.uint8, device="cpu")
     for start, stop in _chunks(source, rows):
         out[start:stop] = source.pixels(start, stop)
     return out

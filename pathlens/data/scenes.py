@@ -62,7 +62,7 @@ def _scenes(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     # RandomState, not default_rng: its stream is frozen over versions of numpy
     random = np.random.RandomState(_SEEDS[split])
     digits = open_digits(split, None)
-    scans, labels = (tensor.numpy() for tensor in digits.rows(torch.arange(digits.n)))
+    scans, labels = (tensor.numpy() for tensor in digits.rows(torch.arange(digits.n, device="cpu")))
     photographs = _photographs()
     pixels = np.empty((_ROWS[split], 3, SIZE, SIZE), dtype=np.uint8)
     masks = np.zeros((_ROWS[split], SIZE, SIZE), dtype=np.uint8)

@@ -94,10 +94,10 @@ class TextData(Unnormalised):
         Returns:
             Tokens and next tokens, both int64 of shape (N, length).
         """
-        at = indices[:, None] * self.stride + torch.arange(self.length)
+        places = torch.arange(self.length, device="cpu")
+        at = indices[:, None] * self.stride + places
         targets = self.tokens[at + 1]
-        overlap = self.length - self.stride
-        targets[(indices > 0)[:, None] & (torch.arange(self.length) < overlap)] = NOT_COUNTED
+        targets[(indices > 0)[:, None] & (places < self.length - self.stride)] = NOT_COUNTED
         return self.tokens[at].to(device), targets.to(device)
 
     def hold_out(self, sequences: int) -> tuple[TextData, TextData]:
@@ -132,7 +132,7 @@ class TextData(Unnormalised):
             split: what to call them.
         """
         span = self.length + 1
-        tokens = self.tokens[indices[:, None] * self.stride + torch.arange(span)].flatten()
+        tokens = self.tokens[indices[:, None] * self.stride + torch.arange(span, device="cpu")].flatten()
         return replace(self, split=split, n=len(indices), total=len(indices), stride=span, tokens=tokens)
 
 

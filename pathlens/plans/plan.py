@@ -12,8 +12,6 @@ import numpy as np
 
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
-from pathlens.residual.describe import nodes_between
-from pathlens.residual.operations import WEIGHTED
 from pathlens.residual.restricted import Choice
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 
@@ -469,8 +467,4 @@ def interchangeable(
 def _direct(view: ResidualView, index: int) -> bool:
     """Whether the block starts where the one before it ends: in shape, and with no layer between."""
     before = view[index - 1].out_shape if index else view[index].in_shape
-    if before != view[index].in_shape:
-        return False
-    chain = view.chain()
-    link = chain.links[index]
-    return not any(node.target in WEIGHTED for node in nodes_between(chain, link.start, link.branch_point))
+    return before == view[index].in_shape and not view.has_layers_before(index)

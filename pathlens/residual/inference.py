@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, TypeVar
 
@@ -178,6 +178,13 @@ class Inference:
         size = self.engine.images or max(1, len(tensors[0]))
         return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
 
+    def keep_batches_whole(self) -> None:
+        """Compute all images of a batch together from now on, where what is computed of one depends on the others."""
+        self.engine = replace(self.engine, images=None, lanes=1)
+        # prepared for a number of images
+        self._pieces.clear()
+        self.__dict__.pop("_rewritten", None)
+
     def each(self, function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
         """A function of every item, as many at the same time as the engine has lanes; results in the items' order."""
         if self.engine.lanes == 1 or len(items) < 2:
@@ -311,7 +318,7 @@ def _lower(
     if engine.form == "packed":
         fuse_onednn(root, graph, engine.images)
     elif fast and engines.widens(device, dtype):
-        _widen(graph)
+        engines.widen(graph)
     graph.eliminate_dead_code()
     # copies only the tensors in use: keeping the weights that were packed would double the memory
     return fx.GraphModule(root, graph, class_name="Piece")
@@ -405,14 +412,6 @@ class _Fusion:
     @property
     def last(self) -> fx.Node:
         return self.relu or self.add or self.conv
-
-
-def _widen(graph: fx.Graph) -> None:
-    """Compute products in float32 on a CPU without units for half types, where they would take 20 times as long."""
-    for node in graph.nodes:
-        if node.target in ops.WEIGHTED and isinstance(node.args[0], fx.Node) and not node.kwargs:
-            node.args = (node.target, *node.args)
-            node.target = engines.in_float32
 
 
 def fuse_onednn(root: nn.Module, graph: fx.Graph, images: int | None) -> None:

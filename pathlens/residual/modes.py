@@ -1,4 +1,4 @@
-"""A user's module in another mode, or as a copy: it is left as it is.
+"""A user's module in another mode, or as a copy: it is left as it is. And what its modules are set to.
 
 Whatever changes a module's mode puts every submodule's own back.
 """
@@ -8,9 +8,21 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
+
+#: kinds of attributes that a trace holds as they were: numbers, words and switches, and functions to be called
+_NUMBERS = (bool, int, float, str, type(None), np.int64, np.float32, np.float64)
+_PLAIN = frozenset((*_NUMBERS, FunctionType, BuiltinFunctionType, MethodType, partial))
+_CONTAINERS = frozenset((list, tuple, dict))
+#: attributes of every module, which say nothing of what it computes, and the place where interventions put a forward
+_OF_ALL = (frozenset(nn.Module().__dict__) - {"training"}) | {"forward"}
+#: modules of which nothing is set to another number, and most of a network
+_UNCHANGING = frozenset((nn.Conv2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sequential, nn.ModuleList))
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -27,9 +39,52 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
+def settings(model: nn.Module) -> tuple[Any, ...]:
+    """The modules of a model and what they are set to: what a trace of it holds as it was, so that it can be compared.
+
+    Numbers, words, switches and functions count, also those in lists, tuples and dicts: rates of dropout, temperatures,
+    gates, activations. Modules stand for themselves, since the place in memory of one that is gone may be another's.
+
+    Args:
+        model: whose parameters, buffers and other tensors are left out.
+    """
+    found: list[Any] = []
+    for module in model.modules():
+        found.append(module)
+        if type(module) in _UNCHANGING:
+            found.append(module.training)
+            continue
+        for name, value in module.__dict__.items():
+            kind = type(value)
+            if kind in _PLAIN and name not in _OF_ALL:
+                found.append(value)
+            elif kind in _CONTAINERS and name not in _OF_ALL:
+                found += _plain_parts(value)
+    return tuple(found)
+
+
+def _plain_parts(container: Any) -> list[Any]:
+    """What is plain in a list, tuple or dict and in those inside it; the kind of each stands before its parts."""
+    found: list[Any] = []
+    waiting, seen = [container], {id(container)}
+    while waiting:
+        held = waiting.pop()
+        parts = list(held.values() if isinstance(held, dict) else held)
+        plain = [part for part in parts if type(part) in _PLAIN]
+        # features that a forward pass keeps there are none of its settings, however many
+        found += [type(held), *plain] if plain else []
+        inside = [part for part in parts if type(part) in _CONTAINERS and id(part) not in seen]
+        seen.update(map(id, inside))
+        waiting += inside
+    return found
+
+
 @contextlib.contextmanager
 def in_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Hold a module in eval (or train) mode; afterwards each of its modules is in the mode that it was in.
+
+    Modules change their mode themselves, by their own ``train``: some add updates of low rank to their weights in eval
+    mode, and take them off in train mode.
 
     Args:
         module: whose mode is changed, with all of its submodules.
@@ -40,5 +95,10 @@ def in_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        # from the outermost on, because each takes along those inside it
+        for part, mode in before:
+            if part.training != mode:
+                part.train(mode)
+        # a module may refuse a mode that its flag was set to
         for part, mode in before:
             part.training = mode

@@ -2,14 +2,15 @@
 
 The graph is recorded (:mod:`pathlens.residual.recorded`) or, where that is not surely right, comes from
 :func:`torch.export.export` with a symbolic batch size. It is functional: in-place additions and activations are
-ordinary nodes, and updates of buffers (batch-norm statistics) are extra outputs. It refers to parameters by name only,
-so it always computes with the tensors that the module holds at the time of the call.
+ordinary nodes, and updates of buffers (batch-norm statistics) are extra outputs. It refers to parameters and buffers by
+name only, so it always computes with those that the module holds at the time of the call. Other tensors that modules
+hold are constants of it; :attr:`Trace.is_current` says whether they still hold the same ones.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pathlens.errors import ModelError, PathlensError, one_line
+from pathlens.residual.aliases import memory_of
 from pathlens.residual.outputs import Output, choose_output
 from pathlens.residual.recorded import BackwardError, ReplacedError, record
 from pathlens.residual.simplify import batch_norm_update, simplify
@@ -31,6 +33,26 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "batch_norm_update", "trace"]
 
 _MAX_BATCH_PROBE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a module holds a constant: the keys that lead to it from the attributes, through lists, tuples, dicts."""
+
+    tensor: Tensor
+    attributes: dict[str, Any]
+    keys: tuple[Any, ...]
+
+    @property
+    def now(self) -> Any:
+        """What is there now, or None."""
+        value: Any = self.attributes
+        try:
+            for key in self.keys:
+                value = value[key]
+        except (LookupError, TypeError):
+            return None
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +89,12 @@ class Trace:
     device: torch.device
     has_functions: bool
     _lookups: dict[str, Callable[[], Tensor]] = field(repr=False)
+    _places: tuple[_Place, ...] = field(repr=False)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the modules hold the constants, and no other tensors in their place."""
+        return all(place.now is place.tensor for place in self._places)
 
     @property
     def main(self) -> fx.Node:
@@ -307,7 +335,29 @@ def _assemble(
         device=example.device,
         has_functions=has_functions,
         _lookups={name: _lookup(model, kind, target) for name, (kind, target) in tensors.items()},
+        _places=tuple(_places(model, [target for kind, target in tensors.values() if kind == "constant"])),
     )
+
+
+def _places(model: nn.Module, constants: list[Tensor]) -> Iterator[_Place]:
+    """The attributes of modules, and the parts of lists, tuples and dicts in them, that are constants of a graph."""
+    # known by their memory, because the exporter may have other tensors that look at it
+    wanted = {memory_of(constant) for constant in constants if constant.layout is torch.strided}
+    if not wanted:
+        return
+    for module in model.modules():
+        waiting: list[tuple[Any, tuple[Any, ...]]] = [(module.__dict__, ())]
+        seen = {id(module._parameters), id(module._buffers)}
+        while waiting:
+            held, keys = waiting.pop()
+            parts: Any = held.items() if isinstance(held, dict) else enumerate(held)
+            for key, value in parts:
+                if isinstance(value, Tensor):
+                    if value.layout is torch.strided and memory_of(value) in wanted:
+                        yield _Place(value, module.__dict__, (*keys, key))
+                elif type(value) in (list, tuple, dict) and id(value) not in seen:
+                    seen.add(id(value))
+                    waiting.append((value, (*keys, key)))
 
 
 def _lookup(model: nn.Module, kind: str, target: Any) -> Callable[[], Tensor]:

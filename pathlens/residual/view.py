@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 
 from pathlens.errors import ModelError, NoResidualBlocksError, UsageError
 from pathlens.residual.chain import ADDITIONS, Chain, build_additions, build_chain, check_index
-from pathlens.residual.describe import Block, Totals, describe, shape_of, totals
+from pathlens.residual.describe import Block, Totals, describe, nodes_between, shape_of, totals
 from pathlens.residual.discover import concatenations, discover
-from pathlens.residual.modes import in_mode
+from pathlens.residual.modes import in_mode, settings
+from pathlens.residual.operations import WEIGHTED
 from pathlens.residual.plain import build_layers
 from pathlens.residual.routes import Part
 from pathlens.residual.segments import Segment
@@ -22,9 +23,6 @@ from pathlens.residual.trace import Trace, trace
 from pathlens.residual.turns import together
 
 Mode = tuple[tuple[Any, ...], str, torch.dtype, torch.dtype, tuple[int, ...], int | None]
-_PLAIN = frozenset((bool, int, float, str))
-#: modules of which nothing is set to another number, and most of a network
-_UNCHANGING = frozenset((nn.Conv2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sequential, nn.ModuleList))
 #: traces that a view keeps: of modes, types and shapes, and of what a network was set to
 _MOST_CHAINS = 16
 
@@ -71,6 +69,8 @@ class ResidualView:
         self._blocks: tuple[Block, ...] = ()
         chain = self.chain(self._example)
         self._additions, self._concat, self._in_series = chain.additions, chain.concat, chain.in_series
+        before = (nodes_between(chain, link.start, link.branch_point) for link in chain.links)
+        self._weights_before = tuple(any(node.target in WEIGHTED for node in nodes) for nodes in before)
         self._studied = chain.trace.output.name if len(chain.trace.output.among) > 1 else None
         self._blocks = describe(chain)
 
@@ -125,6 +125,14 @@ class ResidualView:
         """Indices of the blocks of each stage."""
         count = max((block.stage for block in self._blocks), default=-1) + 1
         return tuple(tuple(b.index for b in self._blocks if b.stage == stage) for stage in range(count))
+
+    def has_layers_before(self, index: int) -> bool:
+        """Whether a layer with weights lies between the output of the block before and the start of a block's branch.
+
+        Args:
+            index: of the block.
+        """
+        return self._weights_before[check_index(index, len(self))]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -211,7 +219,7 @@ class ResidualView:
         like = self._like() if images is None else images
         key = self._mode(like, None)
         chain = self._chains.get(key) or self._chains.get(self._mode(like, like.shape[:1].numel()))
-        if chain is None:
+        if chain is None or not chain.trace.is_current:
             traced = trace(self._model, like.detach().to(self._parameter().device).contiguous(), self._output)
             chain = self._arrange(traced, type(self._model).__name__)
             if self._blocks and len(chain.links) != len(self._blocks):
@@ -225,16 +233,8 @@ class ResidualView:
         return chain
 
     def _mode(self, like: Tensor, static_batch: int | None) -> Mode:
-        # numbers, words and switches of a module, which a trace holds as they were: rates of dropout, temperatures
-        modules: list[Any] = []
-        for module in self._model.modules():
-            modules.append(id(module))
-            if type(module) in _UNCHANGING:
-                modules.append(module.training)
-            else:
-                modules += [value for value in module.__dict__.values() if type(value) in _PLAIN]
-        first = self._parameter()
-        return tuple(modules), str(first.device), first.dtype, like.dtype, tuple(like.shape[1:]), static_batch
+        first, shape = self._parameter(), tuple(like.shape[1:])
+        return settings(self._model), str(first.device), first.dtype, like.dtype, shape, static_batch
 
     def _parameter(self) -> Tensor:
         """The first parameter, which tells the type and device of the model."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import defaultdict, deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ import pathlens
 from pathlens.data import ImageData, open_data
 from pathlens.errors import ModelError, NumericsError, UsageError
 from pathlens.residual import find_blocks
+from pathlens.residual.modes import in_mode
 from pathlens.training import Recipe, StochasticDepth
 
 
@@ -127,6 +130,115 @@ def test_a_view_follows_what_modules_are_set_to() -> None:
         model.blocks[0].scale = float(scale)
         view.chain()
     assert len(view._chains) <= 16
+
+
+class Set(nn.Module):
+    """Multiplies by a tensor beside the parameters, by tensors and numbers in lists, and calls a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Any = torch.linspace(0.5, 1, 4).reshape(4, 1, 1)
+        self.masks = [torch.ones(4, 1, 1), torch.full((4, 1, 1), 2.0)]
+        self.gates: list[Any] = [1.0, (0.5, {"last": 2.0})]
+        self.act: Any = torch.tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, (second, others) = self.gates
+        x = self.act(x) * self.masks[0] * self.masks[1] * first * second * others["last"]
+        return x if self.mask is None else x * self.mask
+
+
+SETTINGS: dict[str, Callable[[Set], object]] = {
+    "a tensor": lambda part: setattr(part, "mask", torch.full((4, 1, 1), 0.1)),
+    "a tensor that is written to": lambda part: part.mask.mul_(0.5),
+    "a tensor of another shape": lambda part: setattr(part, "mask", torch.tensor([0.2])),
+    "no tensor": lambda part: setattr(part, "mask", None),
+    "a tensor in a list": lambda part: part.masks.__setitem__(0, torch.full((4, 1, 1), 3.0)),
+    "another list of tensors": lambda part: setattr(part, "masks", [torch.zeros(4, 1, 1), torch.ones(4, 1, 1)]),
+    "a number in a list": lambda part: part.gates.__setitem__(0, 0.0),
+    "a number in a dict": lambda part: part.gates[1][1].update(last=5.0),
+    "a function": lambda part: setattr(part, "act", torch.sigmoid),
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS)
+@torch.no_grad()
+def test_a_view_follows_what_modules_hold_beside_their_parameters(change: str) -> None:
+    model, x = net(nn.Identity(), Set(), nn.Identity()).eval(), torch.randn(3, 1, 8, 8)
+    view, before = find_blocks(model, x[:2]), model(x)
+    SETTINGS[change](model.blocks[1].inside)
+    wanted = model(x)
+    assert not torch.allclose(wanted, before)
+    torch.testing.assert_close(view.head(view.run(view.stem(x))), wanted)
+    by_hand = model.head(model.blocks[1:](model.stem(x)).mean((2, 3)))
+    with pathlens.deleted(view, 0):
+        torch.testing.assert_close(model(x), by_hand)
+
+
+@torch.no_grad()
+def test_a_view_follows_a_module_in_the_place_of_another() -> None:
+    model, x = net().eval(), torch.randn(3, 1, 8, 8)
+    view, first = find_blocks(model, x[:2]), weakref.ref(model.blocks[0].inside)
+    for kind in (nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.ELU):
+        model.blocks[0].inside = kind()
+        torch.testing.assert_close(view.head(view.run(view.stem(x))), model(x))
+    # while there is a trace of it, no other module can take its place in memory
+    assert first() is not None
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return x * 2
+
+
+def test_features_that_are_kept_are_no_reason_to_trace_again() -> None:
+    model = net(Remembers(), Remembers(), Remembers()).eval()
+    view = find_blocks(model, torch.zeros(2, 1, 8, 8))
+    chain = view.chain()
+    for batch in (2, 5):
+        model(torch.randn(batch, 1, 8, 8))
+        assert view.chain() is chain
+
+
+class Merges(nn.Module):
+    """Adds an update to its weights in eval mode and takes it off in train mode, as layers of low-rank updates do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merges:
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += -2.0 if mode else 2.0
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.weight if self.merged else self.weight + 2.0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_modules_change_their_mode_themselves(whole: bool, training: bool) -> None:
+    parts = [Merges(), Merges(), Merges()]
+    model = net(*parts).train(whole)
+    parts[1].train(not whole)
+
+    def state() -> list[tuple[bool, bool, float]]:
+        return [(part.training, part.merged, part.weight.mean().item()) for part in parts]
+
+    before = state()
+    with in_mode(model, training):
+        assert state() == [(training, not training, 1.0 if training else 3.0)] * 3
+    assert state() == before
+    assert {part.merged for part in parts} == {True, False}
 
 
 class Crossed(nn.Module):

@@ -19,10 +19,14 @@ import torch
 from torch import Tensor
 
 import pathlens
+from pathlens.analyses import evaluation
+from pathlens.analyses.provenance import EngineProvenance
+from pathlens.analyses.runner import Runner
 from pathlens.cli import main
 from pathlens.data import ImageData, open_data
 from pathlens.errors import ResourceError, RunError
-from pathlens.residual import ResidualView, find_blocks
+from pathlens.residual import ResidualView, engines, find_blocks
+from pathlens.residual.inference import Inference
 from pathlens.storage import journal as journals
 from pathlens.storage.journal import results_unsaved
 from pathlens.tables import Table
@@ -108,8 +112,8 @@ def test_only_what_is_missing_is_computed(
         lambda self, index, *args, **kwargs: (read.append(index), batch(self, index, *args, **kwargs))[1],
     )
     assert again(view, data, tmp_path).rows == whole.rows
-    # the first batch is read once more, for the comparison of the prepared network with the model
-    assert read == [0, 6, 7]
+    # the first batch is read twice more: does an image's answer depend on its batch, and is the network the model's own
+    assert read == [0, 0, 6, 7]
 
 
 def test_a_line_that_the_kill_cut_off(view: ResidualView, data: ImageData, whole: Table, tmp_path: Path) -> None:
@@ -182,6 +186,30 @@ def test_another_request_starts_anew(
     stopped(view, data, tmp_path, after=2, **first)
     assert again(view, data, tmp_path, **change).provenance["resumed_batches"] == 0
     assert again(view, data, tmp_path, **first).provenance["resumed_batches"] == 2
+
+
+def test_a_machine_without_the_engine_of_the_journal_starts_anew(
+    view: ResidualView, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not engines.packs(torch.device("cpu"), torch.float32):
+        pytest.skip("this torch has no packed convolutions")
+
+    def choose(view: ResidualView, runner: Runner, _networks: int) -> tuple[Inference, EngineProvenance]:
+        network = Inference(view, runner.device, runner.dtype, engines.Engine("packed", 4))
+        return network, EngineProvenance(engine="packed-4", engine_chosen="measured")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation.tuning, "choose", choose)
+        stopped(view, data, tmp_path / "journal", after=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "packs", lambda device, dtype: False)
+        stopped(view, data, tmp_path / "journal", after=2)
+        table = again(view, data, tmp_path / "journal")
+    assert table.provenance["resumed_batches"] == 2
+    assert table.provenance["engine"] == "folded-5"
+    assert any("of engine packed-4, which this machine does not have" in note for note in table.provenance["notes"])
+    assert table.rows == pathlens.delete_blocks(view, data, batch_size=5, engine="folded-5", **RGB).rows
+    assert not (tmp_path / "journal").exists()
 
 
 def test_other_images_start_anew(view: ResidualView, data: ImageData, tmp_path: Path) -> None:

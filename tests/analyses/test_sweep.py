@@ -15,10 +15,11 @@ import pytest
 import scipy.stats
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 import pathlens
 from pathlens import plans
+from pathlens.analyses.sources import batch_source
 from pathlens.analyses.sweep import evaluate, routes_of
 from pathlens.data import open_data
 from pathlens.errors import DataError, ModelError, NumericsError, ResourceError, UsageError
@@ -26,6 +27,7 @@ from pathlens.residual import ResidualView, find_blocks
 from pathlens.residual.chain import Chain
 from pathlens.residual.inference import Inference
 from pathlens.residual.routes import Part
+from pathlens.runtime import processes
 from tests.helpers.data_files import noise, png, write
 from tests.helpers.lesion_oracle import (
     Cancels,
@@ -164,6 +166,82 @@ def test_the_caller_s_batches_and_model_are_left_alone() -> None:
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.parametrize("engine", ["plain", "plain-4x2"])
+def test_autocast_around_a_sweep_changes_nothing(engine: str) -> None:
+    net, batches = small_net(torch.float32), small_batches(dtype=torch.float32)
+    wanted = pathlens.delete_blocks(net, batches, engine=engine)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pathlens.delete_blocks(net, batches, engine=engine).rows == wanted.rows
+
+
+class Centred(torch.nn.Module):
+    """A block whose branch is of what an image has beyond the mean of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.conv(x - x.mean(0, keepdim=True)))
+
+
+@pytest.mark.parametrize("engine", ["plain", "plain-5", "folded-4x2", "auto"])
+def test_batches_run_whole_where_answers_depend_on_them(engine: str, view: ResidualView) -> None:
+    net, batches = drawn(lambda: Net(Centred(), Centred())).double(), small_batches()
+
+    def forward(x: Tensor, deleted: list[int]) -> Tensor:
+        x = net.stem(x)
+        for index, block in enumerate(net.blocks):
+            x = x if index in deleted else block(x)
+        return net.fc(x.mean((2, 3)))
+
+    table = pathlens.delete_blocks(net, batches, dtype="float64", engine=engine)
+    assert len(table.rows) == 3
+    for row in table.rows:
+        near(row, plain_loop(lambda x, row=row: forward(x, indices(row["blocks"])), batches))
+    assert table.provenance["engine"] == ("plain" if engine.startswith("plain") else "folded")
+    said = [note for note in table.provenance["notes"] if "depends on the others of its batch" in note]
+    assert len(said) == 1
+    options: dict[str, Any] = {"dtype": "float64", "replace": "mean"}
+    means = [pathlens.delete_blocks(net, batches, engine=name, **options).rows for name in ("plain", engine)]
+    for row, wanted in zip(means[1], means[0], strict=True):
+        near(row, (wanted["error"], wanted["loss"]))
+    other = pathlens.delete_blocks(view, batches, dtype="float64", blocks=[], engine=engine).provenance["notes"]
+    assert not any("depends on the others of its batch" in note for note in other)
+
+
+class ForTraining(torch.nn.Module):
+    """Leaves everything out by a draw, or returns what an auxiliary loss is for, in train mode alone."""
+
+    def __init__(self, draws: bool) -> None:
+        super().__init__()
+        self.net, self.draws = small_net(torch.float32), draws
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training and self.draws and torch.rand(1) < 0.5:
+            return x
+        logits = self.net(x)
+        return (logits, logits * 2) if self.training and not self.draws else logits
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_what_a_network_does_in_train_mode_alone_ends_no_sweep(draws: bool) -> None:
+    batches = small_batches(8, dtype=torch.float32)
+    net = ForTraining(draws).eval()
+    wanted = pathlens.delete_blocks(net, batches, blocks=1, engine="plain")
+    view = find_blocks(net, batches[0][0])
+    net.train()
+    for model in (net, view):
+        table = pathlens.delete_blocks(model, batches, blocks=1, engine="plain", additions="all")
+        assert table.rows == wanted.rows
+        assert table.provenance["notes"] == wanted.provenance["notes"]
+        assert len(pathlens.delete_skips(model, batches, blocks=1).rows) == 2
+        assert len(pathlens.delete_blocks_greedy(model, batches, count=1).rows) == 2
+        assert len(pathlens.reorder_blocks(model, batches, swaps=1, samples=1).rows) == 2
+        assert len(pathlens.reorder_blocks_runs(model, batches).rows) > 2
+    assert all(module.training for module in net.modules())
+
+
 class Watched:
     """A prepared network that records which pieces run, and how many of their results are alive."""
 
@@ -296,6 +374,28 @@ def test_memory_does_not_grow_with_the_data(view: ResidualView) -> None:
 def test_bad_data(view: ResidualView, data: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words) as caught:
         pathlens.delete_blocks(view, data)
+    assert "\n" not in str(caught.value)
+
+
+class Streamed(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in small_batches(20):
+            yield from zip(images, labels, strict=True)
+
+
+def test_a_data_set_that_has_no_length(view: ResidualView) -> None:
+    found = pathlens.delete_blocks(view, DataLoader(Streamed(), batch_size=16), blocks=1)
+    assert found.rows == pathlens.delete_blocks(view, small_batches(20), blocks=1).rows
+
+
+def test_another_part_of_the_data_in_each_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = TensorDataset(torch.zeros(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
+    sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+    given: tuple[Any, ...] = DataLoader(data, 4, sampler=sampler), 4, None, None, torch.device("cpu")
+    assert batch_source(*given).count == 1
+    monkeypatch.setattr(processes, "current", lambda: processes.Processes(0, 2))
+    with pytest.raises(UsageError, match=r"gives each process a part of the data.*without that sampler") as caught:
+        batch_source(*given)
     assert "\n" not in str(caught.value)
 
 

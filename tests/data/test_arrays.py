@@ -39,6 +39,14 @@ def test_batches_are_the_rows_of_the_file(file: Path) -> None:
         data.batch(0, 3, mean=(0.5,), std=(0.5,))
 
 
+def test_the_default_device_of_torch_does_not_count(file: Path) -> None:
+    wanted = pathlens.open_arrays(file).batch(1, 3)
+    with torch.device("meta"):
+        found = pathlens.open_arrays(file).batch(1, 3)
+    assert found.images.equal(wanted.images)
+    assert found.labels.equal(wanted.labels)
+
+
 def with_header(path: Path, header: bytes) -> Path:
     """A file whose inputs have a header of somebody's own, and nothing behind it."""
     stream = io.BytesIO()

@@ -100,6 +100,14 @@ def test_a_batch_may_be_overwritten(tmp_path):
     assert torch.equal(data.batch(0, 4).images, before)
 
 
+def test_the_default_device_of_torch_does_not_count():
+    wanted = open_data("digits", limit=8).batch(1, 4)
+    with torch.device("meta"):
+        found = open_data("digits", limit=8).batch(1, 4)
+    assert torch.equal(found.images, wanted.images)
+    assert torch.equal(found.labels, wanted.labels)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_kept_set_is_copied_to_the_device_once():
     data = open_data("digits")

@@ -147,3 +147,16 @@ def test_a_subset_has_the_sequences_that_were_picked(tmp_path: Path) -> None:
     tokens, targets = part.rows(torch.arange(3))
     assert tokens.equal(data.rows(picked)[0])
     assert targets.equal(tokens + 1)  # also where an earlier sequence of the whole text asks for the same
+
+
+def test_the_default_device_of_torch_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(bytes(range(60)))
+    wanted = open_text(tmp_path / "text", length=8, stride=5).batch(1, 2)
+    with torch.device("meta"):
+        data = open_text(tmp_path / "text", length=8, stride=5)
+        found = data.batch(1, 2)
+    assert found.images.equal(wanted.images)
+    assert found.labels.equal(wanted.labels)
+    with torch.device("meta"):
+        part = data.subset(torch.tensor([2, 3], device="cpu"), "train")
+    assert part.batch(0, 2).images.equal(wanted.images)

@@ -72,9 +72,9 @@ def test_additions_are_told_apart_by_where_they_lie(name, which):
         return
     view = pathlens.find_blocks(net, x, additions=which)
     assert (len(view), view.additions) == (len(places[which]), which)
+    wanted = by_hand(net, x, numbers, ["shortcut" if block in places[which] else None for block in range(len(numbers))])
     with torch.no_grad(), pathlens.deleted(view, range(len(view))):
-        rest = ["shortcut" if number in places[which] else None for number in numbers]
-        torch.testing.assert_close(net(x), by_hand(net, x, numbers, rest), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(net(x), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_by_default_the_trunk_and_else_everything():
