@@ -133,7 +133,7 @@ def delete_blocks(
         "samples": o.drawn(samples, count is not None and not contiguous, _RUNS if contiguous else _COUNT),
         "group": group.value,
         "contiguous": contiguous,
-        **({} if replace == Replace.zero else {"replace": replace.value}),
+        "replace": replace.value,
     }
     run("delete-blocks", common, arguments, blocks, additions, concat)
 
@@ -235,5 +235,4 @@ def run(
                 **common.sweep,
                 progress=progress,
             )
-        which = {"additions": current.view.additions, **({"concat": True} if concat else {})}
-        finish(current, table, {**arguments, **which})
+        finish(current, table, {**arguments, "additions": current.view.additions, "concat": concat})

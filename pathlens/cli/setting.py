@@ -137,6 +137,8 @@ def setting(
             if common.out is not None and group.is_main:
                 stack.enter_context(run_folder(common.out, verb))
         saved = stack.enter_context(results_unsaved())
+        is_random = common.weights == "random"
+        ends: Provenance = {"num_classes": data.num_classes, "in_channels": data.channels} if is_random else {}
         yield Setting(
             verb=verb,
             common=common,
@@ -153,6 +155,7 @@ def setting(
                 "weights": loaded.weights,
                 "trained": loaded.trained,
                 "model_sha256": loaded.sha256,
+                **ends,  # as which random weights were drawn
                 "normalisation": source,
                 "notes": list(loaded.notes),
             },

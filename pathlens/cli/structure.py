@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from pathlens.models import LoadedModel
-    from pathlens.tables import Table
+    from pathlens.tables import Provenance, Table
 
 _DEFAULT_INPUT = (3, 224, 224)
+_LARGEST = 1_000_000  # classes or channels that a table may state
 
 InputShape = Annotated[
     str | None, o.option("Shape of one input. Default: what the network states, else 3,224,224.", metavar="C,H,W")
@@ -87,8 +88,20 @@ def _write(table: Table, picture: Path | None, out: Path | None) -> None:
         write_run(out, {"blocks": table}, {"blocks": figure}, table.provenance)
 
 
-def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None) -> tuple[LoadedModel, torch.Tensor]:
-    """A network of which the structure matters, so that weights may be random where it has none; and an input to it."""
+def loaded_network(
+    network: o.Network, seed: int, shape: tuple[int, ...] | None, measured: Provenance | None = None
+) -> tuple[LoadedModel, torch.Tensor]:
+    """A network of which the structure matters, so that weights may be random where it has none; and an input to it.
+
+    Args:
+        network: the options.
+        seed: of random weights.
+        shape: of one input, or None.
+        measured: what a table states of the network that it was measured on, so that random weights are those again.
+
+    Raises:
+        PathlensError: whatever is wrong with the options, the network or the weights.
+    """
     from pathlens.models import load_model
     from pathlens.models.registry import DEFAULT_NAME, REFERENCES
 
@@ -97,7 +110,9 @@ def loaded_network(network: o.Network, seed: int, shape: tuple[int, ...] | None)
     has_own = packaged or ".py:" in name or name.startswith("hf:")
     weights = network.weights if network.weights or has_own else "random"
     check_init(network, weights)
-    loaded = load_model(network.model, weights, seed=seed)
+    stated = {name: (measured or {}).get(name) for name in ("num_classes", "in_channels")}
+    ends = {name: size for name, size in stated.items() if type(size) is int and 1 <= size <= _LARGEST}
+    loaded = load_model(network.model, weights, **ends, seed=seed)
     example = loaded.example
     if example is None or shape is not None:
         example = _zeros(shape or loaded.input_shape or _DEFAULT_INPUT)

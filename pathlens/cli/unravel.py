@@ -89,7 +89,7 @@ def unravel(
     if window is not None and kind == Kind.dag:
         raise UsageError("--blocks is a window of a tree, lattice or equation; a dag shows the whole network")
     norms = None if gradients is None else _norms(gradients)
-    loaded, example = loaded_network(network, seed, shape)
+    loaded, example = loaded_network(network, seed, shape, None if norms is None else norms.provenance)
     if norms is not None:
         _check_network(norms, loaded, gradients)
     data = _content(
@@ -201,9 +201,12 @@ def _check_network(norms: Table, loaded: LoadedModel, place: Path | None) -> Non
     """Refuse norms of another network than the one that is drawn."""
     measured = norms.provenance.get("model_sha256")
     if measured is not None and loaded.sha256 is not None and measured != loaded.sha256:
+        remedy = "give the same --model, --weights, --init and --seed"
+        if norms.provenance.get("trained") is False and norms.provenance.get("num_classes") is None:
+            remedy += ", or measure it again: it states no classes and channels of its data, which shape random weights"
         raise UsageError(
             f"{place} was measured on {norms.provenance.get('model', 'another network')} with other weights than "
-            f"{loaded.spec} has here; give the same --model, --weights and --seed"
+            f"{loaded.spec} has here; {remedy}"
         )
 
 

@@ -41,7 +41,7 @@ def decomposition(table: Table | pd.DataFrame | Rows, width: float = DOUBLE) -> 
         width: in inches.
 
     Raises:
-        UsageError: columns are missing, or there is nothing to draw.
+        UsageError: columns are missing, there is nothing to draw, or two networks or schemes are under one name.
     """
     rows = to_rows(table, DECOMPOSE.needed, "a decomposition")
     by_label = curves(rows)

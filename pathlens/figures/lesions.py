@@ -26,7 +26,7 @@ from pathlens.figures.style import (
 )
 from pathlens.results import tasks
 from pathlens.results.charts import Series
-from pathlens.results.lesions import mean_rows, set_rows, single_rows
+from pathlens.results.lesions import mean_rows, name_of_means, set_rows, single_rows
 from pathlens.results.measured import error_series, intact_row, lesioned, members
 from pathlens.results.result import Row, Rows
 from pathlens.tables import Provenance, Table
@@ -254,7 +254,7 @@ def _by_count(
         axes = figure.add_subplot()
         one_each(axes, set_rows(rows), lambda sets: error_series(sets, "count"), critical, "set holds")
         if means["x"]:
-            mean_line(axes, means, "mean over sets, 95 % interval")
+            mean_line(axes, means, name_of_means(means))
         axes.xaxis.set_major_locator(block_ticks())
         label = f"number of deleted {what}s"
         finish(axes, intact_row(rows), lesioned(rows), label, width, error=error, chance=chance)

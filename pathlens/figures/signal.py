@@ -45,7 +45,8 @@ def signal_propagation(
         place: of each block: ``output``, ``sum``, ``branch`` or ``shortcut``.
 
     Raises:
-        UsageError: columns are missing, a quantity or place that the table does not have, or nothing to draw.
+        UsageError: columns are missing, a quantity or place that the table does not have, nothing to draw, or two
+            networks or schemes under one name.
     """
     rows = to_rows(table, _NEEDED, "signal propagation")
     if quantity not in QUANTITIES:

@@ -151,7 +151,8 @@ def _lines(rows: Rows, width: float, table: Table | pd.DataFrame) -> Figure:
         high = drawn_losses(rows, label)[1]
         if max(finite) > high:
             left.set_ylim(0, high)
-        percent_axis(right, [row["error"] for row in rows])
+        drawn = ("error", "error_high") if len(errors) == 1 else ("error",)  # several draws have no intervals
+        percent_axis(right, [row.get(name) for row in rows for name in drawn])
         left.set_ylabel(label)
         right.set_ylabel(error_label(of(table)))
         legend_outside(right, width)

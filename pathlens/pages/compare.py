@@ -13,10 +13,13 @@ from pathlens.results.text import said
 _COMPARED = (
     "verb", "model", "weights", "weights_at_start", "trained", "model_sha256", "blocks", "rule", "recipe", "data",
     "split", "images", "train_images", "data_sha256", "train_sha256", "normalisation", "at", "method", "mode", "dtype",
-    "device", "seed", "commit",
+    "device", "seed", "commit", "input_shape", "output", "additions", "concatenations_are_blocks",
+    "concatenations_are_choices", "replace", "loss",
 )  # fmt: skip
 #: options that say nothing of a result, or that the manifest states; of blocks it states how many the network has
 _UNSAID = {"out", "json", "quiet", *_COMPARED} - {"blocks"}
+#: what a manifest leaves out where it is as usual, so that the option says it
+_OFTEN_LEFT_OUT = ("output", "additions", "replace", "loss")
 
 
 def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tuple[str, list[Headline | None]]]]:
@@ -32,13 +35,19 @@ def shared_numbers(headlines: list[list[Headline]]) -> tuple[list[int], list[tup
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """What differs between runs: the name of a statement, and what each run states."""
+    """What differs between runs: the name of a statement, and what each run states.
+
+    Runs of one verb differ also in what only some of them state: it is not said that the others are alike.
+    """
     stated = [dict(_stated(run)) for run in runs]
     names = dict.fromkeys(name for statements in stated for name in statements)
     different = []
     for name in names:
         values = [statements.get(name) for statements in stated]
-        if len({value for value in values if value is not None}) > 1:
+        by_verb: dict[str, set[str | None]] = {}
+        for run, value in zip(runs, values, strict=True):
+            by_verb.setdefault(run.verb, set()).add(value)
+        if len({*values} - {None}) > 1 or any(len(own) > 1 for own in by_verb.values()):
             different.append((name, [value or "–" for value in values]))
     return different
 
@@ -51,9 +60,11 @@ def subject(runs: list[Run]) -> str:
 
 
 def _stated(run: Run) -> Iterator[tuple[str, str]]:
+    asked = {name: run.arguments[name] for name in _OFTEN_LEFT_OUT if run.arguments.get(name) is not None}
+    stated = {**asked, **run.manifest}
     for name in _COMPARED:
-        if name in run.manifest:
-            yield name.replace("_", " "), said(run.manifest[name])
+        if name in stated:
+            yield name.replace("_", " "), said(stated[name])
     for name, value in run.arguments.items():
         if name not in _UNSAID:
             yield f"option {name.replace('_', '-')}", said(value)
@@ -106,7 +117,9 @@ def _overlay(runs: list[Run], pairs: list[tuple[int, Chart]], key: str) -> Chart
     heads: dict[str, str] = {}
     for index, chart in pairs:
         own = next(item for item in chart["series"] if item["key"] == key)
-        plain = {name: value for name, value in own.items() if name not in ("marks", "line")}
+        plain = {name: value for name, value in own.items() if name != "marks"}
+        if plain.get("line") != "none":  # points that no line joins stay points
+            plain.pop("line", None)
         series.append({**plain, "name": f"{runs[index].label} ({runs[index].verb})", "colour": index})
         # the band of one network would be taken for that of all
         rules += [{"y": rule["y"], "name": rule["name"], "colour": index} for rule in chart.get("rules", ())]

@@ -55,7 +55,7 @@ def report_page(
         ResourceError: the disk is full; nothing of the page is visible.
         RunError: a folder has no manifest or no tables, or they are damaged or of a newer version; or ``out`` is a
             folder or cannot be written.
-        UsageError: no runs, or ``out`` does not end with ``.html``.
+        UsageError: no runs, ``out`` does not end with ``.html``, or a table has two curves under one name.
     """
     target = checked_target(out, "report.html")
     results = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)

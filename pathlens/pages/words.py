@@ -9,10 +9,13 @@ from pathlens import results
 from pathlens.report.reading import Run
 from pathlens.results import Headline, Result
 from pathlens.results.charts import Chart
+from pathlens.results.tasks import WORDS
 from pathlens.results.text import number, said
 from pathlens.tables import Table
 
 _UNSAID = ("json", "quiet", "out")
+#: options with a form of --no-: these are off only where that was given; others are off by default
+_WITH_NO = ("flip", "nesterov", "test", "sync_batch_norm")
 
 
 def declared(run: Run) -> Iterator[tuple[str, Table, Result | None]]:
@@ -35,10 +38,17 @@ def asked(run: Run) -> list[tuple[str, str]]:
     command = run.manifest.get("command")
     if isinstance(command, list) and command:
         lines.append(("Command", shlex.join(map(str, command))))
-    given = {name: value for name, value in run.arguments.items() if value not in (None, False) and name not in _UNSAID}
+    given = {name: value for name, value in run.arguments.items() if _is_given(name, value) and name not in _UNSAID}
     if given:
         lines.append(("Options", "; ".join(f"{name.replace('_', '-')} {said(value)}" for name, value in given.items())))
     return lines
+
+
+def _is_given(name: str, value: object) -> bool:
+    """Whether an option has a value that is worth a word; 0 is one, though it equals False."""
+    if isinstance(value, bool):
+        return value or name in _WITH_NO
+    return value is not None
 
 
 def setting(run: Run) -> list[tuple[str, str]]:
@@ -60,7 +70,10 @@ def setting(run: Run) -> list[tuple[str, str]]:
         images = manifest.get("images", manifest.get("train_images"))
         split = said(manifest.get("split", "train" if "train_images" in manifest else ""))
         whole = manifest.get("images_in_split")
-        count = "" if images is None else f", {said(images)} images" + (f" of {said(whole)}" if whole else "")
+        examples = manifest.get("examples")
+        if not isinstance(examples, str):  # a lattice states how many they are, and a training its task alone
+            examples, _ = WORDS.get(str(manifest.get("task")), ("images", ""))
+        count = "" if images is None else f", {said(images)} {examples}" + (f" of {said(whole)}" if whole else "")
         lines.append(("Data", f"{stated('data')} {split}{count}".replace(" ,", ",")))
     lines += [("Data hash", stated("data_sha256")), ("Data hash", stated("train_sha256"))]
     lines.append(("Normalisation", stated("normalisation")))

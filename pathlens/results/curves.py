@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+from pathlens.errors import UsageError
 from pathlens.results.charts import block_head
 from pathlens.results.result import Row, Rows, column
 
@@ -22,12 +24,23 @@ def by_label(rows: Rows) -> dict[str, list[Row]]:
 
     Args:
         rows: with numbers of blocks, of one or more tables.
+
+    Raises:
+        UsageError: two curves have the same name, so that one line would be drawn through the blocks of both.
     """
     several = len({row["network"] for row in rows}) > 1
     curves: dict[str, list[Row]] = {}
     for row in rows:
         label = f"{row['network']}, {row['weights']}" if several else str(row["weights"])
         curves.setdefault(label, []).append(row)
+    for label, own in curves.items():
+        counts = Counter((row["block"], row.get("place")) for row in own)
+        twice = next((block for (block, _), count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise UsageError(
+                f"the curve {label!r} has block {twice} twice, as of two networks or schemes under one name; give each "
+                "a name of its own in the column 'network' or 'weights'"
+            )
     return {label: sorted(own, key=lambda row: row["block"]) for label, own in curves.items()}
 
 

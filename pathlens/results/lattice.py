@@ -8,6 +8,8 @@ from pathlens.estimators.estimator import NORM
 from pathlens.results.result import Result, column
 from pathlens.tables import Table
 
+_EXACT = 2**53  # from here on whole numbers of a browser have gaps
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatticeRow:
@@ -37,6 +39,8 @@ class Lattice(Result):
         places, lengths = (
             [value for value in table.values(name) if isinstance(value, int)] for name in ("boundary", "length")
         )
+        if max(map(abs, places)) >= _EXACT:
+            return False
         # half of the cells of a lattice exist; a table with a few rows far apart would be mostly holes
         return min(lengths) >= 0 and (max(places) - min(places) + 1) * (max(lengths) + 1) <= 4 * len(lengths) + 1000
 

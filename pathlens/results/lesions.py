@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathlens.results import measured
-from pathlens.results.charts import Chart, block_head, chart, stages_of
+from pathlens.results.charts import Chart, Series, block_head, chart, stages_of
 from pathlens.results.measured import cell, error_rules, error_series, intact_row, lesioned, with_interval
 from pathlens.results.result import Headline, Provenance, Result, Row, Rows, Shown, column
 from pathlens.results.tasks import error_axis
@@ -62,6 +62,18 @@ def mean_rows(rows: Rows) -> list[Row]:
     """The rows of means over the sets of a size, by size."""
     means = [row for row in lesioned(rows) if row["sample"] is None and row["block"] is None]
     return sorted(means, key=lambda row: row["count"])
+
+
+def name_of_means(means: Series) -> str:
+    """What the line of means over sets is called: where all sets that exist were measured, there is no interval.
+
+    Args:
+        means: as of :func:`.error_series`.
+    """
+    ends = means.get("low", ())
+    if all(end is None for end in ends):
+        return "mean over sets"
+    return "mean over sets, 95 % interval" + (" unless all were measured" if None in ends else "")
 
 
 def set_rows(rows: Rows) -> list[Row]:
@@ -155,7 +167,8 @@ class Lesions(Result):
         means, sets = mean_rows(rows), set_rows(rows)
         series = []
         if means:
-            series.append(error_series(means, "count", key="mean", name="mean over sets, 95 % interval", colour=0))
+            of_means = error_series(means, "count", key="mean", colour=0)
+            series.append({**of_means, "name": name_of_means(of_means)})
         if sets:
             series.append(measured.set_series(sets))
         return measured.chart_by_count(rows, series, self.unit(rows, provenance), provenance)

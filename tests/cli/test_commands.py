@@ -199,6 +199,8 @@ def test_additions_off_the_trunk(
     assert [row["name"] for row in beside["table"]] == [None, "add1", "add2"]
     assert beside["provenance"]["additions"] == "off-trunk"
     assert json.loads((tmp_path / "u" / "manifest.json").read_text())["arguments"]["additions"] == "off-trunk"
+    asked = json.loads((tmp_path / "u" / "manifest.json").read_text())["arguments"]
+    assert (asked["replace"], asked["concat"]) == ("zero", False)  # also where they are as usual
     everywhere = as_json(capsys, "delete-skips", *unet, "--additions", "all", "--count", "2", "--samples", "3")
     assert {row["count"] for row in everywhere["table"]} == {0, 2}
     picture = str(tmp_path / "blocks.png")

@@ -17,7 +17,7 @@ from pathlens import graph as graphs
 from pathlens.cli import main
 from pathlens.errors import UsageError
 from pathlens.residual import ResidualView
-from pathlens.tables import Column, Table
+from pathlens.tables import Column, Table, read_table
 from tests.helpers import ROOT
 from tests.helpers.graph_nets import DenseNet, NestedResiduals, UNet
 from tests.helpers.nets_tokens import ODD, found
@@ -113,6 +113,7 @@ def test_gradients_of_a_run_folder_weight_the_lattice(small, tmp_path, capsys):
         (["--kind", "lattice", "--gradients", "HERE/none.csv"], "none.csv", 8),
         (["--kind", "lattice", "--gradients", "HERE/other/lattice.csv"], "boundary 0 and length 4", 2),
         (["--kind", "lattice", "--gradients", "HERE/foreign"], "was measured on resnet20 with other weights", 2),
+        (["--kind", "lattice", "--gradients", "HERE/old", "--model", "preresnet20"], "or measure it again", 2),
         (["--kind", "lattice", "--gradients", "HERE/wrong/lattice.csv"], "has no column 'boundary'", 8),
         (["--layout", "rows", "--model", "torchvision:squeezenet1_1", "--out", "HERE/x.png"], "no chain of blocks", 2),
         (["--kind", "tree", "--model", "torchvision:squeezenet1_1"], "so only its dag can be made", 3),
@@ -123,6 +124,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, code, small, 
     (tmp_path / "x.json").mkdir()
     norms(4).write(tmp_path / "other", "lattice")
     norms(3, model="resnet20", model_sha256="0" * 64).write(tmp_path / "foreign", "lattice")
+    norms(3, model="preresnet20", trained=False, model_sha256="0" * 64).write(tmp_path / "old", "lattice")
     Table((Column("block"),), ({"block": 1},)).write(tmp_path / "wrong", "lattice")
     before = sorted(tmp_path.rglob("*"))
     own = [word.replace("HERE", str(tmp_path)) for word in arguments]
@@ -234,3 +236,19 @@ def test_a_network_that_is_named_has_its_own_weights(tmp_path, capsys):
     lattice = ["unravel", "--model", "digits54", "--kind", "lattice", "--blocks", "52:53", "--format", "json"]
     assert main([*lattice, "--gradients", str(tmp_path / "g"), "--out", str(tmp_path / "l.json")]) == 0
     assert capsys.readouterr().err.count("pathlens: error") == 0
+
+
+def test_random_weights_are_those_that_were_measured(tmp_path, capsys):
+    """They are drawn for the classes and channels of the data, which only ``path-gradients`` reads."""
+    network = ["--model", "preresnet20", "--weights", "random", "--seed", "3", "--quiet"]
+    measuring = ["--data", "digits", "--limit", "2", "--method", "exact", "--lattice", "--out", str(tmp_path / "g")]
+    assert main(["path-gradients", *network, *measuring]) == 0
+    capsys.readouterr()
+    lattice = ["unravel", *network, "--kind", "lattice", "--gradients", str(tmp_path / "g"), "--format", "json"]
+    assert main(lattice) == 0
+    graph = graphs.from_json(capsys.readouterr().out.encode())
+    rows = read_table(tmp_path / "g" / "lattice.parquet").rows
+    (norm,) = [row["norm"] for row in rows if (row["boundary"], row["length"]) == (4, 2)]
+    assert graph.nodes[4, 2]["gradient_norm"] == norm
+    assert main([*lattice, "--seed", "4"]) == 2
+    assert "with other weights than preresnet20 has here" in capsys.readouterr().err

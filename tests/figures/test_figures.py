@@ -277,6 +277,19 @@ def test_tables_that_do_not_belong_together_are_refused(tables, words):
         figures.deletions(tables)
 
 
+def test_the_interval_of_an_error_along_a_line_is_not_cut_off():
+    interval = {"error": 0.2, "error_low": 0.1, "error_high": 0.35}
+    rows = [{"draw": 0, "x": x, "loss": 1.0 + x * x, **interval} for x in (-1.0, 0.0, 1.0)]
+    (_, right) = figures.loss_surface(table(["draw", "x", "y", "loss", *interval], rows)).axes
+    (band,) = right.collections
+    assert max(height for _, height in band.get_paths()[0].vertices) == pytest.approx(35)
+    assert right.get_ylim()[1] > 35
+    # of several draws the mean is drawn, without intervals
+    several = [{**row, "draw": draw} for draw in (0, 1) for row in rows]
+    (_, right) = figures.loss_surface(table(["draw", "x", "y", "loss", *interval], several)).axes
+    assert 20 < right.get_ylim()[1] < 35
+
+
 def test_reordering_of_a_single_order():
     rows = [measured(0.06, swaps=0, kendall_tau=1.0), measured(0.5, swaps=1, sample=0, kendall_tau=0.9)]
     assert_legible(figures.reordering(table(REORDER, rows)))

@@ -106,3 +106,19 @@ def test_a_signal_whose_interval_reaches_zero_has_a_band_all_along():
     for block, half in enumerate((0.2, 2.0, 6.0)):
         assert heights[block][0] == pytest.approx(2 * math.exp(-half / 2))
         assert heights[block][-1] == pytest.approx(2 * math.exp(half / 2))
+
+
+def test_networks_under_one_name_are_no_one_line():
+    signal = {"stage": 0, "place": "output", "gradient_second_moment": 1.0}
+    summand = {"stage": 0, "summand": "block", "share": 0.5, "norm": 1.0, "norm_ratio": 1.0}
+    for draw, more in ((figures.signal_propagation, signal), (figures.decomposition, summand)):
+        deep, shallow = (
+            [{"network": "Net", "weights": "he", "block": i, "second_moment": 2.0**i, **more} for i in range(blocks)]
+            for blocks in (3, 2)
+        )
+        with pytest.raises(UsageError, match="the curve 'he' has block 0 twice"):
+            draw([*deep, *shallow])
+        axes = draw([*deep, *({**row, "network": "Shallow"} for row in shallow)]).axes[0]
+        drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+        assert drawn["Net, he"] == [0, 1, 2]
+        assert drawn["Shallow, he"] == [0, 1]

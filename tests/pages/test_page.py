@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import pathlens
-from pathlens.cli import main
+from pathlens.cli import app, main
 from pathlens.errors import PathlensError, RunError, UsageError
 from pathlens.pages.encode import encode, script_json
-from pathlens.pages.words import charts
+from pathlens.pages.words import _WITH_NO, asked, charts, setting
 from pathlens.report import write_run
 from pathlens.report.reading import read_runs
 from pathlens.tables import Column, Table
@@ -116,6 +117,31 @@ def test_provenance_is_whole(page):
     (picture,) = shown.all("img")
     data = base64.b64decode((picture["src"] or "").removeprefix("data:image/png;base64,"))
     assert data == (RESULTS / "digits54" / "delete-blocks.png").read_bytes()
+
+
+def test_options_that_are_zero_or_turned_off_are_told(tmp_path):
+    arguments = {
+        "crop": 0, "weight_decay": 0.0, "test": False, "flip": False, "sync_batch_norm": True, "compile": False,
+        "lr": None, "quiet": False,
+    }  # fmt: skip
+    (run,) = read_runs([write_lesions(tmp_path / "run", arguments=arguments)])
+    assert dict(asked(run))["Options"] == "crop 0; weight-decay 0; test no; flip no; sync-batch-norm yes"
+    # what has a form of --no- is off only where that was given
+    options = [option for command in get_command(app).commands.values() for option in command.params]
+    assert {option.name for option in options if option.secondary_opts} == set(_WITH_NO)
+
+
+def test_examples_are_called_what_they_are(tmp_path):
+    for number, (facts, said) in enumerate(
+        (
+            ({"split": "test", "images": 20, "images_in_split": 30}, "some test, 20 images of 30"),
+            ({"split": "test", "images": 20, "examples": "sequences"}, "some test, 20 sequences"),
+            ({"split": "test", "images": 20, "examples": 20}, "some test, 20 images"),
+            ({"train_images": 20, "task": "next-token"}, "some train, 20 sequences"),
+        )
+    ):
+        (run,) = read_runs([write_lesions(tmp_path / str(number), data="some", **facts)])
+        assert dict(setting(run))["Data"] == said
 
 
 def test_vectors_are_taken_before_pixels(tmp_path):

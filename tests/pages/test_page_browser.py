@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import pathlens
+from pathlens.report import write_run
+from pathlens.results import named
 from tests.helpers.page_browser import CONTRAST, opened
 from tests.helpers.page_runs import HOSTILE, RESULTS, norm, write_hostile, write_lesions, write_paths
 
@@ -187,6 +189,16 @@ def test_hostile_text_is_shown_as_text(browser, pages):
         page.keyboard.press("Home")
         assert f"{HOSTILE}0" in chart.locator(".tooltip").inner_text()
         assert page.locator("#run-0 img, i, #run-0 script").count() == 0
+
+
+def test_places_that_a_browser_cannot_count_do_not_hang_it(browser, tmp_path):
+    history = named("history")
+    row = {**vars(history.row()), "epoch": 10**17, "lr": 0.1, "train_loss": 2.0, "train_error": 0.5}
+    write_run(tmp_path / "run", {"history": history.table([row], {})}, {}, {"verb": "train"})
+    with opened(browser, pathlens.report_page(tmp_path / "run", tmp_path / "page.html")) as page:
+        assert page.locator("figure.chart .stage svg .mark").count() == 2  # error and loss
+        found = page.evaluate("[steps(0, 7, 4, true), steps(-0.3, 1, 5), steps(1e17, 1e17, 6, true)]")
+        assert found == [[0, 2, 4, 6], [0, 0.5, 1], [1e17]]
 
 
 def background(page: Any) -> str:

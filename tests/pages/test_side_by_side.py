@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pathlens
+from pathlens import figures
 from pathlens.pages.compare import differences, overlays, shared_numbers
 from pathlens.pages.page import _block_names
 from pathlens.pages.words import charts
@@ -139,3 +140,69 @@ def test_what_is_deleted_is_called_what_it_is() -> None:
     assert result.title(layers.rows, layers.provenance) == "each of 2 layers deleted in turn"
     (chart,) = result.charts(layers.rows, layers.provenance)
     assert chart["x"]["label"] == "deleted layer"
+
+
+def test_what_one_of_two_runs_of_a_verb_states_is_a_difference(tmp_path: Path) -> None:
+    net, data = small()
+    table = pathlens.delete_blocks(net, data)
+
+    def between(one: dict[str, Any], two: dict[str, Any], *verbs: str) -> list[tuple[str, list[str]]]:
+        first, second = verbs or ("delete-blocks", "delete-blocks")
+        folders = [
+            written(tmp_path / name, table, verb=verb, commit="0" * 40, **facts)
+            for name, verb, facts in (("one", first, one), ("two", second, two))
+        ]
+        found = differences(runs_of(*folders))
+        for folder in folders:
+            (folder / "manifest.json").unlink()
+        return found
+
+    assert between({}, {}) == []
+    assert between({}, {"replace": "mean"}) == [("replace", ["–", "mean"])]
+    # where a manifest leaves out what is as usual, the option says it
+    usual = {"arguments": {"replace": "zero", "additions": "trunk", "loss": None}}
+    other = {"arguments": {"replace": "mean", "additions": "all", "loss": "dice"}}
+    wanted = [("additions", ["trunk", "all"]), ("replace", ["zero", "mean"]), ("loss", ["–", "dice"])]
+    assert between(usual, {**other, "replace": "mean", "additions": "all", "loss": "dice"}) == wanted
+    assert between(usual, other) == wanted
+    assert between({"arguments": {}}, {"arguments": {"concat": True}}) == [("option concat", ["–", "yes"])]
+    shapes = [{"input_shape": [3, side, side]} for side in (32, 64)]
+    assert between(shapes[0], shapes[1]) == [("input shape", ["3, 32, 32", "3, 64, 64"])]
+    # other verbs have other options
+    two_verbs = ("delete-blocks", "delete-skips")
+    assert between({"replace": "mean"}, {"arguments": {"samples": 3}}, *two_verbs) == [("verb", [*two_verbs])]
+
+
+def test_points_that_no_line_joins_stay_points(tmp_path: Path) -> None:
+    net, data = small()
+    tables = {
+        "reorder-blocks": pathlens.reorder_blocks(net, data, swaps=[1, 2], samples=3),
+        "delete-blocks-exhaustive": pathlens.delete_blocks_exhaustive(net, data),
+        "delete-blocks": pathlens.delete_blocks(net, data, count=[1, 2], samples=1),
+    }
+    for verb, table in tables.items():
+        runs = runs_of(*[written(tmp_path / f"{verb} {name}", table, verb=verb) for name in ("a", "b")])
+        (chart,) = overlays(runs, [charts(run) for run in runs])
+        assert [series["line"] for series in chart["series"]] == ["none", "none"]
+    dashed: list[Any] = [
+        [{"family": "f", "title": "t", "x": {"label": "x"}, "y": {"label": "y"}, "series": [
+            {"key": "k", "name": "n", "colour": 0, "x": [0], "y": [1.0], "line": "dash"}]}]
+        for _ in runs
+    ]  # fmt: skip
+    (chart,) = overlays(runs, dashed)
+    assert not any("line" in series for series in chart["series"])  # curves of runs are told apart by colour
+
+
+def test_means_of_all_sets_that_exist_have_no_interval() -> None:
+    net, data = small()
+    result = named("delete-blocks")
+    for options, name in (
+        ({"count": [2], "contiguous": True}, "mean over sets"),
+        ({"count": [2, 3], "samples": 4}, "mean over sets, 95 % interval"),
+        ({"count": [1, 2], "samples": 5}, "mean over sets, 95 % interval unless all were measured"),
+    ):
+        table = pathlens.delete_blocks(net, data, **options)
+        (chart,) = result.charts(table.rows, table.provenance)
+        assert chart["series"][0]["name"] == name
+        (line,) = figures.deletion(table).axes[0].containers
+        assert line.get_label() == name

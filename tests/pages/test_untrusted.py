@@ -234,6 +234,16 @@ def test_numbers_at_the_end_of_floats_make_a_page(tmp_path: Path) -> None:
     assert "delete-blocks" in path.read_text()
 
 
+def test_a_lattice_of_places_that_a_browser_cannot_count_is_a_table_alone(tmp_path: Path) -> None:
+    for place, is_drawn in ((3, True), (2**53, False), (-(10**17), False)):
+        row = {"boundary": place, "length": 0, "n_paths": 1, "norm": 1.0}
+        table = Table(tuple(map(Column, row)), (row,))
+        write_run(tmp_path / str(place), {"lattice": table}, {}, {"verb": "path-gradients"})
+        page = pathlens.report_page(tmp_path / str(place), tmp_path / "page.html").read_text()
+        assert ("data-lattice=" in page) == is_drawn
+        assert "data-table=" in page
+
+
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"verb": "delete-blocks", "files": {"\\ud800.parquet": {"sha256": ""}}}')
     with pytest.raises(RunError, match="which is not a file of the folder"):

@@ -23,7 +23,14 @@ from pathlens.pages.words import charts, headlines, title
 from pathlens.report import write_run
 from pathlens.report.reading import read_runs
 from pathlens.results.charts import Chart, StageRun, chart, cut_off, stage_runs
-from pathlens.results.path_profile import contribution_series, contributions, path_shares
+from pathlens.results.path_profile import (
+    PATH_GRADIENTS,
+    PathRow,
+    all_paths,
+    contribution_series,
+    contributions,
+    path_shares,
+)
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
 from pathlens.results.text import power_of_ten
 from pathlens.tables import Column, Table, read_table
@@ -133,6 +140,53 @@ def test_a_figure_is_the_one_that_the_result_names(warm):
     assert [line.get_label() for line in axes[0].lines] == ["as trained"]
 
 
+_TRAINED, _WATCHED = "as trained by the step's sub-network, mean over", "of the validation"
+_ANY = "if there are any"
+_TOKENS = {
+    "train_loss": f"{_TRAINED} sequences: mean cross-entropy of the tokens",
+    "train_error": f"{_TRAINED} sequences: share of tokens predicted wrongly",
+    "validation_loss": f"{_WATCHED} sequences, {_ANY}: mean cross-entropy of the tokens",
+    "validation_error": f"{_WATCHED} sequences, {_ANY}: share of tokens predicted wrongly",
+    "validation_error_low": (f"{_WATCHED} sequences, {_ANY}: lower end of the 95 % interval: Student's over sequences"),
+}
+_NUMBERS = {
+    "train_loss": f"{_TRAINED} examples: mean squared error",
+    "validation_loss": f"{_WATCHED} examples, {_ANY}: mean squared error",
+    "validation_error": (
+        f"{_WATCHED} examples, {_ANY}: relative squared error: of squared errors over the variance of the targets, 1 "
+        "for always giving their mean"
+    ),
+}
+_MASKS = {
+    "train_loss": f"{_TRAINED} images: mean batch-iou loss of the images",
+    "validation_loss": f"{_WATCHED} images, {_ANY}: mean soft-iou loss of the images",
+}
+
+
+@pytest.mark.parametrize(
+    ("stated", "columns", "unit"),
+    [
+        ({"task": "next-token"}, _TOKENS, "nats"),
+        ({"task": "regression", "loss": "squared-error"}, _NUMBERS, "targets^2"),
+        ({"task": "segmentation", "loss": "batch-iou"}, _MASKS, ""),
+        ({}, {"validation_error": "share of validation images classified wrongly"}, "nats"),
+    ],
+)
+def test_a_training_is_described_in_the_words_of_its_task(stated, columns, unit):
+    history = results.named("history")
+    described = {one.name: one for one in history.table([vars(history.row())], stated).columns}
+    assert {name: described[name].description for name in columns} == columns
+    assert {name: described[name].unit for name in columns} == {
+        name: unit if name.endswith("_loss") else "fraction" for name in columns
+    }
+
+
+def test_the_final_loss_of_a_training_by_batches_is_that_of_single_images():
+    result, stated = results.named("result"), {"task": "segmentation", "loss": "batch-iou"}
+    (loss,) = [one for one in result.table([vars(result.row())], stated).columns if one.name == "loss"]
+    assert loss.description.startswith("mean soft-iou loss of the images")
+
+
 def test_an_unknown_result_is_one_line():
     with pytest.raises(UsageError, match="no result is called 'warm-blocks'; there are delete-blocks"):
         show(Table((Column("n"),), ({"n": 1},)), "warm-blocks")
@@ -221,6 +275,38 @@ def test_shares_are_of_all_paths_also_where_long_ones_are_left_out():
     assert path_shares(rows) == pytest.approx([100 * math.comb(30, k) / 2**30 for k in range(5)])
     assert path_shares([{"length": 0, "n_paths": 1}, {"length": 1, "n_paths": 10**12}])[1] == pytest.approx(100)
     assert path_shares([{"length": 0, "n_paths": 0}]) == path_shares([{"length": 0, "n_paths": -1}]) == []
+
+
+def test_shares_are_of_the_number_of_all_paths_that_is_stated():
+    rows = [{"length": 0, "n_paths": 1}, {"length": 1, "n_paths": 4}]  # as of a chain of 4 blocks
+    of_a_chain = path_shares(rows)
+    assert of_a_chain == pytest.approx([100 / 16, 400 / 16])
+    assert path_shares(rows, all_paths({"all_paths": 10})) == pytest.approx([10, 40])
+    assert path_shares(rows[:1], all_paths({"all_paths": 10})) == pytest.approx([10])
+    many = 4 * 10**400
+    assert path_shares([{"length": 3, "n_paths": 10**400}], all_paths({"all_paths": str(many)})) == [25]
+    # an older table, what no table of this package says, and a number below that of the paths that are there
+    for stated in ({}, {"all_paths": None}, {"all_paths": "many"}, {"all_paths": [10]}, {"all_paths": 4}):
+        assert path_shares(rows, all_paths(stated)) == of_a_chain
+    (first, *_) = PATH_GRADIENTS.charts([vars(PathRow(**row)) for row in rows], {"all_paths": 10})
+    assert first["series"][0]["y"] == pytest.approx([10, 40])
+
+
+def test_a_length_that_no_path_has_is_printed_without_a_share(capsys):
+    known = ((0, 1, 0.75), (1, 0, None), (2, 1, 0.25))
+    rows = [vars(PathRow(length=k, n_paths=n, path_norm_mean=norm, contribution_share=norm)) for k, n, norm in known]
+    show(PATH_GRADIENTS.table(rows, {}), "path-gradients")
+    lines = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+    assert ["0", "1", "0.75", "75.00"] in lines
+    assert ["1", "0"] in lines
+    assert ["2", "1", "0.25", "25.00"] in lines
+
+
+def test_counts_of_any_size_are_printed(capsys):
+    rows = [vars(PathRow(length=k, n_paths=n, total_norm=1.0)) for k, n in enumerate((7_000, 123_456_789_012, 10**400))]
+    show(PATH_GRADIENTS.table(rows, {}), "path-gradients")
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines if line[:1] in (["0"], ["1"], ["2"])] == ["7,000", "1.235e+11", "1.000e+400"]
 
 
 # Stages

@@ -100,7 +100,7 @@ class Chart {
     const ticks = spec.y.log ? decades(floor, top, 6).map((exponent) => [exponent, power(exponent)]) : steps(floor, top, 5).map((value) => [value, digits(value)]);
     const left = 30 + 6.4 * Math.max(...ticks.map(([, text]) => text.length), 2);
     const box = { left, top: spec.stages && spec.stages.length ? 22 : 10, right: width - 14, bottom: height - 40 };
-    const across = (x) => box.left + ((x - low) / (high - low)) * (box.right - box.left);
+    const across = (x) => box.left + ((x - low) / (high - low || 1)) * (box.right - box.left); // far beyond 2^53 no room is left beside a place
     const rise = (size) => box.bottom - ((size - floor) / (top - floor)) * (box.bottom - box.top);
     const up = spec.y.log ? (y) => rise(Math.log10(y)) : rise;
     Object.assign(this, { box, across, up, rise, height });

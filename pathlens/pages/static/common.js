@@ -70,7 +70,10 @@ function steps(low, high, count, whole) {
   let step = [1, 2, 5, 10].map((factor) => factor * unit).find((candidate) => candidate >= raw * 0.999);
   if (whole) step = Math.max(1, Math.round(step));
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9 * step; at += 1) found.push(Number((at * step).toPrecision(12)));
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  // from 2^53 on, one more is the same number, so what is counted are the steps
+  for (let at = 0; at <= last - first; at += 1) found.push(Number(((first + at) * step).toPrecision(12)));
   return found;
 }
 
