@@ -123,10 +123,11 @@ FINDINGS = (
         "Short paths, with cancellation and without",
         [
             (study, claim)
-            for claim in (SHORT.name, "short paths survive cancellation", "gradient of single paths", FEW.name)
+            for claim in ("short paths survive cancellation", "gradient of single paths")
             for study in ("pretrained_resnets", "veit2016", "critics")
         ]
-        + [("pretrained_resnets", SHORT_ELSEWHERE.name), ("pretrained_resnets", FEW_ELSEWHERE.name)],
+        + [(study, claim.name) for claim in (SHORT, FEW) for study in ("veit2016", "critics")]
+        + [("pretrained_resnets", claim.name) for claim in (SHORT_ELSEWHERE, FEW_ELSEWHERE)],
         [
             "veit2016/gradients-preresnet110-full-seed0.png",
             "veit2016/gradients-digits54-full-seed0.png",

@@ -13,6 +13,7 @@ from pathlens.errors import DataError, ModelError, NumericsError, PathlensError,
 from pathlens.intervene import active_plans, suspended
 from pathlens.residual import ResidualView
 from pathlens.residual.chain import Chain
+from pathlens.residual.gradients import mixes_examples
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import in_mode
 from pathlens.residual.routes import intact
@@ -62,7 +63,7 @@ def check_agreement(network: Inference, images: Tensor) -> float:
         )
     check_images(network, images, 0)
     images = images[:_CHECKED_IMAGES]
-    with in_mode(view.model):
+    with in_mode(view.model), _buffers_kept(view.model):
         reference = _own_output(view.model, network.chain, images)
     if not reference.isfinite().all():
         broken = int((~reference.isfinite()).reshape(len(reference), -1).any(1).sum())
@@ -77,7 +78,7 @@ def check_agreement(network: Inference, images: Tensor) -> float:
     try:
         return _compared("prepared", view.model, logits, reference, network.dtype, advice)
     except NumericsError:
-        with in_mode(view.model):
+        with in_mode(view.model), _buffers_kept(view.model):
             if torch.equal(_own_output(view.model, network.chain, images), reference):
                 raise
             raise _changing(view.model) from None
@@ -95,16 +96,19 @@ def depends_on_batch(network: Inference, images: Tensor) -> bool:
     check_images(network, images, 0)
     model, chain, images = network.view.model, network.chain, images[:_CHECKED_IMAGES]
     if len(images) < 2:
-        return False
-    with in_mode(model), suspended():
+        return mixes_examples(chain.trace)
+    with in_mode(model), _buffers_kept(model), suspended():
         whole = _output_of(model, chain, images)
         try:
             half = _output_of(model, chain, images[: len(images) // 2])
         except ModelError:
             return True
     axis = chain.trace.batch_axis(chain.trace.main)
+    if half.dim() != whole.dim() or half.shape[axis] > whole.shape[axis]:
+        return False  # what it answers to a single image has another shape, which tells nothing of the numbers
     difference = (whole.narrow(axis, 0, half.shape[axis]).double() - half.double()).abs().max()
-    rounding = math.sqrt(_TF32 if _products_in_tf32() else torch.finfo(whole.dtype).eps)
+    kind = whole.dtype if whole.is_floating_point() else torch.float32
+    rounding = math.sqrt(_TF32 if _products_in_tf32() else torch.finfo(kind).eps)
     return not difference <= rounding * whole.abs().max()  # so that NaN counts as well
 
 

@@ -32,7 +32,7 @@ def check_schemes(
         given: whether the weights that the model has are measured too.
 
     Raises:
-        UsageError: no seeds, nothing to measure, an unknown scheme, or ``as-built`` without ``build``.
+        UsageError: no seeds, nothing to measure, an unknown scheme or one twice, or ``as-built`` without ``build``.
     """
     if seeds < 1:
         raise UsageError(f"seeds {seeds}: give at least 1 initialisation")
@@ -40,6 +40,8 @@ def check_schemes(
         raise UsageError("nothing to measure: give a scheme with init, or given=True")
     for scheme in schemes:
         check_name(scheme, AS_BUILT)
+    if len(set(schemes)) < len(schemes):
+        raise UsageError(f"init {','.join(schemes)}: give each scheme once")
     if AS_BUILT in schemes and build is None:
         raise UsageError(f"{AS_BUILT} needs build=, which makes the network anew from a seed")
 

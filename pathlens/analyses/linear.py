@@ -167,7 +167,9 @@ def opened(
                 "the view has concatenations among its blocks, and here paths choose at them by an option; give a view "
                 "without them, and concat=True"
             )
-        if additions not in (None, model.additions) and (additions != "all" or model.has_others):
+        with in_mode(module, mode == "train"):
+            is_whole = additions in (None, model.additions) or (additions == "all" and not model.has_others)
+        if not is_whole:
             raise UsageError(
                 f"additions {additions!r}: the view has those of {model.additions!r}; give additions to find_blocks "
                 "instead"

@@ -22,7 +22,10 @@ def empty(numbers: Sequence[int], lengths: range) -> list[MutableRow]:
 
 
 def lattice(
-    sums: dict[tuple[int, int], float], examples: int, numbers: Callable[[int], Mapping[int, int]]
+    sums: dict[tuple[int, int], float],
+    examples: int,
+    numbers: Callable[[int], Mapping[int, int]],
+    is_whole: bool = True,
 ) -> list[Row]:
     """Rows of the lattice, from the loss down.
 
@@ -30,6 +33,7 @@ def lattice(
         sums: of norms over examples, by boundary and length.
         examples: their number.
         numbers: boundary -> numbers of paths from the loss to there, by length.
+        is_whole: whether all lengths are there, so that shares are known.
     """
     rows: list[Row] = []
     norms: dict[int, dict[int, float]] = {}
@@ -46,7 +50,7 @@ def lattice(
                         length=length,
                         n_paths=counts.get(length, 0),
                         norm=here[length],
-                        share=here[length] / everything if everything else 0.0,
+                        share=None if not is_whole else here[length] / everything if everything else 0.0,
                     )
                 )
             )

@@ -199,8 +199,15 @@ def lattice(
                 for offset, norm in enumerate(norms):
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
-        rows = path_rows.lattice(sums, examples, _numbers(run))
-        record = run.record(verb="lattice", at=request.at, loss=named, examples=examples, seconds=run.runner.seconds)
+        rows = path_rows.lattice(sums, examples, _numbers(run), problem.is_whole)
+        record = run.record(
+            verb="lattice",
+            at=request.at,
+            loss=named,
+            examples=examples,
+            measured={} if problem.is_whole else {"max_length": request.max_length},
+            seconds=run.runner.seconds,
+        )
     return LATTICE.table(rows, record.entries())
 
 

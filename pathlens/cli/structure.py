@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlens.tables import Provenance, Table
 
 _DEFAULT_INPUT = (3, 224, 224)
-_LARGEST = 1_000_000  # classes or channels that a table may state
+_LARGEST = {"num_classes": 50_000, "in_channels": 1_000}  # that a table may state
 
 InputShape = Annotated[
     str | None, o.option("Shape of one input. Default: what the network states, else 3,224,224.", metavar="C,H,W")
@@ -111,7 +111,7 @@ def loaded_network(
     weights = network.weights if network.weights or has_own else "random"
     check_init(network, weights)
     stated = {name: (measured or {}).get(name) for name in ("num_classes", "in_channels")}
-    ends = {name: size for name, size in stated.items() if type(size) is int and 1 <= size <= _LARGEST}
+    ends = {name: size for name, size in stated.items() if type(size) is int and 1 <= size <= _LARGEST[name]}
     loaded = load_model(network.model, weights, **ends, seed=seed)
     example = loaded.example
     if example is None or shape is not None:

@@ -50,7 +50,7 @@ class Columns:
     )
     total_high: float | None = column(NORM, "upper end of that interval")
     total_share: float | None = column(
-        "fraction", "total_norm over the sum of total_norm of all lengths; missing where lengths are left out"
+        "fraction", "total_norm over the sum of total_norm of all lengths; missing where max_length leaves some out"
     )
     share: float | None = column(
         "fraction",

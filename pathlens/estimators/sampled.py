@@ -191,7 +191,7 @@ class LastColumns:
 
     contribution: float | None = column(NORM, "n_paths times path_norm_mean (the paper's)")
     contribution_share: float | None = column(
-        "fraction", "contribution over its sum over all lengths; missing where lengths are left out"
+        "fraction", "contribution over its sum over all lengths; missing where max_length leaves some out"
     )
     samples: int | None = column("", "sampled paths, those of different batches counted apart")
     stopped: str | None = column(

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -93,8 +94,8 @@ _WRAPPER_CLASSES = ("OptimizedModule", "DataParallel", "DistributedDataParallel"
 def _running(path: Path, spec: str) -> Iterator[None]:
     """Run foreign code: imports from its folder work, its prints go to stderr, its exceptions become one line."""
     folder = str(path.resolve().parent)
-    _forget_neighbours()
-    before = frozenset(sys.modules)
+    neighbours = _forget_neighbours(folder)
+    before = frozenset(sys.modules) - neighbours
     sys.path.insert(0, folder)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -111,23 +112,67 @@ def _running(path: Path, spec: str) -> Iterator[None]:
         is_added = folder not in sys.path
         if is_added:  # at the end, where it hides nothing, for what a network imports when it runs
             sys.path.append(folder)
-        _loaded.append((folder, before, is_added))
+        _loaded.append(_Loaded(folder, before, is_added, _neighbours(folder, before)))
 
 
-# Folders of the files that were loaded last, what was imported before them, and whether they were added to sys.path.
-_loaded: list[tuple[str, frozenset[str], bool]] = []
+@dataclass(frozen=True)
+class _Loaded:
+    """A folder of which a file was loaded, and the modules beside it.
+
+    Attributes:
+        folder: of the file.
+        before: names of the modules that had been imported before.
+        is_added: whether the folder was added to ``sys.path``.
+        neighbours: name -> hash of the source of each module beside the file, when it was loaded.
+    """
+
+    folder: str
+    before: frozenset[str]
+    is_added: bool
+    neighbours: dict[str, str | None]
 
 
-def _forget_neighbours() -> None:
-    """Let the modules beside the file that was loaded last be imported anew: they may have changed, or be another's."""
-    for folder, before, is_added in _loaded:
-        neighbours = {name for name in set(sys.modules) - before if "." not in name and _lies_in(folder, name)}
-        for name in [name for name in list(sys.modules) if name.partition(".")[0] in neighbours]:
-            del sys.modules[name]
-        if is_added:
+#: by the last load, with those inside it
+_loaded: list[_Loaded] = []
+
+
+def _forget_neighbours(folder: str) -> frozenset[str]:
+    """Let the modules beside the file that was loaded last be imported anew, where they have changed or are another's.
+
+    Args:
+        folder: of the file that is loaded next.
+
+    Returns:
+        Names of the modules that stay.
+    """
+    stay: set[str] = set()
+    for one in _loaded:
+        now = _neighbours(one.folder, one.before)
+        if one.folder == folder and now == one.neighbours:
+            stay |= now.keys()
+        else:
+            for name in now:
+                sys.modules.pop(name, None)
+        if one.is_added:
             with contextlib.suppress(ValueError):
-                sys.path.remove(folder)
+                sys.path.remove(one.folder)
     _loaded.clear()
+    return frozenset(stay)
+
+
+def _neighbours(folder: str, before: frozenset[str]) -> dict[str, str | None]:
+    """Modules of a folder that were imported since, with hashes of their sources; None where there is none."""
+    new = set(sys.modules) - before
+    tops = {name for name in new if "." not in name and _lies_in(folder, name)}
+    found: dict[str, str | None] = {}
+    for name in (name for name in list(sys.modules) if name.partition(".")[0] in tops):
+        try:
+            source = Path(str(getattr(sys.modules[name].__spec__, "origin", None))).read_bytes()
+        except OSError:
+            found[name] = None
+        else:
+            found[name] = hashlib.sha256(source).hexdigest()
+    return found
 
 
 def _lies_in(folder: str, name: str) -> bool:

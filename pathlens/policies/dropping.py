@@ -26,12 +26,14 @@ from pathlens.policies.evaluation import Measured, choose, measure, route_of
 from pathlens.policies.learning import Learned, Learner, Settings
 from pathlens.policies.rows import Costs, class_rows, image_rows, network_rows
 from pathlens.residual import ResidualView
+from pathlens.residual.gradients import mixes_examples
 from pathlens.residual.inference import Inference
 from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.routes import intact as intact_route
 from pathlens.results.blockdrop import BLOCKDROP, CHOICES, CLASSES, LEARNING
 from pathlens.runtime import processes
 from pathlens.runtime.memory import oom_as_error
+from pathlens.runtime.precision import precision
 from pathlens.storage import lock_run
 from pathlens.tables import Json, Table
 from pathlens.tables.declared import Row, Rows
@@ -137,8 +139,9 @@ def blockdrop(
         "std": tuple(options.get("std") or data.std) or None,
     }
     variance = variance_of(train, task)
-    learned, history = _learned(view, train, task, variance, policy, settings, out, on_epoch, alike)
-    kept = _mean_blocks(learned.policy, data, alike)
+    with precision(options.get("dtype", "float32")):
+        learned, history = _learned(view, train, task, variance, policy, settings, out, on_epoch, alike)
+        kept = _mean_blocks(learned.policy, data, alike)
     choose_single, choose_greedy = chosen_on(learned.view, train, selection, dict(alike))
     sets = fixed_sets(
         learned.view,
@@ -207,6 +210,13 @@ def _checked(
     if active_plans(view.model, view):
         raise UsageError(f"an intervention is active on {name}; call blockdrop outside of its with block")
     require_rows(view, "blockdrop", "delete-blocks leaves the same blocks out for all examples")
+    with in_mode(view.model):
+        mixes = mixes_examples(view.chain().trace)
+    if mixes:
+        raise UsageError(
+            f"batch norms of {name} take their statistics of the batch in eval mode too, so that an example's blocks "
+            "would change the others' answers; delete-blocks leaves the same blocks out for all examples"
+        )
     if samples < 1 or selection < 1:
         raise UsageError(f"samples {samples}, selection {selection}: give 1 or more of each")
     if train is None:
@@ -288,7 +298,8 @@ def _learned(
             policies.save(folder / POLICY, learned.policy, learned.view, {"settings": vars(settings)})
             if learned.view is not view:
                 metadata = {
-                    **({"mean": json.dumps(mean), "std": json.dumps(std)} if mean else {}),
+                    "mean": json.dumps(mean),
+                    "std": json.dumps(std),
                     "input_shape": json.dumps(view.input_shape),
                     "trained_from": state_sha256(view.model),
                 }

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from pathlens.errors import NoResidualBlocksError, NumericsError, UsageError
 from pathlens.residual.losses import Loss, cross_entropy
+from pathlens.residual.operations import ancestors
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
@@ -71,8 +72,9 @@ def mixes_examples(trace: Trace) -> bool:
         if node.target in _OF_THE_BATCH
         or (node.target is aten.batch_norm.default and (node.args[5] or node.args[3] is None))
     ]
-    # an instance norm may be written as a batch norm in which every example has channels of its own
-    return any(trace.batch_axis(x) != 1 for x in normalised)
+    # weights may be standardised by a batch norm, and an instance norm be written as one in which every example has
+    # channels of its own
+    return any(trace.source in ancestors([x]) and trace.batch_axis(x) != 1 for x in normalised)
 
 
 def seed_at(x: Tensor, loss: Callable[[Tensor], Tensor], where: str) -> Tensor:

@@ -180,8 +180,9 @@ class Inference:
 
     def keep_batches_whole(self) -> None:
         """Compute all images of a batch together from now on, where what is computed of one depends on the others."""
-        self.engine = replace(self.engine, images=None, lanes=1)
-        # prepared for a number of images
+        # weights are packed for a number of images
+        form = "folded" if self.engine.form == "packed" else self.engine.form
+        self.engine = replace(self.engine, form=form, images=None, lanes=1)
         self._pieces.clear()
         self.__dict__.pop("_rewritten", None)
 

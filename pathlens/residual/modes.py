@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -21,8 +22,11 @@ _PLAIN = frozenset((*_NUMBERS, FunctionType, BuiltinFunctionType, MethodType, pa
 _CONTAINERS = frozenset((list, tuple, dict))
 #: attributes of every module, which say nothing of what it computes, and the place where interventions put a forward
 _OF_ALL = (frozenset(nn.Module().__dict__) - {"training"}) | {"forward"}
-#: modules of which nothing is set to another number, and most of a network
-_UNCHANGING = frozenset((nn.Conv2d, nn.Linear, nn.ReLU, nn.Identity, nn.Sequential, nn.ModuleList))
+#: most of the modules of a network -> what they are set to besides their mode
+_KNOWN: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    nn.Conv2d: attrgetter("stride", "padding", "dilation", "groups", "padding_mode"),
+    **dict.fromkeys((nn.Linear, nn.ReLU, nn.Identity, nn.Sequential, nn.ModuleList), lambda module: ()),
+}
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -51,8 +55,8 @@ def settings(model: nn.Module) -> tuple[Any, ...]:
     found: list[Any] = []
     for module in model.modules():
         found.append(module)
-        if type(module) in _UNCHANGING:
-            found.append(module.training)
+        if known := _KNOWN.get(type(module)):
+            found += [module.training, *known(module)]
             continue
         for name, value in module.__dict__.items():
             kind = type(value)
@@ -64,18 +68,19 @@ def settings(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _plain_parts(container: Any) -> list[Any]:
-    """What is plain in a list, tuple or dict and in those inside it; the kind of each stands before its parts."""
+    """What is plain in a list, tuple or dict and in those inside it, each with its place: indices and keys."""
     found: list[Any] = []
-    waiting, seen = [container], {id(container)}
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), container)]
+    seen = {id(container)}
     while waiting:
-        held = waiting.pop()
-        parts = list(held.values() if isinstance(held, dict) else held)
-        plain = [part for part in parts if type(part) in _PLAIN]
-        # features that a forward pass keeps there are none of its settings, however many
-        found += [type(held), *plain] if plain else []
-        inside = [part for part in parts if type(part) in _CONTAINERS and id(part) not in seen]
-        seen.update(map(id, inside))
-        waiting += inside
+        place, held = waiting.pop()
+        for key, part in list(held.items() if isinstance(held, dict) else enumerate(held)):
+            # features that a forward pass keeps there are none of its settings, however many
+            if type(part) in _PLAIN:
+                found.append((*place, key if type(key) in _PLAIN else type(key), part))
+            elif type(part) in _CONTAINERS and id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(((*place, key if type(key) in _PLAIN else type(key)), part))
     return found
 
 
@@ -95,10 +100,12 @@ def in_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # from the outermost on, because each takes along those inside it
-        for part, mode in before:
-            if part.training != mode:
-                part.train(mode)
-        # a module may refuse a mode that its flag was set to
-        for part, mode in before:
-            part.training = mode
+        try:
+            # from the outermost on, because each takes along those inside it
+            for part, mode in before:
+                if part.training != mode:
+                    part.train(mode)
+        finally:
+            # a module may refuse a mode that its flag was set to
+            for part, mode in before:
+                part.training = mode

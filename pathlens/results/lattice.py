@@ -21,7 +21,9 @@ class LatticeRow:
     length: int = column("blocks", "branches between the loss and there")
     n_paths: int = column("", "paths of that length from the loss to there, exact")
     norm: float = column(NORM, "norm of the summed gradient, mean over examples")
-    share: float = column("fraction", "norm over the sum of norms at this boundary")
+    share: float | None = column(
+        "fraction", "norm over the sum of norms at this boundary; missing where max_length leaves lengths out"
+    )
 
 
 class Lattice(Result):

@@ -416,10 +416,11 @@ def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) ->
 def _metadata(
     example: torch.Tensor, mean: Sequence[float], std: Sequence[float], about: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Metadata of a weights file; ``load_model`` reads the first three. What is not normalised has no mean and std."""
+    """Metadata of a weights file; ``load_model`` reads the first three. What is not normalised has no numbers there."""
     plain = {name: value for name, value in about.items() if name not in ("mean", "std", "keep_epochs")}
     return {
-        **({"mean": json.dumps(list(mean)), "std": json.dumps(list(std))} if len(mean) else {}),
+        "mean": json.dumps(list(mean)),
+        "std": json.dumps(list(std)),
         "input_shape": json.dumps(list(example.shape[1:])),
         "training": json.dumps(plain, sort_keys=True, default=str),
         "torch": torch.__version__,

@@ -195,15 +195,23 @@ def over_seeds_and_sets(gaps: Sequence[Mapping[frozenset[int], float]]) -> Diffe
         gaps: for each seed the difference of each set; a set may be missing from some.
     """
     by_set: dict[frozenset[int], list[float]] = {}
+    weights: dict[frozenset[int], float] = {}
     for one in gaps:
         for blocks, gap in one.items():
             by_set.setdefault(blocks, []).append(gap)
+            weights[blocks] = weights.get(blocks, 0.0) + 1 / len(one) / len(gaps)
     seeds = [statistics.fmean(one.values()) for one in gaps]
     sets = [statistics.fmean(values) for values in by_set.values()]
+    # one over the number of sets where all seeds have the same
+    share = sum(weight**2 for weight in weights.values())
     alone = paired(seeds)
     if alone.low is None or alone.high is None or alone.p is None or len(sets) < 2:
         return alone
-    error, freedom = satterthwaite((statistics.variance(of) / len(of), len(of) - 1) for of in (seeds, sets))
+    parts = [
+        (statistics.variance(seeds) / len(seeds), len(seeds) - 1),
+        (statistics.variance(sets) * share, 1 / share - 1),
+    ]
+    error, freedom = satterthwaite(parts)
     half = float(stats.t.ppf(0.975, freedom)) * error
     p = 2 * float(stats.t.sf(abs(alone.mean) / error, freedom))
     low, high = min(alone.low, alone.mean - half), max(alone.high, alone.mean + half)

@@ -18,7 +18,7 @@ from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
 from studies.veit2016 import left, retraining
 from studies.veit2016.cifar import SCHEDULE, Kept
-from studies.veit2016.judged import verdicts
+from studies.veit2016.judged import own_number, verdicts
 from studies.veit2016.measured import kinds_of
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
@@ -378,11 +378,10 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Ke
         asked = [one["blocks_per_batch"] for one in own if one["network"].startswith(f"{network}-")]
         if asked:
             span = f"{min(asked)} to {max(asked)} blocks a batch over {len(asked)} seeds"
-            span = (
-                f"{span} (seed 0, by which it is trained: {asked[0]})"
-                if len(asked) > 1
-                else f"{asked[0]} blocks a batch"
-            )
+            for first in own_number(page.tables, network):
+                span = (
+                    f"{span} (seed 0, by which it is trained: {first})" if len(asked) > 1 else f"{first} blocks a batch"
+                )
             page.text(f"The effective lengths of {network} ask for {span}.")
     epochs = dict.fromkeys((run["network"], run["epochs"]) for run in runs)
     page.text(f"Epochs: {', '.join(f'{network} {count}' for network, count in epochs)}; the paper trained 200.")

@@ -100,6 +100,7 @@ def test_buffers_are_as_they_were(mode: str, data: ImageData) -> None:
     before = {name: value.clone() for name, value in model.named_buffers()}
     pathlens.path_gradients(model, data, mode=mode, **options())
     pathlens.signal_propagation(model, data, batch_size=4)
+    pathlens.delete_blocks(model, data, batch_size=4)
     for name, value in model.named_buffers():
         assert torch.equal(value, before[name]), name
 
@@ -141,9 +142,12 @@ class Set(nn.Module):
         self.masks = [torch.ones(4, 1, 1), torch.full((4, 1, 1), 2.0)]
         self.gates: list[Any] = [1.0, (0.5, {"last": 2.0})]
         self.act: Any = torch.tanh
+        self.scales, self.places = {0: 0.25}, [[0.5], []]
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         first, (second, others) = self.gates
+        x = self.conv(x) * self.scales.get(0, 1.0) * (0.5 if self.places[0] else 1.0)
         x = self.act(x) * self.masks[0] * self.masks[1] * first * second * others["last"]
         return x if self.mask is None else x * self.mask
 
@@ -158,6 +162,9 @@ SETTINGS: dict[str, Callable[[Set], object]] = {
     "a number in a list": lambda part: part.gates.__setitem__(0, 0.0),
     "a number in a dict": lambda part: part.gates[1][1].update(last=5.0),
     "a function": lambda part: setattr(part, "act", torch.sigmoid),
+    "a number under another key": lambda part: setattr(part, "scales", {1: 0.25}),
+    "a number in another place": lambda part: setattr(part, "places", [[], [0.5]]),
+    "the dilation of a convolution": lambda part: part.conv.__dict__.update(dilation=(2, 2), padding=(2, 2)),
 }
 
 
@@ -173,6 +180,19 @@ def test_a_view_follows_what_modules_hold_beside_their_parameters(change: str) -
     by_hand = model.head(model.blocks[1:](model.stem(x)).mean((2, 3)))
     with pathlens.deleted(view, 0):
         torch.testing.assert_close(model(x), by_hand)
+
+
+def test_a_module_that_cannot_be_trained_is_left_as_it_was() -> None:
+    class Frozen(nn.Module):
+        def train(self, mode: bool = True) -> Frozen:
+            if mode:
+                raise RuntimeError("weights are folded")
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Dropout(), Frozen(), nn.Dropout())
+    with pytest.raises(RuntimeError, match="folded"), in_mode(model):
+        assert not any(part.training for part in model.modules())
+    assert all(part.training for part in model.modules())
 
 
 @torch.no_grad()

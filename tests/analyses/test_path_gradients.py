@@ -170,6 +170,10 @@ def test_what_is_of_all_lengths_is_not_said_where_some_are_left_out(small, batch
     (told,) = [h for h in PATH_GRADIENTS.headlines(cut.rows, cut.provenance) if h.label.startswith("Effective")]
     assert told.value == "not known"
     assert PATH_GRADIENTS.figure_options(cut.provenance) == {"effective": None}
+    for max_length in (3, 5):
+        cells = pathlens.lattice(small, batches, max_length=max_length)
+        assert all((row["share"] is None) == (max_length == 3) for row in cells.rows)
+        assert cells.provenance.get("max_length") == (3 if max_length == 3 else None)
     whole = pathlens.path_gradients(small, batches, max_length=5, **options)
     assert whole.provenance["effective"].keys() == {"exact", "sampled", "signed"}
     assert "max_length" not in whole.provenance

@@ -239,7 +239,37 @@ def test_what_a_network_does_in_train_mode_alone_ends_no_sweep(draws: bool) -> N
         assert len(pathlens.delete_blocks_greedy(model, batches, count=1).rows) == 2
         assert len(pathlens.reorder_blocks(model, batches, swaps=1, samples=1).rows) == 2
         assert len(pathlens.reorder_blocks_runs(model, batches).rows) > 2
+    lengths = pathlens.path_gradients(view, batches, method="exact", additions="all")
+    assert len(lengths.rows) == len(view) + 1
     assert all(module.training for module in net.modules())
+
+
+class Squeezed(torch.nn.Module):
+    """Answers to a single image in another shape than to several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batches_whose_half_is_a_single_image(size: int) -> None:
+    net, ((images, labels), *_) = Squeezed(), small_batches(6)
+    batches = list(zip(images[:6].split(size), labels[:6].split(size), strict=True))
+    near(pathlens.delete_blocks(net, batches, dtype="float64").rows[0], plain_loop(net, batches))
+
+
+def test_a_first_batch_of_one_image() -> None:
+    class Normed(Centred):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(torch.nn.functional.batch_norm(x, None, None, training=True))
+
+    net, ((images, labels), *_) = drawn(lambda: Net(Normed(), Normed())).double(), small_batches()
+    first = pathlens.delete_blocks(net, [(images[:1], labels[:1]), (images[1:], labels[1:])], dtype="float64")
+    assert any("depends on the others of its batch" in note for note in first.provenance["notes"])
 
 
 class Watched:

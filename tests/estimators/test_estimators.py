@@ -273,7 +273,18 @@ class Around(nn.Module):
         return x + torch.tanh(self.layer(self.norm(x)))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, partial(nn.GroupNorm, 2)])
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised by a batch norm, as in NFNets."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = nn.functional.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return nn.functional.conv2d(x, rows.reshape_as(self.weight), self.bias)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, partial(nn.GroupNorm, 2), Standardised])
 def test_other_norms_mix_no_examples(norm: Callable[[int], nn.Module]) -> None:
     view = pathlens.find_blocks(Around(norm(4)).eval(), torch.zeros(2, 4, 6, 6))
     assert not mixes_examples(view.chain().trace)

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -241,3 +242,21 @@ def test_result_is_frozen() -> None:
     assert isinstance(loaded.model, PreActResNet)
     with pytest.raises(AttributeError):
         loaded.trained = True  # type: ignore[misc]
+
+
+def test_neighbours_that_have_not_changed_are_imported_once(tmp_path, monkeypatch):
+    registry = ModuleType("registry_of_another_package")
+    registry.names = []
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    (tmp_path / "registers.py").write_text(
+        "import registry_of_another_package as registry\n"
+        "assert 'own' not in registry.names, 'twice'\nregistry.names.append('own')\nSIZE = 3\n"
+    )
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom registers import SIZE\ndef make():\n    return nn.Linear(SIZE, 1)\n"
+    )
+    spec = f"{tmp_path / 'net.py'}:make"
+    assert [load_model(spec, "random").model.in_features for _ in range(3)] == [3, 3, 3]
+    registry.names.clear()
+    (tmp_path / "registers.py").write_text("SIZE = 25\n")
+    assert load_model(spec, "random").model.in_features == 25

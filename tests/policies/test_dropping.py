@@ -311,6 +311,15 @@ def test_examples_without_rows_of_their_own(test, train):
             pathlens.blockdrop(network, test, train, batch_size=8)  # as many as rows of an image
 
 
+def test_examples_that_change_the_answers_to_others(test, train):
+    model = preresnet(14, in_channels=1, widths=(4, 6, 8)).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = norm.running_var = None
+    with pytest.raises(UsageError, match="statistics of the batch in eval mode too"):
+        pathlens.blockdrop(model, test, train, batch_size=8)
+
+
 def test_a_folder_without_splits_is_one_set_of_images(tmp_path):
     folder = image_folder(tmp_path / "photos", {"ape": 4, "bat": 4})
     test, train = open_data(folder, split="test", limit=3, image_size=8), open_data(folder, split="train", image_size=8)

@@ -361,6 +361,17 @@ def test_deletions_are_compared_over_seeds_and_sets() -> None:
     assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, freedom, found.mean, error))
     assert found.p == pytest.approx(2 * stats.t.cdf(found.mean / error, freedom))
     assert found.pairs == 3
+    # a set that some seeds lack counts by what it has of their means
+    del gaps[2][one]
+    found = judged.over_seeds_and_sets(gaps)
+    weights = {one: 2 / 9, two: 2 / 9 + 1 / 6, three: 2 / 9 + 1 / 6}
+    seeds = [statistics.fmean(own.values()) for own in gaps]
+    sets = [statistics.fmean(own[which] for own in gaps if which in own) for which in weights]
+    share = sum(weight**2 for weight in weights.values())
+    variances = [statistics.variance(seeds) / 3, statistics.variance(sets) * share]
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / (1 / share - 1))
+    assert found.mean == pytest.approx(statistics.fmean(seeds))
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, freedom, found.mean, sum(variances) ** 0.5))
     # sets that cost alike: the seeds decide, and more degrees of freedom make nothing surer
     alike = [dict.fromkeys((one, two, three), gap) for gap in (-0.1, -0.05, -0.15)]
     alone = stats.ttest_1samp([-0.1, -0.05, -0.15], 0)
