@@ -164,7 +164,7 @@ FINDINGS = (
             ("veit2016", "training on other numbers of blocks"),
             ("veit2016", "single deletions after stochastic depth"),
         ],
-        ["veit2016/sets-preresnet110.png", "veit2016/sets-digits54.png"],
+        ["veit2016/hurt-preresnet110.png", "veit2016/sets-preresnet110.png", "veit2016/hurt-digits54.png"],
         "Where it agrees: other seeds or other data, or other sets of as many blocks, with which it comes out "
         "otherwise. Where training on fewer paths is shown to do worse: trainings as long as the paper's, after which "
         "it does not. Where it cannot tell nothing is claimed; more seeds or sets would tell.",

@@ -146,7 +146,7 @@ def _harder(
     found = {}
     for rule, own in by_rule.items():
         rises = {
-            seed: [_rises(tables, run) for run in (own[seed], whole[seed])]
+            seed: [rises_of(tables, run) for run in (own[seed], whole[seed])]
             for seed in sorted(own.keys() & whole.keys())
             if f"lesions-{whole[seed]}" in tables
         }
@@ -176,7 +176,7 @@ def _harder(
     return found
 
 
-def _rises(tables: Mapping[str, Table], run: str) -> dict[frozenset[int], float]:
+def rises_of(tables: Mapping[str, Table], run: str) -> dict[frozenset[int], float]:
     """Rise of error of each distinct set of blocks that was deleted of a network."""
     found = {}
     for table in (tables[stem] for stem in (f"sets-{run}", f"hurt-{run}") if stem in tables):

@@ -18,7 +18,8 @@ from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
 from studies.veit2016 import left, retraining
 from studies.veit2016.cifar import SCHEDULE, Kept
-from studies.veit2016.judged import own_number, verdicts
+from studies.veit2016.hurt import hurt_figure
+from studies.veit2016.judged import own_number, rises_of, verdicts
 from studies.veit2016.measured import kinds_of
 
 LESIONS = {"block": "", "name": "", "stage": "", "kind": "", "error": ".2%", "error_low": ".2%", "error_high": ".2%"}
@@ -255,6 +256,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             panel = {name: page.tables[f"sets-{run['run']}"] for name, run in seeds.items()}
             caption = f"The same of all seeds of {network}, trained whole; the sets of blocks are the same ones."
             page.figure(f"sets-{network}-seeds", partial(figures.deletions, panel), caption)
+        _hurt(page, [run for run in runs if run["network"] == network])
     for run in _first(runs):
         stem = f"sets-{run['run']}"
         if stem in page.tables:
@@ -276,6 +278,22 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}, {run['data']}."
             page.figure(stem, partial(figures.reordering, page.tables[stem], critical=_critical(page, run)), caption)
             page.measured(stem)
+
+
+def _hurt(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
+    """What the sets cost by which it is judged how hard networks are to hurt, where there are rules to compare."""
+    rises: dict[tuple[str, int], list[float]] = {}
+    for run in sorted(runs, key=lambda one: int(one["seed"])):
+        found = rises_of(page.tables, run["run"])
+        own = [rise for blocks, rise in found.items() if len(blocks) == veit_claims.HURT]
+        if own and run["trained"] != "sd":
+            rises[_words(run), run["seed"]] = own
+    if len({trained for trained, _ in rises}) > 1:
+        caption = (
+            f"Rise of error where random sets of {veit_claims.HURT} blocks are deleted, by seed and by how "
+            f"{runs[0]['network']} was trained: every set, and means with 95 % bootstrap intervals over the sets."
+        )
+        page.figure(f"hurt-{runs[0]['network']}", partial(hurt_figure, rises), caption)
 
 
 def _critical(page: Page, run: Mapping[str, Any]) -> list[int]:

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -20,7 +21,7 @@ from pathlens.models.checkpoints import save_weights
 from pathlens.tables import Column, Table, read_table
 from studies import common, record
 from studies.veit2016 import __main__ as study
-from studies.veit2016 import cifar, judged, left, retraining, stated, trainings, winograd
+from studies.veit2016 import cifar, hurt, judged, left, retraining, stated, trainings, winograd
 from studies.veit2016.measured import kinds_of
 from tests.helpers.data_files import image_folder, noise, png, write
 from tests.helpers.study_modules import is_right, run_study
@@ -404,7 +405,19 @@ def test_all_sets_of_a_size_count_once_whichever_table_they_are_in() -> None:
         return Table(tuple(map(Column, rows[0])), tuple(rows))
 
     tables = {"sets-net": drawn({"0,1": 0.3, "2": 0.2}), "hurt-net": drawn({"0,1": 0.3, "1,2": 0.5})}
-    found = judged._rises(tables, "net")
+    found = judged.rises_of(tables, "net")
     assert found == {
         frozenset(blocks): pytest.approx(rise) for blocks, rise in (((0, 1), 0.2), ((2,), 0.1), ((1, 2), 0.4))
     }
+
+
+def test_a_figure_shows_what_every_set_costs() -> None:
+    rises = {("whole", 0): [0.1, 0.3], ("23 random blocks a batch", 0): [0.02, 0.01], ("whole", 1): [0.2, 0.2]}
+    (axes,) = hurt.hurt_figure(rises).axes
+    points = {
+        line.get_label(): line for line in axes.lines if str(line.get_label()) in ("whole", "23 random blocks a batch")
+    }
+    assert points["whole"].get_ydata() == pytest.approx([10, 30, 20, 20])
+    assert points["23 random blocks a batch"].get_ydata() == pytest.approx([2, 1])
+    assert np.round(points["whole"].get_xdata()).tolist() == [0, 0, 1, 1]
+    assert len(set(points["whole"].get_xdata())) == 4
