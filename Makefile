@@ -82,10 +82,12 @@ bench: $(VENV)/.installed
 # Smoke runs go into a folder of their own, because their numbers mean nothing. Critics takes tables of pretrained_resnets.
 STUDIES := veit2016 pretrained_resnets critics depth_in_training wider_or_deeper udl11 civitelli2021 language li2018 blockdrop strict_resnets
 studies: $(VENV)/.installed-test
-	@for study in $(STUDIES); do \
-	    $(BIN)/python -m studies.$$study --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || exit 1; \
-	done
-	$(if $(filter smoke,$(SCALE)),,$(BIN)/python -m studies.findings)
+	@failed=; for study in $(STUDIES); do \
+	    $(BIN)/python -m studies.$$study --scale $(SCALE) $(if $(filter smoke,$(SCALE)),--out runs/smoke/$$study) || \
+	        failed="$$failed $$study"; \
+	done; \
+	$(if $(filter smoke,$(SCALE)),,$(BIN)/python -m studies.findings || failed="$$failed findings";) \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 # A Python that sees a GPU and has everything is taken as it is, since machines with GPUs are often without a network.
 READY := import sys; sys.path.insert(0, "."); import torch, pathlens.cli, pathlens.figures; sys.exit(not torch.cuda.is_available())

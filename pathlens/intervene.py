@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -243,7 +244,7 @@ class _Active:
         model: that it changes.
         plan: as the user gave it; block indices may be negative where no view is known.
         view: the user's view, if there is one.
-        key: identifies the plan in the context variable of the thread.
+        key: identifies the plan in the context variable of the thread; later ones have larger keys.
         thread: identifier of the thread.
         calls: forward passes so far.
     """
@@ -251,13 +252,13 @@ class _Active:
     model: nn.Module
     plan: Plan
     view: ResidualView | None
-    key: object = field(default_factory=object)
+    key: int = field(default_factory=count().__next__)
     thread: int = field(default_factory=threading.get_ident)
     calls: int = 0
 
 
 #: keys of the plans entered in this context; not the plans themselves, because a context may outlive a model
-_keys: ContextVar[tuple[object, ...]] = ContextVar("pathlens_plans", default=())
+_keys: ContextVar[tuple[int, ...]] = ContextVar("pathlens_plans", default=())
 #: set while the models' own forwards are to run, whatever plans are active
 _suspended: ContextVar[bool] = ContextVar("pathlens_suspended", default=False)
 #: held while forwards are exchanged, or a thread that ends the last plan could take away that of one that begins
@@ -270,7 +271,7 @@ class _Intervened:
     def __init__(self, model: nn.Module, original: Callable[..., Any] | None) -> None:
         self.model = model
         self._original = original
-        self._entries: dict[object, _Active] = {}
+        self._entries: dict[int, _Active] = {}
         self._view: ResidualView | None = None
         self._built: dict[tuple[int, Any, Callable[..., Any]], tuple[Chain, Any]] = {}
 
@@ -296,7 +297,7 @@ class _Intervened:
 
     def pop(self, own: _Active) -> None:
         """End a plan; with the last one the model's own forward is back. Plans may end in any order."""
-        _keys.set(tuple(key for key in _keys.get() if key is not own.key))
+        _keys.set(tuple(key for key in _keys.get() if key != own.key))
         with together(), _changing:
             del self._entries[own.key]
             # a forward that the user has assigned meanwhile is kept
@@ -449,7 +450,8 @@ def _collected(model: nn.Module, view: ResidualView, chain: Chain) -> list[tuple
         for entry in forward.active():
             plan = entry.plan if places is None else entry.plan.lift(places, len(view), name)
             collected.append((entry, plan.check(view)))
-    return collected
+    # of two orders the second permutes what the first has put there, whichever of them is on a part
+    return sorted(collected, key=lambda pair: pair[0].key)
 
 
 def _check_counted_alike(view: ResidualView, other: ResidualView | None) -> None:

@@ -4,7 +4,7 @@ A study is a package that runs, as in ``python -m studies.veit2016 --scale cpu``
 interface of pathlens alone. A scale changes sizes and never the protocol:
 
 * ``smoke``: seconds, for the tests; its numbers mean nothing.
-* ``cpu``: two cores, under an hour.
+* ``cpu``: two cores, and for most studies under an hour.
 * ``paper``: the sizes of the paper, for a GPU.
 
 Each study measures, which writes tables, and states, which makes its page from those tables alone (``--restate`` does
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -92,7 +93,8 @@ def setting(name: str, description: str | None, argv: Sequence[str] | None) -> S
         "--runs", type=Path, help="trained networks, taken up again; default: runs/NAME-SCALE in the repository"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side")
+    jobs = torch.cuda.device_count() or os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=jobs, help="trainings side by side")
     parser.add_argument("--restate", action="store_true", help="only write the page, from the tables in --out")
     args = parser.parse_args(argv)
     runs = args.runs or ROOT / "runs" / f"{name}-{args.scale}"
@@ -129,6 +131,10 @@ def train_all(
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
 
+    # trainings side by side share what cards there are
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    cards = dict(zip(wanted, cycle(named.split(",")), strict=False))
+
     def one(name: str, arguments: Sequence[str]) -> Path:
         folder = study.runs / name
         if (folder / "manifest.json").is_file() and (folder / "weights.safetensors").is_file():
@@ -143,7 +149,7 @@ def train_all(
             done = subprocess.run(
                 [sys.executable, "-m", "pathlens", *command],
                 cwd=study.runs,
-                env=environment,
+                env={**environment, "CUDA_VISIBLE_DEVICES": cards[name]},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -326,7 +332,7 @@ class Page:
             known: the record.
         """
         page = known["page"]
-        apart = "".join(f" Its part `{part}`: {_made(step)}" for part, step in known.get("apart", {}).items())
+        apart = "".join(f" Its part `{part}`: last {_made(step)}" for part, step in known.get("apart", {}).items())
         head = [
             f"# {self.title}",
             "",
@@ -352,15 +358,18 @@ def _made(known: Mapping[str, Any]) -> str:
     measured = known["measured"]
     hardware = measured["hardware"] or {}
     trained = sorted({str(one["commit"])[:12] for one in known.get("trainings", []) if "commit" in one})
-    # a table that was kept is of the commit that measured it; what is made of others says no images
-    of_images = [one for one in known.get("tables", {}).values() if "images" in one]
-    commits = {str(one["commit"])[:12] for one in of_images if one.get("commit")}
-    earlier = sorted(commits - {str(measured["commit"])[:12]})
+    # a table that was kept is of the commit and machine that measured it; what is made of others says no images
+    earlier: dict[str, set[str]] = {}
+    for one in known.get("tables", {}).values():
+        cpu = one.get("cpu") or hardware.get("cpu")
+        if "images" in one and one.get("commit") and (one["commit"], cpu) != (measured["commit"], hardware.get("cpu")):
+            earlier.setdefault(str(cpu), set()).add(str(one["commit"])[:12])
+    single = [f"{', '.join(sorted(commits))} on {cpu}" for cpu, commits in sorted(earlier.items())]
     return (
         f"measured {measured['date'][:10]} with commit {measured['commit']} and torch {measured['versions']['torch']} "
         f"on {hardware.get('cpu')}, {hardware.get('cores_allowed')} cores, GPUs: "
         f"{', '.join(hardware.get('gpus') or ()) or 'none'}"
-        + (f", single tables with {', '.join(earlier)}" if earlier else "")
+        + (f"; single tables with {' and '.join(single)}" if single else "")
         + (f"; networks trained with commit {', '.join(trained)}." if trained else ".")
         + record.gaps(known.get("trainings", []))
     )

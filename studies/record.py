@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Tables(Mapping[str, Table]):
         left_out = set(without)
         columns = tuple(column for column in table.columns if column.name not in left_out)
         rows = tuple({name: value for name, value in row.items() if name not in left_out} for row in table.rows)
-        Table(columns, rows, provenance(**table.provenance)).write(self.folder, stem)
+        Table(columns, rows, _made(**table.provenance)).write(self.folder, stem)
         self._read.pop(stem, None)
 
     def __getitem__(self, stem: str) -> Table:
@@ -79,9 +80,19 @@ def make_table(columns: Iterable[tuple[str, str, str]], rows: Iterable[Mapping[s
     return Table(chosen, tuple({column.name: row[column.name] for column in chosen} for row in rows), facts)
 
 
+def _made(**facts: Any) -> dict[str, Any]:
+    """Provenance, of which the commit says too where a study has been changed since."""
+    made = provenance(**facts)
+    command = ["git", "-C", str(Path(__file__).parent), "--no-optional-locks", "status", "--porcelain", "--", "."]
+    changed = subprocess.run(command, capture_output=True, check=False).stdout.strip()
+    if changed and "commit" not in facts and not str(made["commit"]).endswith("-dirty"):
+        made["commit"] = f"{made['commit']}-dirty"
+    return made
+
+
 def step(**facts: Any) -> dict[str, Any]:
     """Where the running code comes from and what it runs on."""
-    made = provenance(**facts)
+    made = _made(**facts)
     return {name: made[name] for name in (*STEP, "command", *facts)}
 
 
@@ -142,11 +153,18 @@ def write(folder: Path, **parts: Any) -> Path:
         "taken_from",
     )
     record["tables"] = {
-        stem: {name: tables[stem].provenance[name] for name in ("date", "commit", *named) if name in facts}
+        stem: {
+            **{name: facts[name] for name in ("date", "commit", *named) if name in facts},
+            "cpu": (facts.get("hardware") or {}).get("cpu"),
+        }
         for stem in tables
         for facts in [tables[stem].provenance]
     }
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (NAME, "README.md"))
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (NAME, "README.md") and not path.name.startswith(".")
+    )
     record["files"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return atomic_write_bytes(folder / NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 

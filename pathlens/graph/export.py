@@ -8,6 +8,7 @@ character, as in Office Open XML.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -59,7 +60,7 @@ def from_json(data: bytes) -> nx.DiGraph:
     """
     try:
         graph = nx.node_link_graph(json.loads(data), edges="edges")
-    except (ValueError, KeyError, TypeError, AttributeError, nx.NetworkXError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nx.NetworkXError) as error:
         raise _unreadable("JSON in node-link form", error) from error
     if not isinstance(graph, nx.DiGraph):
         raise _unreadable("JSON in node-link form", "it is not directed")
@@ -176,7 +177,8 @@ def _unquoted(text: str) -> str:
 
 
 def _parsed_dot(pydot: Any, text: str) -> pydot.Dot:
-    graphs = pydot.graph_from_dot_data(text)  # prints and returns None where the text is no DOT
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what is no DOT, and returns None
+        graphs = pydot.graph_from_dot_data(text)
     if not graphs:
         raise _unreadable("DOT", "it does not parse")
     if graphs[0].get_type() != "digraph":
@@ -244,7 +246,7 @@ def _typed(graph: nx.DiGraph, unescape: Callable[[str], str] = str) -> nx.DiGrap
         if graph.graph.get("kind") == "lattice":
             places = {node: (data["boundary"], data["length"]) for node, data in graph.nodes(data=True)}
             graph = nx.relabel_nodes(graph, places, copy=True)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _unreadable("graph of pathlens", error) from error
     return graph
 

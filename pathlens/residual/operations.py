@@ -62,8 +62,9 @@ _REARRANGING = _overloads(
     "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "index", "index_select", "split",
     "split_with_sizes", "chunk", "unbind", "cat", "stack", "pad", "constant_pad_nd", "roll", "flip", "repeat",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-    "_adaptive_avg_pool2d", "mean", "sum", "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "neg",
+    "_adaptive_avg_pool2d", "mean", "sum", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "neg",
     "zeros_like", "new_zeros", "im2col", "col2im",
 )  # fmt: skip
 
@@ -73,7 +74,9 @@ FRESH = _overloads(
     "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "lift_fresh_copy",
 )  # fmt: skip
 
-CONVOLUTIONS = _overloads("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
+CONVOLUTIONS = _overloads(
+    "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
+)
 TRANSPOSED = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input})
 _PRODUCTS = _overloads("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "embedding")
 
@@ -177,7 +180,9 @@ def is_rearranging(node: fx.Node) -> bool:
 
 
 def short_name(node: fx.Node) -> str:
-    """``relu`` for ``aten.relu.default``."""
+    """``relu`` for ``aten.relu.default``; of one result among several the operation that has them."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return short_name(node.args[0])
     target = node.target
     name = getattr(target, "__name__", str(target))
     return name.split(".")[0].lstrip("_").removeprefix("native_").removesuffix("_update")

@@ -115,7 +115,8 @@ def analysis(study: Study, part: str, unit: str) -> None:
         return
     seconds = _synchronised() - started
     if dtype == "float32":
-        table.write(study.setting.out, f"{part}-{network}")
+        said = {**table.provenance, "weights": about["weights"]}
+        study.setting.tables.put(f"{part}-{network}", Table(table.columns, table.rows, said))
     study.record(**about, seconds=seconds, met=seconds < goal)
 
 
@@ -167,11 +168,21 @@ def two_processes(study: Study, recipe: Recipe, dtype: str) -> float:
         what = f"--epochs 2 --lr {recipe.lr} --batch-size {recipe.batch_size} --dtype {dtype} --device cuda"
         more = ["--validation", "0", "--no-test", "--no-sync-batch-norm", "--quiet", "--data", study.spec]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        subprocess.run(
-            [sys.executable, *torchrun.split(), *what.split(), "--model", study.model_spec(study.networks[0]), *more],
-            check=True,
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.DEVNULL,
-            timeout=max(1, study.left()),
-        )
+        command = [
+            sys.executable,
+            *torchrun.split(),
+            *what.split(),
+            "--model",
+            study.model_spec(study.networks[0]),
+            *more,
+        ]
+        started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
+        try:
+            code = started.wait(max(1, study.left()))
+        except subprocess.TimeoutExpired:
+            started.terminate()  # which torchrun passes on to its workers, as being killed would not
+            started.wait()
+            raise Late("two processes had no time left") from None
+        if code:
+            raise subprocess.CalledProcessError(code, command)
         return float(read_table(f"{folder}/run/history.csv").rows[-1]["seconds"] or 0)

@@ -18,7 +18,15 @@ from typing import Any
 from studies import record
 from studies.common import Page, StudySetting, carry_out, check_rest, keep_checkpoint, setting, start_fresh, train_all
 from studies.veit2016 import cifar, retraining, stated
-from studies.veit2016.measured import KINDS, is_known, measure_imagenet, measure_kept, measure_trained, right_answers
+from studies.veit2016.measured import (
+    KINDS,
+    check_weights,
+    is_known,
+    measure_imagenet,
+    measure_kept,
+    measure_trained,
+    right_answers,
+)
 from studies.veit2016.trainings import cifar as cifar_data
 from studies.veit2016.trainings import trainings
 
@@ -54,16 +62,23 @@ def measure(study: StudySetting, only: str | None = None, kinds: Collection[str]
         kinds: of tables of the networks on CIFAR-10.
 
     Raises:
-        SystemExit: the part has no networks or images, or there are no tables of the rest at this scale beside it.
+        SystemExit: the part has no networks or images, there are no tables of the rest at this scale beside it, or
+            images are missing of tables that are there.
     """
     if only is not None:
         return _measure_only(study, kinds)
+    # a paper scale trains those of the same names itself
+    others = cifar.kept() if study.scale == "cpu" else []
+    lost = [one.name for one in others if f"lesions-{one.name}" in study.tables]
+    if lost and cifar_data() is None:
+        raise SystemExit(
+            f"PATHLENS_DATA is not set, and the tables of {len(lost)} networks on CIFAR-10 in {study.out} could not be "
+            "made again; set it to a folder with cifar10-jpeg/, or give another --out"
+        )
     wanted = trainings(study)
     done = train_all({training.name: training.arguments for training in wanted}, study)
     start_fresh(study)
     rows = retraining.runs_table(done, wanted)
-    # a paper scale trains those of the same names itself
-    others = cifar.kept() if study.scale == "cpu" else []
     rows += [cifar.run_row(one) for one in others]
     retraining.compare(rows, right_answers(study, wanted, done, others))
     study.tables.put("runs", record.make_table(retraining.COMPARED, rows))
@@ -85,6 +100,7 @@ def _measure_only(study: StudySetting, kinds: Collection[str]) -> list[dict[str,
     if not others or cifar_data() is None:
         needed = f"a network in {cifar.FOLDER}" if not others else "PATHLENS_DATA, with cifar10-jpeg/"
         raise SystemExit(f"--only {CIFAR} needs {needed}; {cifar.__name__} trains the networks")
+    check_weights(study, others)
     # what is compared with each other is answered together, unless all of it has been
     waiting = {(one.network, one.seed) for one in others if not is_known(study, one)}
     asked = [one for one in others if (one.network, one.seed) in waiting]

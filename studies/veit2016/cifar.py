@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,6 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     """
     if not (run / "result.csv").is_file():
         raise SystemExit(f"{run} has no result.csv: the training has not finished; run it again to take it up")
-    path = keep_checkpoint(run, folder, run.name, dtype=torch.float16)
-    if path.stat().st_size > LARGEST:
-        path.unlink()
-        raise SystemExit(f"the weights of {run} take more than {LARGEST:,} bytes; nothing was kept")
     result, history = read_table(run / "result.csv"), read_table(run / "history.csv")
     (test,) = [row for row in result.rows if row["split"] == "test"]
     facts = result.provenance
@@ -165,10 +162,16 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
         "convolutions": convolutions if on_cpu else None,
         "phases": [record.training(phase.name, phase) for phase in phases],
     }
-    atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
+    with tempfile.TemporaryDirectory() as apart:
+        weights = keep_checkpoint(run, Path(apart), run.name, dtype=torch.float16).read_bytes()
+    if len(weights) > LARGEST:
+        raise SystemExit(f"the weights of {run} take more than {LARGEST:,} bytes; nothing was kept")
     for phase in phases:
         read_table(phase / "history.csv").write(folder, f"history-{phase.name}")
-    return path
+    atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
+    # last, because a network is kept where its weights are
+    (folder / "weights").mkdir(exist_ok=True)
+    return atomic_write_bytes(folder / "weights" / f"{run.name}.safetensors", weights)
 
 
 def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:

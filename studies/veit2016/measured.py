@@ -127,6 +127,19 @@ def is_known(study: StudySetting, one: Kept) -> bool:
     return known == pathlens.load_model(one.network, one.weights).sha256
 
 
+def check_weights(study: StudySetting, kept: Sequence[Kept]) -> None:
+    """Raise where a table of a network is of other weights than those that are kept, before any is written."""
+    for one in kept:
+        sha256 = pathlens.load_model(one.network, one.weights).sha256
+        for kind in kinds_of(one.trained):
+            _check_known(study, f"{kind}-{one.name}", one.name, sha256)
+
+
+def _check_known(study: StudySetting, stem: str, name: str, weights: str) -> None:
+    if stem in study.tables and study.tables[stem].provenance["weights"] != weights:
+        raise SystemExit(f"{study.out / stem}.csv is of other weights of {name}; remove it to measure these")
+
+
 def measure_kept(study: StudySetting, kept: Sequence[Kept], kinds: Collection[str] = KINDS) -> None:
     """The same of networks on CIFAR-10 that were trained beside this study; tables that are there stay.
 
@@ -173,10 +186,7 @@ def measure_one(study: StudySetting, network: Network, kinds: Collection[str], i
             say(f"{key} of {network.name}")
             known = {"weights": options["provenance"]["weights"]}
             keep(study, stem, partial(analysis, view, *arguments, **more), about=known)
-        elif study.tables[stem].provenance["weights"] != options["provenance"]["weights"]:
-            raise SystemExit(
-                f"{study.out / stem}.csv is of other weights of {network.name}; remove it to measure these"
-            )
+        _check_known(study, stem, network.name, options["provenance"]["weights"])
 
     kept("lesions", pathlens.delete_blocks, network.images(images), **swept)
     several = {"samples": samples, **swept}

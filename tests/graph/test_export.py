@@ -122,17 +122,23 @@ def test_the_name_of_a_module_reaches_every_format_as_text():
         ("json", b"[]"),
         ("json", b'{"nodes": [{}], "edges": []}'),
         ("json", b'{"directed": true, "nodes": [{"id": 1, "block": "x"}], "edges": []}'),
+        ("json", b'{"directed": true, "nodes": [{"id": 1, "block": null}], "edges": []}'),
+        ("json", b'{"directed": true, "nodes": [{"id": 1, "block": Infinity}], "edges": []}'),
+        ("json", b'{"directed": true, "graph": [], "nodes": [], "edges": []}'),
+        ("json", b"[" * 100_000),
         ("graphml", b"<a"),
         ("graphml", b"<graphml/>"),
         ("dot", b"digraph {"),
         ("dot", b"graph { a -- b }"),
+        ("dot", b'digraph { n_paths_by_length="5"; }'),
+        ("dot", b"digraph { \x1b[2J -> "),
         ("dot", b"\xff"),
     ],
 )
 def test_what_is_no_graph_is_said_in_one_line(name, data, capsys):
     with pytest.raises(UsageError, match=r"^the graph is no .*; give one that pathlens wrote$"):
         FORMATS[name][1](data)
-    capsys.readouterr()
+    assert capsys.readouterr().out == ""
 
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz' program dot is not installed")

@@ -99,6 +99,20 @@ def test_plans_on_a_part_add_up_with_those_on_the_whole(wrapped, part_first, by_
     assert "forward" not in {*outer.__dict__, *outer.net.__dict__}
 
 
+@pytest.mark.parametrize("part_first", [True, False])
+@torch.no_grad()
+def test_orders_on_a_part_and_on_the_whole_act_as_they_were_entered(wrapped, part_first):
+    outer, view, inner = wrapped
+    orders = [1, 2, 0, 3], [0, 2, 3, 1]
+    with reordered(view, orders[0]), reordered(view, orders[1]):
+        wanted = outer(images())
+    with reordered(view, orders[1]), reordered(view, orders[0]):
+        assert not torch.allclose(outer(images()), wanted)
+    first, second = (inner, view) if part_first else (view, inner)
+    with reordered(first, orders[0]), reordered(second, orders[1]):
+        close(outer(images()), wanted, rtol=0, atol=0)
+
+
 @torch.no_grad()
 def test_a_part_has_its_own_numbers():
     outer = Followed(small()).double().eval()

@@ -253,3 +253,20 @@ def test_what_strangers_write(name):
     view = find_blocks(model, x)
     assert [block.kind for block in view] == [KINDS[letter] for letter in letters]
     torch.testing.assert_close(view.head(view.run(view.stem(x))), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_shortcuts_of_a_network_in_train_mode_are_named_by_their_operations():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Projected())
+    for mode in (True, False):
+        (block,) = find_blocks(net.train(mode), torch.randn(2, 3, 6, 6))
+        assert block.shortcut == "conv2d, batch_norm", mode
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x):
+        return torch.relu(self.branch(x)) + self.norm(torch.nn.functional.conv2d(x, self.weight))

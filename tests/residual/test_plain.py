@@ -220,3 +220,18 @@ def test_a_plain_network_has_no_path_lengths() -> None:
         model(images)
     with pytest.raises(NoResidualBlocksError, match="plain network: it has a single path"):
         pathlens.path_gradients(view, [(images, torch.zeros(len(images), dtype=torch.long))])
+
+
+@pytest.mark.parametrize(
+    ("convolution", "transposed", "shape"),
+    [
+        (nn.Conv1d, nn.ConvTranspose1d, (8,)),
+        (nn.Conv2d, nn.ConvTranspose2d, (8, 8)),
+        (nn.Conv3d, nn.ConvTranspose3d, (4, 4, 4)),
+    ],
+)
+def test_layers_are_alike_in_any_number_of_dimensions(convolution, transposed, shape):
+    up = transposed(4, 4, 2, stride=2)
+    net = nn.Sequential(convolution(2, 4, 3, padding=1), nn.ReLU(), up, nn.ReLU(), convolution(4, 4, 2, stride=2))
+    view = pathlens.residual.find_layers(net.eval(), torch.randn(2, 2, *shape))
+    assert [layer.name for layer in view] == ["0", "2"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,17 +246,18 @@ def test_each_card_has_a_plain_loop_of_its_own(small: Any, monkeypatch: pytest.M
 def test_two_cards_take_the_command_line(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as one process can show it: the program is the one of torchrun, and what it would run runs."""
 
-    def torchrun(command: list[str], **_options: Any) -> None:
+    def torchrun(command: list[str], **_options: Any) -> SimpleNamespace:
         assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         here = {"cuda": "cpu", "bfloat16": "float32"}
         assert (
             command_line([here.get(word, word) for word in command[command.index("train") :]] + ["--limit", "60"]) == 0
         )
+        return SimpleNamespace(wait=lambda _: 0)
 
     training = run.timed.slices(small)[-1]
     training.work(run.timed.TWO)  # a machine of one card says so first
     monkeypatch.setattr(run.timed, "cards", lambda _: 2)
-    monkeypatch.setattr(run.timed, "subprocess", SimpleNamespace(run=torchrun, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(run.timed, "subprocess", SimpleNamespace(Popen=torchrun, DEVNULL=-3, TimeoutExpired=OSError))
     assert run.timed.TWO in training.pending()
     training.work(run.timed.TWO)
     assert run.timed.TWO not in training.pending()

@@ -218,7 +218,7 @@ def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(tmp_p
     monkeypatch.setattr(cifar, "LARGEST", 100)
     with pytest.raises(SystemExit, match="more than 100 bytes"):
         cifar.keep(run, tmp_path / "kept")
-    assert cifar.kept(tmp_path / "kept") == []
+    assert cifar.kept(tmp_path / "kept") == [one]  # of before
     with pytest.raises(SystemExit, match=r"no result\.csv"):
         cifar.keep(tmp_path, tmp_path / "kept")
 

@@ -90,7 +90,8 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> bool:
         and torch.is_grad_enabled()
         and type(x) is Tensor
         and x.dtype == weight.dtype == torch.float32
-        and tuple(weight.shape[2:]) == (3, 3)
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and len(x) > 0
         and all(n % _CHANNELS == 0 and n <= _LARGEST for n in weight.shape[:2])
         and all(n % _TILE == 0 for n in x.shape[2:])
     )
@@ -101,7 +102,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
-        out = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=torch.channels_last)
+        shape = (len(x), len(weight), *x.shape[2:])
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         inputs_first = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
         _call("forward", (x, inputs_first, out), x, len(weight))
         return out
