@@ -10,7 +10,7 @@ import seaborn as sns
 from pathlens.figures import DOUBLE, SINGLE, Figure
 from pathlens.figures.style import COLOURS, INK, new_figure, style
 
-#: networks beyond which one column is too narrow
+#: groups of points for which one column is too narrow
 _MANY = 8
 
 
@@ -29,13 +29,13 @@ def hurt_figure(rises: Mapping[tuple[str, int], Sequence[float]]) -> Figure:
     )
     rules, seeds = (list(dict.fromkeys(frame[name])) for name in ("trained", "seed"))
     with style():
-        figure = new_figure(SINGLE if len(rises) < _MANY else DOUBLE, 2.4)
+        figure = new_figure(SINGLE if len(rules) * len(seeds) < _MANY else DOUBLE, 2.4)
         axes = figure.add_subplot()
         apart = 0.8 - 0.8 / len(rules)
         for rule, (trained, colour) in enumerate(zip(rules, COLOURS, strict=False)):
             own = frame[frame["trained"] == trained]
             # beside each other by the golden ratio, so that no two lie on each other, and alike each time
-            aside = 0.3 * (own.groupby("seed").cumcount() * 0.618034 % 1 - 0.5)
+            aside = 0.6 / len(rules) * (own.groupby("seed").cumcount() * 0.618034 % 1 - 0.5)
             middle = apart * (rule / max(1, len(rules) - 1) - 0.5)
             at = own["seed"].map(seeds.index) + middle + aside
             axes.plot(at, own["rise"], ls="none", marker="o", ms=2, mew=0, color=colour, label=trained)
