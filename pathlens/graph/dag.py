@@ -222,7 +222,7 @@ def _label(attributes: dict[str, Any]) -> str:
 
 
 def _operations(nodes: tuple[fx.Node, ...]) -> list[str]:
-    return list(dict.fromkeys(ops.short_name(node) for node in nodes if _counts(node)))
+    return list(dict.fromkeys(ops.shown_name(node) for node in nodes if _counts(node)))
 
 
 def _counts(node: fx.Node) -> bool:

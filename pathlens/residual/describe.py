@@ -276,7 +276,7 @@ def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:
 def _operations(nodes: tuple[fx.Node, ...]) -> list[str]:
     names: list[str] = []
     for node in nodes:
-        name = ops.short_name(node)
+        name = ops.shown_name(node)
         if name not in names and not isinstance(node.meta.get("val"), (tuple, int)) and _interesting(node):
             names.append(name)
     return names

@@ -180,9 +180,13 @@ def is_rearranging(node: fx.Node) -> bool:
 
 
 def short_name(node: fx.Node) -> str:
-    """``relu`` for ``aten.relu.default``; of one result among several the operation that has them."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        return short_name(node.args[0])
+    """``relu`` for ``aten.relu.default``."""
     target = node.target
     name = getattr(target, "__name__", str(target))
     return name.split(".")[0].lstrip("_").removeprefix("native_").removesuffix("_update")
+
+
+def shown_name(node: fx.Node) -> str:
+    """The short name of a node for readers: of one result among several that of the operation that has them."""
+    first = node.args[0] if node.target is operator.getitem else None
+    return short_name(first if isinstance(first, fx.Node) else node)

@@ -134,7 +134,7 @@ def test_parts_are_measured_again_alone(done, tmp_path):
     assert again["trainings"] == known["trainings"]
     runs = [one["run"] for one in again["apart"]["cifar"]["trainings"]]
     assert runs == ["cifar-deep9-Lall-seed0", "cifar-wide3_small-Lall-seed0"]
-    assert "Its part `cifar`: measured " in (out / "README.md").read_text()
+    assert "Its part `cifar`: last measured " in (out / "README.md").read_text()
 
 
 @pytest.mark.slow
