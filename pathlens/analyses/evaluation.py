@@ -354,14 +354,23 @@ def view_for(
 
 def _check_blocks(view: ResidualView, additions: str | None, concat: bool) -> None:
     """Raise where a view has other blocks than those that are asked for."""
-    asked = additions or view.additions
     if concat and not view.concat and view.has_concatenations:
         raise UsageError("the view has no concatenations among its blocks; give concat=True to find_blocks instead")
     if additions == "trunk" and not concat:
         require_chain(view, "here")
-    elif asked != view.additions and (asked != "all" or view.has_others):
+    else:
+        check_additions(view, additions)
+
+
+def check_additions(view: ResidualView, additions: str | None) -> None:
+    """Raise where a view has other residual additions as its blocks than those that are asked for; None asks for none.
+
+    Raises:
+        UsageError: saying which it has.
+    """
+    if additions not in (None, view.additions) and (additions != "all" or view.has_others):
         raise UsageError(
-            f"additions {asked!r}: the view has those of {view.additions!r}; give additions to find_blocks instead"
+            f"additions {additions!r}: the view has those of {view.additions!r}; give additions to find_blocks instead"
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pathlens import plans
 from pathlens.analyses.agreement import check_traced
+from pathlens.analyses.evaluation import check_additions
 from pathlens.analyses.provenance import GradientProvenance
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
@@ -168,12 +169,7 @@ def opened(
                 "without them, and concat=True"
             )
         with in_mode(module, mode == "train"):
-            is_whole = additions in (None, model.additions) or (additions == "all" and not model.has_others)
-        if not is_whole:
-            raise UsageError(
-                f"additions {additions!r}: the view has those of {model.additions!r}; give additions to find_blocks "
-                "instead"
-            )
+            check_additions(model, additions)
     own, name = _first_of(module), type_of(model, dtype)
     with running(module, data, batch_size, name, device, mean, std, journal, progress) as runner:
         source, where, kind = runner.source, runner.device, runner.dtype

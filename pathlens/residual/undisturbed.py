@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pathlens.residual.turns import alone
+from pathlens.runtime.precision import no_autocast
 
 _CONTAINERS = (list, dict, set, deque)
 
@@ -29,19 +30,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         _own_forwards(model),
         attributes_kept(model),
         _observers_off(model),
-        _no_autocast(),
+        no_autocast(),  # whose casts a trace would hold; its operations are cast when they run
         torch.enable_grad(),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Switch off the caller's autocast, whose casts a trace would hold; its operations are cast when they run."""
-    with contextlib.ExitStack() as stack:
-        for kind in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

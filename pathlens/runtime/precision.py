@@ -34,12 +34,13 @@ def precision(name: str) -> Iterator[torch.dtype]:
     """
     if name not in _TYPES:
         raise UsageError(f"dtype {name!r} is unknown; give one of {', '.join(_TYPES)}")
-    with _no_autocast(), _float32_products("tf32" if name == "tf32" else "ieee"):
+    with no_autocast(), _float32_products("tf32" if name == "tf32" else "ieee"):
         yield _TYPES[name]
 
 
 @contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
+def no_autocast() -> Iterator[None]:
+    """Switch off the caller's autocast on every kind of device."""
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(kind):

@@ -34,6 +34,7 @@ from tests.helpers.lesion_oracle import (
     CifarLoop,
     decoded,
     indices,
+    near,
     plain_loop,
     small_batches,
     small_forward,
@@ -47,11 +48,6 @@ RGB = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 @pytest.fixture(scope="module")
 def view() -> ResidualView:
     return find_blocks(small_net(), small_batches()[0][0])
-
-
-def near(row: dict[str, Any], wanted: tuple[float, float], tolerance: float = 1e-10) -> None:
-    assert row["error"] == wanted[0]
-    assert row["loss"] == pytest.approx(wanted[1], rel=tolerance, abs=tolerance)
 
 
 def test_delete_blocks_one_by_one(view: ResidualView) -> None:

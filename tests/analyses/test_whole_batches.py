@@ -10,13 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
-from tests.helpers.lesion_oracle import indices, plain_loop, small_batches, small_net
+from tests.helpers.lesion_oracle import indices, near, plain_loop, small_batches, small_net
 from tests.helpers.odd_nets import Net, drawn
-
-
-def _near(row: dict[str, Any], wanted: tuple[float, float]) -> None:
-    assert row["error"] == wanted[0]
-    assert row["loss"] == pytest.approx(wanted[1], rel=1e-10, abs=1e-10)
 
 
 class Centred(nn.Module):
@@ -43,14 +38,14 @@ def test_batches_run_whole_where_answers_depend_on_them(engine: str) -> None:
     table = pathlens.delete_blocks(net, batches, dtype="float64", engine=engine)
     assert len(table.rows) == 3
     for row in table.rows:
-        _near(row, plain_loop(lambda x, row=row: forward(x, indices(row["blocks"])), batches))
+        near(row, plain_loop(lambda x, row=row: forward(x, indices(row["blocks"])), batches))
     assert table.provenance["engine"] == ("plain" if engine.startswith("plain") else "folded")
     said = [note for note in table.provenance["notes"] if "depends on the others of its batch" in note]
     assert len(said) == 1
     options: dict[str, Any] = {"dtype": "float64", "replace": "mean"}
     means = [pathlens.delete_blocks(net, batches, engine=name, **options).rows for name in ("plain", engine)]
     for row, wanted in zip(means[1], means[0], strict=True):
-        _near(row, (wanted["error"], wanted["loss"]))
+        near(row, (wanted["error"], wanted["loss"]))
     other = pathlens.delete_blocks(small_net(), batches, dtype="float64", blocks=[], engine=engine).provenance["notes"]
     assert not any("depends on the others of its batch" in note for note in other)
 
@@ -70,7 +65,7 @@ class Squeezed(nn.Module):
 def test_batches_whose_half_is_a_single_image(size: int) -> None:
     net, ((images, labels), *_) = Squeezed(), small_batches(6)
     batches = list(zip(images[:6].split(size), labels[:6].split(size), strict=True))
-    _near(pathlens.delete_blocks(net, batches, dtype="float64").rows[0], plain_loop(net, batches))
+    near(pathlens.delete_blocks(net, batches, dtype="float64").rows[0], plain_loop(net, batches))
 
 
 def test_a_first_batch_of_one_image() -> None:

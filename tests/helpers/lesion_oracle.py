@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -65,6 +67,11 @@ def plain_loop(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tens
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             seen += len(labels)
     return wrong / seen, loss / seen
+
+
+def near(row: dict[str, Any], wanted: tuple[float, float], tolerance: float = 1e-10) -> None:
+    assert row["error"] == wanted[0]
+    assert row["loss"] == pytest.approx(wanted[1], rel=tolerance, abs=tolerance)
 
 
 class Cancels(nn.Module):
