@@ -82,7 +82,7 @@ def load_model(
             ``torchvision:NAME``; ``timm:NAME``; ``hf:NAME_OR_FOLDER``, a language model of transformers; or
             ``path/file.py:CALLABLE``, where the callable takes no argument and returns a module, or a pair of module
             and example input ``(N, ...)``. A spec is split at its last colon there, so drive letters do no harm.
-            Modules beside the file are imported anew by each call.
+            Modules beside the file are imported anew where they have changed.
         weights: a weights file; ``"random"`` for untrained weights drawn with ``seed``; ``"pretrained"`` for the
             weights that torchvision, timm or an ``hf:`` name publish, or that come with the package; None for the
             packaged weights of ``digits54``, for those of an ``hf:`` name or folder, or for a user's model as its

@@ -30,9 +30,10 @@ def load_user_model(spec: str) -> tuple[nn.Module, Tensor | None, tuple[str, ...
     What the file prints goes to stderr, because stdout is for results. Wrappers of ``torch.compile`` and
     ``DataParallel`` are taken off and reported.
 
-    The file may import modules and packages that lie beside it, also when the network runs. Each call imports them
-    anew, so that they are those of this file, as they are now; a network that imports them when it runs finds those of
-    the file that was loaded last. What was imported before the call that first needed it stays.
+    The file may import modules and packages that lie beside it, also when the network runs. A call imports them anew
+    where one of them has changed or those of another folder were imported, so that they are this file's, as they are
+    now; a network that imports them when it runs finds those of the file that was loaded last. What was imported before
+    the call that first needed it stays.
 
     Args:
         spec: ``path/file.py:CALLABLE``, split at the last colon.

@@ -75,12 +75,13 @@ def _plain_parts(container: Any) -> list[Any]:
     while waiting:
         place, held = waiting.pop()
         for key, part in list(held.items() if isinstance(held, dict) else enumerate(held)):
+            inside = (*place, key if type(key) in _PLAIN else type(key))
             # features that a forward pass keeps there are none of its settings, however many
             if type(part) in _PLAIN:
-                found.append((*place, key if type(key) in _PLAIN else type(key), part))
+                found.append((*inside, part))
             elif type(part) in _CONTAINERS and id(part) not in seen:
                 seen.add(id(part))
-                waiting.append(((*place, key if type(key) in _PLAIN else type(key)), part))
+                waiting.append((inside, part))
     return found
 
 
