@@ -14,16 +14,13 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import networkx as nx
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
 from pathlens.residual.describe import nodes_between
+from pathlens.residual.discover import immediate_dominators, tensor_before
 from pathlens.residual.trace import Trace
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +54,7 @@ class _Collapse:
         self.order = chain.discovery.order
         self.additions = chain.discovery.additions
         self.needed = self._needed()
-        flow = nx.DiGraph()
-        flow.add_node(self.trace.source)
-        flow.add_edges_from((operand, node) for node in self.needed for operand in self._operands(node))
-        self.dominators = nx.immediate_dominators(flow, self.trace.source)
+        self.dominators = immediate_dominators(self.trace, self.order, chain.discovery.input_dependent)
         self.partial: set[fx.Node] = set()
         self.merges = self._merges()
         self.joints = self._joints()
@@ -109,18 +103,11 @@ class _Collapse:
                 yield from self._sums_inside(operand, terms)
 
     def _is_substantial(self, node: fx.Node, operands: Iterable[fx.Node]) -> bool:
-        branch_point = self._fork(node)
+        branch_point = tensor_before(self.trace, self.dominators, node)
         between = {item for operand in operands for item in self._between(branch_point, operand)}
         return not all(
             ops.is_elementwise(item) or ops.is_rearranging(item) or item.target is operator.getitem for item in between
         )
-
-    def _fork(self, node: fx.Node) -> fx.Node:
-        """The last tensor that everything that enters ``node`` has passed."""
-        branch_point = self.dominators[node]
-        while not isinstance(self.trace.value(branch_point), Tensor):
-            branch_point = self.dominators[branch_point]
-        return branch_point
 
     def _between(self, first: fx.Node, last: fx.Node) -> tuple[fx.Node, ...]:
         return nodes_between(self.chain, first, last)
@@ -145,7 +132,7 @@ class _Collapse:
         for vertex in self.vertices:
             cuts |= {self._settled(operand) for operand in self._entering(vertex)}
             if vertex is not self.trace.source:
-                cuts.add(self._settled(self._fork(vertex)))
+                cuts.add(self._settled(tensor_before(self.trace, self.dominators, vertex)))
         for link in self.chain.links:
             cuts |= {self._settled(node) for node in (link.start, link.branch_point, link.total, link.end)}
         cuts.add(self._settled(self.trace.main))

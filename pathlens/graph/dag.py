@@ -59,7 +59,8 @@ def _whole(chain: Chain) -> list[Part]:
             if link.addition.kind == "identity"
             else add(branch_point, link.shortcut, link.addition.shortcut_nodes)
         )
-        parts.append(Part(link.total, "add", (link.total,), (branch, shortcut)))
+        entering = {link.branch: branch, link.addition.shortcut: shortcut}
+        parts.append(Part(link.total, "add", (link.total,), (branch, shortcut), entering))
         here = add(link.total, link.end, link.post)
     add(here, main, nodes_between(chain, chain.boundaries[-1], main))
     return parts
@@ -75,6 +76,9 @@ class _Builder:
         self.places = self._places()
         self.additions = chain.discovery.additions
         self.shortcuts = {node for a in self.additions.values() for node in a.shortcut_nodes}
+        self.weightless = {
+            node for a in self.additions.values() if not self._has_weights(a.branch_nodes) for node in a.branch_nodes
+        }
         self.dominators = set(chain.discovery.dominators)
         self.used: Counter[str] = Counter()
 
@@ -123,6 +127,7 @@ class _Builder:
             n_blocks=sum(not block.is_layer for block in self.view.blocks),
             n_paths=sum(lengths),
             n_paths_by_length=lengths,
+            parameters=count_parameters(self.chain, tuple(node for part in self.parts for node in part.nodes)),
             n_skips_add=skips["add"],
             n_skips_concat=skips["concat"],
         )
@@ -167,9 +172,16 @@ class _Builder:
             return role == "branch"
         if part.kind != "segment" or part.end in self.dominators or part.end in self.shortcuts or role == "shortcut":
             return False
+        if self._has_weights(part.nodes):
+            return True
+        # of a block without convolutions and products, norms and scales are all that is learned
+        learned = self._has_weights(part.nodes, ops.NORMS) or count_parameters(self.chain, part.nodes) > 0
+        return learned and part.end in self.weightless
+
+    def _has_weights(self, nodes: tuple[fx.Node, ...], kinds: frozenset[Any] = ops.WEIGHTED) -> bool:
+        """Whether any of some operations that is of these kinds takes something that does not depend on the input."""
         input_dependent = self.chain.discovery.input_dependent
-        weighted = (node for node in part.nodes if node.target in ops.WEIGHTED)
-        return any(not input_dependent.issuperset(node.all_input_nodes) for node in weighted)
+        return any(node.target in kinds and not input_dependent.issuperset(node.all_input_nodes) for node in nodes)
 
     def _name(self, part: Part, role: str, block: int | None) -> str:
         """The module that holds the part; where none does, the modules that it runs through."""
@@ -187,27 +199,19 @@ class _Builder:
     def _role(self, part: Part, source: fx.Node) -> str:
         """Of the edge from a part's source: whether it is a shortcut, or an ordinary flow."""
         addition = self.additions.get(part.end)
-        direct = (
-            addition is not None
-            and part.kind == "add"
-            and source not in (*addition.branch_nodes, *addition.terms)
-            and all(node.target in ops.PRESERVING for node in addition.shortcut_nodes)
-        )
-        return "shortcut" if direct or self.places.get(source, ("",))[0] == "shortcut" else "flow"
+        is_shortcut = addition is not None and part.entering.get(addition.shortcut) is source
+        return "shortcut" if is_shortcut else "flow"
 
 
 def _mark_skips(graph: nx.DiGraph) -> None:
-    """Mark the edges past which another way leads: skip connections, by how they end."""
+    """Mark shortcuts, and edges past which another way leads: skip connections, by how they end."""
     for node, data in graph.nodes(data=True):
         if data["role"] in ("add", "concat"):
             entering = set(graph.predecessors(node))
             for operand in entering:
-                others = entering - {operand}
-                if any(nx.has_path(graph, operand, other) for other in others):
-                    graph.edges[operand, node]["skip"] = data["role"]
-            for operand in entering:
-                if graph.nodes[operand]["role"] == "shortcut":
-                    graph.edges[operand, node]["skip"] = data["role"]
+                edge, others = graph.edges[operand, node], entering - {operand}
+                if edge["role"] == "shortcut" or any(nx.has_path(graph, operand, other) for other in others):
+                    edge["skip"] = data["role"]
 
 
 def _label(attributes: dict[str, Any]) -> str:

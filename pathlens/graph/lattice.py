@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import networkx as nx
@@ -58,8 +59,9 @@ def _norms(gradients: Any, view: ResidualView, end: int) -> dict[tuple[int, int]
         raise UsageError(
             f"gradients are counted from the output: give a window that ends with the last block, {len(view) - 1}"
         )
-    lesion = getattr(gradients, "provenance", {}).get("lesion")
-    if lesion:
+    stated = getattr(gradients, "provenance", {})
+    _check_blocks(stated, view)
+    if stated.get("lesion"):
         raise UsageError(
             "the gradients are of a lesioned network, and the graph has all blocks; give those of the intact network"
         )
@@ -77,6 +79,19 @@ def _norms(gradients: Any, view: ResidualView, end: int) -> dict[tuple[int, int]
             f"the gradients have nothing at boundary {end}, the output of the last block; give those of this network"
         )
     return norms
+
+
+def _check_blocks(stated: Mapping[str, Any], view: ResidualView) -> None:
+    """Refuse what says that it was measured on other blocks; a table need not say anything of its network."""
+    here = [block.name for block in view.blocks]
+    there = stated.get("block_names")
+    if isinstance(there, list) and there != here:
+        pairs = enumerate(zip_longest(there, here, fillvalue="missing"))
+        block, other, name = next((block, other, name) for block, (other, name) in pairs if other != name)
+        raise UsageError(
+            f"the gradients were measured on a network whose block {block} is {other}, and here it is {name}; give "
+            "those of this network"
+        )
 
 
 def _pairs(gradients: Any) -> Iterable[tuple[tuple[int, int], float]]:

@@ -116,7 +116,8 @@ def _tiles(graph: nx.DiGraph) -> Iterator[tuple[str, str, str]]:
         yield "Path lengths", span, f"most paths have length {most}"
     yield "Nodes and edges", f"{len(graph):,} and {graph.number_of_edges():,}", ""
     if about["kind"] == "dag":
-        total = sum(data.get("parameters", 0) for _, data in graph.nodes(data=True))
+        # a graph of an earlier version states no total
+        total = about.get("parameters", sum(data.get("parameters", 0) for _, data in graph.nodes(data=True)))
         yield "Parameters", f"{total:,}", ""
 
 

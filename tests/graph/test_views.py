@@ -22,8 +22,22 @@ from pathlens import find_blocks, find_layers
 from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.graph import unravel
 from pathlens.residual.gradients import Linearisation
-from tests.helpers.graph_nets import DenseNet, Gated, Inception, NestedResiduals, Rotary, SharedLayer, UNet, WithOdd
-from tests.helpers.nets_tokens import CASES, ODD, found
+from pathlens.tables import Column, Table
+from tests.helpers.graph_nets import (
+    Beside,
+    DenseNet,
+    Gated,
+    Inception,
+    NestedResiduals,
+    Projected,
+    Rotary,
+    SharedLayer,
+    UNet,
+    Weightless,
+    WithOdd,
+    layer,
+)
+from tests.helpers.nets_tokens import CASES, CIFAR_NAMES, ODD, found
 
 IMAGE = torch.zeros(2, 3, 16, 16)
 MERGES_INSIDE = ("repvgg", "shake_shake", "shake_shake_stages", "unet", "edsr", "parallel")
@@ -67,6 +81,7 @@ def test_chains_of_blocks_have_n_over_k_paths_of_length_k(name):
     assert graph.graph["n_paths_by_length"] == binomial(len(view)) == lengths_of(graph)
     assert graph.graph["n_paths"] == 2 ** len(view)
     assert [d["kind"] for _, d in graph.nodes(data=True) if d["role"] == "add"] == CASES[name].kinds
+    assert sum(d["role"] == "shortcut" for *_, d in graph.edges(data=True)) == len(view)
 
 
 @pytest.mark.parametrize("name", PLAIN_CHAINS)
@@ -97,6 +112,16 @@ def test_all_that_the_network_computes_is_in_the_graph(name, detail):
     used_often = ("shared", "arithmetic", "gpt", "folded_windows")  # there a parameter counts wherever it is used
     own = sum(parameter.numel() for parameter in model.parameters())
     assert parameters >= own if name in used_often else parameters == own
+
+
+@pytest.mark.parametrize("detail", ["merges", "blocks"])
+@pytest.mark.parametrize("name", ["shared", "gpt", "folded_windows"])
+def test_parameters_that_several_parts_use_count_once_in_the_whole(name, detail):
+    model, _ = found(name)
+    graph = whole(name, detail)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    assert graph.graph["parameters"] == own
+    assert sum(data["parameters"] for _, data in graph.nodes(data=True)) > own
 
 
 def test_nodes_say_what_they_are():
@@ -142,6 +167,17 @@ BY_HAND = {
     "rotary": (Rotary(), [1, 1], 1, 0),
     # y = x + b(a(x)), and then y + a(x)
     "shared layer": (SharedLayer(), [1, 1, 1], 2, 0),
+    # a pooling and a norm are branches as the layer after them is
+    "weightless": (Weightless(), binomial(3), 3, 0),
+    # x + g(p(y) + f(y)), y = c(x), with p a convolution
+    "projection inside": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), WithOdd.Plus(nn.Sequential(layer(4, 4), Projected(), nn.Conv2d(4, 4, 1)))),
+        [1, 0, 1, 1],
+        2,
+        0,
+    ),
+    # p(x) + f(x) beside g(x)
+    "projection beside the trunk": (Beside(), [1, 2], 1, 0),
 }
 
 
@@ -153,6 +189,18 @@ def test_networks_that_are_no_chain(name):
     assert (graph.graph["n_skips_add"], graph.graph["n_skips_concat"]) == (added, concatenated)
     parameters = sum(data["parameters"] for _, data in graph.nodes(data=True))
     assert parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_projection_inside_of_a_branch_is_a_shortcut():
+    graph = unravel(BY_HAND["projection inside"][0].eval(), IMAGE)
+    edges = [(graph.nodes[start].get("module"), data) for start, _, data in graph.edges(data=True)]
+    marked = {module: data for module, data in edges if data["role"] == "shortcut"}
+    assert marked == {module: {"role": "shortcut", "skip": "add"} for module in ("0", "1.body.1.shortcut")}
+
+
+def test_what_is_joined_inside_of_a_shortcut_skips_nothing():
+    about = whole("shake_shake_stages").graph  # its second shortcut is a concatenation of two projections
+    assert (about["n_skips_add"], about["n_skips_concat"]) == (3, 0)
 
 
 def test_the_skips_of_a_unet_join_levels_of_one_size():
@@ -280,7 +328,34 @@ def test_gradients_lie_on_the_lattice_and_add_up_to_the_gradient():
     assert torch.allclose(profiles[-1].gradients.sum(0), gradient, atol=1e-5)
 
 
+def norms_stating(**stated: object) -> Table:
+    """Norms of as many blocks as the network "cifar" has."""
+    rows = tuple({"boundary": i, "length": k, "norm": 1.0} for i in range(6) for k in range(6 - i))
+    return Table((Column("boundary"), Column("length"), Column("norm")), rows, stated)
+
+
+@pytest.mark.parametrize("stated", [{}, {"network": "of another"}, {"block_names": CIFAR_NAMES}])
+def test_gradients_that_state_this_network_or_none_are_taken(stated):
+    graph = unravel(found("cifar")[1], kind="lattice", gradients=norms_stating(**stated))
+    assert graph.nodes[5, 0]["gradient_norm"] == 1.0
+
+
 # What cannot be made
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"block_names": (*CIFAR_NAMES[:2], "other", *CIFAR_NAMES[3:])}, "block 2 is other, and here it is layer2.0"),
+        ({"block_names": CIFAR_NAMES[:4]}, "block 4 is missing, and here it is layer2.2"),
+        ({"block_names": (*CIFAR_NAMES, "layer3.0")}, "block 5 is layer3.0, and here it is missing"),
+    ],
+)
+def test_gradients_that_state_another_network_are_refused(stated, message):
+    with pytest.raises(UsageError) as caught:
+        unravel(found("cifar")[1], kind="lattice", gradients=norms_stating(**stated))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,53 @@ class SharedLayer(nn.Module):
         return self.c(torch.relu(x + self.b(a)) + a)
 
 
+class Weightless(nn.Module):
+    """Branches without convolution or product (Yu et al. 2022: pooling; a norm and an activation), then one with."""
+
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.pool = nn.GroupNorm(1, 4), nn.AvgPool2d(3, 1, 1)
+            self.scale = nn.Parameter(torch.full((4, 1, 1), 0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return self.scale * (self.pool(y) - y)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        bodies = (self.Pooling(), nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU()), layer(4, 4))
+        self.blocks = nn.Sequential(*(WithOdd.Plus(body) for body in bodies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x))
+
+
+class Projected(nn.Module):
+    """A block whose shortcut is a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut, self.body = nn.Conv2d(4, 4, 1), nn.Sequential(layer(4, 4), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
+
+
+class Beside(nn.Module):
+    """Such a block and a layer, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(8, 2, 1)
+        self.block, self.tower = Projected(), layer(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.cat([self.block(x), self.tower(x)], 1))
+
+
 class WithOdd(nn.Module):
     """A block under a name of one's choice."""
 

@@ -17,6 +17,7 @@ import pytest
 import pathlens
 from pathlens.errors import PathlensError, RunError, UsageError
 from pathlens.pages import graph_html, graph_page
+from tests.helpers.nets_tokens import found
 from tests.helpers.page_graphs import chain, hostile, longer, norms, unet
 from tests.helpers.page_runs import HOSTILE
 
@@ -98,6 +99,12 @@ def test_numbers_of_paths_stand_in_the_page_without_scripts():
     assert f"{math.comb(60, 30):,}" in page.texts["td"]
     assert "norms" not in page.data
     assert "1.15×10¹⁸" in page.texts["strong"]
+
+
+def test_parameters_that_are_tied_count_once():
+    model, view = found("gpt")
+    page = Page(graph_html(pathlens.unravel(view)))
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" in page.texts["strong"]
 
 
 def test_a_lattice_of_other_numbers_is_refused():
