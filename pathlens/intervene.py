@@ -5,7 +5,8 @@ gradients and train/eval mode, without the deleted branches. Hooks on the model 
 do not. The model's class is never touched, and afterwards the model is as it was, also when the body raises.
 
 Plans of nested blocks add up, those on a part of the model too. A plan holds in the thread (or asyncio task) that
-entered its block: the model's own forward runs in a thread without plans.
+entered its block: the model's own forward runs in a thread without plans. Only calls of the model itself are
+changed: its other methods, and its parts called by themselves, run as they are.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from pathlens import plans
@@ -28,16 +31,14 @@ from pathlens.errors import NoResidualBlocksError, UsageError
 from pathlens.plans import Deletion, Plan, Restriction
 from pathlens.residual import ResidualView, find_blocks, find_layers
 from pathlens.residual.chain import Chain, module_path
+from pathlens.residual.lesioned import lesioned
 from pathlens.residual.restricted_graph import restricted
-from pathlens.residual.routes import Part, Route, Schedule, intact
+from pathlens.residual.routes import Schedule, intact
 from pathlens.residual.scheduled import scheduled
-from pathlens.residual.segments import Piece, Segment, splice, with_updates
 from pathlens.residual.turns import together
 
-#: networks prepared for an intervention that are kept
+#: networks prepared for interventions that a chain keeps
 _MOST_BUILT = 64
-_T = TypeVar("_T")
-_R = TypeVar("_R", Route, Schedule)
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Ite
         The model; calling it computes the lesioned network. A deleted branch is not computed.
 
     Raises:
-        UsageError: a block that does not exist.
+        UsageError: a block that does not exist; or parts of the model were called in the block, and the model was not.
 
     Source: Veit, Wilber, Belongie 2016, sections 4.1 and 4.2.
 
@@ -162,7 +163,7 @@ def restrict_backward(
     """
     with _entered(model, plans.restrict(lengths, path)) as own:
         yield own.model
-        if not own.calls:
+        if not own.uses:
             raise UsageError("restrict_backward: no forward pass ran inside the with block; call the model inside it")
 
 
@@ -179,7 +180,8 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
         plan: what to do to it, from :mod:`pathlens.plans`.
 
     Raises:
-        UsageError: the plan does not fit the network, or is a second restriction of the backward pass.
+        UsageError: the plan does not fit the network, or is a second restriction of the backward pass; or parts of
+            the model were called in the block, and the model was not.
     """
     with _entered(model, plan) as own:
         yield own.model
@@ -207,7 +209,13 @@ def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
         with together():
             current.begin(own)
         yield own
+        if own.beside and not own.uses:
+            raise UsageError(
+                f"an intervention on {type(target).__name__} did nothing: its part {own.beside} was called without it; "
+                "call the model inside the with block, since its parts and its other methods run as they are"
+            )
     finally:
+        own.watch.remove()
         current.pop(own)
 
 
@@ -233,7 +241,11 @@ def active_plans(model: nn.Module, view: ResidualView) -> tuple[Plan, ...]:
     """
     if not _intervened(model):
         return ()
-    return tuple(plan for _, plan in _collected(model, view, view.chain()))
+    collected = _collected(model, view, view.chain())
+    for entry, _ in collected:
+        if entry.plan.changes_forward:
+            entry.used()
+    return tuple(plan for _, plan in collected)
 
 
 @dataclass(eq=False)
@@ -246,7 +258,9 @@ class _Active:
         view: the user's view, if there is one.
         key: identifies the plan in the context variable of the thread; later ones have larger keys.
         thread: identifier of the thread.
-        calls: forward passes so far.
+        uses: how often it was carried out so far.
+        names: of the model and its parts.
+        beside: a part that was called by itself before that, which ``watch`` notices.
     """
 
     model: nn.Module
@@ -254,7 +268,21 @@ class _Active:
     view: ResidualView | None
     key: int = field(default_factory=count().__next__)
     thread: int = field(default_factory=threading.get_ident)
-    calls: int = 0
+    uses: int = 0
+    beside: str = ""
+
+    def __post_init__(self) -> None:
+        self.names = {module: name for name, module in self.model.named_modules()}
+        self.watch = register_module_forward_pre_hook(self._see)
+
+    def used(self) -> None:
+        """Count that it is carried out."""
+        self.uses += 1
+        self.watch.remove()
+
+    def _see(self, module: nn.Module, _inputs: Any) -> None:
+        if self.key in _keys.get() and not _suspended.get():
+            self.beside = self.beside or self.names.get(module, "")
 
 
 #: keys of the plans entered in this context; not the plans themselves, because a context may outlive a model
@@ -273,7 +301,6 @@ class _Intervened:
         self._original = original
         self._entries: dict[int, _Active] = {}
         self._view: ResidualView | None = None
-        self._built: dict[tuple[int, Any, Callable[..., Any]], tuple[Chain, Any]] = {}
 
     def add(self, plan: Plan, view: ResidualView | None) -> _Active:
         """Stay in place of the model's forward for a plan that does not act yet."""
@@ -337,7 +364,7 @@ class _Intervened:
         chain = view.chain(images)
         collected = _collected(self.model, view, chain)
         for entry, _ in collected:
-            entry.calls += 1
+            entry.used()
         results, updates = self._run(chain, [plan for _, plan in collected], images)
         with together(), torch.no_grad():
             for name, value in updates.items():
@@ -354,38 +381,27 @@ class _Intervened:
     def _run(self, chain: Chain, active: list[Plan], images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         route = plans.schedule(active, len(chain.links))
         restrictions = [plan for plan in active if isinstance(plan, Restriction)]
+        prepared = chain.once(_prepared)
         if isinstance(route, Schedule):
             if restrictions:
                 raise UsageError(
                     "restrict_backward counts the blocks of a path, and here some run side by side or several times; "
                     "end one of the two"
                 )
-            return self._once(chain, route, scheduled)(images), {}
-        if not restrictions:
-            segment, buffers = self._once(chain, route, _lesioned)
-            results = list(segment(images))
-            split = len(results) - len(buffers)
-            return results[:split], dict(zip(buffers, results[split:], strict=True))
+            return prepared(scheduled, route)(images), {}
         if len(restrictions) > 1:
             raise UsageError(
                 "restrict_backward is active on this model and on a part of it; give all allowed lengths in one with "
                 "block"
             )
-        (plan,) = restrictions
-        if chain.in_series:
-            plan.check_paths(route)
-        network = chain.once(restricted) if route == intact(len(route)) else self._once(chain, route, restricted)
-        return network.run(images, plan.choice)
-
-    def _once(self, chain: Chain, route: _R, make: Callable[[Chain, _R], _T]) -> _T:
-        """The result of ``make(chain, route)``, computed at the first call."""
-        key = (id(chain), route, make)
-        if key not in self._built:
-            while len(self._built) >= _MOST_BUILT:
-                self._built.pop(next(iter(self._built)))
-            self._built[key] = (chain, make(chain, route))
-        result: _T = self._built[key][1]
-        return result
+        if restrictions and chain.in_series:
+            restrictions[0].check_paths(route)
+        # without gradients no backward pass follows that could be restricted
+        if not restrictions or not torch.is_grad_enabled():
+            part, updates = prepared(lesioned, route), dict[str, Tensor]()
+            return list(part.split(part.segment(images), updates)), updates
+        network = chain.once(restricted) if route == intact(len(route)) else prepared(restricted, route)
+        return network.run(images, restrictions[0].choice)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """A copy of the model is a copy of the network itself: no ``with`` block would ever end its intervention."""
@@ -414,23 +430,9 @@ def _unchanged(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _lesioned(chain: Chain, route: Route) -> tuple[Segment, list[str]]:
-    """The network on a route, and the buffers that its further results are for."""
-    trace = chain.trace
-    outputs = tuple(item for item in trace.outputs if isinstance(item, fx.Node))
-    links = [(part, chain.links[block]) for part, block in route]
-    swap = {link.total: link.remainder(part) for part, link in links if part is not Part.BLOCK}
-    pieces = [Piece(trace.source, outputs, swap)]
-    if any(block != position for position, (_, block) in enumerate(route)):
-        pieces = [
-            Piece(trace.source, (chain.boundaries[0],), swap),
-            *(Piece(link.start, (link.end,), swap) for _, link in links),
-            Piece(chain.boundaries[-1], outputs, swap),
-        ]
-    pieces, updated = with_updates(trace, chain.discovery.input_dependent, pieces)
-    buffers = [name for names in updated for name in names]
-    ends = [*outputs, *(trace.mutations[name] for name in buffers)]
-    return splice(trace, pieces, ends), buffers
+def _prepared(chain: Chain) -> Callable[..., Any]:
+    """``make(chain, route)``, kept for the routes that came last: loops enter a ``with`` block at every step."""
+    return lru_cache(_MOST_BUILT)(lambda make, route: make(chain, route))
 
 
 def _find(model: nn.Module, images: Tensor) -> ResidualView:

@@ -26,7 +26,7 @@ from pathlens.residual.engines import Engine
 from pathlens.residual.modes import in_mode
 from pathlens.residual.rewritten import Instead, Rewritten
 from pathlens.residual.routes import Part, Route
-from pathlens.residual.segments import Segment
+from pathlens.residual.segments import Segment, compiled
 from pathlens.residual.sizes import may_follow_batch
 from pathlens.residual.view import ResidualView
 
@@ -322,7 +322,7 @@ def _lower(
         engines.widen(graph)
     graph.eliminate_dead_code()
     # copies only the tensors in use: keeping the weights that were packed would double the memory
-    return fx.GraphModule(root, graph, class_name="Piece")
+    return compiled(root, graph, "Piece")
 
 
 def _fixed(graph: fx.Graph, tensors: set[fx.Node]) -> set[fx.Node]:

@@ -6,6 +6,8 @@ post-activation or transition the same without its own block; those of the stem 
 
 In a lesioned network a block without its branch is passed by its shortcut alone, and one without its shortcut by its
 branch alone, which makes every path longer by one.
+
+A parameter is here any tensor that the model holds and that requires a gradient, registered or not.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._C._autograd import _get_current_graph_task_keep_graph
 from torch.autograd.function import once_differentiable
 
+from pathlens.errors import UsageError
 from pathlens.residual.chain import Chain
 from pathlens.residual.routes import Part, Route, intact
 from pathlens.residual.segments import Piece, UpdatingSegment, updating
@@ -58,7 +62,7 @@ class RestrictedNetwork:
         values = dict(zip(self.names, trace.fetch(self.names), strict=True))
         updates: dict[str, Tensor] = {}
         (x,) = _call(self.stem, images, values, updates)
-        trained = [name for name in self.names if _is_parameter(self.chain, name) and values[name].requires_grad]
+        trained = [name for name in self.names if values[name].requires_grad]
         tape = _Tape(self, choice, values, trained, updates)
         x = ThroughPaths.apply(tape, x, *(values[name] for name in trained))
         return list(_call(self.head, x, values, updates)), updates
@@ -90,10 +94,6 @@ def restricted_chain(chain: Chain, route: Route | None = None) -> RestrictedNetw
     inner = parts[1:-1]
     blocks = tuple((inner[i], inner[i + 1], inner[i + 2]) for i in range(0, len(inner), 3))
     return RestrictedNetwork(chain, route, parts[0], blocks, parts[-1], names)
-
-
-def _is_parameter(chain: Chain, name: str) -> bool:
-    return chain.trace.tensors[name][0] == "parameter"
 
 
 def _call(
@@ -290,6 +290,18 @@ class ThroughPaths(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
-        """The tape's backward pass."""
-        x, gradients = ctx.tape.backward(seed)
-        return (None, x, *(gradients.get(name) for name in ctx.tape.trained))
+        """The tape's backward pass, after which its activations are freed, as those of autograd are.
+
+        Raises:
+            UsageError: they are freed already.
+        """
+        tape = ctx.tape
+        if tape is None:
+            raise UsageError(
+                "the activations of this restricted backward pass are freed by an earlier one; give that one "
+                "retain_graph=True, or run the forward pass again"
+            )
+        if not _get_current_graph_task_keep_graph():
+            ctx.tape = None
+        x, gradients = tape.backward(seed)
+        return (None, x, *(gradients.get(name) for name in tape.trained))

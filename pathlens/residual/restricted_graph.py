@@ -96,14 +96,14 @@ class RestrictedGraph:
                 )
 
     def _parameters_of(self, unit: Unit) -> tuple[fx.Node, ...]:
-        """Parameters that a unit computes with."""
+        """Tensors of the model, parameters and others, that a unit computes with."""
         before = {source for source, *_ in unit.sources}
         needed = self.flow.needed(unit.nodes, before | (self.owners.keys() - set(unit.nodes)))
-        return tuple(node for node in needed if self.is_parameter(node))
+        return tuple(node for node in needed if self.is_held(node))
 
-    def is_parameter(self, node: fx.Node) -> bool:
-        """Whether a node is the place of a parameter."""
-        return node.op == "placeholder" and self.trace.tensors.get(node.name, ("",))[0] == "parameter"
+    def is_held(self, node: fx.Node) -> bool:
+        """Whether a node is the place of a tensor that the model holds."""
+        return node.op == "placeholder" and node.name in self.trace.tensors
 
     def segment_of(self, unit: Unit) -> Segment | None:
         """A unit cut out for many cotangents at once; None where it does not allow that."""
@@ -129,7 +129,7 @@ class RestrictedGraph:
         values[self.trace.source] = images
         self._compute(self.stem, values)
         start: Tensor = values[self.flow.start]
-        trained = [node for node in self.body if self.is_parameter(node) and values[node].requires_grad]
+        trained = [node for node in self.body if self.is_held(node) and values[node].requires_grad]
         tape = _Tape(self, choice.lengths, values, trained, start.requires_grad)
         end = ThroughPaths.apply(tape, start, *(values[node] for node in trained))
         known = {**tape.values, **values, self.flow.main: end}

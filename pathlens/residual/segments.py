@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.graph_module import _loader
 
 from pathlens.errors import ModelError
 from pathlens.residual.simplify import batch_norm_update, statistics_after_both
@@ -34,11 +37,29 @@ class Segment:
     @cached_property
     def graph_module(self) -> fx.GraphModule:
         """The graph as a module; made when asked for, since a piece that is rewritten for speed never runs as it is."""
-        return fx.GraphModule(torch.nn.Module(), self.graph, class_name="Segment")
+        return compiled(torch.nn.Module(), self.graph, "Segment")
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the piece on the tensors at its start."""
         return self.graph_module.forward(*inputs, *self.trace.fetch(self.tensor_names))
+
+
+def compiled(root: torch.nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A graph as a module, whose source goes with it: torch would keep the source of all that it ever compiled.
+
+    Args:
+        root: holds the tensors that the graph names.
+        graph: what is computed.
+        name: of the module's class.
+    """
+    module = fx.GraphModule(root, graph, class_name=name)
+    weakref.finalize(module, _forget, module.forward.__code__.co_filename)
+    return module
+
+
+def _forget(source: str) -> None:
+    _loader.eval_cache.pop(source, None)
+    linecache.cache.pop(source, None)
 
 
 @dataclass(frozen=True, eq=False)

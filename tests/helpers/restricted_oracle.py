@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,6 +44,48 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.fc(x.mean((2, 3)))
+
+
+class Tuned(nn.Module):
+    """Branches are multiplied by a tensor and moved by a buffer that are learned, or by parameters of these names."""
+
+    def __init__(self, registered):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.double()
+        scale, shift = (torch.rand(4, 1, 1).double() + 0.5 for _ in range(2))
+        if registered:
+            self.scale, self.shift = nn.Parameter(scale), nn.Parameter(shift)
+        else:
+            self.scale = scale.requires_grad_()
+            self.register_buffer("shift", shift.requires_grad_())
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv in self.convs:
+            x = x + torch.tanh(conv(x) * self.scale + self.shift)
+        return x.mean((2, 3))
+
+
+class Saved:
+    """A tensor that autograd has saved; a tensor itself cannot tell, since others share its memory."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
+
+
+def saving():
+    """What autograd saves in a with block, for as long as it keeps it, and that block."""
+    kept = weakref.WeakSet()
+
+    def pack(tensor):
+        saved = Saved(tensor)
+        kept.add(saved)
+        return saved
+
+    return kept, torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
 
 
 def paths_oracle(net, images, labels, allowed):

@@ -7,15 +7,28 @@ import copy
 import functools
 import gc
 import itertools
+import linecache
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.graph_module import _loader
 
-from pathlens import applied, deleted, find_blocks, find_layers, plans, reordered, restrict_backward, skips_deleted
+from pathlens import (
+    applied,
+    deleted,
+    find_blocks,
+    find_layers,
+    intervene,
+    plans,
+    reordered,
+    restrict_backward,
+    skips_deleted,
+)
 from pathlens.errors import UsageError
 from tests.helpers.nets_tokens import CASES, ODD, main_output
+from tests.helpers.path_oracle import Minus, Net, drawn, images
 
 close = torch.testing.assert_close
 
@@ -260,3 +273,33 @@ def test_models_and_views_are_freed():
     del view, model
     gc.collect()
     assert gone() is None
+
+
+def sources() -> set[str]:
+    """Under which names torch keeps the source of compiled graphs."""
+    gc.collect()
+    return {*_loader.eval_cache, *(name for name in linecache.cache if "eval_with_key" in name)}
+
+
+def test_a_lesion_is_compiled_once_for_a_view_and_forgotten_with_it():
+    net, x = drawn(Net([Minus(4), Minus(4)])), images()
+    before, view = sources(), find_blocks(net, x)
+    for _ in range(3):
+        with deleted(view, 0):
+            net(x)
+    assert len(sources() - before) == 1
+    del view
+    for _ in range(2):
+        with deleted(net, 1):  # traced anew in each block
+            net(x)
+    assert sources() <= before
+
+
+def test_lesions_of_a_view_are_kept_in_a_bounded_number(monkeypatch):
+    monkeypatch.setattr(intervene, "_MOST_BUILT", 4)
+    net, x = drawn(Net([Minus(4) for _ in range(3)])), images()
+    before, view = sources(), find_blocks(net, x)
+    for number in range(6):
+        with deleted(view, [block for block in range(3) if number >> block & 1]):
+            net(x)
+    assert len(sources() - before) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from pathlens import find_blocks, restrict_backward
 from pathlens.errors import UsageError
-from tests.helpers.restricted_oracle import assert_equal, batch, gradients, make, paths_oracle
+from tests.helpers.restricted_oracle import Tuned, assert_equal, batch, gradients, make, paths_oracle, saving
 
 torch.manual_seed(0)
 
@@ -92,6 +93,71 @@ def test_gradients_accumulate_like_ordinary_ones():
     with restrict_backward(net, lengths=[1]):
         F.cross_entropy(net(images), labels).backward()
     assert_equal(twice, {name: 2 * grad for name, grad in gradients(net).items()}, 1e-12)
+
+
+def learned(net):
+    return {**gradients(net), "scale": net.scale.grad, "shift": net.shift.grad}
+
+
+@pytest.mark.parametrize("lengths", [{1}, {0, 2}, {0, 1, 2}])
+def test_learned_tensors_that_are_no_parameters_get_their_gradient(lengths):
+    restricted = []
+    for registered in (True, False):
+        net, (images, _) = Tuned(registered), batch()
+        with restrict_backward(net, lengths=lengths):
+            net(images).square().sum().backward()
+        restricted.append(learned(net))
+    wanted, found = restricted
+    assert wanted["scale"].any()
+    assert_equal(found, wanted, 1e-12)
+    if len(lengths) == 3:
+        plain = Tuned(registered=False)
+        plain(batch()[0]).square().sum().backward()
+        assert_equal(found, learned(plain), 1e-12)
+
+
+@pytest.mark.parametrize("choice", [{"lengths": [1, 2]}, {"path": [0, 2]}])
+def test_activations_are_freed_by_the_backward_pass_unless_they_are_to_be_kept(choice):
+    net, (images, labels) = make(True, True), batch()
+    view, (kept, block) = find_blocks(net, images), saving()
+    with restrict_backward(view, **choice):
+        with block:
+            loss = F.cross_entropy(net(images), labels)
+        gc.collect()
+        count = len(kept)
+        assert count > 0
+        loss.backward(retain_graph=True)
+        assert len(kept) == count
+        once = {name: grad.clone() for name, grad in gradients(net).items()}
+        loss.backward()
+    gc.collect()
+    assert not kept
+    assert_equal(gradients(net), {name: 2 * grad for name, grad in once.items()}, 1e-12)
+
+
+def test_a_second_backward_pass_of_freed_activations_is_refused():
+    net, (images, _) = Tuned(registered=True), batch()
+    with restrict_backward(net, lengths=[1]):
+        total = net(images).sum()
+        total.backward()
+        with pytest.raises(UsageError, match="freed by an earlier one; give that one retain_graph=True") as error:
+            total.backward()
+    assert "\n" not in str(error.value)
+
+
+def test_without_gradients_nothing_is_saved():
+    net, (images, _) = make(True, True), batch()
+    view, plain = find_blocks(net, images), copy.deepcopy(net)
+
+    def refuse(tensor):
+        raise AssertionError("a tensor is saved")
+
+    with torch.no_grad():
+        wanted = plain(images)
+        with restrict_backward(view, lengths=[1]), torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
+            found = net(images)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(dict(net.named_buffers()), dict(plain.named_buffers()))
 
 
 def test_bad_requests_are_one_clear_line():

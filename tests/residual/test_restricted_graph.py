@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.helpers.graph_nets import layer
 from tests.helpers.joined import JOINED, branches, by_lengths, by_paths
 from tests.helpers.path_oracle import NETS, drawn, images
 from tests.helpers.random_graphs import PLANS, Random, told
+from tests.helpers.restricted_oracle import Tuned, saving
 
 LABELS = torch.tensor([0, 2])
 
@@ -126,6 +128,34 @@ def test_on_a_chain_it_is_the_pass_of_chains(name, train, lesion):
         )
         assert torch.equal(fast[1], slow[1])
         assert_close(slow[0], fast[0], 1e-12)
+
+
+@pytest.mark.parametrize("lengths", [{1}, {0, 2}])
+def test_learned_tensors_that_are_no_parameters_get_their_gradient(lengths):
+    found = []
+    for registered, make in ((True, restricted_chain), (False, RestrictedGraph)):
+        net, x = Tuned(registered), images(2, 8)
+        network = make(find_blocks(net, x).chain())
+        network.run(x, Choice(frozenset(lengths)))[0][0].square().sum().backward()
+        found.append({"scale": net.scale.grad, "shift": net.shift.grad})
+    assert found[0]["scale"].any()
+    assert_close(found[1], found[0], 1e-12)
+
+
+def test_activations_are_freed_by_the_backward_pass_unless_they_are_to_be_kept():
+    net, x = made("U-Net")
+    view, (kept, block) = find_blocks(net, x, additions="all"), saving()
+    with restrict_backward(view, [1, 2]):
+        with block:
+            loss = F.cross_entropy(net(x), LABELS)
+        gc.collect()
+        count = len(kept)
+        assert count > 0
+        loss.backward(retain_graph=True)
+        assert len(kept) == count
+        loss.backward()
+    gc.collect()
+    assert not kept
 
 
 def test_a_trained_network():
