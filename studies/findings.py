@@ -32,6 +32,8 @@ from studies.rules.veit import (
 NAME = "findings.md"
 #: studies whose networks without seeds were trained by others
 _OF_OTHERS = ("pretrained_resnets", "critics", "li2018", "language", "blockdrop")
+#: characters of a cell of the overview
+_WIDE = 75
 #: network that comes with the package in these studies; veit2016 trains others under the same name
 _PACKAGED = {("critics", "digits54"), ("blockdrop", "digits54")}
 
@@ -359,6 +361,49 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
     return "\n\n".join(parts)
 
 
+def overview(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One table of all verdicts: claims by name, under their findings, and on what each came out how.
+
+    Args:
+        known: study -> rows of its table of claims.
+    """
+    lines = ["| Finding | Claim | " + " | ".join(claims.OUTCOMES) + " |", "|---|---|" + "---|" * len(claims.OUTCOMES)]
+    for finding in FINDINGS:
+        if finding.only:  # a selection from the others
+            continue
+        anchor = re.sub(r"[^\w -]", "", finding.title.lower()).replace(" ", "-")
+        title = f"[{finding.title}](#{anchor})"
+        for name in dict.fromkeys(name for _, name in finding.claims):
+            judged = [
+                (study, row)
+                for study in dict.fromkeys(study for study, one in finding.claims if one == name)
+                for row in known.get(study, ())
+                if row["claim"] == name
+            ]
+            if judged:
+                cells = [
+                    _counted([_short(study, row) for study, row in judged if row["outcome"] == outcome])
+                    for outcome in claims.OUTCOMES
+                ]
+                lines.append(f"| {title} | {name.replace('-', ' ')} | " + " | ".join(cells) + " |")
+                title = ""
+    return "\n".join(lines)
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Names where a cell has room for them, or else their number."""
+    named = "; ".join(names)
+    return named if len(named) <= _WIDE else f"{len(names)} settings"
+
+
+def _short(study: str, row: Mapping[str, Any]) -> str:
+    """What a claim was judged on, as a cell of a table has room for it."""
+    if (study, row["network"]) in _PACKAGED:
+        return f"{row['network']} (packaged)"
+    few = row["seeds"] is not None and row["seeds"] < claims.SEEDS
+    return f"{row['network']} ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" if few else row["network"]
+
+
 def _shown(figure: Path) -> str:
     """A figure with its caption on the page of its study."""
     study = figure.parent.name
@@ -394,6 +439,12 @@ def text(results: Path) -> str:
     ]
     if missing:
         parts.append(f"Without a table of claims yet: {', '.join(missing)}.")
+    parts += [
+        "## Overview",
+        "What each claim was judged on, by outcome: networks or settings, or their number where they are many. Seeds "
+        f"are named where they are fewer than {claims.SEEDS}. The sections below write the claims out.",
+        overview(known),
+    ]
     return "\n\n".join([*parts, *(section(finding, known, results) for finding in FINDINGS)]) + "\n"
 
 

@@ -97,13 +97,14 @@ def step(**facts: Any) -> dict[str, Any]:
 
 
 def training(run: str, folder: Path) -> dict[str, Any]:
-    """What the run folder of a training says of it."""
+    """What the run folder of a training says of it, and where the manifest names them, of the calls that made it."""
     manifest = json.loads((folder / "manifest.json").read_text())
     of_images = ("train_images", "train_sha256", "validation_images", "test_sha256")
     kept = ("recipe", "rule", "seed", "dtype", "device", "data", *of_images)
     model = manifest.get("model")  # of a study's own file only its place in the repository
     named = model and re.sub(r"^.*/(studies/)", r"\1", model)
-    return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}, "model": named}
+    calls = {"calls": manifest["calls"]} if "calls" in manifest else {}
+    return {"run": run, **{name: manifest.get(name) for name in (*STEP, *kept)}, "model": named, **calls}
 
 
 def gaps(trainings: Sequence[Mapping[str, Any]]) -> str:

@@ -111,6 +111,7 @@ class Loop:
             ResourceError: the disk is full.
         """
         checkpoint, arguments = self._session.checkpoint, self._session.arguments
+        calls = self._session.about["calls"]
         optimizer = self._optimizer()
         position = state.TrainState(0, [0.0] * 5, [], arguments)
         if checkpoint is not None:
@@ -141,13 +142,13 @@ class Loop:
                 seconds = earlier + time.monotonic() - began
                 self._end_epoch(done, lr, [*sums.tolist(), seconds])
                 sums.zero_()
-                position = state.TrainState(done, [0.0] * 5, self.history, arguments)
+                position = state.TrainState(done, [0.0] * 5, self.history, arguments, calls)
                 self._save(optimizer, position)
                 earlier, began, saved = 0.0, time.monotonic(), time.monotonic()
             elif self._is_due(done, time.monotonic() - saved):
                 self._look(sums, step, lr, weights=True)
                 earlier += time.monotonic() - began
-                position = state.TrainState(done, [*sums.tolist(), earlier], self.history, arguments)
+                position = state.TrainState(done, [*sums.tolist(), earlier], self.history, arguments, calls)
                 self._save(optimizer, position)
                 began = saved = time.monotonic()
         self._model.eval()

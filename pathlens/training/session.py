@@ -29,7 +29,7 @@ from pathlens.runtime.memory import oom_as_error
 from pathlens.runtime.precision import precision
 from pathlens.runtime.randomness import python_kept
 from pathlens.storage import lock_run, make_folder, write_together
-from pathlens.tables import Provenance, Table
+from pathlens.tables import Provenance, Table, plain_json
 from pathlens.training import state
 from pathlens.training.batches import Augmentation, Batches, TrainingBatches
 from pathlens.training.configuration import Configuration
@@ -40,6 +40,8 @@ from pathlens.training.rules import Rule
 
 WEIGHTS = "weights.safetensors"
 _EVALUATED = 500  # images at a time, at most
+#: what is kept of each call that makes a training, as the provenance of the tables has it
+_OF_A_CALL = ("date", "commit", "versions", "hardware", "device", "processes")
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def opened(
             batches = _batches(data, config, where, dtype, group, order)
             if batches.drops_last:
                 arguments = {**arguments, "steps_per_epoch": batches.per_epoch}
-            checkpoint = _resumed(folder, arguments, resume)
+            checkpoint, position = _resumed(folder, arguments, resume)
         about = {
             **arguments,
             "blocks": None if view is None else len(view),
@@ -243,6 +245,7 @@ def opened(
             "batch_norm": "synced" if config.synced else "per process",
             **({} if task.name == "classification" else {"task": task.name}),
         }
+        about["calls"] = _calls(position, about, config.recipe.epochs * batches.per_epoch)
         yield Session(
             model=model,
             view=view,
@@ -401,16 +404,37 @@ def _ends(view: ResidualView | None, config: Configuration) -> list[tuple[str, .
         return last_layers(view)
 
 
-def _resumed(folder: Path | None, arguments: Mapping[str, Any], resume: bool) -> Path | None:
+def _resumed(
+    folder: Path | None, arguments: Mapping[str, Any], resume: bool
+) -> tuple[Path | None, state.TrainState | None]:
     checkpoint = None if folder is None else state.find(folder)
     if checkpoint is None or folder is None:
-        return None
+        return None, None
     position = state.peek(checkpoint)
     if not resume:
         steps = f"{len(position.history)} epochs"
         raise RunError(f"{folder} holds a run of {steps}; give --resume to go on with it, or another folder")
     state.check_arguments(position.arguments, arguments, folder)
-    return checkpoint
+    return checkpoint, position
+
+
+def _calls(position: state.TrainState | None, about: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
+    """The calls that make the training, of which this is one where it has steps to do.
+
+    Args:
+        position: to go on from, or None.
+        about: what is known of this call.
+        total: steps of the whole training.
+    """
+    step, calls = 0, list[dict[str, Any]]()
+    if position is not None:
+        step, calls = position.step, position.calls
+    if step and not calls:  # they were not written down, nor how many they were
+        calls = [{"from_step": 0, **dict.fromkeys(_OF_A_CALL)}]
+    if step < total:
+        calls = [*calls, {"from_step": step, **{name: about.get(name) for name in _OF_A_CALL}}]
+    found: list[dict[str, Any]] = plain_json(calls, "the provenance")
+    return found
 
 
 def _metadata(

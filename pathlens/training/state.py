@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ PREVIOUS = "checkpoint-previous.safetensors"
 _KEY = "pathlens_training"
 _VERSION = 3
 #: what a record holds
-_FIELDS = {"step": int, "sums": list, "history": list, "arguments": dict, "scalars": dict, "sha256": str}
+_FIELDS = {
+    "step": int, "sums": list, "history": list, "arguments": dict, "calls": list, "scalars": dict, "sha256": str,
+}  # fmt: skip
 
 
 @dataclass
@@ -44,12 +46,15 @@ class TrainState:
         sums: over the steps of the present epoch: images, loss, correct, blocks, and seconds spent in earlier calls.
         history: rows of the epochs that are done.
         arguments: with which the run was started (:meth:`Configuration.arguments`).
+        calls: that made the run, in their order: what is known of code and machine, and ``from_step``, the steps that
+            were done before; empty where that was not written down.
     """
 
     step: int
     sums: list[float]
     history: list[Row]
     arguments: Provenance
+    calls: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: TrainState) -> None:
@@ -79,6 +84,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, posit
         "sums": position.sums,
         "history": position.history,
         "arguments": position.arguments,
+        "calls": position.calls,
         "scalars": scalars,
         "sha256": state_sha256(flat),
     }
@@ -124,7 +130,7 @@ def peek(path: Path) -> TrainState:
         CheckpointError: the file is damaged, or no checkpoint of a training run.
     """
     record = _record(path)
-    return TrainState(record["step"], record["sums"], record["history"], record["arguments"])
+    return TrainState(record["step"], record["sums"], record["history"], record["arguments"], record["calls"])
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -217,6 +223,7 @@ def _record(path: Path) -> dict[str, Any]:
             f"{path} has format {version} and this version of pathlens writes {_VERSION}; "
             "go on with the version that wrote it"
         )
+    record.setdefault("calls", [])  # earlier checkpoints of this format do not have them
     if not all(isinstance(record.get(name), kind) for name, kind in _FIELDS.items()) or not _is_position(record):
         raise _damaged(path, "it does not say all that a run has to know of itself")
     return dict(record)
@@ -228,7 +235,7 @@ def _is_position(record: Mapping[str, Any]) -> bool:
         sums = all(isinstance(value, int | float) and math.isfinite(value) for value in record["sums"])
     except ArithmeticError:  # a whole number beyond those of a float
         return False
-    return sums and record["step"] >= 0 and all(isinstance(row, dict) for row in record["history"])
+    return sums and record["step"] >= 0 and all(isinstance(row, dict) for row in (*record["history"], *record["calls"]))
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -97,7 +97,8 @@ def train(
         device: where to compute; where the model is, if None.
         progress: called with (steps done, steps in all).
         on_epoch: called with each row of the history.
-        provenance: what that of tables and weights should also say.
+        provenance: what that of tables and weights should also say. Its ``date``, ``commit``, ``versions`` and
+            ``hardware`` are kept for every call of a run that is resumed, and stated under ``calls``.
         **options: ``recipe``, ``rule``, ``rescale``, ``seed``, ``keep_epochs``, ``checkpoint_seconds``, ``dtype``,
             ``mean``, ``std``, ``compiled``, ``synced``, ``without_skips`` and ``loss``; see
             :class:`pathlens.training.Configuration`.

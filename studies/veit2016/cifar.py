@@ -2,8 +2,9 @@
 
 ``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks, or
 ``vgg15_narrow-plain-seed0``; several names, one after the other) trains a network, or goes on with it, and keeps it:
-its weights in half precision, its history, and what its manifests say, in ``results/cifar10/``. The study measures
-those that lie there (``--only cifar`` no others, and of these what is not measured yet), and names those that do not.
+its weights in half precision, its history, and what its manifests say, in ``results/cifar10/``, with the SHA-256 of
+each file in ``record.json``. Without a name it only writes that record again. The study measures those that lie there
+(``--only cifar`` no others, and of these what is not measured yet), and names those that do not.
 ``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``. On Linux a quarter of a step on the CPU is page faults,
 which go away where memory is kept:
 ``GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33000000:glibc.malloc.trim_threshold=8000000000``.
@@ -132,8 +133,9 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
 
     Args:
         run: folder of ``pathlens train``.
-        folder: of the kept ones.
-        convolutions: how those in float32 on a CPU were computed, where not by torch's own kernels.
+        folder: of the kept ones; its record is written again.
+        convolutions: how those in float32 on a CPU were computed by the call that finished it, where not by torch's own
+            kernels.
 
     Raises:
         SystemExit: it is not finished, or too large.
@@ -171,7 +173,9 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
     # last, because a network is kept where its weights are
     (folder / "weights").mkdir(exist_ok=True)
-    return atomic_write_bytes(folder / "weights" / f"{run.name}.safetensors", weights)
+    path = atomic_write_bytes(folder / "weights" / f"{run.name}.safetensors", weights)
+    record.write(folder)
+    return path
 
 
 def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:
@@ -202,26 +206,37 @@ def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train the networks that are named, and keep them."""
+    """Train the networks that are named, and keep them; without names, write the record of the kept ones again."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"such as {WANTED[0]}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"such as {WANTED[0]}; without any, only write {record.NAME} again"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="default: results/cifar10")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10", help="default: runs/cifar10")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     args = parser.parse_args(argv)
+    if args.names:
+        _train(args.names, args.device, args.runs, args.out)
+    elif kept(args.out):
+        say(f"wrote {record.write(args.out)}")
+    else:
+        raise SystemExit(f"--out {args.out}: no training is kept there; name one to train, such as {WANTED[0]}")
+    say(f"missing: {', '.join(missing(args.out)) or 'none'}")
+    return 0
+
+
+def _train(names: Sequence[str], device: str, runs: Path, out: Path) -> None:
     data = cifar()
     if data is None:
         raise SystemExit("set PATHLENS_DATA to the folder that holds cifar10-jpeg/")
-    wanted = {name: phases(name, data) for name in args.names}
-    study = StudySetting("veit2016", "cpu", args.out, args.runs, args.device, jobs=1)
+    wanted = {name: phases(name, data) for name in names}
+    study = StudySetting("veit2016", "cpu", out, runs, device, jobs=1)
     with winograd() as fast:
         for name, both in wanted.items():
             train_all(both, study, here=True)
             # the plain network's convolutions have biases, which the kernel does not take
             computed = WINOGRAD if fast and name.startswith(f"{NETWORK}-") else None
-            say(f"kept {keep(args.runs / name, args.out, computed)}")
-    say(f"missing: {', '.join(missing(args.out)) or 'none'}")
-    return 0
+            say(f"kept {keep(runs / name, out, computed)}")
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def measure_one(study: StudySetting, network: Network, kinds: Collection[str], i
     kept("orders", pathlens.reorder_blocks, network.images(fewer), swaps=range(1, most + 1), **several)
     # batches of 16, and so many paths of a length for each
     paths = {"max_samples": pick(4, 32, 32), "draws": pick(1, 8, 16), "batch_size": 16}
-    kept("gradients", pathlens.path_gradients, network.images(pick(4, 512, 512), "train"), **paths, **options)
+    kept("gradients", pathlens.path_gradients, network.images(pick(4, 512, 512), "train"), **paths, **swept)
 
 
 def measure_imagenet(study: StudySetting) -> None:

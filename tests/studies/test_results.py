@@ -17,6 +17,7 @@ from pathlens.errors import DataError
 from pathlens.tables import read_table
 from studies import common, findings, record
 from studies.rules import claims
+from studies.veit2016 import cifar
 
 RESULTS = common.ROOT / "results"
 #: studies whose folders are of the present form
@@ -49,10 +50,37 @@ def test_a_record_is_complete_and_true(name: str) -> None:
     assert known["trainings"] or name in ("pretrained_resnets", "blockdrop")
     for one in (*known["trainings"], *(one for part in apart for one in part["trainings"])):
         assert one.get("note") or all(one[part] for part in record.TRAINING), one["run"]
-    files = {path.relative_to(RESULTS / name) for path in (RESULTS / name).rglob("*") if path.is_file()}
-    assert {str(path) for path in files} == {*known["files"], "README.md", record.NAME}
-    for file, digest in known["files"].items():
-        assert hashlib.sha256((RESULTS / name / file).read_bytes()).hexdigest() == digest, file
+    assert_files_are_those_of_the_record(RESULTS / name, "README.md")
+
+
+def assert_files_are_those_of_the_record(folder: Path, *beside: str) -> None:
+    known = record.read(folder)["files"]
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {*known, record.NAME, *beside}
+    for file, digest in known.items():
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest, file
+
+
+def test_networks_that_are_trained_beside_a_study_have_a_record_of_their_files() -> None:
+    assert_files_are_those_of_the_record(RESULTS / "cifar10")
+
+
+def test_the_record_of_such_networks_is_written_again_without_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PATHLENS_DATA", raising=False)
+    with pytest.raises(SystemExit, match="no training is kept there; name one to train, such as preresnet110-full"):
+        cifar.main(["--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "preresnet110-full-seed0.safetensors").write_bytes(b"weights")
+    for content in ("{}", '{"row": {}}'):
+        (tmp_path / "preresnet110-full-seed0.json").write_text(content)
+        assert cifar.main(["--out", str(tmp_path)]) == 0
+        assert_files_are_those_of_the_record(tmp_path)
+        said = capsys.readouterr().err
+        assert f"wrote {tmp_path / record.NAME}" in said
+        assert "missing: preresnet110-m23-seed0, preresnet110-own-seed0, " in said
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -76,6 +104,25 @@ def test_no_verdict_without_a_test_and_three_seeds(name: str) -> None:
         if row["outcome"] != claims.CANNOT_TELL and not row["test"].startswith("Counted"):
             assert row["p"] is not None or None not in (row["value_low"], row["value_high"]), row["claim"]
             assert row["seeds"] is None or row["seeds"] >= claims.SEEDS, row["claim"]
+
+
+def test_the_overview_has_each_verdict_once() -> None:
+    def row(claim: str, network: str, seeds: int | None, outcome: str) -> dict[str, object]:
+        return {"claim": claim, "network": network, "seeds": seeds, "outcome": outcome}
+
+    known = {
+        "pretrained_resnets": [row("cancellation", "resnet20", None, "disagrees")],
+        "critics": [row("cancellation", "digits54", 1, "cannot tell")],
+        "veit2016": [row("cancellation", "preresnet110", 2, "cannot tell"), row("plain network", "v", 3, "agrees")],
+        "udl11": [row("autocorrelation", f"plain, {depth} layers, lag 16", 50, "agrees") for depth in range(12)],
+    }
+    rows = findings.overview(known).splitlines()[2:]
+    assert rows == [
+        "| [With and without shortcuts](#with-and-without-shortcuts) | plain network | v |  |  |",
+        "| [Cancellation](#cancellation) | cancellation |  | resnet20 | digits54 (packaged); preresnet110 (2 seeds) |",
+        "| [Growth laws and shattered gradients at initialisation]"
+        "(#growth-laws-and-shattered-gradients-at-initialisation) | autocorrelation | 12 settings |  |  |",
+    ]
 
 
 def test_findings_are_what_the_tables_of_claims_say() -> None:
@@ -110,6 +157,15 @@ def test_a_record_says_what_trainings_saw_and_names_files_as_the_repository_does
     )
     (tmp_path / "manifest.json").write_text(json.dumps({"model": "resnet20"}))
     assert record.training("run", tmp_path)["model"] == "resnet20"
+
+
+def test_a_record_names_the_calls_that_made_a_training_where_its_manifest_does(tmp_path: Path) -> None:
+    calls = [{"from_step": 0, "date": None}, {"from_step": 9, "date": "2026"}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"date": "2026", "calls": calls}))
+    found = record.training("run", tmp_path)
+    assert (found["date"], found["calls"]) == ("2026", calls)
+    (tmp_path / "manifest.json").write_text(json.dumps({"date": "2026"}))  # of a version that did not name them
+    assert "calls" not in record.training("run", tmp_path)
 
 
 def test_a_record_says_what_it_lacks() -> None:

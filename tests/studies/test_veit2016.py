@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -194,17 +195,32 @@ def test_what_is_trained_on_digits() -> None:
     assert len({training.name for training in wanted}) == len(wanted)
 
 
-def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(tmp_path: Path, monkeypatch: Any) -> None:
-    run = tmp_path / "tiny-own-seed0"
-    network = f"{common.ROOT / 'studies' / 'depth_in_training' / 'nets.py'}:tiny"
+TINY = f"{common.ROOT / 'studies' / 'depth_in_training' / 'nets.py'}:tiny"
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training."""
+    run = tmp_path_factory.mktemp("beside") / "tiny-own-seed0"
     short = ("--data", "digits", "--epochs", "1", "--limit", "40", "--validation", "20", "--device", "cpu", "--quiet")
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "--model", network, *short, "--blocks-per-batch", "2", "--out", run.name]) == 0
+    with contextlib.chdir(run.parent):
+        assert main(["train", "--model", TINY, *short, "--blocks-per-batch", "2", "--out", run.name]) == 0
+    return run
+
+
+def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(
+    beside: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    run, network = beside, TINY
     kept = cifar.keep(run, tmp_path / "kept")
     (one,) = cifar.kept(tmp_path / "kept")
     assert one.weights == kept
     assert one.trained == "own"
-    assert str(tmp_path) not in (tmp_path / "kept" / f"{run.name}.json").read_text()
+    assert str(run.parent) not in (tmp_path / "kept" / f"{run.name}.json").read_text()
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file() and path.name != record.NAME]
+    assert record.read(tmp_path / "kept")["files"] == {
+        str(path.relative_to(tmp_path / "kept")): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
     whole, half = (
         pathlens.load_model(network, path).model.state_dict() for path in (run / "weights.safetensors", kept)
     )
@@ -240,6 +256,9 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     (one,) = cifar.kept(out)
     half, whole = one.facts["phases"]
     assert one.facts["convolutions"] == (None if winograd.kernel() is None else winograd.NAME)
+    assert [(call["from_step"], call["device"]) for phase in (half, whole) for call in phase["calls"]] == [
+        (0, "cpu")
+    ] * 2
     assert (half["run"], whole["run"]) == (f"{name}-half", name)
     assert str(tmp_path) not in (out / f"{name}.json").read_text()
     # of the 4 of 9 blocks the branches are multiplied by 4/9 once, at the end

@@ -25,6 +25,7 @@ from torch import nn
 from pathlens.cli import main
 from pathlens.errors import CheckpointError, ModelError, NumericsError, PathlensError, ResourceError, RunError
 from pathlens.models import state_sha256
+from pathlens.models.reading import read_metadata
 from pathlens.training import (
     BlocksPerBatch,
     PathLengths,
@@ -68,6 +69,16 @@ def run(folder: Path | None, stop: int | None = None, **options: Any) -> Trained
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path)
+
+
+def restate(path: Path, **said: Any) -> None:
+    """Write a checkpoint again that says other things of its run; None takes one away."""
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()[state._KEY]) | said
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    record = {name: value for name, value in record.items() if name != "record_sha256" and value is not None}
+    record["record_sha256"] = state._digest_of_record(record)
+    path.write_bytes(safetensors.torch.save(tensors, {state._KEY: json.dumps(record)}))
 
 
 def assert_equal(found: Trained, wanted: Trained) -> None:
@@ -182,6 +193,37 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, whole: Trained) -> None:
     assert after == before
     with pytest.raises(RunError, match="holds a run of 3 epochs; give --resume to go on with it, or another folder"):
         run(folder)
+
+
+SAID = ("date", "commit", "versions", "hardware")
+
+
+def test_a_run_states_the_calls_that_made_it(tmp_path: Path) -> None:
+    told = [{name: f"{name} of call {number}" for name in SAID} for number in range(4)]
+    for stop, said in ((2, told[0]), (7, told[1])):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, stop, resume=True, provenance=said)
+    trained = run(tmp_path, resume=True, provenance=told[2])
+    # from the checkpoints of the steps before those in which they were ended
+    steps = zip((0, 1, 6), told[:3], strict=True)
+    calls = [{"from_step": step, **said, "device": "cpu", "processes": 1} for step, said in steps]
+    again = run(tmp_path, resume=True, provenance=told[3])  # which has nothing left to do
+    for found in (trained, again):
+        assert found.history.provenance["calls"] == found.result.provenance["calls"] == calls
+    assert json.loads(read_metadata(tmp_path / "weights.safetensors")["training"])["calls"] == calls
+    assert [found.result.provenance["date"] for found in (trained, again)] == [told[2]["date"], told[3]["date"]]
+
+
+def test_a_checkpoint_that_does_not_name_its_calls_is_taken_up(folder: Path, whole: Trained) -> None:
+    restate(folder / state.CHECKPOINT, calls=None)  # as it was written before
+    found = run(folder, resume=True, provenance={"date": "today"})
+    assert_equal(found, whole)
+    unknown = dict.fromkeys((*SAID, "device", "processes"))
+    assert found.result.provenance["calls"] == [
+        {"from_step": 0, **unknown},
+        {"from_step": 6, **unknown, "date": "today", "device": "cpu", "processes": 1},
+    ]
+    assert run(folder, resume=True).result.provenance["calls"] == found.result.provenance["calls"]
 
 
 def test_a_run_is_not_overwritten(folder: Path) -> None:
@@ -315,17 +357,10 @@ def test_a_record_that_lacks_what_a_run_has_to_know(gone: str, folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("field", "value"), [("sums", []), ("sums", ["a"] * 5), ("sums", [float("nan")] * 5), ("sums", [10**400] * 5),
-                         ("step", -1), ("step", 10**9), ("history", [1])],
+                         ("step", -1), ("step", 10**9), ("history", [1]), ("calls", {}), ("calls", [1])],
 )  # fmt: skip
 def test_a_record_of_a_position_that_no_run_has(field: str, value: Any, folder: Path) -> None:
-    path = folder / state.CHECKPOINT
-    with safe_open(path, "pt") as file:
-        record = json.loads(file.metadata()[state._KEY])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    del record["record_sha256"]
-    record[field] = value
-    record["record_sha256"] = state._digest_of_record(record)
-    path.write_bytes(safetensors.torch.save(tensors, {state._KEY: json.dumps(record)}))
+    restate(folder / state.CHECKPOINT, **{field: value})
     with pytest.raises(CheckpointError, match="is damaged"):
         run(folder, resume=True)
 
@@ -438,12 +473,13 @@ def killed_at(step: int, arguments: list[str], out: Path, folder: Path) -> None:
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     user = tmp_path / "net.py"
     user.write_text(USER_FILE)
-    once, often = tmp_path / "once", tmp_path / "often"
+    once, often, stands = tmp_path / "once", tmp_path / "often", [0]
     for step in sorted(np.random.default_rng(5).integers(1, 9 * 4 - 10, 2).tolist()):
         killed_at(step, command(user, often), often, tmp_path)
         found = state.find(often)
         assert found is not None
-        assert step <= state.peek(found).step < 9 * 4
+        stands.append(state.peek(found).step)
+        assert step <= stands[-1] < 9 * 4
         assert not (often / "weights.safetensors").exists()
     assert main(command(user, often)) == 0
     assert main(command(user, once)) == 0
@@ -453,4 +489,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     first, second = (pd.read_csv(out / "history.csv").drop(columns=list(SECONDS)) for out in (once, often))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     assert len(first) == 4
-    assert json.loads((often / "manifest.json").read_text())["verb"] == "train"
+    manifest = json.loads((often / "manifest.json").read_text())
+    assert manifest["verb"] == "train"
+    assert [call["from_step"] for call in manifest["calls"]] == list(dict.fromkeys(stands))
+    assert all(call["date"] and call["versions"]["torch"] and call["hardware"]["cpu"] for call in manifest["calls"])
