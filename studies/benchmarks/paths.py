@@ -25,7 +25,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,19 +69,34 @@ COLUMNS = (
     Column("note"),
 )
 
+ORDINARY, EXACT = "ordinary forward and input gradient", "exact, all lengths"
 
-def ordinary(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Seconds of one forward and the gradient at the input."""
-    began = time.perf_counter()
+
+def ordinary(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One forward and the gradient at the input."""
     images = images.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").backward()
-    return time.perf_counter() - began
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     result = call()
     return time.perf_counter() - began, result
+
+
+def in_turn(
+    benchmark: str, methods: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each method in every repeat, after a round that warms up, and what each gave last."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    results: dict[str, Any] = {}
+    for repeat in range(-1, repeats):
+        for name, method in methods.items():
+            taken, results[name] = timed(method)
+            if repeat >= 0:
+                seconds[name].append(taken)
+                say(f"{benchmark}, repeat {repeat}: {name} {taken:.3f} s")
+    return seconds, results
 
 
 def row(benchmark: str, method: str, about: dict[str, Any], seconds: list[float], plain: list[float], note: str) -> Any:
@@ -107,22 +122,17 @@ def profile(args: argparse.Namespace, rows: list[Any]) -> dict[str, Any]:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
-    def exact() -> Table:
-        return path_gradients(view, batches, method="exact")
-
-    ordinary(model, images, labels)
-    table = exact()
-    plain, whole = [], []
-    for repeat in range(args.repeats):
-        plain.append(min(ordinary(model, images, labels) for _ in range(3)))
-        seconds, table = timed(exact)
-        whole.append(seconds)
-        say(f"profile, repeat {repeat}: ordinary {plain[-1]:.3f} s, exact {seconds:.3f} s")
+    methods: dict[str, Callable[[], Any]] = {
+        ORDINARY: lambda: ordinary(model, images, labels),
+        EXACT: lambda: path_gradients(view, batches, method="exact"),
+    }
+    seconds, results = in_turn("profile", methods, args.repeats)
+    plain, whole, table = seconds[ORDINARY], seconds[EXACT], results[EXACT]
     about = {"network": args.network, "blocks": len(view), "images": len(labels), "device": "cpu"}
     difference = table.provenance["relative_difference_to_autograd"]
-    rows.append(row("profile", "ordinary forward and input gradient", about, plain, plain, ""))
+    rows.append(row("profile", ORDINARY, about, plain, plain, ""))
     note = f"sum over lengths against autograd: relative difference {difference:.1e}"
-    rows.append(row("profile", "exact, all lengths", about, whole, plain, note))
+    rows.append(row("profile", EXACT, about, whole, plain, note))
 
     signed = path_gradients(view, batches, method="signed", draws=args.draws, seed=args.seed)
     best = max(table.rows, key=lambda r: float(r["total_norm"] or 0))
@@ -151,16 +161,9 @@ def engines(
 ) -> None:
     """What a chain would cost if it were carried out as any other graph."""
     kinds = {"recurrence of a chain": Linearisation, "polynomials of any graph": GraphLinearisation}
-    taken: dict[str, list[float]] = {name: [] for name in kinds}
-    norms: dict[str, Tensor] = {}
-    for repeat in range(-1, args.repeats):  # the first round warms up
-        for name, kind in kinds.items():
-            seconds, profile = timed(partial(_exact, kind, view, batch))
-            norms[name] = profile.norms()
-            if repeat >= 0:
-                taken[name].append(seconds)
-                say(f"engines, repeat {repeat}: {name} {seconds:.3f} s")
-    chain, graph = norms.values()
+    methods = {name: partial(_exact, kind, view, batch) for name, kind in kinds.items()}
+    taken, profiles = in_turn("engines", methods, args.repeats)
+    chain, graph = (profile.norms() for profile in profiles.values())
     difference = float(((chain - graph).abs() / chain.abs().clamp_min(torch.finfo(chain.dtype).tiny)).max())
     for name, seconds_of in taken.items():
         note = (
@@ -202,7 +205,7 @@ def deep(args: argparse.Namespace, rows: list[Any]) -> None:
     rows.append(
         row(
             "deep",
-            "exact, all lengths",
+            EXACT,
             about,
             [seconds],
             [],
@@ -220,7 +223,7 @@ def gpu(args: argparse.Namespace, rows: list[Any]) -> None:
     path_gradients(view, moved[:1], method="exact")
     seconds, _ = timed(lambda: path_gradients(view, moved, method="exact"))
     about = {"network": args.gpu_network, "blocks": len(view), "images": args.gpu_rows, "device": "cuda"}
-    rows.append(row("profile on a GPU", "exact, all lengths", about, [seconds], [], torch.cuda.get_device_name()))
+    rows.append(row("profile on a GPU", EXACT, about, [seconds], [], torch.cuda.get_device_name()))
 
 
 def markdown(table: Table) -> str:
