@@ -12,7 +12,7 @@ from matplotlib.transforms import offset_copy
 from pathlens.errors import UsageError
 from pathlens.figures.lesions import error_label, finish, of, whiskers
 from pathlens.figures.style import COLOURS, DOUBLE, SINGLE, block_ticks, new_figure, style, to_rows
-from pathlens.results.blockdrop import WORDS, blocks_label, example_of, rows_of, usage
+from pathlens.results.blockdrop import blocks_label, called, example_of, rows_of, usage
 from pathlens.results.measured import error_series
 from pathlens.tables import Table
 
@@ -58,8 +58,8 @@ def trade_off(table: Table | pd.DataFrame, width: float = SINGLE) -> Figure:
                 sets = error_series(drawn, "blocks")
                 axes.plot(sets["x"], sets["y"], "o", ms=2.6, alpha=0.35, **look)
             series = error_series(found, "blocks")
-            look |= {"ms": 4.5, "elinewidth": 0.8, "capsize": 1.5}
-            axes.errorbar(series["x"], series["y"], whiskers(series), fmt=_MARKERS[kind], label=WORDS[kind], **look)
+            look |= {"ms": 4.5, "elinewidth": 0.8, "capsize": 1.5, "label": called(found[0])}
+            axes.errorbar(series["x"], series["y"], whiskers(series), fmt=_MARKERS[kind], **look)
         whole = next(iter(rows_of(rows, "intact")), None)
         most = math.inf if whole is None else whole["blocks"] + 0.5
         axes.set_xlim(math.floor(min(counts)) - 1, min(math.ceil(max(counts)) + 1, most))

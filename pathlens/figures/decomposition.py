@@ -28,6 +28,7 @@ from pathlens.tables import Table
 _SUM = (("share", "share of the variance"), ("norm_ratio", "norm over that of the whole"))
 _OUTPUT = (("logit", "added to the label's logit"), ("error_through", "error with blocks up to here"))
 _FRACTIONS = ("share", "error_through")
+_NEEDED = (*DECOMPOSE.needed, "stage", "norm_ratio")
 _WIDE = 100  # where the largest norm is this many times the smallest, the axis is logarithmic
 
 
@@ -43,7 +44,7 @@ def decomposition(table: Table | pd.DataFrame | Rows, width: float = DOUBLE) -> 
     Raises:
         UsageError: columns are missing, there is nothing to draw, or two networks or schemes are under one name.
     """
-    rows = to_rows(table, DECOMPOSE.needed, "a decomposition")
+    rows = to_rows(table, _NEEDED, "decomposition")
     by_label = curves(rows)
     quantities = [*_SUM, *_OUTPUT] if any(row.get("logit") is not None for row in rows) else _SUM
     with style():

@@ -54,7 +54,7 @@ def deletion(
 
     Args:
         table: with the columns ``block, stage, kind, count, sample, error, error_low, error_high``; errors are
-            fractions and drawn in percent.
+            fractions and drawn in percent, called after the split that the provenance states, else test errors.
         width: in inches; by default one column of a page, or the whole page for more than 30 blocks.
         critical: blocks; sets that hold one of them are drawn apart, by the column ``blocks``.
         chance: error of guessing, a fraction, drawn as a dotted line.
@@ -116,7 +116,8 @@ def deletions(
         figure = new_figure(width, 2.6 if zoom is None else 3.4)
         panels = [figure.add_subplot()] if zoom is None else list(figure.subplots(2, 1, sharex=True))
         ends = [end for line in lines.values() for end in (*line["y"], *line.get("high", ())) if end is not None]
-        label = error_label(next(iter(tables.values())))
+        labels = {error_label(table) for table in tables.values()}
+        label = labels.pop() if len(labels) == 1 else tasks.error_label({})
         for axes in panels:
             _side_by_side(axes, lines, intact, by_block)
             chance_line(axes, chance)
@@ -203,8 +204,9 @@ def of(table: Table | pd.DataFrame) -> Provenance:
 
 
 def error_label(table: Table | pd.DataFrame) -> str:
-    """What the errors of a table are of: images, or tokens or pixels."""
-    return tasks.error_label(of(table), "test")
+    """What the errors of a table are of: images of the split that it states, or tokens or pixels."""
+    split = str(of(table).get("split") or "test")
+    return tasks.error_label(of(table), "training" if split == "train" else split)
 
 
 def _one_by_one(

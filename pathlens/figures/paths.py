@@ -59,8 +59,8 @@ def path_gradients(
     c. what a length contributes, all curves in one unit: number of paths times mean norm (with the interval of the
        mean), number of paths times root mean square, and the exact norm of the sum of all gradients with its interval.
 
-    Panels b and c have logarithmic axes. What is 16 powers of ten below the largest norm, or 3 below the peak of the
-    lowest curve of c, is left out, which the panel then says.
+    Panels b and c have logarithmic axes, to the bottom of which an interval goes that reaches zero. What is 16 powers
+    of ten below the largest norm, or 3 below the peak of the lowest curve of c, is left out, which the panel then says.
 
     Args:
         table: with the columns ``length, n_paths, total_norm, path_norm_mean, path_norm_low, path_norm_high,
@@ -118,19 +118,20 @@ def _paths(axes: Axes, lengths: Sequence[int], percent: Sequence[float]) -> None
 
 def _one_path(axes: Axes, norms: dict[str, Series], note: str) -> None:
     if "sampled" in norms:
-        _band(axes, norms["median"], _SAMPLED)
         axes.plot(*_points(norms["median"]), color=_SAMPLED, ls=":", zorder=3)
         _with_intervals(axes, norms["sampled"])
     if "rms" in norms:
         axes.plot(*_points(norms["rms"]), color=_RADEMACHER, ls=_DASHES, zorder=5)
     _log_axis(axes, "gradient norm of one path\n(loss per unit of input)", note)
+    if "sampled" in norms:
+        _band(axes, norms["median"], _SAMPLED)
 
 
 def _all_paths(axes: Axes, curves: dict[str, Series], note: str, median: Series) -> None:
     """Panel c, with the legend of panel b too: of its median and band what is drawn of them."""
-    if _joined(median, "y"):
+    if median and _joined(_points(median)[1]):
         axes.plot([], [], color=_SAMPLED, ls=":", label="median of sampled paths and examples")
-    if _joined(median, "low", "high"):
+    if median and _joined(*_ends(median)):
         axes.fill_between([], [], color=_SAMPLED, alpha=0.2, lw=0, label="5 to 95 % of sampled paths and examples")
     if "sampled" in curves:
         _with_intervals(axes, curves["sampled"], label="mean of sampled paths, 95 % interval")
@@ -138,11 +139,12 @@ def _all_paths(axes: Axes, curves: dict[str, Series], note: str, median: Series)
         label = "root mean square (random signs)"
         axes.plot(*_points(curves["signed"]), color=_RADEMACHER, ls=_DASHES, label=label, zorder=5)
     if "exact" in curves:
-        label = "sum over all paths (exact)" + (", 95 % interval" if any(curves["exact"]["low"]) else "")
+        label = "sum over all paths (exact)" + (", 95 % interval" if any(curves["exact"]["high"]) else "")
         marked = _line(len(curves["exact"]["x"]))
-        _band(axes, curves["exact"], _EXACT)
         axes.plot(*_points(curves["exact"]), color=_EXACT, lw=1.0, label=label, zorder=6, **marked)
     _log_axis(axes, "contribution of a length\n(loss per unit of input)", note)
+    if "exact" in curves:
+        _band(axes, curves["exact"], _EXACT)
 
 
 def _points(series: Series, values: str = "y") -> tuple[list[int], list[float]]:
@@ -150,15 +152,26 @@ def _points(series: Series, values: str = "y") -> tuple[list[int], list[float]]:
     return series["x"], [value if value and value > 0 else np.nan for value in series[values]]
 
 
-def _joined(series: Series, *names: str) -> bool:
-    """Whether two neighbouring lengths have all these values, so that a logarithmic axis shows a line between them."""
-    there = np.all([np.isfinite(_points(series, name)[1]) for name in names], axis=0) if series else np.zeros(0, bool)
+def _ends(series: Series) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of intervals; gaps as of values, but zero where an interval of more than zero reaches it."""
+    values, low, high = (_points(series, name)[1] for name in ("y", "low", "high"))
+    reaches = [end is not None and end <= 0 < value for end, value in zip(series["low"], values, strict=True)]
+    return [0.0 if zero else end for zero, end in zip(reaches, low, strict=True)], high
+
+
+def _joined(*values: Sequence[float]) -> bool:
+    """Whether two neighbouring lengths have all these values, so that something is drawn between them."""
+    there = np.isfinite(np.array(values)).all(axis=0)
     return bool(np.any(there[1:] & there[:-1]))
 
 
 def _band(axes: Axes, series: Series, colour: str) -> None:
-    low, high = (_points(series, end)[1] for end in ("low", "high"))
-    axes.fill_between(series["x"], low, high, color=colour, alpha=0.2, lw=0, zorder=2)
+    """Between the ends of intervals; drawn last, as zero is at the bottom of the axis."""
+    low, high = _ends(series)
+    band = axes.fill_between(series["x"], low, high, color=colour, alpha=0.2, lw=0, zorder=2)
+    if 0.0 in low:
+        bottom = axes.get_ylim()[0]
+        band.set_verts([np.maximum(path.vertices, (-np.inf, bottom)) for path in band.get_paths()])
 
 
 def _with_intervals(axes: Axes, series: Series, **look: Any) -> None:

@@ -48,9 +48,9 @@ def signal_propagation(
         UsageError: columns are missing, a quantity or place that the table does not have, nothing to draw, or two
             networks or schemes under one name.
     """
-    rows = to_rows(table, _NEEDED, "signal propagation")
     if quantity not in QUANTITIES:
         raise UsageError(f"quantity {quantity!r} is unknown; give one of {', '.join(QUANTITIES)}")
+    rows = to_rows(table, (*_NEEDED, quantity, f"gradient_{quantity}"), "signal propagation")
     if not any(row["place"] == place for row in rows):
         raise UsageError(f"the table has no place {place!r}; it has {', '.join(sorted({r['place'] for r in rows}))}")
     by_label = curves(rows, place)

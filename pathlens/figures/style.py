@@ -29,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pathlens.errors import UsageError
 from pathlens.results.charts import StageRun, stage_runs
 from pathlens.results.result import Row, Rows
-from pathlens.results.text import power_of_ten
+from pathlens.results.text import power_of_ten, with_power
 from pathlens.storage import write_together
 from pathlens.tables import Table, check_stem
 
@@ -197,12 +197,37 @@ def count_words(number: int) -> str:
     return f"{digits}×{power_of_ten(int(power))} paths"
 
 
+class _Powers(LogLocator):
+    """Some powers of ten; where fewer than two are in view 1, 2 and 5 times these, and if need be numbers between."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        if vmin <= 0 or _has_powers(vmin, vmax):
+            return super().tick_values(vmin, vmax)
+        first, last = (math.floor(math.log10(end)) for end in (vmin, vmax))
+        ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+        if sum(vmin <= tick <= vmax for tick in ticks) < 2:
+            return MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+        return ticks
+
+
+def _has_powers(low: float, high: float) -> bool:
+    """Whether two powers of ten or more are in view."""
+    return math.floor(math.log10(high)) > math.ceil(math.log10(low))
+
+
 def powers_of_ten(axes: Axes) -> None:
-    """Ticks of a logarithmic axis at some powers of ten."""
-    axes.yaxis.set_major_locator(LogLocator(numticks=7))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: power_of_ten(math.log10(value)) if 0 < value < math.inf else "")
-    )
+    """Ticks of a logarithmic axis at some powers of ten, or between them where fewer than two are in view."""
+
+    def text(value: float, _: int | None) -> str:
+        if not 0 < value < math.inf:
+            return ""
+        if _has_powers(*axes.get_ylim()):
+            return power_of_ten(math.log10(value))
+        digits = 3 if math.isclose(float(f"{value:.3g}"), value, rel_tol=1e-9) else 10
+        return with_power(f"{value:.{digits}g}")
+
+    axes.yaxis.set_major_locator(_Powers(numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(text))
     axes.yaxis.set_minor_locator(NullLocator())
 
 

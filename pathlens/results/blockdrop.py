@@ -113,21 +113,31 @@ class ChoiceRow(_Against, measured.Measured, _Which):
 
 
 def rows_of(rows: Rows, *networks: str) -> list[Row]:
-    """Rows of some kinds of networks, of random sets that of their mean.
+    """Rows of some kinds of networks, of random sets that of their mean, or of the only one.
 
     Args:
         rows: of the table of ``blockdrop``.
         *networks: their kinds.
     """
     chosen = [row for row in rows if row["network"] in networks and None not in (row["blocks"], row["error"])]
-    return [row for row in chosen if row["network"] != "random" or row.get("sample") is None]
+    sets = sum(row["network"] == "random" for row in chosen)
+    return [row for row in chosen if row["network"] != "random" or row.get("sample") is None or sets == 1]
+
+
+def called(row: Row) -> str:
+    """What the network of a row is called.
+
+    Args:
+        row: of the table of ``blockdrop``.
+    """
+    if row["network"] == "random" and row.get("sample") is not None:
+        return "random set"
+    return WORDS.get(row["network"], str(row["network"]))
 
 
 def _name(row: Row, name: str) -> str:
-    words = WORDS.get(row["network"], str(row["network"]))
-    if row["network"] != "random":
-        return words
-    return "random set" if row.get("sample") is not None else f"{words}, mean"
+    is_mean = row["network"] == "random" and row.get("sample") is None
+    return f"{called(row)}, mean" if is_mean else called(row)
 
 
 _NETWORKS_OF_UNITS: _Words = {
@@ -172,7 +182,7 @@ class BlockDropped(Result):
 
     def headlines(self, rows: Rows, provenance: Provenance) -> list[Headline]:
         """The errors, and the blocks that the policy runs."""
-        lines = [with_interval(f"Error, {WORDS[kind]}", row) for kind in WORDS for row in rows_of(rows, kind)]
+        lines = [with_interval(f"Error, {called(row)}", row) for kind in WORDS for row in rows_of(rows, kind)]
         for row in rows_of(rows, "policy"):
             spread = "" if row.get("blocks_sd") is None else f"standard deviation {row['blocks_sd']:.2f}"
             of = f" of {said(provenance['blocks'])}" if "blocks" in provenance else ""
@@ -190,7 +200,7 @@ class BlockDropped(Result):
         series = []
         for colour, kind in enumerate(("policy", "random", "single", "greedy")):
             if points := rows_of(rows, kind):
-                line = error_series(points, "blocks", key=kind, name=WORDS[kind], colour=colour)
+                line = error_series(points, "blocks", key=kind, name=called(points[0]), colour=colour)
                 series.append({**line, "line": "none"})
         whole = next(iter(rows_of(rows, "intact")), None)
         rules = error_rules(whole, WORDS["intact"])

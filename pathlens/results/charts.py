@@ -111,7 +111,9 @@ def stage_runs(stages: Iterable[Any], positions: Iterable[Any], over_gaps: bool 
         if runs and runs[-1].stage == stage and (over_gaps or runs[-1].last + 1 >= at):
             runs[-1] = runs[-1]._replace(last=at)
         else:
-            runs.append(StageRun(stage, at, at))
+            # a data frame reads whole numbers as floats where some are missing
+            whole = int(stage) if isinstance(stage, float) and stage.is_integer() else stage
+            runs.append(StageRun(whole, at, at))
     return runs
 
 

@@ -149,7 +149,8 @@ def _series(rows: list[Row], quantity: str, label: str, colour: int) -> list[Ser
             look = {"key": f"{label} {line}", "name": name, "colour": colour, "line": line}
             series: Series = {"x": [row["block"] for row in positive], "y": [row[key] for row in positive], **look}
             if line == "solid" and any(row.get(f"{key}_low") is not None for row in positive):
-                series["low"] = [max(row.get(f"{key}_low") or 0.0, 0.0) or None for row in positive]
+                ends = (row.get(f"{key}_low") for row in positive)
+                series["low"] = [None if end is None else max(end, 0.0) for end in ends]
                 series["high"] = [row.get(f"{key}_high") for row in positive]
                 series["band"] = True
             lines.append(series)

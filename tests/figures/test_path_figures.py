@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
@@ -175,7 +176,7 @@ def test_methods_that_were_not_run_are_not_drawn(methods, panels, entries):
 @pytest.mark.parametrize(
     ("name", "entry"),
     [
-        ("path_norm_q05", "5 to 95 % of sampled paths and examples"),
+        ("path_norm_q95", "5 to 95 % of sampled paths and examples"),
         ("path_norm_median", "median of sampled paths and examples"),
     ],
 )
@@ -183,10 +184,32 @@ def test_the_legend_lists_what_is_drawn(name, entry):
     rows = [dict(row) for row in measured(9).rows]
     whole = legend(figures.path_gradients(table(COLUMNS, rows)))
     for row in rows[1:]:
-        row[name] = 0.0  # most sampled paths have no gradient, and a single length makes no line
+        row[name] = 0.0  # so many sampled paths have no gradient, and a single length makes no line
     found = legend(figures.path_gradients(table(COLUMNS, rows)))
     assert found == [one for one in whole if one != entry]
     assert len(found) == len(whole) - 1
+
+
+def test_intervals_that_reach_zero_go_down_to_the_bottom_of_the_axis():
+    columns = [*COLUMNS, "total_low", "total_high"]
+    rows = [
+        dict(row) | {"total_low": 0.5 * row["total_norm"], "total_high": 2 * row["total_norm"]}
+        for row in measured(6, decay=0.3).rows
+    ]
+    rows[3] |= {"total_low": 0.0, "path_norm_q05": 0.0}
+    figure = figures.path_gradients(table(columns, rows))
+    _, one, everything = figure.axes
+    for axes, low, high in ((one, "path_norm_q05", "path_norm_q95"), (everything, "total_low", "total_high")):
+        areas = [area for area in axes.collections if isinstance(area, PolyCollection) and area.get_paths()]
+        (path,) = [path for area in areas for path in area.get_paths()]
+        bottom = axes.get_ylim()[0]
+        assert bottom > 0
+        for row in rows:
+            heights = [y for x, y in path.vertices if x == row["length"]]
+            assert (min(heights), max(heights)) == pytest.approx((row[low] or bottom, row[high]))
+    everywhere = [{**row, "total_low": 0.0, "path_norm_q05": 0.0} for row in rows]
+    assert legend(figures.path_gradients(table(columns, everywhere))) == legend(figure)
+    assert "sum over all paths (exact), 95 % interval" in legend(figure)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 9, 24, 54, 110, 600, 1200])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,9 +12,12 @@ import pytest
 from pathlens import figures
 from pathlens.errors import UsageError
 from pathlens.figures.blockdrop import trade_off
+from pathlens.figures.runs import runs
+from pathlens.figures.searches import greedy
+from pathlens.figures.style import new_figure, powers_of_ten
 from studies.language.__main__ import deletions_beside
-from tests.helpers.figure_checks import assert_legible, legend, table
-from tests.helpers.lesion_tables import LESION, REORDER, bars, measured, sets, single
+from tests.helpers.figure_checks import assert_legible, legend, table, texts
+from tests.helpers.lesion_tables import INTERVAL, LESION, REORDER, bars, measured, sets, single
 
 
 def test_sets_and_orders_with_a_critical_block_stand_apart():
@@ -49,6 +54,43 @@ def test_errors_of_tokens_and_of_images_are_told_apart():
     figure = deletions_beside({"tokens": sets(6), "images": sets(9)})
     assert figure.axes[0].get_ylabel() == "test error (% of tokens;\nResNet-56: % of images)"
     assert_legible(figure)
+
+
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [
+        ({}, "test error (%)"),
+        ({"split": None}, "test error (%)"),
+        ({"split": "test"}, "test error (%)"),
+        ({"split": "validation"}, "validation error (%)"),
+        ({"split": "train"}, "training error (%)"),
+        ({"split": "train", "task": "next-token"}, "token error (%)"),
+    ],
+)
+def test_errors_are_called_after_the_split_that_was_measured(facts, label):
+    assert figures.deletion(replace(single([2]), provenance=facts)).axes[0].get_ylabel() == label
+
+
+def test_every_figure_of_errors_names_the_split():
+    order = table(REORDER, [measured(0.5, swaps=1, sample=0, kendall_tau=0.9)])
+    run = table(["count", "first", *INTERVAL], [measured(0.1, count=0), measured(0.3, count=2, first=1)])
+    steps = table(LESION, [measured(0.1, count=0), measured(0.2, count=1, block=2)])
+    for draw, given in (
+        (figures.deletion, sets(3)), (figures.skips, single([2])), (figures.reordering, order), (runs, run),
+        (greedy, steps), (trade_off, _traded(0.2, 0.6)),
+    ):  # fmt: skip
+        figure = draw(replace(given, provenance={"split": "validation"}))
+        assert figure.axes[0].get_ylabel() == "validation error (%)"
+    parts = {split: replace(single([2]), provenance={"split": split}) for split in ("train", "test")}
+    assert figures.deletions(parts).axes[0].get_ylabel() == "error (%)"
+    assert figures.deletions({"one": parts["train"]}).axes[0].get_ylabel() == "training error (%)"
+
+
+def test_stages_are_whole_numbers_in_a_table_that_pandas_reads():
+    given = single([3, 3])
+    frame = pd.read_csv(io.StringIO(given.to_frame().to_csv(index=False)))
+    assert frame["stage"].dtype == float  # because the intact network has none
+    assert {"stage 0", "stage 1"} <= {text.get_text() for text in texts(figures.deletion(frame))}
 
 
 def test_chance_and_small_errors_are_shown_where_asked_for():
@@ -92,6 +134,47 @@ def test_small_errors_of_a_policy_stand_beside_large_ones_of_random_sets():
     near = [{**row, "blocks": 53.8} if row["blocks"] == 37 else row for row in _traded(0.2, 0.6).rows]
     (axes,) = trade_off(table(near[0], near)).axes
     assert axes.get_xlim() == (35, 54.5)  # no network runs more blocks than it has
+
+
+def test_a_single_random_set_stands_where_there_is_no_mean():
+    rows = [row for row in _traded(0.2, 0.6).rows if row["network"] != "random" or row["sample"] is not None]
+    figure = trade_off(table(rows[0], rows))
+    assert legend(figure) == ["greedy deletion", "intact network", "policy", "random set"]
+    assert bars(figure)["random set"] == {37: pytest.approx((60, 30, 90))}
+
+
+@pytest.mark.parametrize(
+    ("ends", "ticks"),
+    [
+        ((0.9e-3, 20), ["10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹"]),
+        ((0.5, 12), ["10⁰", "10¹"]),
+        ((1.9, 7.5), ["2", "5"]),
+        ((1.5e-6, 8e-6), ["2×10⁻⁶", "5×10⁻⁶"]),
+        ((0.6, 1.9), ["1", "1.5"]),
+        ((1.00005, 1.00035), ["1.0001", "1.0002", "1.0003"]),
+    ],
+)
+def test_a_logarithmic_axis_has_two_numbers_or_more(ends, ticks):
+    figure = new_figure(3.5, 2.4)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    powers_of_ten(axes)
+    axes.set_ylim(ends)
+    axes.set_xticks([])
+    assert [text.get_text() for text in texts(figure)] == ticks
+
+
+def test_columns_that_are_drawn_are_asked_for():
+    curve = {"network": "n", "weights": "w", "block": 0, "stage": 0}
+    summand = {**curve, "summand": "block", "share": 0.5, "norm": 1.0, "norm_ratio": 1.0}
+    for name in ("norm_ratio", "stage"):
+        with pytest.raises(UsageError, match=f"needs column '{name}'"):
+            figures.decomposition([{key: value for key, value in summand.items() if key != name}])
+    signal = {**curve, "place": "output", "second_moment": 1.0, "gradient_second_moment": 1.0}
+    with pytest.raises(UsageError, match="needs column 'variance'"):
+        figures.signal_propagation([signal], quantity="variance")
+    with pytest.raises(UsageError, match="needs column 'gradient_variance'"):
+        figures.signal_propagation([{**signal, "variance": 1.0}], quantity="variance")
 
 
 def test_a_signal_whose_interval_reaches_zero_has_a_band_all_along():

@@ -41,10 +41,10 @@ def surface(draws: int = 1, depth: float = 0.01) -> Table:
     return LOSS_SURFACE.table(rows, {})
 
 
-def write(folder: Path, table: Table) -> Path:
+def write(folder: Path, table: Table, **facts: str) -> Path:
     manifest = {
         "verb": "loss-surface", "model": folder.name, "directions": ["random", "random"], "one_dimensional": "kept",
-        "batch_norm": "kept", "seed": 0,
+        "batch_norm": "kept", "seed": 0, **facts,
     }  # fmt: skip
     write_run(folder, {"loss-surface": table}, {}, manifest)
     return folder
@@ -119,6 +119,16 @@ def test_it_answers_to_keys_and_pointer(browser: Any, pages: dict[str, Path]) ->
         box = chart.locator("canvas:not(.ramp)").bounding_box()
         page.mouse.move(box["x"] + box["width"] * 0.26, box["y"] + box["height"] * 0.99)
         assert readout.inner_text().startswith(f"At −0.5, −1. loss {loss(-0.5, -1):.4g} nats")
+
+
+def test_a_loss_without_a_unit_is_told_too(browser: Any, tmp_path: Path) -> None:
+    run = write(tmp_path / "run", surface(), loss="soft-iou")
+    with opened(browser, pathlens.report_page(run, tmp_path / "page.html")) as page:
+        chart = page.locator("figure.contour")
+        chart.get_by_role("application").focus()
+        page.keyboard.press("End")
+        assert chart.locator(".readout").inner_text() == "At 0.25, −0.5. soft-iou loss 0.01, error 22.50 %."
+        assert "soft-iou loss 0.01" in chart.locator(".tooltip").inner_text()
 
 
 def test_loss_and_error_take_turns(browser: Any, pages: dict[str, Path]) -> None:

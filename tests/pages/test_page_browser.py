@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pathlens
 from pathlens.report import write_run
 from pathlens.results import named
 from tests.helpers.page_browser import CONTRAST, opened
-from tests.helpers.page_runs import HOSTILE, RESULTS, norm, write_hostile, write_lesions, write_paths
+from tests.helpers.page_runs import HOSTILE, RESULTS, norm, profile, write_hostile, write_lesions, write_paths
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,49 @@ def test_places_that_a_browser_cannot_count_do_not_hang_it(browser, tmp_path):
         assert page.locator("figure.chart .stage svg .mark").count() == 2  # error and loss
         found = page.evaluate("[steps(0, 7, 4, true), steps(-0.3, 1, 5), steps(1e17, 1e17, 6, true)]")
         assert found == [[0, 2, 4, 6], [0, 0.5, 1], [1e17]]
+
+
+def test_intervals_that_reach_zero_go_down_to_the_bottom_of_the_axis(browser, tmp_path):
+    rows = [
+        dict(row) | {"total_low": 0.5 * row["total_norm"], "total_high": 2 * row["total_norm"]}
+        for row in profile(6).rows
+    ]
+    rows[2] |= {"total_low": 0.0, "path_norm_q05": 0.0}
+    rows[4] |= {"path_norm_q05": None, "path_norm_q95": None}
+    table = named("path-gradients").table(rows, {})
+    write_run(tmp_path / "run", {"path-gradients": table}, {}, {"verb": "path-gradients"})
+
+    def heights(path: str) -> list[float]:
+        return [float(y) for y in re.findall(r"[ML][\d.]+ (-?[\d.]+)", path)]
+
+    with opened(browser, pathlens.report_page(tmp_path / "run", tmp_path / "page.html")) as page:
+        one, every = (page.locator("figure.chart .stage svg").nth(number) for number in (1, 2))
+        every.wait_for()
+        bands = one.locator("path.band").get_attribute("d").split("Z")[:-1]
+        # lengths 0 to 3 and 5 to 6: there is no band where there is no interval
+        assert [len(heights(band)) for band in bands] == [8, 4]
+        lows = heights(bands[0])[:3:-1]
+        whiskers = every.locator("g.c2 path.whisker").evaluate_all("all => all.map((one) => one.getAttribute('d'))")
+        ends = [heights(whisker)[0] for whisker in whiskers]
+        for chart, low in ((one, lows), (every, ends)):
+            (bottom,) = {
+                float(found.group(1))
+                for path in chart.locator("path.axis").evaluate_all("all => all.map((one) => one.getAttribute('d'))")
+                if (found := re.search(r"V([\d.]+)H", path))
+            }
+            assert [height == pytest.approx(bottom, abs=0.01) for height in low[:4]] == [False, False, True, False]
+            assert max(low) <= bottom + 0.01
+
+
+def test_a_logarithmic_axis_has_two_numbers_or_more(browser, pages):
+    ends = [[0.9e-3, 20], [0.5, 12], [1.9, 7.5], [1.5e-6, 8e-6], [0.6, 1.9]]
+    with opened(browser, pages["paths"]) as page:
+        look = "all => all.map((ends) => decades(...ends.map(Math.log10), 6).map(([at, text]) => [10 ** at, text]))"
+        found = page.evaluate(look, ends)
+    assert [[text for _, text in ticks] for ticks in found] == [
+        ["10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹"], ["10⁰", "10¹"], ["2", "5"], ["2×10⁻⁶", "5×10⁻⁶"], ["1", "1.5"],
+    ]  # fmt: skip
+    assert [at for at, _ in found[2]] == pytest.approx([2, 5])
 
 
 def background(page: Any) -> str:

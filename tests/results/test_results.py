@@ -22,6 +22,7 @@ from pathlens.errors import UsageError
 from pathlens.pages.words import charts, headlines, title
 from pathlens.report import write_run
 from pathlens.report.reading import read_runs
+from pathlens.results.blockdrop import BLOCKDROP, rows_of
 from pathlens.results.charts import Chart, StageRun, chart, cut_off, stage_runs
 from pathlens.results.path_profile import (
     PATH_GRADIENTS,
@@ -32,6 +33,7 @@ from pathlens.results.path_profile import (
     path_shares,
 )
 from pathlens.results.result import Headline, Provenance, Result, Rows, Shown, column, formatted
+from pathlens.results.signal import SIGNAL_PROPAGATION, SignalRow
 from pathlens.results.text import power_of_ten
 from pathlens.tables import Column, Table, read_table
 
@@ -220,6 +222,32 @@ def test_declarations_are_found_by_their_names_first(tmp_path):
         assert result.name == found
 
 
+def test_an_interval_that_reaches_zero_is_not_a_missing_one():
+    where = {"network": "n", "weights": "w", "stage": 0, "place": "output", "second_moment": 2.0}
+    rows = [
+        vars(SignalRow(**where, block=block, second_moment_low=low, second_moment_high=high))
+        for block, (low, high) in enumerate([(1.0, 3.0), (0.0, 4.0), (-1.0, 5.0), (None, None)])
+    ]
+    (chart,) = SIGNAL_PROPAGATION.charts(rows, {})
+    (series,) = chart["series"]
+    assert (series["low"], series["high"]) == ([1.0, 0.0, 0.0, None], [3.0, 4.0, 5.0, None])
+
+
+def test_a_single_random_set_stands_where_there_is_no_mean():
+    measured = {"blocks": 4.0, "error_low": 0.1, "error_high": 0.4}
+    rows = [
+        {"network": kind, "sample": sample, "error": error, **measured}
+        for kind, sample, error in (("intact", None, 0.1), ("policy", None, 0.2), ("random", 0, 0.3))
+    ]
+    assert [row["error"] for row in rows_of(rows, "random")] == [0.3]
+    assert "Error, random set" in [line.label for line in BLOCKDROP.headlines(rows, {})]
+    (chart,) = BLOCKDROP.charts(rows, {})
+    assert [one["name"] for one in chart["series"]] == ["policy", "random set"]
+    several = [*rows, {**rows[2], "sample": 1}]
+    assert rows_of(several, "random") == []
+    assert [row["error"] for row in rows_of([*several, {**rows[2], "sample": None, "error": 0.4}], "random")] == [0.4]
+
+
 # Contributions
 
 
@@ -316,6 +344,7 @@ def test_stages_part_where_they_change_and_at_gaps():
     stages, blocks = [0, 0, None, 0, 1, 1, float("nan")], [0, 1, 2, 3, 4, 6, 7]
     assert stage_runs(stages, blocks) == [StageRun(0, 0, 1), StageRun(0, 3, 3), StageRun(1, 4, 4), StageRun(1, 6, 6)]
     assert stage_runs(stages, blocks, over_gaps=True) == [StageRun(0, 0, 3), StageRun(1, 4, 6)]
+    assert [str(run.stage) for run in stage_runs([0.0, 0.0, 1.0, 1.5, "a"], range(5))] == ["0", "1", "1.5", "a"]
 
 
 def test_help_on_a_row_tells_its_columns():

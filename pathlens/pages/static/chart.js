@@ -97,7 +97,7 @@ class Chart {
     const least = Math.min(...sizes, 0) * 1.07; // below 0 where some values are
     const top = spec.y.log ? Math.max(...sizes, -330) + 0.12 : Math.max(...sizes, 0) * 1.07 || (least < 0 ? 0 : 1);
     const floor = spec.y.log ? Math.min(...sizes, top) - 0.18 : least;
-    const ticks = spec.y.log ? decades(floor, top, 6).map((exponent) => [exponent, power(exponent)]) : steps(floor, top, 5).map((value) => [value, digits(value)]);
+    const ticks = spec.y.log ? decades(floor, top, 6) : steps(floor, top, 5).map((value) => [value, digits(value)]);
     const left = 30 + 6.4 * Math.max(...ticks.map(([, text]) => text.length), 2);
     const box = { left, top: spec.stages && spec.stages.length ? 22 : 10, right: width - 14, bottom: height - 40 };
     const across = (x) => box.left + ((x - low) / (high - low || 1)) * (box.right - box.left); // far beyond 2^53 no room is left beside a place
@@ -156,20 +156,27 @@ class Chart {
 
   series(plot, item) {
     const { across, up, spec } = this;
-    const usable = (y) => y !== null && y !== undefined && (!spec.y.log || y > 0);
+    const known = (y) => y !== null && y !== undefined;
+    const usable = (y) => known(y) && (!spec.y.log || y > 0);
     const group = draw("g", { class: `c${item.colour % 8}${item.faint ? " faint" : ""}${item.marks ? " kinds" : ""}` });
     const dense = item.band || item.x.length > DENSE;
-    const place = (index, y) => `${across(item.x[index]).toFixed(2)} ${up(y).toFixed(2)}`;
+    // an interval that reaches zero goes down to the bottom of a logarithmic axis
+    const height = (y) => (usable(y) ? up(y) : this.box.bottom);
+    const place = (index, y) => `${across(item.x[index]).toFixed(2)} ${height(y).toFixed(2)}`;
     if (item.low && dense) {
-      const whole = item.x.map((_, index) => index).filter((index) => usable(item.low[index]) && usable(item.high[index]));
-      const outline = [...whole.map((index) => place(index, item.high[index])), ...whole.reverse().map((index) => place(index, item.low[index]))];
-      if (outline.length) group.append(draw("path", { class: "band", d: `M${outline.join("L")}Z` }));
+      const runs = [[]]; // of neighbours that have an interval
+      item.x.forEach((_, index) => {
+        if (usable(item.y[index]) && usable(item.high[index]) && known(item.low[index])) runs.at(-1).push(index);
+        else runs.push([]);
+      });
+      const outlines = runs.filter((run) => run.length).map((run) => [...run.map((index) => place(index, item.high[index])), ...run.reverse().map((index) => place(index, item.low[index]))]);
+      if (outlines.length) group.append(draw("path", { class: "band", d: outlines.map((outline) => `M${outline.join("L")}Z`).join("") }));
     } else if (item.low) {
       item.x.forEach((x, index) => {
         const [high, y] = [item.high[index], item.y[index]];
-        const low = usable(item.low[index]) ? item.low[index] : spec.y.log ? null : y;
+        const low = known(item.low[index]) || spec.y.log ? item.low[index] : y;
         const kind = item.marks ? ` k${item.marks[index] % 4}` : "";
-        if (usable(y) && usable(high) && low !== null) group.append(draw("path", { class: `whisker${kind}`, d: `M${place(index, low)}L${place(index, high)}` }));
+        if (usable(y) && usable(high) && known(low)) group.append(draw("path", { class: `whisker${kind}`, d: `M${place(index, low)}L${place(index, high)}` }));
       });
     }
     if (item.line !== "none") {

@@ -77,14 +77,23 @@ function steps(low, high, count, whole) {
   return found;
 }
 
-/** Exponents of powers of ten in a range of exponents, at most about `count`. */
+/**
+ * Ticks of a logarithmic axis in a range of exponents, as exponents and texts: at most about `count` powers of ten.
+ * Where fewer than two are in view, 1, 2 and 5 times these, and if need be numbers between.
+ */
 function decades(low, high, count) {
   const first = Math.ceil(low);
   const last = Math.floor(high);
-  const step = Math.max(1, Math.ceil((last - first + 1) / count));
   const found = [];
-  for (let exponent = last; exponent >= first; exponent -= step) found.unshift(exponent);
-  return found;
+  if (last > first) {
+    const step = Math.max(1, Math.ceil((last - first + 1) / count));
+    for (let exponent = last; exponent >= first; exponent -= step) found.unshift([exponent, power(exponent)]);
+    return found;
+  }
+  const inside = (value) => value > 0 && Math.log10(value) >= low && Math.log10(value) <= high;
+  for (let exponent = first - 1; exponent <= last; exponent += 1) found.push(...[1, 2, 5].map((factor) => factor * 10 ** exponent).filter(inside));
+  const values = found.length > 1 ? found : steps(10 ** low, 10 ** high, 4).filter(inside);
+  return values.map((value) => [Math.log10(value), digits(value, 10)]);
 }
 
 function clamp(value, low, high) {

@@ -228,7 +228,9 @@ class ContourMap {
     return this.spec.layers.map((layer) => {
       const value = surface[layer.key][cell];
       if (value === null) return `${layer.name} is not finite`;
-      return layer.percent ? `${layer.name} ${percent(value)}` : layer.label.replace(/ \((.*)\)$/, ` ${digits(value)} $1`);
+      if (layer.percent) return `${layer.name} ${percent(value)}`;
+      const [, name, unit] = layer.label.match(/^(.*?)(?: \((.*)\))?$/s);
+      return [name, digits(value), unit].filter(Boolean).join(" ");
     });
   }
 
