@@ -20,7 +20,10 @@ from pathlens.version import __version__
 
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
-_STOPPED = "interrupted; the same command goes on where this one stopped (train: with --resume, from its checkpoint)"
+_STOPPED = (
+    "interrupted; the same command goes on where this one stopped (train: with --resume, from its checkpoint; "
+    "blockdrop: without --out it trains its policy anew)"
+)
 #: errors of a file that cannot be written: a full disk, a quota, a broken device
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 

@@ -259,8 +259,13 @@ def parse_range(text: str | None, what: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(numbers))
 
 
-def parse_channels(text: str | None, what: str) -> tuple[float, ...] | None:
-    """Numbers separated by commas, one for each channel.
+def parse_numbers(text: str | None, what: str, remedy: str) -> tuple[float, ...] | None:
+    """Numbers separated by commas.
+
+    Args:
+        text: as given, or None.
+        what: the option is called.
+        remedy: what to give, with an example.
 
     Raises:
         UsageError: something else.
@@ -270,6 +275,4 @@ def parse_channels(text: str | None, what: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"--{what} {text!r} is no list of numbers; give one for each channel, such as 0.5,0.5,0.5"
-        ) from None
+        raise UsageError(f"--{what} {text!r} is no list of numbers; give {remedy}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathlens.cli.initialised import check_init, initialised
-from pathlens.cli.options import Common, parse_channels
+from pathlens.cli.options import Common, parse_numbers
 from pathlens.cli.progress import say, waiting
 from pathlens.errors import DataError, PathlensError, UsageError
 
@@ -244,7 +244,8 @@ def data_spec(data: str | None, model: str | None) -> str:
 
 def parse_normalisation(mean: str | None, std: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """``--mean`` and ``--std``, both or neither."""
-    parsed = parse_channels(mean, "mean"), parse_channels(std, "std")
+    remedy = "one for each channel, such as 0.5,0.5,0.5"
+    parsed = parse_numbers(mean, "mean", remedy), parse_numbers(std, "std", remedy)
     if (parsed[0] is None) != (parsed[1] is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     return parsed

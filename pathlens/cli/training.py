@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pathlens.cli import options as o
 from pathlens.cli.initialised import check_init, initialised
-from pathlens.cli.options import Init, Standardise, parse_channels, parse_range
+from pathlens.cli.options import Init, Standardise, parse_numbers, parse_range
 from pathlens.cli.progress import progress_bar, say, waiting
 from pathlens.cli.setting import (
     DEFAULT_MODEL,
@@ -159,6 +160,8 @@ def train(options: TrainingOptions) -> None:
     Without arguments, the embedded digits network from nothing. A run that was killed goes on with --resume.
     """
     rule = _rule(options)
+    if not math.isfinite(options.checkpoint_seconds):
+        raise UsageError(f"--checkpoint-seconds {options.checkpoint_seconds}: give a finite number of seconds")
     mean, std = parse_normalisation(options.mean, options.std)
     check_init(options, options.weights)
     keep = parse_range(options.keep_epochs, "keep-epochs") or ()
@@ -310,7 +313,9 @@ def _changes(options: TrainingOptions) -> dict[str, Any]:
     from pathlens.training import Recipe
 
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    given["milestones"] = parse_channels(options.milestones, "milestones")
+    given["milestones"] = parse_numbers(
+        options.milestones, "milestones", "ascending shares of the training, such as 0.5,0.75"
+    )
     return {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
 
 

@@ -36,8 +36,8 @@ class Plan(ABC):
             view: the network's blocks.
 
         Raises:
-            UsageError: an index outside the network, a deleted skip of a block that has none, or an order that moves a
-                block between stages or past a change of shape.
+            UsageError: an index outside the network, a deleted skip of a block that has none, or an order that names a
+                block twice or moves one between stages or past a change of shape.
         """
 
     @abstractmethod
@@ -179,6 +179,7 @@ class Reordering(Plan):
         require_chain(view, "to reorder them")
         if len(self.order) != len(view):
             raise UsageError(f"an order of {len(self.order)} blocks does not fit this network of {len(view)} blocks")
+        _check_order(self.order)
         movable = [set(group) for group in interchangeable(view)]
         for position, block in enumerate(self.order):
             if position != block and not any(position in group and block in group for group in movable):
@@ -197,6 +198,7 @@ class Reordering(Plan):
         """See :meth:`Plan.lift`."""
         if len(self.order) != len(places):
             raise UsageError(f"an order of {len(self.order)} blocks does not fit {name} of {len(places)} blocks")
+        _check_order(self.order)
         order = list(range(count))
         for position, block in enumerate(self.order):
             order[places[position]] = places[block]
@@ -312,8 +314,7 @@ def reorder(order: Sequence[int]) -> Reordering:
         UsageError: ``order`` is not a permutation of 0..n-1.
     """
     order = integers(order, "an order")
-    if sorted(order) != list(range(len(order))):
-        raise UsageError(f"an order must name each block from 0 to {len(order) - 1} once; found {_shortened(order)}")
+    _check_order(order)
     return Reordering(order)
 
 
@@ -338,6 +339,11 @@ def restrict(lengths: int | Iterable[int] | None = None, path: Iterable[int] | N
             f"path lengths must be 0 or more and at least one; found {_shortened(items) if items else 'none'}"
         )
     return Restriction(lengths=items)
+
+
+def _check_order(order: Sequence[int]) -> None:
+    if sorted(order) != list(range(len(order))):
+        raise UsageError(f"an order must name each block from 0 to {len(order) - 1} once; found {_shortened(order)}")
 
 
 def _indices(blocks: int | Iterable[int]) -> tuple[int, ...]:

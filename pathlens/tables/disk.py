@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,8 @@ LARGEST_TABLE = 2**26
 """Bytes of a table's file; a larger one is refused before it is read."""
 
 _LARGEST_UNPACKED = 2**29
+_LARGEST_RATIO = 22  # of unpacked to packed bytes: 64 bytes of Snappy take 3 at least
+_PADDING = 100  # bytes that Arrow reads beyond what is stated of a column, in files of old writers
 _MOST_CELLS = 10_000_000
 _MOST_COLUMNS = 1000
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -135,18 +138,40 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
     if other is not None:
         raise _damaged(path, f"column {other.name!r} is of type {other.type}")
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    stated = max(sum(max(0, group.total_byte_size) for group in groups), 1)
+    stated = sum(max(0, group.total_byte_size) for group in groups)
     if stated > LARGEST_TABLE:
         raise RunError(f"{path} states {stated:,} bytes of cells, more than {LARGEST_TABLE:,}; check where it is from")
     _check_size(metadata.num_rows, len(schema), path)
     batches, nbytes = [], 0
-    # no value is longer than the stated total, so a batch of this many rows stays below the limit by itself
-    for batch in file.iter_batches(batch_size=max(1, min(2**16, _LARGEST_UNPACKED // stated))):
+    for batch in file.iter_batches(batch_size=_rows_at_once(metadata, path)):
         nbytes += batch.nbytes
         if nbytes > _LARGEST_UNPACKED:
             raise RunError(f"{path} unpacks to more than {_LARGEST_UNPACKED:,} bytes; check where it is from")
         batches.append(batch)
     return pa.Table.from_batches(batches, schema=schema)
+
+
+def _rows_at_once(metadata: pq.FileMetaData, path: Path) -> int:
+    """Of how many rows a batch stays below the limit by itself.
+
+    A dictionary may give its longest text to every row. What a file states of unpacked sizes may be wrong; but no text
+    is longer than all that unpacks from its column of a row group, of which no byte is read beyond those stated. One
+    row is read in any case.
+    """
+    is_text = [metadata.schema.column(index).physical_type == "BYTE_ARRAY" for index in range(metadata.num_columns)]
+    longest = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(index) for index in range(min(group.num_columns, len(is_text)))]
+        other = next((column for column in columns if column.compression not in ("UNCOMPRESSED", "SNAPPY")), None)
+        if other is not None:
+            raise _damaged(path, f"column {other.path_in_schema!r} is packed as {other.compression}")
+        sizes = [max(0, column.total_compressed_size) + _PADDING for column in columns]
+        if sum(sizes) > LARGEST_TABLE:  # columns may share their bytes
+            packed = f"{sum(sizes):,} bytes of packed cells"
+            raise RunError(f"{path} states {packed}, more than {LARGEST_TABLE:,}; check where it is from")
+        longest = max(longest, sum(compress(sizes, is_text)))
+    return max(1, min(2**16, _LARGEST_UNPACKED // (_LARGEST_RATIO * longest)))
 
 
 def _kinds() -> tuple[Callable[[pa.DataType], bool], ...]:

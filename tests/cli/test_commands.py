@@ -335,6 +335,7 @@ def test_interrupted(small: list[str], capsys: pytest.CaptureFixture[str], monke
     assert printed.out == ""
     (line,) = printed.err.splitlines()
     assert "the same command goes on where this one stopped" in line
+    assert "blockdrop: without --out it trains its policy anew" in line
 
 
 def test_no_place_for_a_journal(small: list[str], capsys: pytest.CaptureFixture[str], own_cache: Path) -> None:

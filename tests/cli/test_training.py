@@ -132,7 +132,9 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "negative decay": (["--weight-decay", "-1"], USAGE, ["weight_decay -1", "at least 0"]),
     "unknown optimizer": (["--optimizer", "lbfgs"], USAGE, ["'lbfgs'", "adamw"]),
     "unknown schedule": (["--schedule", "linear"], USAGE, ["'linear'", "cosine"]),
-    "milestones of words": (["--milestones", "half"], USAGE, ["--milestones 'half'"]),
+    "milestones of words": (
+        ["--milestones", "half"], USAGE, ["--milestones 'half'", "give ascending shares", "such as 0.5,0.75"]
+    ),
     "milestones backwards": (["--milestones", "0.7,0.5"], USAGE, ["milestones (0.7, 0.5)", "ascending"]),
     "milestones in epochs": (["--milestones", "100,150"], USAGE, ["milestones", "between 0 and 1"]),
     "gamma of a cosine": (["--gamma", "0.5", "--schedule", "cosine"], USAGE, ["--gamma is of --schedule step"]),
@@ -173,6 +175,9 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     # run
     "epochs outside": ([*NET, "--keep-epochs", "0:2"], USAGE, ["--keep-epochs 2", "epochs 0 to 1"]),
     "epochs of words": (["--keep-epochs", "last"], USAGE, ["--keep-epochs 'last'"]),
+    "endless checkpoints": (
+        [*NET, "--checkpoint-seconds", "inf"], USAGE, ["--checkpoint-seconds inf", "give a finite number of seconds"]
+    ),
     "half precision": ([*NET, "--dtype", "float16"], USAGE, ["float16", "loss scaling"]),
     "diverges": ([*NET, "--lr", "1e38", "--warmup", "0"], NUMBERS, ["NaN or infinite", "smaller --lr"]),
     "huge seed": ([*NET, "--seed", "9" * 30], USAGE, ["64 bits"]),

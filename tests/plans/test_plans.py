@@ -127,6 +127,15 @@ def test_which_blocks_can_be_exchanged(name):
     assert groups == WANTED_GROUPS[name]
 
 
+@pytest.mark.parametrize("order", [(0, 0, 2, 3, 4), (1, 1, 2, 4, 3), (0, 1, 2, 3, 5), (-1, 1, 2, 3, 0)])
+def test_an_order_of_blocks_that_are_named_twice_or_not_at_all_is_refused_of_a_plan_too(order):
+    view = found("cifar")[1]
+    with pytest.raises(UsageError, match=r"each block from 0 to 4 once; found"):
+        Reordering(order).check(view)
+    with pytest.raises(UsageError, match=r"each block from 0 to 4 once; found"):
+        Reordering(order).lift(range(5), 7, "a part")
+
+
 @given(data=st.data(), name=ALL)
 def test_orders_are_accepted_inside_groups_alone(data, name):
     view = found(name)[1]

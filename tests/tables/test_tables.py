@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pathlens.errors import NumericsError, ResourceError, RunError, UsageError
 from pathlens.storage import atomic_write_bytes, write_together
-from pathlens.tables import Column, Table, read_table
+from pathlens.tables import Column, Table, disk, read_table, table_from
 from tests.helpers import ROOT
 
 COLUMNS = (
@@ -245,6 +245,68 @@ def test_cut_off_parquet_is_refused(tmp_path):
         (tmp_path / "t.parquet").write_bytes(whole[:length])
         with pytest.raises(RunError, match="not a pathlens table"):
             read_table(tmp_path / "t.parquet")
+
+
+def written(text: str, rows: int) -> bytes:
+    return Table((Column("t"),), ({"t": text},) * rows).files("t")["t.parquet"]
+
+
+def varint(number: int, length: int = 1) -> bytes:
+    """A number as a Parquet footer has it, in no fewer bytes than asked for."""
+    rest = 2 * number
+    groups: list[int] = []
+    while rest or len(groups) < length:
+        groups.append(rest % 128)
+        rest //= 128
+    return bytes([*(group + 128 for group in groups[:-1]), groups[-1]])
+
+
+def forged(content: bytes) -> bytes:
+    """The same Parquet file, which says that its cells are one byte when they are unpacked."""
+    stated = varint(pq.read_metadata(pa.BufferReader(content)).row_group(0).total_byte_size)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    content = content[:footer] + content[footer:].replace(stated, varint(1, len(stated)))
+    assert pq.read_metadata(pa.BufferReader(content)).row_group(0).total_byte_size == 1
+    return content
+
+
+def test_a_parquet_file_that_states_less_than_it_holds_unpacks_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    (tmp_path / "t.parquet").write_bytes(forged(written("x" * 50_000, 200)))
+    assert (tmp_path / "t.parquet").stat().st_size < 20_000
+    unpacked, iter_batches = [], pq.ParquetFile.iter_batches
+
+    def noted(file, **options):
+        for batch in iter_batches(file, **options):
+            unpacked.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    assert len(read_table(tmp_path / "t.parquet").rows) == 200
+    assert sum(unpacked) >= 200 * 50_000
+    unpacked.clear()
+    monkeypatch.setattr(disk, "_LARGEST_UNPACKED", 2**21)
+    with pytest.raises(RunError, match="unpacks to more than 2,097,152 bytes"):
+        read_table(tmp_path / "t.parquet")
+    assert max(unpacked) < 2**21
+
+
+def test_a_parquet_file_of_more_packed_bytes_than_a_table_has_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(forged(written(np.random.default_rng(0).bytes(5000).hex(), 1)))
+    assert len(table_from(path, Path.read_bytes).rows) == 1
+    monkeypatch.setattr(disk, "LARGEST_TABLE", 2**11)
+    with pytest.raises(RunError, match="bytes of packed cells, more than 2,048"):
+        table_from(path, Path.read_bytes)
+
+
+def test_a_parquet_file_that_is_packed_in_another_way_is_refused(tmp_path):
+    table().write(tmp_path, "t")
+    content = pq.read_table(tmp_path / "t.parquet")
+    pq.write_table(content, tmp_path / "none.parquet", compression="none")
+    assert read_table(tmp_path / "none.parquet") == table()
+    pq.write_table(content, tmp_path / "zstd.parquet", compression="zstd")
+    with pytest.raises(RunError, match=r"column .length. is packed as ZSTD; write it again"):
+        read_table(tmp_path / "zstd.parquet")
 
 
 @pytest.mark.parametrize(
