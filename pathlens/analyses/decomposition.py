@@ -87,14 +87,15 @@ def decompose(
         **options: see :func:`pathlens.analyses.linear.opened`.
 
     Returns:
-        A row for each curve and summand: the stem, the constants, and each block up to the place.
+        A row for each curve and summand: the constants, the stem, and each block up to the place.
 
     Raises:
         UsageError: no such place, no seeds, an unknown scheme, mode or type, a plain network, or blocks that are no
             chain, or a plan that is active on it.
         ModelError: an operation on the way from a block to the place is not affine, even with its norms and gates as
             they are; or a scheme that does not fit the network.
-        DataError: a batch of one example in train mode, or no examples.
+        DataError: a batch of one example in train mode, an input that is NaN or infinite, targets that do not fit the
+            output, or no examples.
 
     Source: Youssin, "Training deep resnets" (the break-up of the last sum); nostalgebraist 2020, "interpreting GPT: the
     logit lens" (the idea of reading logits off an inner tensor).
@@ -147,6 +148,8 @@ def _measuring(
         if task is not None:
             task.check_targets(targets, len(images))
         images = run.moved(images)
+        if images.is_floating_point() and not images.isfinite().all():
+            raise DataError(f"batch {batch} has inputs that are NaN or infinite; check how the data is normalised")
         chain = view.chain(images)
         target, block = target_of(chain, at)
         if chain not in prepared:
@@ -178,7 +181,7 @@ def _together(parts: Sequence[Contribution], examples: Sequence[int]) -> Contrib
 
 
 def _rows(label: str, seeds: Sequence[_Values], view: ResidualView) -> Iterator[MutableRow]:
-    """The rows of a curve: stem, constants, blocks."""
+    """The rows of a curve: constants, stem, blocks."""
     for key in seeds[0]:
         if key == WHOLE:
             continue

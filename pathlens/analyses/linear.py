@@ -18,12 +18,14 @@ from pathlens.analyses.evaluation import check_additions
 from pathlens.analyses.provenance import GradientProvenance
 from pathlens.analyses.runner import Progress, Runner, running
 from pathlens.analyses.sources import Data
-from pathlens.errors import UsageError
+from pathlens.errors import DataError, UsageError
 from pathlens.intervene import active_plans
+from pathlens.metrics.classification import holds_indices
+from pathlens.metrics.units import IGNORED
 from pathlens.plans import Deletion, Plan
 from pathlens.residual import ResidualView, view_of
 from pathlens.residual.flow import concatenation_edges
-from pathlens.residual.gradients import Linearisation
+from pathlens.residual.gradients import Linearisation, mixes_examples
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import copied, in_mode
 from pathlens.residual.polynomials import GraphLinearisation
@@ -66,6 +68,11 @@ class Opened:
         """Whether all choices of a path are at blocks one after the other."""
         chain = self.view.chain()
         return chain.in_series and not (self.concat and concatenation_edges(chain))
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether an example's gradient holds what it does to the losses of the others of its batch."""
+        return self.mode == "train" or mixes_examples(self.view.chain().trace)
 
     def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation | GraphLinearisation:
         """The network linearised at a batch."""
@@ -113,6 +120,64 @@ class Opened:
             stacked=self.stacked,
             request=repr(request),
         )
+
+
+class Observed:
+    """The batches of a run, without examples none of whose targets counts (-100), of which no gradient is observed.
+
+    Such an example has no loss, and so a gradient of zero. Where examples mix, its gradient is what it does to the
+    losses of others, and it is left out only where no target of its batch counts.
+
+    Args:
+        run: the network and its batches.
+        loss: as it was asked for; which targets count for a function nobody knows, so that no example is left out.
+
+    Attributes:
+        examples: number of examples in the last call.
+    """
+
+    def __init__(self, run: Opened, loss: Loss | str | None) -> None:
+        self._run, self._loss = run, loss
+        self.examples = 0
+
+    def __call__(
+        self, phase: str, compute: Callable[[int, Tensor, Tensor], Any], numbers: Sequence[int] | None = None
+    ) -> dict[int, Any]:
+        """What is found on each batch with a target that counts; arguments and errors as of :meth:`.Runner.run`.
+
+        Raises:
+            DataError: no target counts.
+        """
+
+        def observe(number: int, images: Tensor, labels: Tensor) -> list[Any]:
+            counted = self.counted(images, labels)
+            if not counted.any():
+                return [0, None]
+            if not (counted.all() or self._run.mixes):
+                images, labels = images[counted.to(images.device)], labels[counted]
+            return [len(images), compute(number, images, labels)]
+
+        results = self._run.runner.run(phase, observe, numbers)
+        self.examples = sum(examples for examples, _ in results.values())
+        if not self.examples:
+            raise DataError(
+                f"{self._run.runner.source.provenance.data}: no target counts (all are {IGNORED}), so that there is no "
+                "gradient to measure; give examples with targets that count"
+            )
+        return {number: found for number, (examples, found) in results.items() if examples}
+
+    @property
+    def left_out(self) -> dict[str, Json]:
+        """Number of the examples that are left out, as provenance has it; nothing where there are none."""
+        left = self._run.images - self.examples
+        return {"images_left_out": left} if left else {}
+
+    def counted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Which examples have a target that counts."""
+        # labels that are no sets of indices, one for each example, are left to the loss, which refuses them or not
+        if callable(self._loss) or labels.dim() < 2 or len(labels) != len(images) or not holds_indices(labels):
+            return torch.ones(len(images), dtype=torch.bool)
+        return (labels.long() != IGNORED).flatten(1).any(1)
 
 
 @contextlib.contextmanager

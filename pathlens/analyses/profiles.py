@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pathlens import paths
 from pathlens.analyses import path_rows
 from pathlens.analyses.evaluation import losses_of
-from pathlens.analyses.linear import Opened, opened, type_of
+from pathlens.analyses.linear import Observed, Opened, opened, type_of
 from pathlens.analyses.options import GradientOptions
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
@@ -24,7 +25,7 @@ from pathlens.estimators.resampling import interval, whole_interval
 from pathlens.plans import Plan
 from pathlens.residual import ResidualView
 from pathlens.residual.flow import blocks_at, concatenation_edges, place_of
-from pathlens.residual.gradients import boundary_of, mixes_examples
+from pathlens.residual.gradients import boundary_of
 from pathlens.residual.losses import Loss
 from pathlens.residual.routes import path_blocks
 from pathlens.results.lattice import LATTICE
@@ -59,6 +60,9 @@ def path_gradients(
     the batch size. They do where batch norms use the statistics of the batch, in train mode or because they keep no
     others: an example's gradient then holds what it does to the losses of its batch.
 
+    An example none of whose targets counts (-100) has no loss and is left out; with such batch norms, only where no
+    target of its batch counts. Which targets count for a ``loss`` that is a function nobody knows: all examples enter.
+
     Args:
         model: the network or its view.
         data: an opened data set, or batches of (images, labels).
@@ -75,7 +79,8 @@ def path_gradients(
             taken by every path, which makes it longer by one.
         tolerance: leave lengths out whose gradient is at most this fraction of the largest, block by block.
         rel_error: sample paths of a length until half the 95 % bootstrap interval over paths is this fraction of the
-            mean; what depends on the examples gets no narrower by more paths, and stands in the table.
+            mean, above 0 and finite; what depends on the examples gets no narrower by more paths, and stands in the
+            table.
         max_samples: paths of a length for each batch at most.
         draws: random sign vectors for each example.
         share: of the contribution that the effective range holds.
@@ -100,6 +105,7 @@ def path_gradients(
     Raises:
         UsageError: lengths, places, blocks, numbers of samples or methods that do not exist, a view of other blocks, or
             float16, whose numbers do not reach down to the gradients of single paths.
+        DataError: no target counts.
         NumericsError: a gradient that is not finite, a sum over lengths that is not autograd's gradient, or a model
             whose own forward computes something else than what was traced (forward hooks on inner modules).
     """
@@ -110,12 +116,19 @@ def path_gradients(
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
         losses, named = losses_of(run.view, loss, run.runner)
-        problem = _problem(run, request, losses)
+        observed = Observed(run, loss)
+        problem = _problem(run, request, losses, observed)
         run.identify("path-gradients", (request, named))
         rows = path_rows.empty(problem.numbers, problem.lengths)
-        measured: dict[str, Json] = {"images_measured": run.images, "all_paths": _stated(sum(problem.numbers))}
+        estimated: dict[str, Json] = {}
         for estimator in chosen:
-            measured |= estimator.estimate(problem, rows)
+            estimated |= estimator.estimate(problem, rows)
+        measured: dict[str, Json] = {
+            "images_measured": observed.examples,
+            **observed.left_out,
+            "all_paths": _stated(sum(problem.numbers)),
+            **estimated,
+        }
         if problem.is_whole:
             measured["effective"] = {
                 estimator.name: effective_range(estimator, rows, share, problem.numbers, run.is_chain)
@@ -171,7 +184,8 @@ def lattice(
     with opened(model, data, lesion=lesion, progress=progress, **more, **options) as run:
         request = _placed(request, run)
         losses, named = losses_of(run.view, loss, run.runner)
-        problem = _problem(run, request, losses)
+        observed = Observed(run, loss)
+        problem = _problem(run, request, losses, observed)
         run.identify("lattice", (request, named))
         chain = run.view.chain()
         told = blocks_at(chain, run.concat).items()
@@ -189,23 +203,22 @@ def lattice(
                         "theirs; give path-gradients at the input"
                     )
                 places.append([profile.boundary, profile.first, norms.sum(1).tolist()])
-            return [len(images), places]
+            return places
 
-        results = run.runner.run("lattice", compute)
-        examples = sum(count for count, _ in results.values())
+        results = observed("lattice", compute)
         sums: dict[tuple[int, int], float] = {}
-        for _, places in results.values():
+        for places in results.values():
             for boundary, first, norms in places:
                 for offset, norm in enumerate(norms):
                     key = (boundary, first + offset)
                     sums[key] = sums.get(key, 0.0) + norm
-        rows = path_rows.lattice(sums, examples, _numbers(run), problem.is_whole)
+        rows = path_rows.lattice(sums, observed.examples, _numbers(run), problem.is_whole)
         record = run.record(
             verb="lattice",
             at=request.at,
             loss=named,
-            examples=examples,
-            measured={} if problem.is_whole else {"max_length": request.max_length},
+            examples=observed.examples,
+            measured={**({} if problem.is_whole else {"max_length": request.max_length}), **observed.left_out},
             seconds=run.runner.seconds,
         )
     return LATTICE.table(rows, record.entries())
@@ -246,14 +259,14 @@ def _checked(request: Request) -> Request:
             raise UsageError(f"{name} must be {least} or more; found {number}")
     if not 0 <= request.tolerance < 1:
         raise UsageError(f"tolerance {request.tolerance} is outside [0, 1)")
-    if not request.rel_error > 0:
-        raise UsageError(f"rel-error {request.rel_error} must be above 0")
+    if not 0 < request.rel_error < math.inf:
+        raise UsageError(f"rel-error {request.rel_error} must be above 0 and finite")
     if not 0 < request.share <= 1:
         raise UsageError(f"share {request.share} is outside (0, 1]")
     return request
 
 
-def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
+def _problem(run: Opened, request: Request, loss: Loss, observed: Observed) -> Problem:
     chosen, shortest, numbers, signs = _paths(run, request.at)
     least, most = shortest, shortest + len(numbers) - 1
     if request.max_length is not None and not least <= request.max_length <= most:
@@ -271,9 +284,9 @@ def _problem(run: Opened, request: Request, loss: Loss) -> Problem:
         run.runner.device,
         run.runner.dtype,
         run.dtype,
-        run.mode == "train" or mixes_examples(run.view.chain().trace),
+        run.mixes,
         linearise=lambda images, labels: run.linearise(images, labels, request.at, loss),
-        measure=run.runner.run,
+        measure=observed,
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from pathlens.analyses.agreement import check_traced
 from pathlens.analyses.evaluation import losses_of
 from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
-from pathlens.analyses.linear import Opened, opened
+from pathlens.analyses.linear import Observed, Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
@@ -26,6 +27,7 @@ from pathlens.residual import ResidualView, view_of
 from pathlens.residual.losses import Loss
 from pathlens.residual.modes import copied
 from pathlens.results.signal import SIGNAL_PROPAGATION
+from pathlens.runtime.randomness import seeded
 from pathlens.tables import Table
 from pathlens.tables.declared import MutableRow, Rows
 
@@ -70,6 +72,8 @@ def signal_propagation(
     loss. Each batch is reduced by itself, and batches are averaged. The gradient is that of the sum of the losses of a
     batch, so that it does not depend on how many examples there are (but for batch norms).
 
+    Examples none of whose targets counts (-100) are left out, as by :func:`.path_gradients`.
+
     Args:
         model: the network or its view. It is not changed.
         data: an opened data set, or batches of (images, labels).
@@ -78,8 +82,8 @@ def signal_propagation(
         given: also measure the weights that the model has (default: where no scheme is given).
         mode: ``train``, with the statistics of the batch in batch norms, or ``eval``.
         standardise: as of :func:`pathlens.initialise`.
-        steps: of plain gradient descent on the first batch before anything is measured, since a factor or weight of
-            exactly zero at the end of a branch makes gradients below it exactly zero at step 0.
+        steps: of plain gradient descent on the first batch with a target that counts before anything is measured, since
+            a factor or weight of exactly zero at the end of a branch makes gradients below it exactly zero at step 0.
         lr: learning rate of these steps, on the mean loss.
         seed: of the first initialisation.
         build: seed -> the network anew, for ``as-built``.
@@ -91,12 +95,14 @@ def signal_propagation(
     Returns:
         A row for each curve, block and place, with 95 % intervals over the seeds, what theory expects at initialisation
         (by the order of its operations), and the growth per block that is fitted at the place. Its provenance
-        has warnings: blocks in which the type overflows, or would if the network went on as it does.
+        has warnings: blocks where values are NaN or infinite, or where the type would overflow if the network went on
+        as it does.
 
     Raises:
         UsageError: no seeds, an unknown scheme or mode, ``as-built`` without ``build``, or a plan that is active.
         ModelError: a scheme that does not fit the network.
-        DataError: a batch of one example in train mode.
+        DataError: a batch of one example in train mode, an input that is NaN or infinite, or no target that counts.
+        NumericsError: the network draws at random in this mode, as it is, once it is initialised or after the steps.
 
     Source: Brock, De, Smith 2021, section 3; Civitelli et al. 2021, figures 2 and 6.
     """
@@ -114,6 +120,7 @@ def signal_propagation(
         require_chain(run.view, "to follow a signal")
         run.require_intact("to follow a signal")
         losses, named = losses_of(run.view, loss, run.runner)
+        observed, first = Observed(run, loss), run.moved(run.runner.source.first())
         stated = options.get("provenance") or {}
         own = str(stated.get("weights", "as given")) if given or not schemes else None
         curves: list[_Curve] = []
@@ -121,11 +128,14 @@ def signal_propagation(
             curve = _Curve(label, is_given and bool(stated.get("trained", True)))
             curves.append(curve)
             for number, start in networks:
-                view = _trained(start, run, steps, lr, losses) if steps else start
+                with seeded(number, run.runner.device):
+                    view = _trained(start, run, observed, steps, lr, losses) if steps else start
+                    if steps or not is_given:  # with other weights it may draw at random, and be refused for it
+                        check_traced(view, first)
                 request = (curve.label, number, standardise, steps, lr, stated.get("model"), named)
                 run.identify("signal-propagation", request)
                 measuring = _measuring(view, run, losses, curve.trained or steps)
-                batches = run.runner.run(f"{curve.label} {number}", measuring)
+                batches = observed(f"{curve.label} {number}", measuring)
                 curve.seeds.append(_averaged(batches.values(), view))
         rows: list[MutableRow] = []
         warnings = [f"{scheme}: {SCHEMES[scheme].note}" for scheme in schemes if _is_frozen(scheme) and not steps]
@@ -139,7 +149,7 @@ def signal_propagation(
             loss=named,
             seed=seed,
             measured={"seeds": seeds if schemes else 1, "steps": steps, "lr": lr if steps else None,
-                      "standardised": standardise, "warnings": warnings},
+                      "standardised": standardise, "warnings": warnings, **observed.left_out},
             resumed_units=run.runner.resumed,
             processes=run.runner.group.world,
             seconds=run.runner.seconds,
@@ -151,12 +161,18 @@ def _is_frozen(scheme: str) -> bool:
     return scheme in SCHEMES and bool(SCHEMES[scheme].note)
 
 
-def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss) -> ResidualView:
-    """A copy of the network some steps of gradient descent later."""
+def _trained(view: ResidualView, run: Opened, observed: Observed, steps: int, lr: float, loss: Loss) -> ResidualView:
+    """A copy of the network some steps of gradient descent later, on the first examples of which a target counts."""
+    for _, images, labels in run.runner.source.batches():
+        counted: Any = observed.counted(images, labels)
+        if counted.any():
+            break
+    else:
+        return view  # of which nothing is observed either
     network = copied(view.model)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    _, images, labels = next(iter(run.runner.source.batches([0])))
+    counted = slice(None) if counted.all() else counted.to(run.runner.device)
     images, labels = run.moved(images), labels.to(run.runner.device)
     later = view_of(network, images[:2], view.output)
     chain = later.chain(images)
@@ -165,7 +181,7 @@ def _trained(view: ResidualView, run: Opened, steps: int, lr: float, loss: Loss)
         optimizer.zero_grad()
         with torch.enable_grad():
             logits = later.head(later.run(chain.stem(images)[0]))
-            loss(logits, labels).mean().backward()
+            loss(logits[counted], labels[counted]).mean().backward()
         optimizer.step()
     network.requires_grad_(False)
     return later
@@ -175,6 +191,8 @@ def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> 
     def compute(batch: int, images: Tensor, labels: Tensor) -> Any:
         check_batch(run, batch, images)
         images = run.moved(images)
+        if images.is_floating_point() and not images.isfinite().all():
+            raise DataError(f"batch {batch} has inputs that are NaN or infinite; check how the data is normalised")
         chain = view.chain(images)
         readings = measure(chain, images, labels.to(run.runner.device), loss)
         due = {} if trained else expect(chain, readings)
@@ -243,14 +261,14 @@ def _growths(curve: _Curve, view: ResidualView, place: str) -> tuple[Growth, Gro
 
 
 def _warnings(curve: _Curve, rows: Rows, run: Opened) -> Iterator[str]:
-    """Where the type overflows, or would."""
+    """Where values are NaN or infinite, or would be."""
     name = str(run.runner.dtype).removeprefix("torch.")
     broken = next((row for row in rows if row["second_moment"] is None), None)
     if broken is not None:
         where = "the stem" if broken["block"] < 0 else f"block {broken['block']} ({broken['name']})"
         yield (
-            f"{curve.label}: {name} overflows in {where}, at its {broken['place']}; values go up to there, and "
-            "there are no gradients"
+            f"{curve.label}: a value is NaN or infinite in {where}, at its {broken['place']}, in {name}; values go up "
+            "to there, and there are no gradients"
         )
         return
     last = rows[-1]

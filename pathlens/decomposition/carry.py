@@ -50,6 +50,9 @@ _WITH_PLACES: Mapping[Any, tuple[Any, int]] = {
     aten.max_pool2d.default: (aten.max_pool2d_with_indices.default, 2),
 }
 
+#: batch norms with the statistics of the batch that give more than their output; their last argument is epsilon
+_OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
+
 
 class Decomposition:
     """A tensor of a network, ready to be written as summands, batch after batch.
@@ -240,9 +243,11 @@ def _zeros(value: Any) -> Any:
 def _norm(n: fx.Node, args: Sequence[Any], x: Tensor) -> Callable[[Summands], dict[int, Any]] | None:
     """How a norm with statistics of its own input carries summands; None where the operation is no such norm."""
     given: list[Any] = [*args[1:], None, None]
-    if n.target is batch_norm_update:
-        scaled = _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[6], channels=True)
+    if n.target in _OF_THE_BATCH:
+        scaled = _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[-1], channels=True)
         return lambda summands: {key: (part,) for key, part in scaled(summands).items()}
+    if n.target is aten.batch_norm.default and args[5]:
+        return _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[7], channels=True)
     if n.target is aten.group_norm.default:
         groups = (len(x), given[0], -1)
         return _dividing(x, [-1], given[1], given[2], args[4] if len(args) > 4 else 1e-5, folded=groups, channels=True)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from pathlens.decomposition.carry import CONSTANTS, STEM, Summands
 from pathlens.errors import UsageError
 from pathlens.metrics.tasks import ManyAnswers, Task, of_two_classes
-from pathlens.metrics.units import IGNORED, require_inside
+from pathlens.metrics.units import IGNORED, require_inside, require_targets
 from pathlens.residual.chain import Chain, check_index
 
 WHOLE = -3
@@ -35,7 +35,8 @@ class Contribution:
             the whole is no output.
         logit_squares: sum over examples of its square.
         units: answers that are right or wrong; 0 where the whole is no output.
-        wrong: of these, how many are wrong with this summand and those before it alone.
+        wrong: of these, how many are wrong with this summand and those before it alone; NaN where a logit of these is
+            not finite.
     """
 
     second_moment: float
@@ -74,7 +75,7 @@ def measure_summands(
 ) -> dict[int, Contribution]:
     """The numbers of each summand, and of the whole.
 
-    Summands are added up in the order stem, constants, blocks.
+    Summands are added up in the order constants, stem, blocks.
 
     Args:
         chain: the traced network.
@@ -85,12 +86,12 @@ def measure_summands(
         targets: shape (N, ...).
 
     Raises:
-        DataError: targets outside the classes.
+        DataError: targets of another shape than the output's, or outside the classes.
     """
     classes = task.axis if isinstance(task, ManyAnswers) else 1
     axis = classes if block is None else chain.links[block].channel_axis
     reference = _by_channel(whole, axis)
-    keys = [STEM, CONSTANTS, *sorted(key for key in summands if key >= 0)]
+    keys = [CONSTANTS, STEM, *sorted(key for key in summands if key >= 0)]
     so_far = torch.zeros_like(whole)
     contributions = {WHOLE: Contribution(*_moments(reference, reference))}
     for key in keys:
@@ -124,6 +125,7 @@ def _answers(part: Tensor, so_far: Tensor, targets: Tensor) -> Sequence[float]:
         so_far: it and those before it.
         targets: shape (N, ...).
     """
+    require_targets(targets, part.shape[:-1], "the targets")
     require_inside(targets, part.shape[-1])
     known = targets != IGNORED
     right = targets.long().clamp(0, part.shape[-1] - 1)
@@ -131,5 +133,5 @@ def _answers(part: Tensor, so_far: Tensor, targets: Tensor) -> Sequence[float]:
     each = torch.where(known, logit, 0.0).double().reshape(len(known), -1)
     units = known.reshape(len(known), -1).sum(1)
     means = (each.sum(1) / units.clamp(min=1))[units > 0]
-    wrong = ((so_far.argmax(-1) != right) & known).sum()
+    wrong = torch.where(so_far.isfinite().all(-1), (so_far.argmax(-1) != right).double(), torch.nan)[known].sum()
     return [len(means), float(means.sum()), float(means.square().sum()), float(units.sum()), float(wrong)]

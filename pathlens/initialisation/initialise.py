@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +17,10 @@ from pathlens.initialisation.places import (
     find_ends,
     find_places,
     find_undrawn,
+    holders,
     other_parameters,
 )
-from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detach_all
+from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detached
 from pathlens.initialisation.schemes import SCHEMES, Draw, Scheme, check_name
 from pathlens.residual import ResidualView, view_of
 from pathlens.results.initialisation import INITIALISATION
@@ -42,7 +46,7 @@ def initialise(
     parameters (embeddings, transposed convolutions, layer scales, weights that the output does not use) are kept.
     ``skipinit``, ``rezero``, ``fixup`` and ``stable`` put a factor at the end of each branch: on the weight and bias of
     the layer that ends it, as a parametrization of torch, so that the class of the network is not changed and the
-    factor trains as if it stood in the forward pass.
+    factor trains as if it stood in the forward pass. Layers that share a weight share its factor.
 
     Args:
         model: the network or its view.
@@ -57,7 +61,7 @@ def initialise(
     Raises:
         UsageError: an unknown scheme, or a network without an example.
         ModelError: the scheme does not fit: there are no weights, or some in another form than convolutions and linear
-            maps; a branch does not end in what it needs; the embedding would become 0.
+            maps; a branch does not end in what it needs; the embedding would become 0. The network stays as it was.
 
     Example:
         >>> import torch, pathlens
@@ -68,9 +72,9 @@ def initialise(
     """
     check_name(scheme)
     chosen = SCHEMES[scheme]
-    view = _view(model, example)
-    places = find_places(view)
-    ends = _checked(scheme, chosen, view, places)
+    with _bare(model, example) as view:
+        places = find_places(view)
+        ends = _checked(scheme, chosen, view, places)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     network = view.model
     rows: dict[str, MutableRow] = {}
@@ -116,19 +120,22 @@ _EMPTY: MutableRow = {
 }
 
 
-def _view(model: nn.Module | ResidualView, example: Tensor | None) -> ResidualView:
-    """A view of the network as it is without what an earlier initialisation attached."""
+@contextlib.contextmanager
+def _bare(model: nn.Module | ResidualView, example: Tensor | None) -> Iterator[ResidualView]:
+    """A view of the network without what an earlier initialisation attached, which an error puts back."""
     if isinstance(model, ResidualView):
         like = torch.zeros(2, *model.input_shape, dtype=model.input_dtype)
         if model.concat:
             raise UsageError("schemes are for branches that are added; give a view without concatenations")
-        return view_of(model.model, like, model.output, model.additions) if detach_all(model.model) else model
+        with detached(model.model) as was_attached:
+            yield view_of(model.model, like, model.output, model.additions) if was_attached else model
+        return
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model must be a torch.nn.Module or a view of one; found {type(model).__name__}")
     if example is None:
         raise UsageError("give example=, an input of shape (N, ...), by which the blocks are found, or a view")
-    detach_all(model)
-    return view_of(model, example)
+    with detached(model):
+        yield view_of(model, example)
 
 
 def _checked(name: str, scheme: Scheme, view: ResidualView, places: tuple[Place, ...]) -> tuple[BranchEnd, ...]:
@@ -208,17 +215,23 @@ def _reparametrise(
             done.add(place.parameter)
             weight = network.get_parameter(place.parameter)
             if weight.dim() > 2 and weight[0].numel() > 1:
-                gain = scheme.draw(place).gain
-                attach(network, place.parameter, ScaledStandardisation(gain, weight))
+                standardisation = ScaledStandardisation(scheme.draw(place).gain, weight)
+                for name in holders(network, place.parameter).values():
+                    attach(network, name, standardisation)
     if scheme.factor is None:
         return factors
+    made: dict[Tensor, Factor] = {}
     for end in ends:
         value = scheme.factor(len(view))
-        parts = [name for name in end.parameters if name not in factors]
-        if not parts:  # a module that several blocks share has its factor
+        # a module that several blocks share has its factor
+        parts = {name: network.get_parameter(name) for name in end.parameters if name not in factors}
+        if not parts:
             continue
-        factor = Factor(value, scheme.learned, network.get_parameter(parts[0]))
-        for name in parts:
+        # and modules that share a weight have one
+        shared = [made[parameter] for parameter in parts.values() if parameter in made]
+        factor = shared[0] if shared else Factor(value, scheme.learned, next(iter(parts.values())))
+        for name, parameter in parts.items():
             attach(network, name, factor)
             factors[name] = value
+            made[parameter] = factor
     return factors

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from pathlens.residual import ResidualView
 from pathlens.residual import operations as ops
-from pathlens.residual.chain import Chain, Link
+from pathlens.residual.chain import Chain, Link, module_path
 
 _RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
@@ -34,7 +34,7 @@ class Place:
         fan_out: values that each input adds to.
         groups: of a convolution; 1 for any other map.
         rectified: whether a ReLU or something of its kind stands before it.
-        last: whether it is the last weight of the network.
+        last: whether it is the last weight before the output that is studied.
     """
 
     parameter: str
@@ -63,7 +63,8 @@ class BranchEnd:
         block: index of the block.
         name: the block's.
         kind: ``weight``, ``norm``, or the operation that it is otherwise.
-        parameters: qualified names of its weight and bias; none for other operations.
+        parameters: qualified names of its weight and bias, in the module that runs it where several share them; none
+            for other operations, and where that module is not known.
     """
 
     block: int
@@ -78,7 +79,7 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
     A weight that is used several times has the place of its first use.
     """
     chain = view.chain()
-    maps = [node for node in chain.trace.graph.nodes if ops.is_map(node) and node in chain.discovery.input_dependent]
+    maps = [node for node in _used(chain) if ops.is_map(node) and node in chain.discovery.input_dependent]
     named = {node: name for node in maps if (name := _weight_of(chain, node)) is not None}
     places: dict[str, Place] = {}
     parameters = dict(view.model.named_parameters(remove_duplicate=False))
@@ -107,10 +108,16 @@ def find_places(view: ResidualView) -> tuple[Place, ...]:
     return tuple(places.values())
 
 
+def _used(chain: Chain) -> list[fx.Node]:
+    """The nodes that the output which is studied is computed from, in order."""
+    used = ops.ancestors([chain.trace.main])
+    return [node for node in chain.trace.graph.nodes if node in used]
+
+
 def find_biases(view: ResidualView) -> frozenset[str]:
     """The parameters that are added behind convolutions and linear maps."""
     chain = view.chain()
-    operands = (node.args[2] for node in chain.trace.graph.nodes if ops.is_map(node) and len(node.args) > 2)
+    operands = (node.args[2] for node in _used(chain) if ops.is_map(node) and len(node.args) > 2)
     names = (_parameter(chain, operand) for operand in operands if isinstance(operand, fx.Node))
     return frozenset(name for name in names if name is not None)
 
@@ -120,7 +127,7 @@ def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ..
     chain, known = view.chain(), {place.parameter for place in places}
     dependent = chain.discovery.input_dependent
     found: dict[str, None] = {}
-    for node in chain.trace.graph.nodes:
+    for node in _used(chain):
         weight: Any = node.args[1] if node in dependent and ops.is_map(node) else None
         if weight is not None and weight not in dependent:
             # a weight that is computed, as by weight norm, is none that could be drawn
@@ -144,7 +151,7 @@ def find_undrawn(view: ResidualView, places: tuple[Place, ...]) -> tuple[str, ..
 def find_embedded(view: ResidualView) -> frozenset[str]:
     """The parameters that are looked up by index."""
     chain = view.chain()
-    operands = (node.args[0] for node in chain.trace.graph.nodes if ops.short_name(node) == "embedding")
+    operands = (node.args[0] for node in _used(chain) if ops.short_name(node) == "embedding")
     names = (_parameter(chain, operand) for operand in operands if isinstance(operand, fx.Node))
     return frozenset(name for name in names if name is not None)
 
@@ -152,10 +159,10 @@ def find_embedded(view: ResidualView) -> frozenset[str]:
 def find_ends(view: ResidualView) -> tuple[BranchEnd, ...]:
     """What each branch ends in, behind dropout, fixed or learned factors and rearrangements."""
     chain = view.chain()
-    return tuple(_end(chain, link, view[index].name, index) for index, link in enumerate(chain.links))
+    return tuple(_end(view, chain, link, index) for index, link in enumerate(chain.links))
 
 
-def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
+def _end(view: ResidualView, chain: Chain, link: Link, index: int) -> BranchEnd:
     node = link.branch
     while True:
         moving = [operand for operand in node.all_input_nodes if operand in chain.discovery.input_dependent]
@@ -171,8 +178,33 @@ def _end(chain: Chain, link: Link, name: str, index: int) -> BranchEnd:
         operands = [operand for operand in node.args[1:3] if isinstance(operand, fx.Node)]
     elif kind == "norm":  # whose weight and bias stand in different places
         operands = [operand for operand in node.all_input_nodes if operand not in chain.discovery.input_dependent]
-    names = [_parameter(chain, operand) for operand in operands]
-    return BranchEnd(index, name, kind, tuple(parameter for parameter in names if parameter is not None))
+    parameters = [name for operand in operands if (name := _parameter(chain, operand)) is not None]
+    own = [name for parameter in parameters if (name := _held(view.model, parameter, node)) is not None]
+    return BranchEnd(index, view[index].name, kind, tuple(own) if len(own) == len(parameters) else ())
+
+
+def holders(model: nn.Module, parameter: str) -> dict[tuple[nn.Module, str], str]:
+    """The modules that hold a parameter, each with the name that it has there -> the qualified name.
+
+    Args:
+        model: the network.
+        parameter: a qualified name; of a module under several names, the first stands for all.
+    """
+    found: dict[tuple[nn.Module, str], str] = {}
+    tensor = model.get_parameter(parameter)
+    for name, held in model.named_parameters(remove_duplicate=False):
+        if held is tensor:
+            owner, _, leaf = name.rpartition(".")
+            found.setdefault((model.get_submodule(owner), leaf), name)
+    return found
+
+
+def _held(model: nn.Module, parameter: str, node: fx.Node) -> str | None:
+    """By which name the module that runs a node holds a parameter; None where several others hold it."""
+    runs = dict(model.named_modules(remove_duplicate=False)).get(".".join(module_path(node)))
+    places = holders(model, parameter)
+    names = [name for (module, _), name in places.items() if len(places) == 1 or module is runs]
+    return names[0] if len(names) == 1 else None
 
 
 def _weight_of(chain: Chain, node: fx.Node) -> str | None:

@@ -6,7 +6,9 @@ class, they train as they should, and :func:`pathlens.models.save_weights` write
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -82,13 +84,36 @@ def attach(model: nn.Module, parameter: str, parametrization: nn.Module) -> None
     parametrize.register_parametrization(model.get_submodule(owner), leaf, parametrization)
 
 
-def detach_all(model: nn.Module) -> bool:
-    """Take off what an earlier initialisation attached; whether there was any."""
-    any_attached = False
-    for module in model.modules():
-        lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
-        for leaf, parts in list(lists.items()):
-            if any(isinstance(part, Factor | ScaledStandardisation) for part in parts):
-                parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
-                any_attached = True
-    return any_attached
+@contextlib.contextmanager
+def detached(model: nn.Module) -> Iterator[bool]:
+    """Take off what an earlier initialisation attached, for good unless an error comes out of the ``with`` block.
+
+    Args:
+        model: the network.
+
+    Yields:
+        Whether there was any.
+    """
+    taken: list[tuple[nn.Module, str, list[nn.Module]]] = []
+    try:
+        for module in model.modules():
+            lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+            for leaf, parts in list(lists.items()):
+                if any(isinstance(part, Factor | ScaledStandardisation) for part in parts):
+                    kept = list(parts)
+                    _give_own_class(module)
+                    parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+                    taken.append((module, leaf, kept))
+        yield bool(taken)
+    except BaseException:
+        for module, leaf, kept in taken:
+            for part in kept:
+                parametrize.register_parametrization(module, leaf, part)
+        raise
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Let a parametrized module share no class with its copies, of which torch would take the tensor's name as well."""
+    shared = type(module)
+    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    module.__class__ = own

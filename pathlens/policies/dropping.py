@@ -37,7 +37,7 @@ from pathlens.runtime.precision import precision
 from pathlens.storage import lock_run
 from pathlens.tables import Json, Table
 from pathlens.tables.declared import Row, Rows
-from pathlens.training.rows import require_rows
+from pathlens.training.rows import require_rows_of_blocks
 from pathlens.training.session import WEIGHTS, variance_of
 
 POLICY = "policy.safetensors"
@@ -209,7 +209,7 @@ def _checked(
         raise UsageError("blockdrop trains its policy in one process; start it without torchrun")
     if active_plans(view.model, view):
         raise UsageError(f"an intervention is active on {name}; call blockdrop outside of its with block")
-    require_rows(view, "blockdrop", "delete-blocks leaves the same blocks out for all examples")
+    require_rows_of_blocks(view, "blockdrop", "delete-blocks leaves the same blocks out for all examples")
     with in_mode(view.model):
         mixes = mixes_examples(view.chain().trace)
     if mixes:

@@ -79,12 +79,19 @@ class _Signal:
 def expect(chain: Chain, readings: dict[Place, Reading]) -> dict[Place, Expected]:
     """What is expected at every block, given what was measured before the first block and behind the last.
 
+    As for what is measured, the gradient at the ends of branch and shortcut is that at their sum.
+
     Args:
         chain: the traced network, with weights at initialisation; trained ones are not independent.
         readings: of :func:`.measure`.
     """
     field = _Field(chain, readings)
-    return {place: field.at(node) for place, node in places(chain).items()}
+    due = {place: field.at(node) for place, node in places(chain).items()}
+    for (index, end), expected in due.items():
+        if end in ("branch", "shortcut"):
+            backward = due[index, "sum"].gradient_second_moment
+            due[index, end] = replace(expected, gradient_second_moment=backward)
+    return due
 
 
 class _Field:
@@ -182,7 +189,14 @@ class _Field:
             return replace(signal, q=signal.q * share, c=signal.c * share, m=signal.m * share), share
         return (signal, 1.0) if name in _SHIFTING else (None, None)
 
+    def _varies(self, *operands: Any) -> bool:
+        """Whether values or sizes of some depend on the input, as in the square ``x * x``, whose factor is ``x``."""
+        nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
+        return self._chain.trace.source in ops.ancestors(nodes)
+
     def _mapped(self, node: fx.Node, signal: _Signal | None) -> tuple[_Signal | None, float | None]:
+        if self._varies(*node.args[1:3]):
+            return None, None
         weight = self._constant(node.args[1]).double().flatten(1)
         bias = self._constant(node.args[2]) if len(node.args) > 2 else None
         shift = 0.0 if bias is None else float(bias.double().square().mean())
@@ -229,7 +243,10 @@ class _Field:
         args: Any = node.args
         if len(args) < 2 or node.kwargs or (args[1] is operand and "div" in str(node.target)):
             return None, None
-        factor = torch.as_tensor(self._constant(args[0] if args[1] is operand else args[1])).double()
+        other = args[0] if args[1] is operand else args[1]
+        if self._varies(other):
+            return None, None
+        factor = torch.as_tensor(self._constant(other)).double()
         if "div" in str(node.target):
             factor = factor.reciprocal()
         square = float(factor.square().mean())

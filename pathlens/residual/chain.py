@@ -59,12 +59,23 @@ class Link:
     def channel_axis(self) -> int:
         """Where the channels of its tensors are: 1, or last where the branch begins with a map or norm of those."""
         for node in self.addition.branch_nodes:
+            args: Any = node.args
             name = ops.short_name(node)
             if node.target in ops.CONVOLUTIONS or name in ("batch_norm", "group_norm", "instance_norm"):
                 return 1
-            if node.target in ops.WEIGHTED or name in ("layer_norm", "rms_norm"):
+            if name in ("layer_norm", "rms_norm") and len(args[1]) == 1:
+                return -1 if self._is_last(node) else 1
+            if node.target in ops.WEIGHTED:
                 return -1
         return 1
+
+    def _is_last(self, node: fx.Node) -> bool:
+        """Whether the last dimension at a node of the branch is the last one at the branch point, and was not moved."""
+        axis, before = -1, (self.branch_point, *self.addition.branch_nodes)
+        while node in self.addition.branch_nodes:
+            axis = _axis_before(node, axis)
+            node = next((operand for operand in node.all_input_nodes if operand in before), self.branch_point)
+        return axis == -1
 
     def remainder(self, part: Part) -> fx.Node:
         """What is left of the sum where only a part of the block runs."""
@@ -318,6 +329,20 @@ def _operands(trace: Trace, addition: Addition) -> tuple[fx.Node, fx.Node]:
         with graph.inserting_before(node):
             branch = _like(graph.call_function(aten.add.Tensor, (branch, term)), node)
     return branch, entering(addition.shortcut)
+
+
+def _axis_before(node: fx.Node, axis: int) -> int:
+    """Where a dimension of a node's value, -1 for the last, is in its operand; only permutations move it."""
+    args: Any = node.args
+    name = ops.short_name(node)
+    if name not in ("permute", "transpose"):
+        return axis
+    order = list(range(node.meta["val"].dim()))
+    if name == "permute":
+        order = [dim % len(order) for dim in args[1]]
+    else:
+        order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
+    return -1 if order[axis] == len(order) - 1 else order[axis]
 
 
 def _like(node: fx.Node, other: fx.Node) -> fx.Node:

@@ -43,7 +43,9 @@ class DecompositionRow(OfCurve):
     logit_low: float | None = column("", "lower end of its 95 % interval: over seeds, for one seed over examples")
     logit_high: float | None = column("", "upper end of it")
     error_through: float | None = column(
-        "fraction", "error with stem, constants and the blocks up to this one alone; missing where the whole is a sum"
+        "fraction",
+        "error with this summand and those before it alone, in the order constants, stem, blocks; missing where the "
+        "whole is a sum, or a value is not finite",
     )
 
 

@@ -8,7 +8,7 @@ from pathlens.residual.discover import same_size
 from pathlens.residual.modes import in_mode
 
 
-def require_rows(view: ResidualView, what: str, remedy: str) -> None:
+def require_rows_of_blocks(view: ResidualView, what: str, remedy: str) -> None:
     """Raise where a sum, or what lies between two blocks, has no row for each example.
 
     Args:

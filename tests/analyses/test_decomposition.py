@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import pathlens
 from pathlens import figures
 from pathlens.__main__ import main
-from pathlens.decomposition import CONSTANTS, decompose_at, target_of
+from pathlens.decomposition import CONSTANTS, STEM, decompose_at, target_of
 from pathlens.errors import DataError, PathlensError, UsageError
 from pathlens.metrics import interval_of_sums, sample_interval
 from pathlens.tables import Table
@@ -66,7 +66,7 @@ def test_moments_of_the_last_sum_by_definition() -> None:
             covariances.setdefault(key, []).append(np.mean([pair[0, 1] for pair in pairs]))
             squares.setdefault(key, []).append(float(part.square().mean()))
     spread = np.mean(variances["whole"])
-    assert [row["summand"] for row in table.rows] == ["stem", "constants", "block", "block", "block"]
+    assert [row["summand"] for row in table.rows] == ["constants", "stem", "block", "block", "block"]
     for row in table.rows:
         key = CONSTANTS if row["block"] is None else row["block"]
         assert row["share"] == pytest.approx(np.mean(covariances[key]) / spread, abs=1e-12)
@@ -102,7 +102,10 @@ def test_logits_of_a_trained_network_add_up_to_its_own() -> None:
     assert sum(row["share"] for row in table.rows) == pytest.approx(1, abs=1e-4)
     wrong = float((logits.argmax(1) != batch.labels).double().mean())
     assert table.rows[-1]["error_through"] == pytest.approx(wrong)
-    assert table.rows[0]["error_through"] > 0.5
+    chain = pathlens.find_blocks(loaded.model, batch.images).chain(batch.images)
+    _, summands = decompose_at(chain, batch.images, chain.trace.main)
+    for row, so_far in zip(table.rows, (summands[CONSTANTS], summands[CONSTANTS] + summands[STEM]), strict=False):
+        assert row["error_through"] == pytest.approx(float((so_far.argmax(1) != batch.labels).double().mean()))
     assert len(table.rows) == 56
     assert table.provenance["at"] == "output"
 
@@ -118,7 +121,7 @@ def test_contributions_to_the_label_and_the_errors_by_definition() -> None:
         chain = view.chain(x)
         _, summands = decompose_at(chain, x, chain.trace.main)
         so_far = torch.zeros(10, 4, dtype=torch.float64)
-        for key in (-1, CONSTANTS, 0, 1, 2):
+        for key in (CONSTANTS, -1, 0, 1, 2):
             so_far = so_far + summands[key]
             wrong[key] = wrong.get(key, 0) + int((so_far.argmax(1) != labels).sum())
             for part, label in zip(summands[key], labels, strict=True):
@@ -166,6 +169,13 @@ def test_one_logit_a_pixel_is_that_of_two_classes() -> None:
         assert row["logit"] == pytest.approx(np.mean(logits), abs=1e-12)
         assert row["error_through"] == pytest.approx(float(((so_far > 0) != (masks == 1))[counted].double().mean()))
     assert 0 < table.rows[-1]["error_through"] < 1
+
+
+def test_masks_of_another_size_than_the_logits_are_refused() -> None:
+    images, masks = torch.randn(2, 3, 6, 6), torch.zeros(2, 5, 6, dtype=torch.long)
+    line = r"the targets are torch.int64 of shape \(2, 5, 6\); give one class index for each of \(2, 6, 6\)"
+    with pytest.raises(DataError, match=line):
+        pathlens.decompose(Foreground().eval(), [(images, masks)], at="output")
 
 
 def test_labels_of_another_data_set_are_refused() -> None:
@@ -226,6 +236,18 @@ def test_what_is_not_finite_is_missing() -> None:
     assert [row["share"] for row in table.rows] == [None] * 5
     assert table.rows[0]["norm"] is not None
     assert table.rows[3]["norm"] is None
+    table = pathlens.decompose(net, batches(), at="output")
+    for name in ("share", "norm", "logit", "error_through"):
+        assert [row[name] for row in table.rows] == [None] * 5, name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("analysis", [pathlens.decompose, pathlens.signal_propagation])
+def test_inputs_that_are_not_finite_are_refused(analysis: Callable[..., Table], value: float) -> None:
+    data = batches()
+    data[1][0][3, 2] = value
+    with pytest.raises(DataError, match="batch 1 has inputs that are NaN or infinite"):
+        analysis(Net().double(), data)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import pathlens
 from pathlens.analyses import profiles
 from pathlens.cli import main
 from pathlens.cli.show import show
-from pathlens.errors import NumericsError, UsageError
+from pathlens.errors import DataError, NumericsError, UsageError
 from pathlens.estimators.sampled import Sampler
+from pathlens.metrics.units import IGNORED
 from pathlens.paths import ChainPaths
 from pathlens.results.path_profile import PATH_GRADIENTS
 from pathlens.tables import read_table
@@ -111,6 +112,46 @@ def test_norms_do_not_depend_on_the_batch_size(small, batches):
     together = pathlens.path_gradients(small, merged, method="exact")
     for one, other in zip(apart.rows, together.rows, strict=True):
         assert one["total_norm"] == pytest.approx(other["total_norm"], rel=1e-12)
+
+
+def test_examples_without_a_target_that_counts_are_left_out():
+    torch.manual_seed(5)
+    net = Small(blocks=2).double().eval()
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(6, 5, 4, generator=generator).double()  # sequences of five
+    targets = torch.randint(3, (6, 5), generator=generator)
+    targets[1] = targets[4:] = IGNORED
+    targets[2, 3:] = IGNORED
+    pairs, kept = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])], [0, 2, 3]
+    alone = [(inputs[kept], targets[kept])]
+    for verb, counted in ((pathlens.path_gradients, "images_measured"), (pathlens.lattice, "examples")):
+        found, wanted = verb(net, pairs), verb(net, alone)
+        for row, own in zip(found.rows, wanted.rows, strict=True):
+            text = {name for name, value in own.items() if isinstance(value, str)}
+            assert {name: row[name] for name in text} == {name: own[name] for name in text}
+            numbers = {name: value for name, value in own.items() if name not in text}
+            assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-12)
+        assert (found.provenance[counted], found.provenance["images_left_out"]) == (3, 3)
+        assert "images_left_out" not in wanted.provenance
+        with pytest.raises(DataError, match=r"batches from list: no target counts \(all are -100\)"):
+            verb(net, pairs[1:])
+    x = inputs[kept].requires_grad_()
+    losses = F.cross_entropy(net(x).movedim(-1, 1), targets[kept], reduction="none", ignore_index=IGNORED).sum(1)
+    (gradient,) = torch.autograd.grad((losses / (targets[kept] != IGNORED).sum(1)).sum(), x)
+    exact = pathlens.path_gradients(net, pairs, method="exact").provenance["gradient_norm"]
+    assert exact == pytest.approx(gradient.flatten(1).norm(dim=1).mean().item(), rel=1e-12)
+
+
+def test_where_examples_mix_or_the_loss_is_a_function_fewer_are_left_out():
+    net = Small(blocks=2).double()
+    inputs, targets = torch.randn(4, 5, 4).double(), torch.randint(3, (4, 5))
+    targets[1:] = IGNORED
+    pairs = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
+    mixed, first = (pathlens.path_gradients(net, data, method="exact", mode="train") for data in (pairs, pairs[:1]))
+    assert mixed.rows == first.rows
+    assert mixed.provenance["images_measured"] == 2
+    own = pathlens.path_gradients(net, pairs, method="exact", loss=lambda outputs, _: outputs.square().mean((1, 2)))
+    assert own.provenance["images_measured"] == 4
 
 
 @pytest.mark.parametrize("method", ["exact", "sampled", "signed"])
@@ -238,6 +279,7 @@ def test_bad_requests(small, batches):
         ({"draws": 0}, "1 or more"),
         ({"tolerance": 1.0}, "tolerance"),
         ({"rel_error": 0.0}, "rel-error"),
+        ({"rel_error": float("inf")}, "rel-error inf must be above 0 and finite"),
         ({"share": 0.0}, "share"),
         ({"mode": "test"}, "eval or train"),
     ):

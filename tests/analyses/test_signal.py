@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import pathlens
 from pathlens import figures
 from pathlens.__main__ import main
-from pathlens.errors import DataError, ModelError, PathlensError, UsageError
+from pathlens.errors import DataError, ModelError, NumericsError, PathlensError, UsageError
+from pathlens.metrics.units import IGNORED
 from pathlens.propagation import growth_of
 from pathlens.results.signal import GRADIENTS, QUANTITIES
 from tests.helpers.model_helpers import one_line
@@ -166,8 +167,71 @@ def test_overflow_at_initialisation_gives_the_values_up_to_there() -> None:
     assert [value is not None for value in outputs] == [True, True, True, False, False]
     assert all(row["gradient_second_moment"] is None for row in table.rows)
     (warning,) = table.provenance["warnings"]
-    assert "he-fan-in: float32 overflows in block 3 (" in warning
+    assert "he-fan-in: a value is NaN or infinite in block 3 (" in warning
+    assert ", in float32; values go up to there" in warning
     assert figures.draw("signal-propagation", table).axes
+
+
+def test_weights_that_are_no_numbers_are_no_overflow() -> None:
+    net = Net().double()
+    with torch.no_grad():
+        net.blocks[1].map.weight[0, 0] = float("nan")
+    (warning,) = pathlens.signal_propagation(net, batches(1), mode="eval").provenance["warnings"]
+    assert "a value is NaN or infinite in block 1 (blocks.1), at its branch" in warning
+    assert "overflow" not in warning
+
+
+class Dropping(Net):
+    """Values at the ends of its branches are dropped at random, which makes no difference while these are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            nn.init.zeros_(block.map.weight)
+            nn.init.zeros_(block.map.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + F.dropout(block.map(F.relu(x)), 0.5, self.training)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("options", [{"init": "he-fan-in", "seeds": 1}, {"steps": 1, "lr": 30.0}])
+def test_a_network_that_draws_at_random_once_it_has_other_weights_is_refused(options: dict) -> None:
+    net = Dropping().double()
+    assert pathlens.signal_propagation(net, batches(1)).rows
+    with pytest.raises(NumericsError, match="draws at random in this mode"):
+        pathlens.signal_propagation(net, batches(1), **options)
+    assert pathlens.signal_propagation(net, batches(1), mode="eval", **options).rows
+
+
+def test_steps_draw_from_a_generator_of_their_own() -> None:
+    net = Dropping().double()
+    tables = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        # so short a step that what is dropped makes no difference to speak of in the output
+        tables.append(pathlens.signal_propagation(net, batches(1), steps=1, lr=1e-9))
+    assert tables[0].rows == tables[1].rows
+    branches = [row["second_moment"] for row in tables[0].rows if row["place"] == "branch"]
+    assert all(0 < value < 1e-12 for value in branches)
+
+
+def test_steps_are_by_the_first_targets_that_count() -> None:
+    net, generator = Net().double(), torch.Generator().manual_seed(0)
+    inputs = torch.randn(6, 5, 8, generator=generator, dtype=torch.float64)
+    targets = torch.randint(4, (6, 5), generator=generator)
+    targets[:3] = IGNORED
+    targets[4] = IGNORED
+    options = {"mode": "eval", "steps": 2, "lr": 0.5}
+    found = pathlens.signal_propagation(net, [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])], **options)
+    counted = [(inputs[[3, 5]], targets[[3, 5]])]
+    wanted, before = (pathlens.signal_propagation(net, counted, **use) for use in (options, {"mode": "eval"}))
+    for name in ("second_moment", "gradient_second_moment"):
+        values = [[row[name] for row in table.rows] for table in (found, wanted, before)]
+        assert values[0] == pytest.approx(values[1], rel=1e-9)
+        assert values[0] != pytest.approx(values[2], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +317,17 @@ def test_a_smaller_last_batch_counts_by_its_examples() -> None:
     for one, several in zip(*(table.rows for table in tables), strict=True):
         for name in ("second_moment", "gradient_second_moment"):
             assert one[name] == pytest.approx(several[name], rel=1e-9), (name, one["name"], one["place"])
+
+
+def test_a_batch_without_targets_that_count_is_left_out() -> None:
+    net, generator = Net().double(), torch.Generator().manual_seed(0)
+    inputs = torch.randn(8, 5, 8, generator=generator, dtype=torch.float64)  # sequences of five
+    targets = torch.randint(4, (8, 5), generator=generator)
+    targets[4:] = IGNORED
+    pairs = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
+    for mode in ("train", "eval"):
+        found, wanted = (pathlens.signal_propagation(net, data, mode=mode) for data in (pairs, pairs[:1]))
+        assert found.rows == wanted.rows
+        assert found.provenance["images_left_out"] == 4
+    with pytest.raises(DataError, match="no target counts"):
+        pathlens.signal_propagation(net, pairs[1:])

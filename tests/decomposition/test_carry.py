@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
-from pathlens.decomposition import CONSTANTS, STEM, Summands, decompose_at, target_of
+from pathlens.decomposition import CONSTANTS, STEM, Summands, carry, decompose_at, target_of
 from pathlens.errors import ModelError, UsageError
 from pathlens.models import load_model
 from pathlens.residual.modes import in_mode
@@ -251,6 +251,34 @@ def test_activations_and_maxima(
         torch.testing.assert_close(summands[0], by_hand(block, total))
         torch.testing.assert_close(summands[CONSTANTS], torch.full_like(total, constant))
         torch.testing.assert_close(summands[1], F.relu(net.maps[2](between(total))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_without_running_statistics(training: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, track_running_stats=False).double()
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    net, x = Odd(norm).double(), images(5, 4)
+    whole, summands = broken_up(net, x, "sum", training)
+    torch.testing.assert_close(sum(summands.values()), whole)
+    with torch.no_grad():
+        stem = net.maps[0](x)
+        block = F.relu(net.maps[1](stem))
+        scale = norm.weight / ((stem + block).var(0, correction=0) + norm.eps).sqrt()
+        for key, part in ((STEM, stem), (0, block)):
+            torch.testing.assert_close(summands[key], (part - part.mean(0)) * scale)
+        torch.testing.assert_close(summands[CONSTANTS], norm.bias.expand(5, 4))
+        torch.testing.assert_close(summands[1], F.relu(net.maps[2](norm(stem + block))))
+
+
+def test_batch_norms_of_the_batch_that_are_one_operation() -> None:
+    x, weight, bias = images(5, 4, 3), images(4), images(4) + 1
+    node = torch.fx.Graph().call_function(torch.ops.aten.batch_norm.default)
+    parts = {STEM: 3 * x, CONSTANTS: torch.ones_like(x), 0: -2 * x - 1}
+    carried = carry._norm(node, (x, weight, bias, None, None, True, 0.1, 1e-5, False), x)
+    assert carried is not None
+    torch.testing.assert_close(sum(carried(parts).values()), F.batch_norm(x, None, None, weight, bias, training=True))
 
 
 def test_places() -> None:

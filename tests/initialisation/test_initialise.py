@@ -17,43 +17,8 @@ from pathlens.errors import ModelError, PathlensError, UsageError
 from pathlens.initialisation import SCHEMES
 from pathlens.models import nfresnet, save_weights
 from pathlens.models.llama import Llama, Sizes
+from tests.helpers.initialised_nets import Net, X, drawn
 from tests.helpers.model_helpers import one_line
-
-X = torch.zeros(2, 3, 16, 16)
-
-
-class Block(nn.Module):
-    """x + conv(relu(conv(x))), biased."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(x)))
-
-
-class Net(nn.Module):
-    """Three blocks between two maps; the weight ``unused`` is on no way to the output."""
-
-    def __init__(self, width: int = 24, blocks: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.Sequential(*[Block(width) for _ in range(blocks)])
-        self.head = nn.Linear(width, 5)
-        self.unused = nn.Parameter(torch.full((2, 2), 3.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-def drawn(scheme: str, seed: int = 0, **options: bool) -> tuple[Net, list[dict]]:
-    net = Net().double()
-    generator = torch.Generator().manual_seed(seed)
-    table = pathlens.initialise(net, scheme, example=X.double(), generator=generator, **options)
-    return net, [dict(row) for row in table.rows]
-
 
 #: variance times the fan-in of 216 of the convolution behind a ReLU, and of the one behind none
 GAINS = {
@@ -178,6 +143,29 @@ def test_a_second_scheme_takes_off_what_the_first_attached() -> None:
     pathlens.initialise(net, "scaled-ws", example=X.double())
     pathlens.initialise(net, "he-fan-in", example=X.double())
     assert {name for name, _ in net.named_parameters()} == set(names)
+
+
+class TwoHeads(Net):
+    """A second head, computed last, that is not studied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(24, 5)
+        self.square = nn.Parameter(torch.eye(5))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.blocks(self.stem(x)).mean((2, 3))
+        return {"out": self.head(x), "aux": self.aux(x) @ self.square}
+
+
+def test_weights_of_an_output_that_is_not_studied_are_kept() -> None:
+    model = TwoHeads()
+    before = {name: value.clone() for name, value in model.aux.state_dict().items()}
+    table = pathlens.initialise(model, "fixup", example=X)
+    assert not model.head.weight.any()
+    assert all(torch.equal(value, before[name]) for name, value in model.aux.state_dict().items())
+    kept = {row["parameter"] for row in table.rows if row["distribution"] == "kept"}
+    assert kept == {"aux.weight", "aux.bias", "square", "unused"}
 
 
 def test_a_view_of_tokens_is_initialised_anew() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pathlens
-from pathlens.propagation import expectation
+from pathlens.propagation import PLACES, expectation
 
 WIDE, MANY = 128, 8
 Step = Callable[[nn.ModuleList, Tensor], Tensor]
@@ -46,12 +46,12 @@ class Stack(nn.Module):
 
 
 def table(step: Step, init: str = "he-fan-in", norms: int = 0, seeds: int = 4):
-    """Rows of the outputs (and of the branches), by block."""
+    """Rows of each place, by block."""
     torch.manual_seed(0)
     net = Stack(step, norms=norms).double()
     data = [(torch.randn(256, WIDE, dtype=torch.float64), torch.randint(0, 10, (256,)))]
     rows = pathlens.signal_propagation(net, data, init=init, seeds=seeds, standardise=init == "brock").rows
-    return {place: [row for row in rows if row["place"] == place] for place in ("stem", "branch", "output")}
+    return {place: [row for row in rows if row["place"] == place] for place in PLACES}
 
 
 def assert_about(row: dict, name: str, due: float, tolerance: float = 0.02) -> None:
@@ -88,6 +88,17 @@ def test_variance_and_gradient_grow_by_a_factor_a_block(step, growth: float) -> 
             assert row["second_moment"] == pytest.approx(row["expected_second_moment"], rel=0.25)
             back = growth ** (MANY - 1 - index) * last["gradient_second_moment"]
             assert row["expected_gradient_second_moment"] == pytest.approx(back, rel=0.05)
+
+
+def test_gradients_at_the_ends_of_branch_and_shortcut_are_expected_where_they_are_measured() -> None:
+    """At their sum: 2^k behind it, and not what the branch sends back to the block before as well."""
+    found = table(plain)
+    last = found["output"][-1]["gradient_second_moment"]
+    for place in ("branch", "shortcut", "sum"):
+        for index, row in enumerate(found[place]):
+            due = 2.0 ** (MANY - 1 - index) * last
+            assert row["expected_gradient_second_moment"] == pytest.approx(due, rel=0.05), place
+            assert row["gradient_second_moment"] == pytest.approx(due, rel=0.4), place
 
 
 def test_batch_norm_before_relu_grows_linearly() -> None:
@@ -194,6 +205,31 @@ def test_quadrature_against_integrals(target: Any, phi: Callable[[Any], Any], si
     assert gain == pytest.approx(mean(lambda x: ((phi(x + 1e-5) - phi(x - 1e-5)) / 2e-5) ** 2), rel=1e-3)
     if target is torch.ops.aten.gelu.default and size == 1:
         assert got.q == pytest.approx(1 / 3 + 1 / (2 * math.pi * math.sqrt(3)), rel=1e-3)
+
+
+def square(block: nn.ModuleList, x: Tensor) -> Tensor:
+    bounded = torch.tanh(x)
+    return x + block[0](bounded * bounded)
+
+
+def similarity(block: nn.ModuleList, x: Tensor) -> Tensor:
+    return x + block[0](x) * F.linear(x, x).mean(1, keepdim=True)
+
+
+def ones_of_the_batch(block: nn.ModuleList, x: Tensor) -> Tensor:
+    return x + block[0](x) * torch.ones(x.shape[0], 1, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("step", [square, similarity, ones_of_the_batch])
+def test_nothing_is_expected_behind_factors_and_weights_that_come_from_the_input(step: Step) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(16, WIDE, dtype=torch.float64) / WIDE, torch.randint(0, 10, (16,)))]
+    rows = pathlens.signal_propagation(Stack(step).double(), data, init="he-fan-in", seeds=1).rows
+    stem, branch = rows[:2]
+    assert (stem["place"], branch["place"]) == ("stem", "branch")
+    assert stem["expected_second_moment"] == pytest.approx(stem["second_moment"])
+    assert branch["second_moment"] > 0
+    assert branch["expected_second_moment"] is None
 
 
 def test_nothing_is_expected_of_networks_that_rectify_their_sums() -> None:

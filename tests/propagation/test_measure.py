@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -74,6 +76,49 @@ class Rough(nn.Module):
             found[i, "sum"] = found[i, "branch"] + found[i, "shortcut"]
             x = found[i, "output"] = F.relu(found[i, "sum"])
         return found, self.head(x.mean((2, 3)))
+
+
+class Normed(nn.Module):
+    """A block that begins with a layer norm of the channels; ``first`` says whether these stand before the places."""
+
+    def __init__(self, normed: Callable[[nn.Module, Tensor], Tensor], first: bool) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.LayerNorm(4), nn.Linear(4, 5)
+        self.map = nn.Conv2d(4, 4, 1) if first else nn.Linear(4, 4)
+        self.normed, self.first = normed, first
+
+    def by_hand(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shortcut and branch."""
+        x = self.stem(x) if self.first else self.stem(x).permute(0, 2, 3, 1)
+        return x, self.map(F.gelu(self.normed(self.norm, x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, branch = self.by_hand(x)
+        return self.head((x + branch).mean((2, 3) if self.first else (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("first", "normed"),
+    [
+        (True, lambda norm, x: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+        (True, lambda norm, x: norm(x.transpose(1, -1)).transpose(1, -1)),
+        (True, lambda norm, x: norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (6, 7))),
+        (True, lambda norm, x: F.layer_norm(x, x.shape[1:])),
+        (False, lambda norm, x: norm(x)),
+        (False, lambda norm, x: norm(x.permute(0, 3, 1, 2).permute(0, 2, 3, 1))),
+        (False, lambda norm, x: norm(x.permute(0, 2, 1, 3)).transpose(1, 2)),
+    ],
+)
+def test_channels_are_what_the_layer_norm_that_begins_a_branch_normalises(
+    first: bool, normed: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    net, x = Normed(normed, first).double(), torch.randn(3, 2, 6, 7, dtype=torch.float64)
+    readings = measure(pathlens.find_blocks(net, x).chain(x), x, torch.arange(3), cross_entropy)
+    with torch.no_grad():
+        shortcut, branch = net.by_hand(x)
+    for end, tensor in (("shortcut", shortcut), ("branch", branch), ("sum", shortcut + branch)):
+        assert_same(readings[0, end].forward, by_definition(tensor if first else tensor.movedim(-1, 1)))
 
 
 def test_generators_of_gpus_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:

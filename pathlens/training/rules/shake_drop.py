@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pathlens.errors import UsageError
-from pathlens.training.rows import require_rows
+from pathlens.training.rows import require_rows_of_blocks
 from pathlens.training.rules.rule import Rule
 from pathlens.training.rules.scaling import LEVELS, Factor, Range, Scaling, Share, scaled
 
@@ -73,7 +73,7 @@ class ShakeDrop(Rule):
             raise UsageError("shakedrop: a plain network has no shortcut beside which a branch could be scaled")
         super().check_view(view)
         if self.level != "batch":
-            require_rows(view, f"shakedrop level {self.level}", "draw once for a batch (level=batch)")
+            require_rows_of_blocks(view, f"shakedrop level {self.level}", "draw once for a batch (level=batch)")
 
     def expectation(self, blocks: int) -> tuple[float, ...]:
         """What each branch is multiplied by on average."""

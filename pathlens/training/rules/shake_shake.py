@@ -12,7 +12,7 @@ import torch
 from pathlens.errors import UsageError
 from pathlens.residual.modes import in_mode
 from pathlens.residual.parallel import draws_at_random, parallel_branches
-from pathlens.training.rows import require_rows
+from pathlens.training.rows import require_rows_of_blocks
 from pathlens.training.rules.rule import Rule
 from pathlens.training.rules.scaling import Factor, Range, Scaling, Share, scaled
 
@@ -76,7 +76,7 @@ class ShakeShake(Rule):
                 "shakedrop is for blocks with one"
             )
         if self.level == "sample" and "shake" in (self.forward, self.backward):
-            require_rows(view, "shake-shake level sample", "draw once for a batch (level=batch)")
+            require_rows_of_blocks(view, "shake-shake level sample", "draw once for a batch (level=batch)")
 
     def scale(self, blocks: int, rng: np.random.Generator) -> tuple[Scaling | None, ...]:
         """How the branches of each block are mixed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pathlens.errors import UsageError
-from pathlens.training.rows import require_rows
+from pathlens.training.rows import require_rows_of_blocks
 from pathlens.training.rules.rule import Rule
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class StochasticDepth(Rule):
         """
         super().check_view(view)
         if self.per == "sample":
-            require_rows(view, f"{self.name} per sample", "draw once for a batch (per=batch)")
+            require_rows_of_blocks(view, f"{self.name} per sample", "draw once for a batch (per=batch)")
 
     def expectation(self, blocks: int) -> tuple[float, ...]:
         """Probability of each block to be in a batch's sub-network."""
