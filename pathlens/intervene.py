@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from pathlens import plans
@@ -54,7 +53,7 @@ def deleted(model: nn.Module | ResidualView, blocks: int | Iterable[int]) -> Ite
         The model; calling it computes the lesioned network. A deleted branch is not computed.
 
     Raises:
-        UsageError: a block that does not exist; or parts of the model were called in the block, and the model was not.
+        UsageError: a block that does not exist.
 
     Source: Veit, Wilber, Belongie 2016, sections 4.1 and 4.2.
 
@@ -163,7 +162,7 @@ def restrict_backward(
     """
     with _entered(model, plans.restrict(lengths, path)) as own:
         yield own.model
-        if not own.uses:
+        if not own.calls:
             raise UsageError("restrict_backward: no forward pass ran inside the with block; call the model inside it")
 
 
@@ -180,8 +179,7 @@ def applied(model: nn.Module | ResidualView, plan: Plan) -> Iterator[nn.Module]:
         plan: what to do to it, from :mod:`pathlens.plans`.
 
     Raises:
-        UsageError: the plan does not fit the network, or is a second restriction of the backward pass; or parts of
-            the model were called in the block, and the model was not.
+        UsageError: the plan does not fit the network, or is a second restriction of the backward pass.
     """
     with _entered(model, plan) as own:
         yield own.model
@@ -209,13 +207,7 @@ def _entered(model: nn.Module | ResidualView, plan: Plan) -> Iterator[_Active]:
         with together():
             current.begin(own)
         yield own
-        if own.beside and not own.uses:
-            raise UsageError(
-                f"an intervention on {type(target).__name__} did nothing: its part {own.beside} was called without it; "
-                "call the model inside the with block, since its parts and its other methods run as they are"
-            )
     finally:
-        own.watch.remove()
         current.pop(own)
 
 
@@ -241,11 +233,7 @@ def active_plans(model: nn.Module, view: ResidualView) -> tuple[Plan, ...]:
     """
     if not _intervened(model):
         return ()
-    collected = _collected(model, view, view.chain())
-    for entry, _ in collected:
-        if entry.plan.changes_forward:
-            entry.used()
-    return tuple(plan for _, plan in collected)
+    return tuple(plan for _, plan in _collected(model, view, view.chain()))
 
 
 @dataclass(eq=False)
@@ -258,9 +246,7 @@ class _Active:
         view: the user's view, if there is one.
         key: identifies the plan in the context variable of the thread; later ones have larger keys.
         thread: identifier of the thread.
-        uses: how often it was carried out so far.
-        names: of the model and its parts.
-        beside: a part that was called by itself before that, which ``watch`` notices.
+        calls: forward passes so far.
     """
 
     model: nn.Module
@@ -268,21 +254,7 @@ class _Active:
     view: ResidualView | None
     key: int = field(default_factory=count().__next__)
     thread: int = field(default_factory=threading.get_ident)
-    uses: int = 0
-    beside: str = ""
-
-    def __post_init__(self) -> None:
-        self.names = {module: name for name, module in self.model.named_modules()}
-        self.watch = register_module_forward_pre_hook(self._see)
-
-    def used(self) -> None:
-        """Count that it is carried out."""
-        self.uses += 1
-        self.watch.remove()
-
-    def _see(self, module: nn.Module, _inputs: Any) -> None:
-        if self.key in _keys.get() and not _suspended.get():
-            self.beside = self.beside or self.names.get(module, "")
+    calls: int = 0
 
 
 #: keys of the plans entered in this context; not the plans themselves, because a context may outlive a model
@@ -364,7 +336,7 @@ class _Intervened:
         chain = view.chain(images)
         collected = _collected(self.model, view, chain)
         for entry, _ in collected:
-            entry.used()
+            entry.calls += 1
         results, updates = self._run(chain, [plan for _, plan in collected], images)
         with together(), torch.no_grad():
             for name, value in updates.items():

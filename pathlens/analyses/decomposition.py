@@ -11,7 +11,7 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from pathlens.analyses.evaluation import task_of
-from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
+from pathlens.analyses.initialised import check_batches, check_schemes, checked_batch, interval, labelled, mean
 from pathlens.analyses.linear import Opened, opened, type_of
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
@@ -144,12 +144,9 @@ def _measuring(
     prepared: dict[Chain, Decomposition] = {}
 
     def compute(batch: int, images: Tensor, targets: Tensor) -> _Batch:
-        check_batch(run, batch, images)
+        images = checked_batch(run, batch, images)
         if task is not None:
             task.check_targets(targets, len(images))
-        images = run.moved(images)
-        if images.is_floating_point() and not images.isfinite().all():
-            raise DataError(f"batch {batch} has inputs that are NaN or infinite; check how the data is normalised")
         chain = view.chain(images)
         target, block = target_of(chain, at)
         if chain not in prepared:

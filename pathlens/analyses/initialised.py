@@ -126,8 +126,8 @@ def labelled(
         yield scheme, False, initialisations(run, scheme, seeds, build, standardise)
 
 
-def check_batch(run: Opened, batch: int, images: Tensor) -> None:
-    """Raise where a batch has one example in train mode.
+def checked_batch(run: Opened, batch: int, images: Tensor) -> Tensor:
+    """The images of a batch where the network is.
 
     Args:
         run: the network.
@@ -135,12 +135,16 @@ def check_batch(run: Opened, batch: int, images: Tensor) -> None:
         images: of it.
 
     Raises:
-        DataError: naming it.
+        DataError: naming it; it has one example in train mode, or an input is not finite.
     """
     if run.mode == "train" and len(images) < 2:
         raise DataError(
             f"batch {batch} has one example, which has no statistics in train mode; leave it out or use mode='eval'"
         )
+    images = run.moved(images)
+    if images.is_floating_point() and not images.isfinite().all():
+        raise DataError(f"batch {batch} has inputs that are NaN or infinite; check how the data is normalised")
+    return images
 
 
 def mean(values: Sequence[float | None]) -> float | None:

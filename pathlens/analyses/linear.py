@@ -72,7 +72,7 @@ class Opened:
     @cached_property
     def mixes(self) -> bool:
         """Whether an example's gradient holds what it does to the losses of the others of its batch."""
-        return self.mode == "train" or mixes_examples(self.view.chain().trace)
+        return mixes_examples(self.view.chain().trace)
 
     def linearise(self, images: Tensor, labels: Tensor, at: str, loss: Loss) -> Linearisation | GraphLinearisation:
         """The network linearised at a batch."""

@@ -60,8 +60,9 @@ def path_gradients(
     the batch size. They do where batch norms use the statistics of the batch, in train mode or because they keep no
     others: an example's gradient then holds what it does to the losses of its batch.
 
-    An example none of whose targets counts (-100) has no loss and is left out; with such batch norms, only where no
-    target of its batch counts. Which targets count for a ``loss`` that is a function nobody knows: all examples enter.
+    An example none of whose tokens or pixels counts (-100) has no loss and is left out; with such batch norms, only
+    where no target of its batch counts. Which targets count for a ``loss`` that is a function nobody knows: all
+    examples enter.
 
     Args:
         model: the network or its view.
@@ -284,7 +285,7 @@ def _problem(run: Opened, request: Request, loss: Loss, observed: Observed) -> P
         run.runner.device,
         run.runner.dtype,
         run.dtype,
-        run.mixes,
+        run.mode == "train" or run.mixes,
         linearise=lambda images, labels: run.linearise(images, labels, request.at, loss),
         measure=observed,
     )

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pathlens.analyses.agreement import check_traced
 from pathlens.analyses.evaluation import losses_of
-from pathlens.analyses.initialised import check_batch, check_batches, check_schemes, interval, labelled, mean
+from pathlens.analyses.initialised import check_batches, check_schemes, checked_batch, interval, labelled, mean
 from pathlens.analyses.linear import Observed, Opened, opened
 from pathlens.analyses.options import Options
 from pathlens.analyses.runner import Progress
 from pathlens.analyses.sources import Data
-from pathlens.errors import DataError, UsageError
+from pathlens.errors import UsageError
 from pathlens.initialisation import SCHEMES
 from pathlens.plans import require_chain
 from pathlens.propagation import QUANTITIES, Expected, Growth, expect, growth_of, measure, overflow_block
@@ -72,7 +72,7 @@ def signal_propagation(
     loss. Each batch is reduced by itself, and batches are averaged. The gradient is that of the sum of the losses of a
     batch, so that it does not depend on how many examples there are (but for batch norms).
 
-    Examples none of whose targets counts (-100) are left out, as by :func:`.path_gradients`.
+    Examples none of whose tokens or pixels counts (-100) are left out, as by :func:`.path_gradients`.
 
     Args:
         model: the network or its view. It is not changed.
@@ -189,10 +189,7 @@ def _trained(view: ResidualView, run: Opened, observed: Observed, steps: int, lr
 
 def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> Callable[[int, Tensor, Tensor], Any]:
     def compute(batch: int, images: Tensor, labels: Tensor) -> Any:
-        check_batch(run, batch, images)
-        images = run.moved(images)
-        if images.is_floating_point() and not images.isfinite().all():
-            raise DataError(f"batch {batch} has inputs that are NaN or infinite; check how the data is normalised")
+        images = checked_batch(run, batch, images)
         chain = view.chain(images)
         readings = measure(chain, images, labels.to(run.runner.device), loss)
         due = {} if trained else expect(chain, readings)
@@ -208,9 +205,7 @@ def _measuring(view: ResidualView, run: Opened, loss: Loss, trained: object) -> 
 
 def _averaged(batches: Iterable[tuple[int, list[list[float | None]]]], view: ResidualView) -> _Values:
     """Means over batches, each as often as it has examples; missing where any is."""
-    examples, stacked = zip(*batches, strict=True) if (batches := list(batches)) else ((), ())
-    if not stacked:
-        raise DataError("the data has no images; give at least one batch")
+    examples, stacked = zip(*batches, strict=True)
     means = [
         [None if None in values else fmean(values, examples) for values in zip(*of_batches, strict=True)]
         for of_batches in zip(*stacked, strict=True)

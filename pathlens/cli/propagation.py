@@ -39,7 +39,8 @@ def signal_propagation(
     seeds: Annotated[int, o.option("Initialisations of each scheme.", metavar="N")] = 5,
     mode: Annotated[Mode, o.option("train: batch norms with the statistics of the batch.", "--mode")] = Mode.train,
     steps: Annotated[
-        int, o.option("Steps of gradient descent on the first batch before anything is measured.", metavar="N")
+        int,
+        o.option("Steps of gradient descent before all else, on the first batch with targets.", metavar="N"),
     ] = 0,
     lr: Annotated[float, o.option("Learning rate of these steps.", "--lr", metavar="X")] = 0.1,
     loss: o.Loss = None,

@@ -29,7 +29,7 @@ from pathlens.errors import ModelError
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
 from pathlens.residual.segments import cut
-from pathlens.residual.simplify import batch_norm_update
+from pathlens.residual.simplify import OF_THE_BATCH
 from pathlens.runtime.randomness import seeded
 
 aten = torch.ops.aten
@@ -49,9 +49,6 @@ _WITH_PLACES: Mapping[Any, tuple[Any, int]] = {
     aten.max_pool1d.default: (aten.max_pool1d_with_indices.default, 1),
     aten.max_pool2d.default: (aten.max_pool2d_with_indices.default, 2),
 }
-
-#: batch norms with the statistics of the batch that give more than their output; their last argument is epsilon
-_OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
 
 
 class Decomposition:
@@ -243,7 +240,7 @@ def _zeros(value: Any) -> Any:
 def _norm(n: fx.Node, args: Sequence[Any], x: Tensor) -> Callable[[Summands], dict[int, Any]] | None:
     """How a norm with statistics of its own input carries summands; None where the operation is no such norm."""
     given: list[Any] = [*args[1:], None, None]
-    if n.target in _OF_THE_BATCH:
+    if n.target in OF_THE_BATCH:
         scaled = _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[-1], channels=True)
         return lambda summands: {key: (part,) for key, part in scaled(summands).items()}
     if n.target is aten.batch_norm.default and args[5]:

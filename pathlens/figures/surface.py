@@ -15,11 +15,11 @@ from matplotlib.ticker import FuncFormatter
 from mpl_toolkits.mplot3d import Axes3D
 
 from pathlens.errors import UsageError
-from pathlens.figures.lesions import of, percent_axis
+from pathlens.figures.lesions import error_label, of, percent_axis
 from pathlens.figures.style import COLOURS, DOUBLE, MUTED, legend_outside, new_figure, style, to_rows
 from pathlens.results.result import Row, Rows
 from pathlens.results.surface import drawn_losses, draws_of, is_grid, lines_of, lowest
-from pathlens.results.tasks import error_label, loss_label
+from pathlens.results.tasks import loss_label
 from pathlens.results.text import number
 from pathlens.tables import Table
 
@@ -154,6 +154,6 @@ def _lines(rows: Rows, width: float, table: Table | pd.DataFrame) -> Figure:
         drawn = ("error", "error_high") if len(errors) == 1 else ("error",)  # several draws have no intervals
         percent_axis(right, [row.get(name) for row in rows for name in drawn])
         left.set_ylabel(label)
-        right.set_ylabel(error_label(of(table)))
+        right.set_ylabel(error_label(table))
         legend_outside(right, width)
     return figure

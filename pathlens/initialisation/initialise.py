@@ -17,7 +17,9 @@ from pathlens.initialisation.places import (
     find_ends,
     find_places,
     find_undrawn,
+    find_used,
     holders,
+    norms_of,
     other_parameters,
 )
 from pathlens.initialisation.reparametrised import Factor, ScaledStandardisation, attach, detached
@@ -92,13 +94,14 @@ def initialise(
                 "std_due": draw.std,
                 "standardised": standardised,
             }
-        for name, role in other_parameters(network, places, find_biases(view)).items():
+        norms = norms_of(network, find_used(view))
+        for name, role in other_parameters(network, places, find_biases(view), norms).items():
             rows[name] = {"role": role, "distribution": "kept" if role == "other" else "constant"}
             if role != "other":
                 network.get_parameter(name).fill_(1.0 if role == "norm" and name.endswith("weight") else 0.0)
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.reset_running_stats()
+        for norm in norms:
+            if isinstance(norm, nn.modules.batchnorm._NormBase):
+                norm.reset_running_stats()
     table = [{**_EMPTY, **rows[name], **_values(name, p)} for name, p in network.named_parameters()]
     factors = _reparametrise(view, chosen, places, ends)
     for row in table:

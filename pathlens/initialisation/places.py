@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pathlens.residual import ResidualView
 from pathlens.residual import operations as ops
@@ -246,7 +247,22 @@ def _is_rectified(node: fx.Node, input_dependent: set[fx.Node]) -> bool:
     return True
 
 
-def other_parameters(model: nn.Module, places: tuple[Place, ...], biases: frozenset[str]) -> dict[str, str]:
+def find_used(view: ResidualView) -> frozenset[Tensor]:
+    """The parameters and buffers that the output which is studied is computed from."""
+    chain = view.chain()
+    names = tuple(node.name for node in _used(chain) if node.name in chain.trace.tensors)
+    return frozenset(chain.trace.fetch(names))
+
+
+def norms_of(model: nn.Module, used: frozenset[Tensor]) -> list[nn.Module]:
+    """The norms that compute with some of these tensors."""
+    norms = (module for module in model.modules() if isinstance(module, _NORM_MODULES))
+    return [norm for norm in norms if not used.isdisjoint((*norm.parameters(), *norm.buffers()))]
+
+
+def other_parameters(
+    model: nn.Module, places: tuple[Place, ...], biases: frozenset[str], norms: Collection[nn.Module]
+) -> dict[str, str]:
     """Role of each parameter that is no weight of a place: ``norm``, ``bias`` of a map, or ``other``."""
     known = {place.parameter for place in places}
     owners = {name.rpartition(".")[0] for name in known}
@@ -255,7 +271,7 @@ def other_parameters(model: nn.Module, places: tuple[Place, ...], biases: frozen
         owner, _, leaf = name.rpartition(".")
         if name in known:
             continue
-        norm = isinstance(model.get_submodule(owner), _NORM_MODULES) and leaf in ("weight", "bias")
+        norm = model.get_submodule(owner) in norms and leaf in ("weight", "bias")
         bias = name in biases or (owner in owners and leaf == "bias" and parameter.dim() == 1)
         roles[name] = "norm" if norm else "bias" if bias else "other"
     return roles

@@ -66,7 +66,8 @@ class Link:
             if name in ("layer_norm", "rms_norm") and len(args[1]) == 1:
                 return -1 if self._is_last(node) else 1
             if node.target in ops.WEIGHTED:
-                return -1
+                # maps of sequences may mix the tokens, behind a transposition; of images none does
+                return -1 if self.branch_point.meta["val"].dim() == 3 or self._is_last(node) else 1
         return 1
 
     def _is_last(self, node: fx.Node) -> bool:

@@ -27,14 +27,12 @@ from pathlens.residual.operations import ancestors
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
-from pathlens.residual.trace import Trace, batch_norm_update
+from pathlens.residual.simplify import OF_THE_BATCH
+from pathlens.residual.trace import Trace
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
 
 aten = torch.ops.aten
-
-#: batch norms that use the statistics of what they are given: with running statistics that they update, and without any
-_OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
 
 
 def require_rows(trace: Trace, node: fx.Node, value: Tensor, examples: int, where: str, remedy: str) -> None:
@@ -69,7 +67,7 @@ def mixes_examples(trace: Trace) -> bool:
     normalised: list[Any] = [
         node.args[0]
         for node in trace.graph.nodes
-        if node.target in _OF_THE_BATCH
+        if node.target in OF_THE_BATCH
         or (node.target is aten.batch_norm.default and (node.args[5] or node.args[3] is None))
     ]
     # weights may be standardised by a batch norm, and an instance norm be written as one in which every example has

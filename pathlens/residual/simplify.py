@@ -32,6 +32,11 @@ def batch_norm_update(
     return out, mean, variance
 
 
+#: batch norms that use the statistics of what they are given, with running statistics that they update or without any;
+#: they return more than their output, and their last argument is epsilon
+OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
+
+
 def statistics_after_both(earlier: Tensor, later: Tensor, origin: Tensor, momentum: float) -> Tensor:
     """Running statistics after two updates of one batch norm, each of which started from ``origin``."""
     return later + (1 - momentum) * (earlier - origin)

@@ -47,9 +47,11 @@ def said(value: Any) -> str:
 def summary(provenance: Provenance) -> str:
     """One line that says on what the numbers of a table rest."""
     get = provenance.get
+    left_out = f", {get('images_left_out')} left out" if get("images_left_out") else ""
+    number = f"{get('images', '')} {get('examples', 'images')}{left_out}"
     parts = [
         f"{get('model', get('network'))}, weights {get('weights', 'as given')}",
-        f"{get('data')} {get('split', '')} {get('images', '')} {get('examples', 'images')}".replace("  ", " "),
+        f"{get('data')} {get('split', '')} {number}".replace("  ", " "),
         f"normalisation {get('normalisation')}",
         f"{get('dtype')} on {get('device')}",
         f"seed {get('seed')}",

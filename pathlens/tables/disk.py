@@ -23,6 +23,7 @@ LARGEST_TABLE = 2**26
 
 _LARGEST_UNPACKED = 2**29
 _LARGEST_RATIO = 22  # of unpacked to packed bytes: 64 bytes of Snappy take 3 at least
+_TOGETHER = 1000  # batches
 _PADDING = 100  # bytes that Arrow reads beyond what is stated of a column, in files of old writers
 _MOST_CELLS = 10_000_000
 _MOST_COLUMNS = 1000
@@ -142,13 +143,16 @@ def _unpacked(file: pq.ParquetFile, path: Path) -> pa.Table:
     if stated > LARGEST_TABLE:
         raise RunError(f"{path} states {stated:,} bytes of cells, more than {LARGEST_TABLE:,}; check where it is from")
     _check_size(metadata.num_rows, len(schema), path)
-    batches, nbytes = [], 0
+    parts, batches, nbytes = [], [], 0
     for batch in file.iter_batches(batch_size=_rows_at_once(metadata, path)):
         nbytes += batch.nbytes
         if nbytes > _LARGEST_UNPACKED:
             raise RunError(f"{path} unpacks to more than {_LARGEST_UNPACKED:,} bytes; check where it is from")
         batches.append(batch)
-    return pa.Table.from_batches(batches, schema=schema)
+        if len(batches) == _TOGETHER:  # each takes memory beside its cells
+            parts.append(pa.Table.from_batches(batches, schema).combine_chunks())
+            batches = []
+    return pa.concat_tables([*parts, pa.Table.from_batches(batches, schema)])
 
 
 def _rows_at_once(metadata: pq.FileMetaData, path: Path) -> int:

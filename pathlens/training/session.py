@@ -14,7 +14,7 @@ from torch import nn
 
 from pathlens.data import ArrayData, DataSet, ImageData, TextData, check_labels, check_tokens
 from pathlens.errors import ModelError, RunError, UsageError, described
-from pathlens.intervene import skips_deleted
+from pathlens.intervene import active_plans, skips_deleted
 from pathlens.metrics import Task, task_named
 from pathlens.metrics.mask_losses import BATCH_IOU
 from pathlens.metrics.regression import RegressionCounts
@@ -365,6 +365,12 @@ def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -
             raise
         return None  # ordinary training needs no blocks
     rule.check_view(view)
+    if (compiled or rule.is_random or rule.lengths is not None) and active_plans(model, view):
+        what = "a compiled network" if compiled else str(rule)
+        raise UsageError(
+            f"{what} runs the blocks of {type(model).__name__} as they are, and an intervention is active on it; call "
+            "train outside of the with block, or train it in full"
+        )
     return view
 
 

@@ -143,13 +143,17 @@ def test_examples_without_a_target_that_counts_are_left_out():
 
 
 def test_where_examples_mix_or_the_loss_is_a_function_fewer_are_left_out():
-    net = Small(blocks=2).double()
+    alone = Small(blocks=2).double()
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(5), alone).double()
     inputs, targets = torch.randn(4, 5, 4).double(), torch.randint(3, (4, 5))
     targets[1:] = IGNORED
     pairs = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
     mixed, first = (pathlens.path_gradients(net, data, method="exact", mode="train") for data in (pairs, pairs[:1]))
     assert mixed.rows == first.rows
     assert mixed.provenance["images_measured"] == 2
+    by_mode = [pathlens.path_gradients(alone, pairs, method="exact", mode=mode) for mode in ("train", "eval")]
+    assert [found.provenance["images_measured"] for found in by_mode] == [1, 1]
+    assert by_mode[0].rows == by_mode[1].rows
     own = pathlens.path_gradients(net, pairs, method="exact", loss=lambda outputs, _: outputs.square().mean((1, 2)))
     assert own.provenance["images_measured"] == 4
 

@@ -150,7 +150,7 @@ class TwoHeads(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.aux = nn.Linear(24, 5)
+        self.aux = nn.Sequential(nn.Linear(24, 5), nn.BatchNorm1d(5))
         self.square = nn.Parameter(torch.eye(5))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -160,12 +160,14 @@ class TwoHeads(Net):
 
 def test_weights_of_an_output_that_is_not_studied_are_kept() -> None:
     model = TwoHeads()
+    for value in model.aux[1].state_dict().values():
+        value.fill_(3)
     before = {name: value.clone() for name, value in model.aux.state_dict().items()}
     table = pathlens.initialise(model, "fixup", example=X)
     assert not model.head.weight.any()
     assert all(torch.equal(value, before[name]) for name, value in model.aux.state_dict().items())
     kept = {row["parameter"] for row in table.rows if row["distribution"] == "kept"}
-    assert kept == {"aux.weight", "aux.bias", "square", "unused"}
+    assert kept == {"aux.0.weight", "aux.0.bias", "aux.1.weight", "aux.1.bias", "square", "unused"}
 
 
 def test_a_view_of_tokens_is_initialised_anew() -> None:

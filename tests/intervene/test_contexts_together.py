@@ -14,13 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules import module as modules
 from torch.utils.checkpoint import checkpoint
 
 import pathlens
 from pathlens import deleted, find_blocks, plans, reordered, restrict_backward, skips_deleted
 from pathlens.errors import NumericsError, UsageError
-from pathlens.intervene import suspended
 from tests.helpers.path_oracle import Minus, Net, Post, Pre, drawn, images
 
 close = torch.testing.assert_close
@@ -358,34 +356,6 @@ def test_a_forward_that_the_user_assigns_inside_is_kept(model, nested):
     with deleted(view, 0):
         del net.forward
     assert "forward" not in net.__dict__
-
-
-@pytest.mark.parametrize("by_view", [True, False])
-@torch.no_grad()
-def test_parts_that_are_called_in_place_of_the_network_are_refused(model, by_view):
-    net, view = model
-    words = "on Net did nothing: its part first was called without it; call the model inside"
-    with pytest.raises(UsageError, match=words) as caught, deleted(view if by_view else net, 0):
-        run(net, images())
-    assert "\n" not in str(caught.value)
-    assert "forward" not in net.__dict__
-    assert not modules._global_forward_pre_hooks
-
-
-def test_parts_may_be_called_beside_the_network(wrapped):
-    outer, view, inner = wrapped
-    data = [(images(), torch.tensor([0, 2]))]
-    for carry_out in (lambda: outer(images()), lambda: pathlens.path_gradients(view, data, method="exact")):
-        with deleted(view, 0):
-            run(outer.net, images())
-            carry_out()
-    with deleted(inner, 0), ThreadPoolExecutor(1) as pool:
-        pool.submit(run, outer.net, images()).result()
-        Minus(3).double()(images())
-        find_blocks(outer.net, images())
-    with deleted(inner, 0), suspended():
-        run(outer.net, images())
-    assert not modules._global_forward_pre_hooks
 
 
 def pickled(model):

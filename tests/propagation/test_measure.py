@@ -104,12 +104,14 @@ class Normed(nn.Module):
         (True, lambda norm, x: norm(x.transpose(1, -1)).transpose(1, -1)),
         (True, lambda norm, x: norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (6, 7))),
         (True, lambda norm, x: F.layer_norm(x, x.shape[1:])),
+        (True, lambda norm, x: F.linear(x.permute(0, 2, 3, 1), norm.weight.diag()).permute(0, 3, 1, 2)),
+        (False, lambda norm, x: F.linear(x, norm.weight.diag())),
         (False, lambda norm, x: norm(x)),
         (False, lambda norm, x: norm(x.permute(0, 3, 1, 2).permute(0, 2, 3, 1))),
         (False, lambda norm, x: norm(x.permute(0, 2, 1, 3)).transpose(1, 2)),
     ],
 )
-def test_channels_are_what_the_layer_norm_that_begins_a_branch_normalises(
+def test_channels_are_what_the_layer_norm_or_map_that_begins_a_branch_takes(
     first: bool, normed: Callable[[nn.Module, Tensor], Tensor]
 ) -> None:
     torch.manual_seed(0)

@@ -290,6 +290,17 @@ def test_a_parquet_file_that_states_less_than_it_holds_unpacks_a_few_rows_at_a_t
     assert max(unpacked) < 2**21
 
 
+def test_a_parquet_file_that_is_read_row_by_row_is_what_it_is(tmp_path, monkeypatch):
+    rows = tuple({"t": str(number), "n": number} for number in range(23))
+    Table((Column("t"), Column("n")), rows).write(tmp_path, "t")
+    whole = read_table(tmp_path / "t.parquet")
+    monkeypatch.setattr(disk, "_rows_at_once", lambda *_: 1)
+    for together in (5, 23, 100):
+        monkeypatch.setattr(disk, "_TOGETHER", together)
+        assert read_table(tmp_path / "t.parquet") == whole
+    assert whole.rows == rows
+
+
 def test_a_parquet_file_of_more_packed_bytes_than_a_table_has_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "t.parquet"
     path.write_bytes(forged(written(np.random.default_rng(0).bytes(5000).hex(), 1)))

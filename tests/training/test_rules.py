@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathlens.errors import UsageError
+from pathlens.intervene import deleted
 from pathlens.models import preresnet, resnet, shakeshake
 from pathlens.residual import find_blocks, view_of
 from pathlens.training import (
@@ -267,6 +268,20 @@ def test_networks_that_a_rule_cannot_train(build: Callable[[], nn.Module], rule:
     net(torch.zeros(2, 1, 8, 8))
     with pytest.raises(UsageError, match=words):
         train(net, digits(), recipe=RECIPE, rule=rule)
+
+
+@pytest.mark.parametrize("options", [{"rule": BlocksPerBatch(2)}, {"rule": PathLengths(0, 2)}, {"compiled": True}])
+def test_a_lesioned_network_is_trained_in_full_alone(options: dict[str, Any]) -> None:
+    net, recipe = network(), Recipe(epochs=1, batch_size=20, warmup=0, crop=0, flip=False)
+    with deleted(find_blocks(net, torch.zeros(2, 1, 8, 8).double()), 1):
+        with pytest.raises(UsageError, match="PreActResNet as they are, and an intervention is active on it") as caught:
+            train(net, digits(20), recipe=recipe, dtype="float64", **options)
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        train(net, digits(20), recipe=recipe, dtype="float64")
+    assert "\n" not in str(caught.value)
+    changed = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("layer2.0.conv") for name in changed)
+    assert any(name.startswith("layer1.0.conv") for name in changed)
 
 
 class Across(nn.Module):
