@@ -29,7 +29,7 @@ from pathlens.errors import ModelError
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, Link, module_path
 from pathlens.residual.segments import cut
-from pathlens.residual.simplify import OF_THE_BATCH
+from pathlens.residual.simplify import gives_statistics, uses_the_batch
 from pathlens.runtime.randomness import seeded
 
 aten = torch.ops.aten
@@ -240,11 +240,11 @@ def _zeros(value: Any) -> Any:
 def _norm(n: fx.Node, args: Sequence[Any], x: Tensor) -> Callable[[Summands], dict[int, Any]] | None:
     """How a norm with statistics of its own input carries summands; None where the operation is no such norm."""
     given: list[Any] = [*args[1:], None, None]
-    if n.target in OF_THE_BATCH:
-        scaled = _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[-1], channels=True)
-        return lambda summands: {key: (part,) for key, part in scaled(summands).items()}
-    if n.target is aten.batch_norm.default and args[5]:
-        return _dividing(x, [d for d in range(x.dim()) if d != 1], given[0], given[1], args[7], channels=True)
+    if uses_the_batch(n):
+        more = gives_statistics(n)
+        over = [d for d in range(x.dim()) if d != 1]
+        scaled = _dividing(x, over, given[0], given[1], args[-1] if more else args[7], channels=True)
+        return (lambda summands: {key: (part,) for key, part in scaled(summands).items()}) if more else scaled
     if n.target is aten.group_norm.default:
         groups = (len(x), given[0], -1)
         return _dividing(x, [-1], given[1], given[2], args[4] if len(args) > 4 else 1e-5, folded=groups, channels=True)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx
+from torch import fx
 
 from pathlens.graph.collapse import Part, collapse
 from pathlens.graph.counting import count_paths
 from pathlens.residual import ResidualView
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain, module_path
-from pathlens.residual.describe import count_parameters, multiply_adds, nodes_between, shape_of
+from pathlens.residual.describe import (
+    common_start,
+    count_parameters,
+    is_shown,
+    multiply_adds,
+    nodes_between,
+    operation_names,
+    shape_of,
+)
 
 _LISTED = 4  # modules of a segment up to which all are named
 
@@ -158,7 +165,7 @@ class _Builder:
             attributes["kind"] = addition.kind
         if part.kind != "input":
             attributes["module"] = self._name(part, role, block)
-            attributes["operations"] = ", ".join(_operations(part.nodes))
+            attributes["operations"] = ", ".join(operation_names(part.nodes))
         attributes["out_shape"] = "x".join(map(str, shape_of(chain.trace, part.end)))
         attributes["parameters"] = count_parameters(chain, part.nodes) if part.kind == "segment" else 0
         attributes["multiply_adds"] = sum(self.costs.get(node, 0) for node in part.nodes)
@@ -188,12 +195,12 @@ class _Builder:
         own = None if block is None else self.view.blocks[block]
         if own is not None and role in ("branch", "layer") and (self.whole_blocks or not own.nested):
             return own.name
-        paths = list(dict.fromkeys(path for node in part.nodes if _counts(node) and (path := module_path(node))))
-        shared = _common_start(paths)
+        paths = list(dict.fromkeys(path for node in part.nodes if is_shown(node) and (path := module_path(node))))
+        shared = common_start(paths)
         if shared:
             return ".".join(shared)
         by_top = (tuple(path for path in paths if path[0] == top) for top in dict.fromkeys(path[0] for path in paths))
-        names = [".".join(_common_start(group)) for group in by_top]
+        names = [".".join(common_start(group)) for group in by_top]
         return ", ".join(names) if len(names) <= _LISTED else f"{names[0]}, …, {names[-1]}"
 
     def _role(self, part: Part, source: fx.Node) -> str:
@@ -223,22 +230,3 @@ def _label(attributes: dict[str, Any]) -> str:
     texts = [attributes.get(key, "") for key in ("operations", "module")]
     first, second = texts if by_operation else reversed(texts)
     return first or second or role
-
-
-def _operations(nodes: tuple[fx.Node, ...]) -> list[str]:
-    return list(dict.fromkeys(ops.shown_name(node) for node in nodes if _counts(node)))
-
-
-def _counts(node: fx.Node) -> bool:
-    return node.target not in ops.PRESERVING and isinstance(node.meta.get("val"), Tensor)
-
-
-def _common_start(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    if not paths:
-        return ()
-    shared = []
-    for level in zip(*paths, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return tuple(shared)

@@ -31,7 +31,7 @@ from torch import Tensor, fx
 from pathlens.propagation.measure import Place, Reading, places
 from pathlens.residual import operations as ops
 from pathlens.residual.chain import Chain
-from pathlens.residual.simplify import batch_norm_update
+from pathlens.residual.simplify import uses_the_batch
 
 aten = torch.ops.aten
 
@@ -217,8 +217,7 @@ class _Field:
         weight, bias, mean, variance = (self._constant(item) for item in args[1:5])
         square = 1.0 if weight is None else float(weight.double().square().mean())
         shifts = [0.0, 0.0] if bias is None else [float(bias.double().square().mean()), float(bias.double().mean())]
-        batch = node.target is batch_norm_update or bool(args[5])
-        if batch:
+        if uses_the_batch(node):
             spread = None if signal is None else signal.q - signal.c
             gain = None if spread is None or spread < _SMALL else square / spread
             centred = signal is not None and signal.centred and not any(shifts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -145,9 +146,9 @@ def describe(chain: Chain) -> tuple[Block, ...]:
                 stage=stage,
                 kind=link.addition.kind,
                 branch=", ".join(_parts(branch, link)),
-                shortcut=", ".join(_operations(shortcut)),
-                post_activation=", ".join(_operations(link.post)),
-                transition=", ".join(_operations(transition)),
+                shortcut=", ".join(operation_names(shortcut)),
+                post_activation=", ".join(operation_names(link.post)),
+                transition=", ".join(operation_names(transition)),
                 in_shape=shape_of(trace, link.branch_point),
                 out_shape=shape,
                 parameters=count_parameters(chain, branch),
@@ -222,12 +223,12 @@ def _owner(link: Link) -> str:
     """The innermost module that holds both the branch and the addition."""
     if link.addition.is_layer:
         return ".".join(module_path(link.addition.branch_nodes[0]))
-    return ".".join(_common([module_path(link.total), *_branch_paths(link)]))
+    return ".".join(common_start([module_path(link.total), *_branch_paths(link)]))
 
 
 def _adder(link: Link) -> tuple[str, ...]:
     """The module that makes the sum, or the innermost that holds all that computes new channels."""
-    return _common(_branch_paths(link)) if link.addition.is_concatenation else module_path(link.total)
+    return common_start(_branch_paths(link)) if link.addition.is_concatenation else module_path(link.total)
 
 
 def _branch_paths(link: Link) -> list[tuple[str, ...]]:
@@ -235,7 +236,8 @@ def _branch_paths(link: Link) -> list[tuple[str, ...]]:
     return [path for path in paths if path]
 
 
-def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+def common_start(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The levels with which all module paths begin; none of no paths."""
     if not paths:
         return ()
     shortest = min(paths, key=len)
@@ -258,7 +260,7 @@ def _largest_part(chain: Chain, link: Link, owner: str) -> str:
     if not sizes:
         return ""
     part = sizes.most_common(1)[0][0]
-    return ".".join(_common([path for path in paths if path[0] == part]))
+    return ".".join(common_start([path for path in paths if path[0] == part]))
 
 
 def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:
@@ -270,17 +272,14 @@ def _parts(nodes: tuple[fx.Node, ...], link: Link) -> list[str]:
         part = path[len(owner)] if path[: len(owner)] == owner and len(path) > len(owner) else ".".join(path)
         if part and path != owner and part not in parts:
             parts.append(part)
-    return parts or _operations(nodes)
+    return parts or operation_names(nodes)
 
 
-def _operations(nodes: tuple[fx.Node, ...]) -> list[str]:
-    names: list[str] = []
-    for node in nodes:
-        name = ops.shown_name(node)
-        if name not in names and not isinstance(node.meta.get("val"), (tuple, int)) and _interesting(node):
-            names.append(name)
-    return names
+def operation_names(nodes: Iterable[fx.Node]) -> list[str]:
+    """What some nodes do, each name once, in order."""
+    return list(dict.fromkeys(ops.shown_name(node) for node in nodes if is_shown(node)))
 
 
-def _interesting(node: fx.Node) -> bool:
+def is_shown(node: fx.Node) -> bool:
+    """Whether a node computes a tensor, and does more than hand one on."""
     return node.target not in ops.PRESERVING and isinstance(node.meta.get("val"), Tensor)

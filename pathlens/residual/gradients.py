@@ -27,7 +27,7 @@ from pathlens.residual.operations import ancestors
 from pathlens.residual.routes import Part, Route, intact, path_blocks
 from pathlens.residual.scaled import Profile, Scaled, chunk_of, chunked, in_parts, paths_at_once, shifted, trimmed
 from pathlens.residual.segments import Segment
-from pathlens.residual.simplify import OF_THE_BATCH
+from pathlens.residual.simplify import uses_the_batch
 from pathlens.residual.trace import Trace
 from pathlens.residual.view import ResidualView
 from pathlens.residual.vjp import VJP, linearise
@@ -64,12 +64,7 @@ def mixes_examples(trace: Trace) -> bool:
     Args:
         trace: of the network, in the mode that is asked about.
     """
-    normalised: list[Any] = [
-        node.args[0]
-        for node in trace.graph.nodes
-        if node.target in OF_THE_BATCH
-        or (node.target is aten.batch_norm.default and (node.args[5] or node.args[3] is None))
-    ]
+    normalised: list[Any] = [node.args[0] for node in trace.graph.nodes if uses_the_batch(node)]
     # weights may be standardised by a batch norm, and an instance norm be written as one in which every example has
     # channels of its own
     return any(trace.source in ancestors([x]) and trace.batch_axis(x) != 1 for x in normalised)

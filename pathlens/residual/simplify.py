@@ -32,9 +32,21 @@ def batch_norm_update(
     return out, mean, variance
 
 
-#: batch norms that use the statistics of what they are given, with running statistics that they update or without any;
-#: they return more than their output, and their last argument is epsilon
-OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
+#: batch norms that return more than their output, with running statistics that they update or without any; their last
+#: argument is epsilon
+_OF_THE_BATCH = frozenset({batch_norm_update, aten._native_batch_norm_legit.no_stats})
+
+
+def gives_statistics(node: fx.Node) -> bool:
+    """Whether a node is a batch norm that returns statistics of the batch behind its output; epsilon comes last."""
+    return node.target in _OF_THE_BATCH
+
+
+def uses_the_batch(node: fx.Node) -> bool:
+    """Whether a node is a batch norm by the statistics of what it is given."""
+    args: Any = node.args
+    is_plain = node.target is aten.batch_norm.default
+    return gives_statistics(node) or (is_plain and bool(args[5] or args[3] is None))
 
 
 def statistics_after_both(earlier: Tensor, later: Tensor, origin: Tensor, momentum: float) -> Tensor:

@@ -357,15 +357,16 @@ def _batches(
 
 
 def _view(model: nn.Module, example: torch.Tensor, rule: Rule, compiled: bool) -> ResidualView | None:
+    by_blocks = compiled or rule.is_random or rule.lengths is not None
     try:
         # a restricted backward pass needs no chain, which everything else does
         view = view_of(model, example, additions="trunk" if rule.lengths is None else None)
     except ModelError:
-        if compiled or rule.is_random or rule.lengths is not None:
+        if by_blocks:
             raise
         return None  # ordinary training needs no blocks
     rule.check_view(view)
-    if (compiled or rule.is_random or rule.lengths is not None) and active_plans(model, view):
+    if by_blocks and active_plans(model, view):
         what = "a compiled network" if compiled else str(rule)
         raise UsageError(
             f"{what} runs the blocks of {type(model).__name__} as they are, and an intervention is active on it; call "

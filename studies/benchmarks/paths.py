@@ -24,8 +24,7 @@ import argparse
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from pathlens.tables import Column, Table
 from studies.benchmarks.side_by_side import (
     cpu_abilities,
     heading,
+    in_turn,
     number,
     open_batches,
     open_network,
@@ -50,6 +50,7 @@ from studies.benchmarks.side_by_side import (
     say,
     spread,
     threads,
+    timed,
 )
 
 COLUMNS = (
@@ -76,27 +77,6 @@ def ordinary(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """One forward and the gradient at the input."""
     images = images.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").backward()
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result
-
-
-def in_turn(
-    benchmark: str, methods: Mapping[str, Callable[[], Any]], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each method in every repeat, after a round that warms up, and what each gave last."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    results: dict[str, Any] = {}
-    for repeat in range(-1, repeats):
-        for name, method in methods.items():
-            taken, results[name] = timed(method)
-            if repeat >= 0:
-                seconds[name].append(taken)
-                say(f"{benchmark}, repeat {repeat}: {name} {taken:.3f} s")
-    return seconds, results
 
 
 def row(benchmark: str, method: str, about: dict[str, Any], seconds: list[float], plain: list[float], note: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,28 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it gave."""
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def in_turn(
+    benchmark: str, methods: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each method in every repeat, after a round that warms up, and what each gave last."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    results: dict[str, Any] = {}
+    for repeat in range(-1, repeats):
+        for name, method in methods.items():
+            taken, results[name] = timed(method)
+            if repeat >= 0:
+                seconds[name].append(taken)
+                say(f"{benchmark}, repeat {repeat}: {name} {taken:.3f} s")
+    return seconds, results
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float | None]:

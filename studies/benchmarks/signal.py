@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ from studies.benchmarks.side_by_side import (
     Batches,
     cpu_abilities,
     heading,
+    in_turn,
     open_batches,
     publish,
     ranged,
-    say,
     spread,
     threads,
 )
@@ -82,13 +82,11 @@ def methods(network: nn.Module, batches: Batches, device: str) -> dict[str, Call
     return {"training step": step, "measured": measured, "whole": whole}
 
 
-def timed(method: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
+def finished(method: Callable[[], object], device: str) -> None:
+    """Call a method, and wait until the device is through."""
     method()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def markdown(table: Table) -> str:
@@ -123,13 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches, words = open_batches(args.batch_size, args.batch_size, args.seed)
         network = pathlens.load_model(args.network, "random", seed=args.seed).model
         tried = methods(network, batches, args.device)
-        seconds: dict[str, list[float]] = {name: [] for name in tried}
-        for repeat in range(-1, args.repeats):  # the first round warms up
-            for name, method in tried.items():
-                took = timed(method, args.device)
-                say(f"repeat {repeat}: {name} {took:.2f} s")
-                if repeat >= 0:
-                    seconds[name].append(took)
+        runs = {name: partial(finished, method, args.device) for name, method in tried.items()}
+        seconds, _ = in_turn("signal", runs, args.repeats)
     rows: list[dict[str, Any]] = []
     for name, taken in seconds.items():
         ratios = [one / step for one, step in zip(taken, seconds["training step"], strict=True)]

@@ -274,9 +274,10 @@ def test_batch_norms_without_running_statistics(training: bool) -> None:
 
 def test_batch_norms_of_the_batch_that_are_one_operation() -> None:
     x, weight, bias = images(5, 4, 3), images(4), images(4) + 1
-    node = torch.fx.Graph().call_function(torch.ops.aten.batch_norm.default)
+    settings = (None, None, True, 0.1, 1e-5, False)
+    node = torch.fx.Graph().call_function(torch.ops.aten.batch_norm.default, (None, None, None, *settings))
     parts = {STEM: 3 * x, CONSTANTS: torch.ones_like(x), 0: -2 * x - 1}
-    carried = carry._norm(node, (x, weight, bias, None, None, True, 0.1, 1e-5, False), x)
+    carried = carry._norm(node, (x, weight, bias, *settings), x)
     assert carried is not None
     torch.testing.assert_close(sum(carried(parts).values()), F.batch_norm(x, None, None, weight, bias, training=True))
 

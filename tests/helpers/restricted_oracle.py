@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import torch
@@ -86,6 +87,27 @@ def saving():
         return saved
 
     return kept, torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
+
+
+def assert_freed_by_backward(loss_of, between=lambda: None):
+    """Activations of a loss are freed by its backward pass, unless they are to be kept for another one.
+
+    Args:
+        loss_of: computes it.
+        between: called between the two.
+    """
+    kept, block = saving()
+    with block:
+        loss = loss_of()
+    gc.collect()
+    count = len(kept)
+    assert count > 0
+    loss.backward(retain_graph=True)
+    assert len(kept) == count
+    between()
+    loss.backward()
+    gc.collect()
+    assert not kept
 
 
 def paths_oracle(net, images, labels, allowed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -11,7 +10,15 @@ import torch.nn.functional as F
 
 from pathlens import find_blocks, restrict_backward
 from pathlens.errors import UsageError
-from tests.helpers.restricted_oracle import Tuned, assert_equal, batch, gradients, make, paths_oracle, saving
+from tests.helpers.restricted_oracle import (
+    Tuned,
+    assert_equal,
+    assert_freed_by_backward,
+    batch,
+    gradients,
+    make,
+    paths_oracle,
+)
 
 torch.manual_seed(0)
 
@@ -119,19 +126,13 @@ def test_learned_tensors_that_are_no_parameters_get_their_gradient(lengths):
 @pytest.mark.parametrize("choice", [{"lengths": [1, 2]}, {"path": [0, 2]}])
 def test_activations_are_freed_by_the_backward_pass_unless_they_are_to_be_kept(choice):
     net, (images, labels) = make(True, True), batch()
-    view, (kept, block) = find_blocks(net, images), saving()
-    with restrict_backward(view, **choice):
-        with block:
-            loss = F.cross_entropy(net(images), labels)
-        gc.collect()
-        count = len(kept)
-        assert count > 0
-        loss.backward(retain_graph=True)
-        assert len(kept) == count
-        once = {name: grad.clone() for name, grad in gradients(net).items()}
-        loss.backward()
-    gc.collect()
-    assert not kept
+    once = {}
+
+    def note():
+        once.update({name: grad.clone() for name, grad in gradients(net).items()})
+
+    with restrict_backward(find_blocks(net, images), **choice):
+        assert_freed_by_backward(lambda: F.cross_entropy(net(images), labels), note)
     assert_equal(gradients(net), {name: 2 * grad for name, grad in once.items()}, 1e-12)
 
 

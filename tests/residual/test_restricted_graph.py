@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from tests.helpers.graph_nets import layer
 from tests.helpers.joined import JOINED, branches, by_lengths, by_paths
 from tests.helpers.path_oracle import NETS, drawn, images
 from tests.helpers.random_graphs import PLANS, Random, told
-from tests.helpers.restricted_oracle import Tuned, saving
+from tests.helpers.restricted_oracle import Tuned, assert_freed_by_backward
 
 LABELS = torch.tensor([0, 2])
 
@@ -144,18 +143,8 @@ def test_learned_tensors_that_are_no_parameters_get_their_gradient(lengths):
 
 def test_activations_are_freed_by_the_backward_pass_unless_they_are_to_be_kept():
     net, x = made("U-Net")
-    view, (kept, block) = find_blocks(net, x, additions="all"), saving()
-    with restrict_backward(view, [1, 2]):
-        with block:
-            loss = F.cross_entropy(net(x), LABELS)
-        gc.collect()
-        count = len(kept)
-        assert count > 0
-        loss.backward(retain_graph=True)
-        assert len(kept) == count
-        loss.backward()
-    gc.collect()
-    assert not kept
+    with restrict_backward(find_blocks(net, x, additions="all"), [1, 2]):
+        assert_freed_by_backward(lambda: F.cross_entropy(net(x), LABELS))
 
 
 def test_a_trained_network():
