@@ -342,9 +342,13 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
         results: where figures lie.
     """
     parts, seen = [f"## {finding.title}"], ""
+    listed: dict[str, list[str]] = {}
     for study, name in finding.claims:
         rows = [row for row in known.get(study, ()) if row["claim"] == name and finding.only in ("", row["outcome"])]
         if not rows:
+            continue
+        if finding.only:
+            listed.setdefault(name, []).extend(_short(study, row) for row in rows)
             continue
         if name != seen:
             first, seen = rows[0], name
@@ -353,6 +357,11 @@ def section(finding: Finding, known: Mapping[str, Sequence[Mapping[str, Any]]], 
                 f"*Test: {first['test']}*{claims.revised(first)}"
             )
         parts.append("\n".join(_line(study, row) for row in rows))
+    if listed:
+        parts.append(
+            f"The verdicts *{finding.only}* on claims of others, whose numbers stand with their claims elsewhere on "
+            "this page:\n\n" + "\n".join(f"- {name}: {', '.join(networks)}" for name, networks in listed.items())
+        )
     if len(parts) == 1:
         parts.append("Not measured by these rules yet.")
     else:
@@ -391,9 +400,10 @@ def overview(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _counted(names: Sequence[str]) -> str:
-    """Names where a cell has room for them, or else their number."""
+    """Names where a cell has room for them, or else their number, and how many of them have few seeds."""
     named = "; ".join(names)
-    return named if len(named) <= _WIDE else f"{len(names)} settings"
+    few = sum(name.endswith(("seed)", "seeds)")) for name in names)
+    return named if len(named) <= _WIDE else f"{len(names)} settings" + (f" ({few} of few seeds)" if few else "")
 
 
 def _short(study: str, row: Mapping[str, Any]) -> str:
@@ -435,14 +445,17 @@ def text(results: Path) -> str:
         "were measured, when first versions of some of them, of 21 November 2026, were known; one that was changed "
         "when numbers it judges were known says so, with what it gave before (*revised*). *agrees* and *disagrees* are "
         f"about the claim as it stands above, on the network and the data named; *{claims.CANNOT_TELL}* is also what "
-        "fewer than three seeds give.",
+        "fewer than three seeds of a training of our own give. A network that others trained is judged as that one "
+        "network, from its test images, and what is said is not of its kind. Trainings of our own are shorter than "
+        "those of the papers, as the pages say: where the paper's claim is about trained networks, not about their "
+        "training, it is judged on them all the same.",
     ]
     if missing:
         parts.append(f"Without a table of claims yet: {', '.join(missing)}.")
     parts += [
         "## Overview",
         "What each claim was judged on, by outcome: networks or settings, or their number where they are many. Seeds "
-        f"are named where they are fewer than {claims.SEEDS}. The sections below write the claims out.",
+        f"are named where they are fewer than {claims.SEEDS} (few seeds). The sections below write the claims out.",
         overview(known),
     ]
     return "\n\n".join([*parts, *(section(finding, known, results) for finding in FINDINGS)]) + "\n"

@@ -84,12 +84,13 @@ def verdicts(tables: Mapping[str, Table], network: str) -> list[dict[str, Any]]:
     """The rows of the table of claims.
 
     Args:
-        tables: of ``blockdrop``, one of each seed.
+        tables: of ``blockdrop``, one of each seed, by names such as ``seed 0``.
         network: that the policies choose from.
     """
-    policies, seeds = [of_seed(table) for table in tables.values()], seeds_of(network)
+    policies, seeds = {name: of_seed(table) for name, table in tables.items()}, seeds_of(network)
     found = []
     for claim in _KINDS.values():
-        over = replace(claims.over_networks([one[claim] for one in policies], ("policy", "policies")), seeds=seeds)
+        own = {name: one[claim] for name, one in policies.items()}
+        over = replace(claims.over_networks(own, ("policy", "policies")), seeds=seeds)
         found.append(claims.row(claim, network, over if seeds is None else claims.of_seeds(over, seeds)))
     return found

@@ -161,12 +161,16 @@ def tail(tails: Table, name: str, effective: Mapping[str, Any]) -> Verdict:
 
 def _beyond(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     """What the paper claims of residual networks, on the trained transformers and ConvNeXts."""
-    judged: dict[tuple[Claim, str], list[Verdict]] = {}
+    judged: dict[tuple[Claim, str], dict[str, Verdict]] = {}
     lengths = by_run(tables["beyond-lengths"])
     for run, blocks in by_run(tables["beyond-blocks"]).items():
         (exact,) = path_rules.range_rows(run[0], lengths[run])
         branches, skips = lesions_of(blocks)
-        judged.setdefault((veit_claims.elsewhere(veit_claims.SINGLE), run[0]), []).append(lesion_rules.single(branches))
-        judged.setdefault((veit_claims.EXACT, run[0]), []).append(path_rules.short(exact))
-        judged.setdefault((veit_claims.SHORTCUTS, run[0]), []).append(shortcuts(branches, skips))
+        found = {
+            veit_claims.elsewhere(veit_claims.SINGLE): lesion_rules.single(branches),
+            veit_claims.EXACT: path_rules.short(exact),
+            veit_claims.SHORTCUTS: shortcuts(branches, skips),
+        }
+        for claim, verdict in found.items():
+            judged.setdefault((claim, run[0]), {})[f"seed {run[1]}"] = verdict
     return [row(claim, network, over_networks(own)) for (claim, network), own in judged.items()]

@@ -209,7 +209,11 @@ def state(page: Page, networks: Sequence[str]) -> None:
         "branch_worse": "d", "not_told_apart": "d",
     }  # fmt: skip
     page.table("shortcuts", shown)
-    caption = "Error with the branches, or the shortcuts, of random blocks deleted."
+    read = "; ".join(f"{name}, {tables[f'sets-{name}'].provenance['images']:,} images" for name in networks)
+    caption = (
+        f"Error with the branches, or the shortcuts, of random blocks deleted: {read}. Bars: Student's 95 % interval "
+        "over the sets, cut off at 0 and 1."
+    )
     page.figure("counts", lambda: counts_figure(counted), caption)
     shown = {"network": "", "deleted": "", "count": "d", "sets": "d"}
     page.table("counts", shown | {"error": ".2%", "error_low": ".2%", "error_high": ".2%"})

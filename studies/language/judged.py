@@ -52,13 +52,13 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str
         tables: of the study, by kind and name of the network.
         names: of the networks; ``-seedN`` at the end says which training of one it is.
     """
-    judged: dict[tuple[Claim, str], list[Verdict]] = {}
+    judged: dict[tuple[Claim, str], dict[str, Verdict]] = {}
     for name in names:
-        network = name.partition("-seed")[0]
+        network, _, seed = name.partition("-seed")
         for claim, verdict in judge_one({kind: tables[f"{kind}-{name}"] for kind in JUDGED}).items():
-            judged.setdefault((claim, network), []).append(verdict)
+            judged.setdefault((claim, network), {})[f"seed {seed}"] = verdict
     return [
-        row(_of_text(claim), network, own[0] if f"{network}-seed0" not in names else over_networks(own))
+        row(_of_text(claim), network, over_networks(own) if f"{network}-seed0" in names else own["seed "])
         for (claim, network), own in judged.items()
     ]
 

@@ -142,8 +142,9 @@ def state(study: StudySetting) -> Page:
     pair = TWINS[0] if TWINS[0] in names else names[-1]
     page.section(
         "With and without shortcuts",
-        f"{pair} and {twin} have the same layers and were trained alike; the second has no shortcuts. Deleting a block "
-        "is deleting the same two convolutions in both.",
+        f"{pair} and {twin} have the same layers and were trained alike; the second has no shortcuts, and so not the "
+        "two projections either which the first has beside the blocks that downsample and which stay when those are "
+        "deleted. Deleting a block is deleting the same two convolutions in both.",
     )
     both = {f"{pair}, with shortcuts": tables[f"lesions-{pair}"], f"{twin}, without": tables[f"twin-{twin}"]}
     page.figure(

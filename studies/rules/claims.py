@@ -172,21 +172,22 @@ def shown(ps: Iterable[float]) -> int:
 
 
 def over_networks(
-    verdicts: Sequence[Verdict], what: tuple[str, str] = ("trained network", "trained networks")
+    verdicts: Mapping[str, Verdict], what: tuple[str, str] = ("trained network", "trained networks")
 ) -> Verdict:
     """One verdict over networks that differ in the seed of their training: what all of at least three show alike.
 
     Args:
-        verdicts: of each.
+        verdicts: of each, by a name such as ``seed 0``.
         what: word for one of them, and for several.
     """
-    outcomes = [verdict.outcome for verdict in verdicts]
+    outcomes = [verdict.outcome for verdict in verdicts.values()]
     alike = len(verdicts) >= SEEDS and len(set(outcomes)) == 1
     counts = ", ".join(f"{one} in {outcomes.count(one)}" for one in OUTCOMES if one in outcomes)
-    values = [verdict.value for verdict in verdicts if verdict.value is not None]
-    middle = sorted(verdicts, key=lambda verdict: math.inf if verdict.value is None else verdict.value)
-    told = middle[(len(values) - 1) // 2 if values else 0]
-    which = "the first" if not values else "the one in the middle" if len(values) % 2 else "the lower median"
+    values = [verdict.value for verdict in verdicts.values() if verdict.value is not None]
+    ranked = sorted(verdicts.items(), key=lambda one: math.inf if one[1].value is None else one[1].value)
+    which, told = ranked[(len(values) - 1) // 2 if values else 0]
+    if values:
+        which += ", the median" if len(values) % 2 else ", the lower median"
     if 0 < len(values) < len(verdicts):
         which += f" of the {len(values)} with a number"
     of = f"of {len(verdicts)} {what[1]}; {which}" if len(verdicts) > 1 else what[0]

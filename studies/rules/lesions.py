@@ -263,7 +263,8 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         return Verdict(rises, f"{told}; no block is critical", rho, rho_low, rho_high)
     with_it = [one for one in drawn if one.blocks & critical]
     without = [one for one in drawn if not one.blocks & critical]
-    gap, low, high, many = step(with_it, without)
+    # that one block costs much is what makes it critical
+    gap, low, high, many = step(*([one for one in kind if len(one.blocks) > 1] for kind in (with_it, without)))
     if gap is None or low is None or high is None:
         kinds = f"{len(with_it)} {what} {verb} one of the critical blocks {_named(critical)} and {len(without)} do not"
         outcome = DISAGREES if rises == DISAGREES else CANNOT_TELL

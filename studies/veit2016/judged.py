@@ -43,19 +43,19 @@ def verdicts(tables: Mapping[str, Table], runs: Sequence[Mapping[str, Any]]) -> 
 
 def _of_networks(tables: Mapping[str, Table], network: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Claims about trained networks, each judged for every seed."""
-    judged: dict[Claim, list[Verdict]] = {}
+    judged: dict[Claim, dict[str, Verdict]] = {}
     for run in runs:
-        name, trained = run["run"], run["trained"]
+        name, trained, seed = run["run"], run["trained"], f"seed {run['seed']}"
         if f"lesions-{name}" not in tables:
             continue
         if trained == "full":
             own = {kind: tables[f"{kind}-{name}"] for kind in KINDS if f"{kind}-{name}" in tables}
             for claim, verdict in judge(own).items():
-                judged.setdefault(claim, []).append(verdict)
+                judged.setdefault(claim, {})[seed] = verdict
         elif trained == "plain":
-            judged.setdefault(veit_claims.PLAIN, []).append(lesion_rules.at_chance(tables[f"lesions-{name}"]))
+            judged.setdefault(veit_claims.PLAIN, {})[seed] = lesion_rules.at_chance(tables[f"lesions-{name}"])
         elif trained == "highway":
-            judged.setdefault(veit_claims.HIGHWAY, []).append(lesion_rules.single(tables[f"lesions-{name}"]))
+            judged.setdefault(veit_claims.HIGHWAY, {})[seed] = lesion_rules.single(tables[f"lesions-{name}"])
     return [row(claim, network, over_networks(seeds)) for claim, seeds in judged.items()]
 
 

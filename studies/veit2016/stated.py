@@ -78,11 +78,11 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
     if study.scale == "smoke":
         page.text("**A smoke run for the tests. Its numbers mean nothing.**")
     if missing:
+        own = ", where own stands for mN, with the number N of blocks that the effective lengths of seed 0 ask for"
+        how = f"`python -m studies.veit2016.cifar NAME`{own if any('-own-' in name for name in missing) else ''}"
         page.text(
-            f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by "
-            f"`python -m studies.veit2016.cifar NAME`, where own stands for mN, with the number N of blocks that the "
-            f"effective lengths of seed 0 ask for (`effective`). Nothing is said of them, and what needs three of "
-            f"their seeds cannot tell."
+            f"**Not there yet**: {len(missing)} trainings on CIFAR-10 ({', '.join(missing)}), by {how}. Nothing is "
+            "said of them, and what needs three of their seeds cannot tell."
         )
     if missing or kept:
         page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{_convolutions(kept)}")
@@ -306,7 +306,8 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Lengths of paths and where the gradient comes from (figure 6)",
         "The paper samples single paths of each length and multiplies the mean norm of their gradient by the number of "
         "paths. The exact curve is the norm of the sum over all paths of a length, which the paper could not compute: "
-        "gradients of different paths partly cancel, which the product does not see.",
+        "it is shorter than the product, which it would be only if all paths pulled one way, and longer than if their "
+        "directions were independent.",
     )
     own = [run for run in _first(runs) if f"gradients-{run['run']}" in page.tables]
     for blocks in dict.fromkeys(page.tables[f"gradients-{run['run']}"].provenance["blocks"] for run in own):
