@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,10 +47,8 @@ class Tables(Mapping[str, Table]):
             table: the table.
             without: columns to leave out.
         """
-        left_out = set(without)
-        columns = tuple(column for column in table.columns if column.name not in left_out)
-        rows = tuple({name: value for name, value in row.items() if name not in left_out} for row in table.rows)
-        Table(columns, rows, _made(**table.provenance)).write(self.folder, stem)
+        kept = leave_out(table, without)
+        Table(kept.columns, kept.rows, _made(**table.provenance)).write(self.folder, stem)
         self._read.pop(stem, None)
 
     def __getitem__(self, stem: str) -> Table:
@@ -78,6 +77,14 @@ def make_table(columns: Iterable[tuple[str, str, str]], rows: Iterable[Mapping[s
     """A table from (name, unit, description) and rows; a row may have more than the columns."""
     chosen = tuple(Column(*column) for column in columns)
     return Table(chosen, tuple({column.name: row[column.name] for column in chosen} for row in rows), facts)
+
+
+def leave_out(table: Table, names: Iterable[str]) -> Table:
+    """A table without the columns of these names, where it has them."""
+    left_out = set(names)
+    columns = tuple(column for column in table.columns if column.name not in left_out)
+    rows = tuple({name: value for name, value in row.items() if name not in left_out} for row in table.rows)
+    return Table(columns, rows, table.provenance)
 
 
 def _made(**facts: Any) -> dict[str, Any]:
@@ -185,16 +192,24 @@ def protocol_of(table: Table) -> str:
         said.append(f"{facts['images']:,} {facts.get('examples', 'images')} of {facts['data']}{where}")
     if "batch_size" in facts:
         said.append(f"batches of {facts['batch_size']}")
-    if "mode" in facts:
-        said.append(f"{'batch norms in ' if facts.get('examples', 'images') == 'images' else ''}{facts['mode']} mode")
+    # an engine runs networks in eval mode; only a loss surface may estimate the statistics of batch norms anew
+    in_eval = "engine" in facts and facts.get("batch_norm", "kept") == "kept"
+    if mode := facts.get("mode") or ("eval" if in_eval else None):
+        said.append(f"{'batch norms in ' if facts.get('examples', 'images') == 'images' else ''}{mode} mode")
     if facts.get("verb") == "path-gradients":
         samples = [row["samples"] for row in table.rows if row.get("samples")]
         if samples:
-            said.append(f"{min(samples)} to {max(samples)} sampled paths a length")
+            said.append(f"{min(samples):,} to {max(samples):,} sampled paths a length{_spread(facts)}")
         if facts.get("draws"):
             said.append(f"{facts['draws']} draws of signs")
-    elif facts.get("samples"):
+    elif facts.get("samples") and facts.get("verb") != "blockdrop":  # whose sets are of one size
         said.append(f"{facts['samples']} drawn at each size")
     if facts.get("dtype"):
         said.append(str(facts["dtype"]))
     return ", ".join(said) + "."
+
+
+def _spread(facts: Mapping[str, Any]) -> str:
+    """Over how many batches the sampled paths are spread, in words; nothing where that is one, or not known."""
+    batches = math.ceil(facts["images"] / facts["batch_size"]) if {"images", "batch_size"} <= facts.keys() else 1
+    return f" (each for one of the {batches} batches; a path of two batches counts twice)" if batches > 1 else ""

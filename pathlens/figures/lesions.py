@@ -56,7 +56,8 @@ def deletion(
         table: with the columns ``block, stage, kind, count, sample, error, error_low, error_high``; errors are
             fractions and drawn in percent, called after the split that the provenance states, else test errors.
         width: in inches; by default one column of a page, or the whole page for more than 30 blocks.
-        critical: blocks; sets that hold one of them are drawn apart, by the column ``blocks``.
+        critical: blocks; sets that hold one of them are drawn apart, by the column ``blocks``, and the median of each
+            kind by their size; the mean, which is over both kinds, is then grey.
         chance: error of guessing, a fraction, drawn as a dotted line.
 
     Raises:
@@ -151,8 +152,15 @@ def chance_line(axes: Axes, chance: float | None) -> None:
         axes.axhline(100 * chance, color=MUTED, ls=":", lw=0.8, zorder=1, label="chance")
 
 
-def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical: Collection[int], words: str) -> None:
-    """A point for each set or order; those of critical blocks apart.
+def one_each(
+    axes: Axes,
+    rows: Rows,
+    series: Callable[[Rows], Series],
+    critical: Collection[int],
+    words: str,
+    medians: Callable[[Series], Series],
+) -> None:
+    """A point for each set or order; those of critical blocks apart, each kind with the line of its medians.
 
     Args:
         axes: where.
@@ -160,6 +168,7 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
         series: places and errors of rows.
         critical: blocks that are told apart.
         words: what a point is, and what it does to the blocks of the column.
+        medians: of points; nothing where they are too few.
     """
     what, does = words.split()
     groups = {f"one {what}": rows}
@@ -171,10 +180,16 @@ def one_each(axes: Axes, rows: Rows, series: Callable[[Rows], Series], critical:
             f"one {what}": [row for row in rows if id(row) not in those],
             f"one {what} that {does} {which}": [row for row in rows if id(row) in those],
         }
+    has_medians = False
     for (label, group), colour, marker in zip(groups.items(), (COLOURS[0], COLOURS[3]), "oD", strict=False):
         if group:
             points = series(group)
             axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
+            if critical and (line := medians(points)):
+                axes.plot(line["x"], line["y"], color=colour, lw=1.2, zorder=3)
+                has_medians = True
+    if has_medians:
+        axes.plot([], [], color=INK, lw=1.2, label="median of each kind")
 
 
 def _lesions(
@@ -252,25 +267,31 @@ def _by_count(
 ) -> Figure:
     means = error_series(mean_rows(rows), "count")
     with style():
-        figure = new_figure(width, 2.4)
+        figure = new_figure(width, 2.6 if critical else 2.4)
         axes = figure.add_subplot()
-        one_each(axes, set_rows(rows), lambda sets: error_series(sets, "count"), critical, "set holds")
+        one_each(axes, set_rows(rows), lambda sets: error_series(sets, "count"), critical, "set holds", _medians)
         if means["x"]:
-            mean_line(axes, means, name_of_means(means))
+            mean_line(axes, means, name_of_means(means), MUTED if critical else COLOURS[0])
         axes.xaxis.set_major_locator(block_ticks())
         label = f"number of deleted {what}s"
         finish(axes, intact_row(rows), lesioned(rows), label, width, error=error, chance=chance)
     return figure
 
 
-def mean_line(axes: Axes, series: Series, label: str) -> None:
+def _medians(points: Series) -> Series:
+    """The median error at each place."""
+    by_place = pd.DataFrame({name: points[name] for name in ("x", "y")}, dtype=float).groupby("x")["y"].median()
+    return {"x": list(by_place.index), "y": list(by_place)}
+
+
+def mean_line(axes: Axes, series: Series, label: str, colour: str = COLOURS[0]) -> None:
     """Means over samples, joined, with their intervals."""
     axes.errorbar(
         series["x"],
         series["y"],
         whiskers(series),
         fmt="o-",
-        color=COLOURS[0],
+        color=colour,
         ms=3,
         elinewidth=0.8,
         capsize=1.5,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.api.typing import DataFrameGroupBy
 from scipy import stats
 
 from pathlens.errors import UsageError
 from pathlens.figures.lesions import error_label, intact_line, mean_line, of, one_each, percent_axis
-from pathlens.figures.style import SINGLE, legend_outside, new_figure, style, to_rows
+from pathlens.figures.style import COLOURS, MUTED, SINGLE, legend_outside, new_figure, style, to_rows
 from pathlens.results.charts import Series
 from pathlens.results.measured import distinct, error_series, intact_row
 from pathlens.results.reordering import order_rows
@@ -38,7 +40,8 @@ def reordering(
             no tau) are left out. Rows with the same ``order`` are one order; without that column all are different.
         width: in inches.
         bins: bins between the lowest tau and 1.
-        critical: blocks; orders that move one of them are drawn apart, by the column ``blocks``.
+        critical: blocks; orders that move one of them are drawn apart, by the column ``blocks``, and the median of each
+            kind in bins of its own as those of the mean; the mean, which is over both kinds, is then grey.
 
     Raises:
         UsageError: columns are missing, there is nothing to draw, or fewer than one bin.
@@ -54,7 +57,7 @@ def reordering(
     if len(points["x"]) >= _FEWEST:
         means = _binned(points, bins, are_shares(of(table)))
     with style():
-        figure = new_figure(width, 2.4)
+        figure = new_figure(width, 2.6 if critical else 2.4)
         axes = figure.add_subplot()
         one_each(
             axes,
@@ -62,9 +65,11 @@ def reordering(
             lambda group: error_series(group, "kendall_tau", intervals=False),
             critical,
             "order moves",
+            partial(_medians, bins=bins),
         )
         if means:
-            mean_line(axes, means, f"mean in bins of {_FEWEST} or more distinct orders, 95 % interval")
+            label = f"mean in bins of {_FEWEST} or more distinct orders, 95 % interval"
+            mean_line(axes, means, label, MUTED if critical else COLOURS[0])
         intact_line(axes, intact)
         reach = 1 - lowest or 1e-3
         axes.set_xlim(1 + 0.04 * reach, 1 - 1.04 * reach)
@@ -77,15 +82,27 @@ def reordering(
 
 
 def _binned(points: Series, bins: int, shares: bool) -> Series:
-    """Means in bins of equal width between the lowest tau and 1, with Student's interval, from five orders or more."""
-    frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
-    edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
-    bin_of = np.digitize(frame["x"], edges[1:-1])
-    groups = frame.groupby(_pooled(np.bincount(bin_of, minlength=bins))[bin_of])
-    mean = groups.agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
+    """Means in bins, with Student's interval, of five orders or more."""
+    mean = _in_bins(points, bins).agg(x=("x", "mean"), y=("y", "mean"), sem=("y", "sem"), n=("y", "size"))
     half = mean["sem"] * stats.t.ppf(0.975, mean["n"] - 1)
     ends = {"low": (mean["y"] - half).clip(lower=0), "high": (mean["y"] + half).clip(upper=100 if shares else None)}
     return {name: list(values) for name, values in {"x": mean["x"], "y": mean["y"], **ends}.items()}
+
+
+def _medians(points: Series, bins: int) -> Series:
+    """Medians in bins; nothing of fewer than five orders."""
+    if len(points["x"]) < _FEWEST:
+        return {}
+    middle = _in_bins(points, bins).agg(x=("x", "mean"), y=("y", "median"))
+    return {name: list(middle[name]) for name in ("x", "y")}
+
+
+def _in_bins(points: Series, bins: int) -> DataFrameGroupBy:
+    """Points in bins of equal width between the lowest tau and 1, from five orders or more."""
+    frame = pd.DataFrame({"x": points["x"], "y": points["y"]}, dtype=float)
+    edges = np.linspace(min(frame["x"].min(), 1 - 1e-6), 1, bins + 1)
+    bin_of = np.digitize(frame["x"], edges[1:-1])
+    return frame.groupby(_pooled(np.bincount(bin_of, minlength=bins))[bin_of])
 
 
 def _pooled(sizes: np.ndarray) -> np.ndarray:

@@ -172,6 +172,7 @@ def _state(page: Page, part: Part, tables: dict[str, Table]) -> None:
         said = name.capitalize()
         page.text(f"**{said}.** {_told(table)}")
         page.table(part.stems(seed)[0], shown, lambda row: row["network"] != "random" or row["sample"] is None)
+        page.measured(part.stems(seed)[0])
         if any(row["kept"] is not None for row in table.rows):
             page.figure(
                 f"trade-off{part.end}-seed{seed}",
@@ -190,13 +191,21 @@ def _state(page: Page, part: Part, tables: dict[str, Table]) -> None:
         )
         page.table(choices)
         page.table(classes, looks)
-    page.section(f"{part.network}: how the policies were trained, and what the other sets were chosen by")
+    about = tables["seed 0"].provenance
+    page.section(
+        f"{part.network}: how the policies were trained, and what the other sets were chosen by",
+        f"Each policy for {about['settings']['epochs']} epochs on {about['train_images']:,} training images in batches "
+        f"of {about['settings']['batch_size']}, batch norms of the frozen network in eval mode. There are "
+        f"{about['samples']} random sets for each policy whose mean, rounded, leaves blocks out, or all that exist "
+        "where these are fewer.",
+    )
     shown = {"epoch": "d", "choosing": "d", "reward": ".3f", "likely_blocks": ".2f", "likely_error": ".2%"}
     every = max(1, part.epochs // 10)
     for seed, _ in enumerate(tables):
         page.table(part.stems(seed)[3], shown, lambda row: row["epoch"] % every == 0)
-    page.table(f"single{part.end}")
-    page.table(f"greedy{part.end}")
+    for chosen in (f"single{part.end}", f"greedy{part.end}"):
+        page.table(chosen)
+        page.measured(chosen)
 
 
 def _told(table: Table) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,8 +67,7 @@ def of_seed(table: Table) -> dict[Claim, Verdict]:
 def _verdict(compared: Sequence[tuple[Mapping[str, Any], float]]) -> Verdict:
     better, worse = ([p if sign * row["policy_difference"] > 0 else 1.0 for row, p in compared] for sign in (1, -1))
     outcome, p = claims.majority(better, worse)
-    gaps = sorted(100 * row["policy_difference"] for row, _ in compared)
-    gap = gaps[len(gaps) // 2]
+    gap = statistics.median(100 * row["policy_difference"] for row, _ in compared)
     if len(compared) > 1:
         return Verdict(
             outcome,

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scipy.special import stdtrit
-
-from pathlens.metrics import holm, sample_interval
+from pathlens.metrics import holm
 from pathlens.tables import Table
 from studies.civitelli2021.kinds import BATCH_NORM, BROCK, CONVSHORT, IDSHORT, LEARNSCALAR, PLAIN, SCHEMES, Kind
 from studies.rules.answers import PAIRED, both_interval
@@ -20,12 +18,14 @@ from studies.rules.claims import (
     DISAGREES,
     LEVEL,
     OURS,
+    OVER_ROWS,
+    TOGETHER,
     Claim,
     Differences,
     Verdict,
-    decide,
+    by_interval,
+    corrected_by_claim,
     made_ours,
-    near,
     of_seeds,
     paired,
     row,
@@ -38,7 +38,8 @@ PAPER = "Civitelli et al. 2021"
 _GROWS, _KEPT = 1.1, 2.0
 _CHANCE, _FAILS = 0.9, 0.8
 _MARGIN, _LENGTH = 0.02, 0.05
-_T = "Student's 95 % interval over seeds; each network is judged by itself."
+_T = f"Student's 95 % interval over seeds, {OVER_ROWS}"
+_BOTH = "Each direction has half of the level for showing the contrary (Bonferroni)."
 _SAME = "All seeds have the same images, whose choice is not in it."
 
 COSTS = Claim(
@@ -56,7 +57,7 @@ EXPLODES = Claim(
     f"{PAPER}, figure 2",
     f"The second moment grows by more than {_GROWS} a block, of the activations forward and of the gradient backward "
     "(both must be shown).",
-    f"Fitted factor a block inside stages. {_T}",
+    f"Fitted factor a block inside stages. {_T} {_BOTH}",
 )
 KEEPS = Claim(
     "the schemes keep the signal",
@@ -65,8 +66,7 @@ KEEPS = Claim(
     f"Over all blocks the second moment would change, at the rate that is found inside of stages, by a factor between "
     f"1/{_KEPT:g} and {_KEPT:g}, forward and backward "
     "(both must be shown); disagrees where either is shown to be outside.",
-    f"Fitted factor a block inside stages, to the power of the number of blocks. {_T} Each direction has half of the "
-    "level for showing that it is outside (Bonferroni).",
+    f"Fitted factor a block inside stages, to the power of the number of blocks. {_T} {_BOTH}",
     revised="on 29 November 2026, when the signals were known, from within 10 % of 1 a block, which over 33 blocks is "
     "anything between a 32nd and the 23-fold. By the earlier rule ConvShort of nfresnet50, and IdShort and ConvShort "
     "of nfresnet101 agreed, and none disagreed.",
@@ -95,7 +95,7 @@ COMPETES = Claim(
     f"{PAPER}, abstract and figure 7 (networks and recipe of the paper)",
     f"Test error of ConvShort minus that of batch norm below {100 * _MARGIN:.0f} points (non-inferiority); disagrees "
     "where it is above.",
-    f"{PAIRED}, one draw for all seeds and both kinds. Each network is judged by itself.",
+    f"{PAIRED}, one draw for all seeds and both kinds, {OVER_ROWS} The test has the degrees of freedom of the seeds.",
 )
 
 
@@ -167,8 +167,7 @@ def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     started = [one for one in profiles if one["expected_length"] is not None]
     trained = [one for one in profiles if one["expected_length"] is None]
     last = [one for one in trained if one["epoch"] == max(other["epoch"] for other in trained)]
-    return [
-        *_costs(tables["costs"].rows),
+    by_rows = [
         *_signals(tables),
         *_errors(runs),
         *_growth(started),
@@ -176,8 +175,8 @@ def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
         *_between(SHORTCUT_START, started, CONVSHORT, IDSHORT),
         *_between(SCALE_END, last, PLAIN, IDSHORT),
         *_between(SHORTCUT_END, last, CONVSHORT, IDSHORT),
-        *_shortens(trained),
     ]
+    return [*_costs(tables["costs"].rows), *corrected_by_claim(by_rows, TOGETHER), *_shortens(trained)]
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -202,37 +201,40 @@ def _signals(tables: Mapping[str, Table]) -> Iterator[dict[str, Any]]:
 
 
 def _grown(claim: Claim, one: Row, blocks: int) -> Verdict:
-    """Both directions: all that is shown agrees, one that is shown not to disagrees."""
+    """Both directions: if both are shown it agrees, by the larger p value; if one is shown not to, by twice its own."""
     power, over = (1, "a block") if claim is EXPLODES else (blocks, f"over {blocks} blocks")
     factors = {
         direction: [None if (end := one[f"{name}{which}"]) is None else end**power for which in ("", "_low", "_high")]
         for name, direction in (("growth", "forward"), ("gradient_growth", "backward"))
     }
-    outcomes, words = set(), []
+    found, words = [], []
     for direction, (value, low, high) in factors.items():
-        if claim is EXPLODES:
-            outcomes.add(decide(low, high, above=_GROWS))
-        else:
-            outcomes.add(_kept(low, high, one["seeds"]))
+        found.append(_of_direction(claim, low, high, one["seeds"] - 1))
         words.append(
             f"{direction} no gradient"
             if value is None
             else f"{direction} {value:.3g} {over}" + ("" if low is None else f" ({low:.3g} to {high:.3g})")
         )
-    told = DISAGREES if DISAGREES in outcomes else AGREES if outcomes == {AGREES} else CANNOT_TELL
-    return of_seeds(Verdict(told, ", ".join(words), *factors["forward"]), one["seeds"])
+    against = [p for outcome, p in found if outcome == DISAGREES and p is not None]
+    if against:
+        p = 2 * min(against)
+        told = DISAGREES if p < LEVEL else CANNOT_TELL
+    else:
+        ps = [p for _, p in found]
+        p = None if None in ps else max(ps)
+        told = AGREES if all(outcome == AGREES for outcome, _ in found) else CANNOT_TELL
+    value, low, high = factors["forward"]
+    return of_seeds(Verdict(told, ", ".join(words), value, low, high, p), one["seeds"])
 
 
-def _kept(low: float | None, high: float | None, seeds: int) -> str:
-    """Whether a factor stays within bounds, from its interval; outside is shown by a wider one (see the claim)."""
+def _of_direction(claim: Claim, low: float | None, high: float | None, freedom: int) -> tuple[str, float | None]:
+    """Outcome and p value of a factor, whose interval is one of its logarithm."""
     if low is None or high is None or low <= 0:
-        return CANNOT_TELL
-    ends, bound = (math.log(low), math.log(high)), math.log(_KEPT)
-    if (found := near(*ends, 0.0, bound)) != DISAGREES:
-        return found
-    wider = float(stdtrit(seeds - 1, 1 - 0.025 / 2) / stdtrit(seeds - 1, 1 - 0.025))
-    middle, half = sum(ends) / 2, wider * (ends[1] - ends[0]) / 2
-    return DISAGREES if near(middle - half, middle + half, 0.0, bound) == DISAGREES else CANNOT_TELL
+        return CANNOT_TELL, None
+    ends = math.log(low), math.log(high)
+    if claim is EXPLODES:
+        return by_interval(*ends, freedom, above=math.log(_GROWS))
+    return by_interval(*ends, freedom, within=(0.0, math.log(_KEPT)))
 
 
 def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -242,16 +244,16 @@ def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
             for kind in kinds:
                 errors = list(_test_errors(runs, network, kind).values())
                 diverged = sum(run["diverged"] for run in runs if (run["network"], run["kind"]) == (network, kind.name))
-                mean, (low, high) = statistics.fmean(errors), sample_interval(errors, bounds=(0.0, 1.0))
-                if len(set(errors)) == 1:  # all diverged: there is no spread to estimate
-                    low = high = None
-                outcome = decide(low, high, **({"above": _FAILS} if claim is FAILS else {"below": _FAILS}))
-                here = f"test error {_percent(mean, low, high)}" + (f", {diverged} diverged" if diverged else "")
+                known = paired(errors)  # without an interval where all diverged: there is no spread to estimate
+                bound = {"above" if claim is FAILS else "below": _FAILS}
+                outcome, p = by_interval(known.low, known.high, known.pairs - 1, **bound)
+                low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (known.low, known.high))
+                here = f"test error {_percent(known.mean, low, high)}" + (f", {diverged} diverged" if diverged else "")
                 if claim is TRAINS and (control := _test_errors(runs, network, PLAIN)):
                     here += (
                         f"; the control without a scheme (plain, He) ends at {statistics.fmean(control.values()):.1%}"
                     )
-                verdict = of_seeds(Verdict(outcome, here, mean, low, high), len(errors))
+                verdict = of_seeds(Verdict(outcome, here, known.mean, low, high, p), len(errors))
                 yield row(_of(claim, network), f"{network}, {kind.name}", verdict)
     for network in networks:
         kinds = (CONVSHORT, BATCH_NORM)
@@ -259,8 +261,9 @@ def _errors(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
         low, high = both_interval(*(_by_seed(runs, network, kind) for kind in kinds))
         found = replace(paired([own[seed] - other[seed] for seed in own.keys() & other.keys()]), low=low, high=high)
         here = f"{100 * found.mean:+.2f} points" + span(found.low, found.high, "+.2f", 100)
-        outcome = decide(found.low, found.high, below=_MARGIN)
-        yield row(_of(COMPETES, network), network, _verdict(outcome, here, found))
+        # by the degrees of freedom of the seeds alone, the fewest, the p value is too large rather than too small
+        told = by_interval(found.low, found.high, found.pairs - 1, below=_MARGIN)
+        yield row(_of(COMPETES, network), network, _verdict(told, here, found))
 
 
 def _of(claim: Claim, network: str) -> Claim:
@@ -325,13 +328,13 @@ def _between(
             yield row(claim, network, Verdict(CANNOT_TELL, "no pair of runs that ended"))
             continue
         found = paired(differences)
-        outcome = _within(found) if within else decide(found.low, found.high, above=_LENGTH)
+        told = _within(found) if within else by_interval(found.low, found.high, found.pairs - 1, above=_LENGTH)
         here = (
             f"{longer.name} {100 * statistics.fmean(own.values()):.1f} % of the blocks, {shorter.name} "
             f"{100 * statistics.fmean(other.values()):.1f} %; difference {100 * found.mean:+.1f}"
             f"{span(found.low, found.high, '+.1f', 100)}"
         )
-        yield row(claim, network, _verdict(outcome, here, found))
+        yield row(claim, network, _verdict(told, here, found))
 
 
 def _shortens(trained: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -352,7 +355,7 @@ def _shortens(trained: Sequence[Row]) -> Iterator[dict[str, Any]]:
             outcome = CANNOT_TELL if not told else AGREES if one.mean < 0 else DISAGREES
             here = f"{one.mean:+.2f} blocks{span(one.low, one.high, '+.2f')}"
             here += "" if p is None else f", p {p:.2g} after Holm's correction"
-            yield row(SHORTENS, ", ".join(key), _verdict(outcome, here, one, p))
+            yield row(SHORTENS, ", ".join(key), _verdict((outcome, p), here, one))
 
 
 def _by_network_and_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -362,12 +365,13 @@ def _by_network_and_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]
     return groups
 
 
-def _within(found: Differences) -> str:
-    """Whether a difference is shown to be smaller than the margin, or larger."""
-    return near(found.low, found.high, 0.0, _LENGTH)
+def _within(found: Differences) -> tuple[str, float | None]:
+    """Whether a difference is shown to be smaller than the margin, or larger, and the p value of it."""
+    return by_interval(found.low, found.high, found.pairs - 1, within=(0.0, _LENGTH))
 
 
-def _verdict(outcome: str, here: str, found: Differences, p: float | None = None) -> Verdict:
+def _verdict(told: tuple[str, float | None], here: str, found: Differences) -> Verdict:
+    outcome, p = told
     return of_seeds(Verdict(outcome, here, found.mean, found.low, found.high, p), found.pairs)
 
 

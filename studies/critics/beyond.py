@@ -247,7 +247,8 @@ def state(page: Page) -> None:
     page.section(
         "d. Beyond ResNets",
         "A vision transformer (attention and MLP are two blocks a layer) and a ConvNeXt, both trained here on digits "
-        "with AdamW and without shifting images.",
+        "with AdamW and without shifting images. Lesions and responses (`beyond-blocks`) are of networks in eval mode, "
+        "on batches of 128 images.",
     )
     blocks, lengths = by_run(tables["beyond-blocks"]), by_run(tables["beyond-lengths"])
     runs = [run_row(run, own, lengths[run]) for run, own in blocks.items()]

@@ -32,6 +32,12 @@ CANCELLATION = (
     ("survives", "fraction", "total_norm over contribution: 1 without cancellation"),
     ("coherence", "", "total_rms over incoherent: 1 for independent directions, root of n_paths for equal ones"),
 )
+#: of the figure of :func:`cancellation_rows`
+CAPTION = (
+    "The paper's product, the sum of independent directions, and the exact sum, by length: {network}. The exact sum on "
+    "the left and its ratio to the product are means over examples; its ratio to independent directions is of root "
+    "mean squares. What is 12 powers of ten below the largest contribution is left out."
+)
 
 
 def cancellation_rows(table: Table) -> list[dict[str, Any]]:
@@ -113,9 +119,7 @@ def state(page: Page, networks: Sequence[str]) -> None:
         page.figure(
             f"cancellation-{network}",
             partial(cancellation_figure, rows),
-            f"The paper's product, the sum of independent directions, and the exact sum, by length: {network}. The "
-            "exact sum on the left and its ratio to the product are means over examples; its ratio to independent "
-            "directions is of root mean squares. What is 12 powers of ten below the largest contribution is left out.",
+            CAPTION.format(network=network),
         )
         top = max(rows, key=lambda one: one["total_norm"])
         mean_length = sum(one["length"] * one["total_norm"] for one in rows) / sum(one["total_norm"] for one in rows)

@@ -138,7 +138,9 @@ def measure(study: StudySetting, subjects: Sequence[Subject]) -> None:
         found = measure_responses(subject, images)
         rows = [{"block": block, "branch_std": one, "shortcut_std": other} for block, (one, other) in enumerate(found)]
         facts = record.images(subject.images(images))
-        study.tables.put(f"deviations-{subject.name}", make_table(DEVIATIONS, rows, batch_size=128, **facts))
+        study.tables.put(
+            f"deviations-{subject.name}", make_table(DEVIATIONS, rows, batch_size=128, mode="eval", **facts)
+        )
 
 
 def state(page: Page, networks: Sequence[str]) -> None:

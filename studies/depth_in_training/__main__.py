@@ -150,7 +150,7 @@ def state(study: StudySetting) -> Page:
     page.table("gains")
     shown = {
         "weight_decay": "g", "contribution": "", "scale": "", "moves": "d", "seeds": "d", "rho": "+.2f",
-        "rho_low": "+.2f", "rho_high": "+.2f", "measured_over_predicted": ".2f",
+        "rho_low": "+.2f", "rho_high": "+.2f", "rho_p": ".1g", "rho_p_holm": ".1g", "measured_over_predicted": ".2f",
     }  # fmt: skip
     page.text(moves_told(mechanism, begin))
     page.table("mechanism", shown)

@@ -112,5 +112,7 @@ MECHANISM = (
     ("rho", "", "Spearman's rank correlation of their changes from one kept epoch to the next in a run, mean of seeds"),
     ("rho_low", "", "lower end of Student's 95 % interval of it over seeds"),
     ("rho_high", "", "upper end"),
+    ("rho_p", "", "two-sided one-sample t test of it against 0; empty where all seeds have the same"),
+    ("rho_p_holm", "", "the same after Holm's correction over all rows"),
     ("measured_over_predicted", "", "of predicted_length: mean length over it, mean over checkpoints and seeds"),
 )

@@ -218,11 +218,12 @@ def moves_told(mechanism: Sequence[Row], since: int) -> str:
     unclear = [
         f"{one['scale']} and {one['contribution']} (weight decay {one['weight_decay']:g})"
         for one in mechanism
-        if one["rho_low"] is None or one["rho_low"] <= 0 <= one["rho_high"]
+        if one["rho_p_holm"] is None or one["rho_p_holm"] >= LEVEL
     ]
     return (
         f"Moves are those from one kept epoch to the next from epoch {since} on, {mechanism[0]['moves']} in each run; "
-        f"rho is their rank correlation within a run. Its interval over seeds (one for each row, not corrected) leaves "
-        f"0 out in {len(mechanism) - len(unclear)} of {len(mechanism)} rows. It does not, so that nothing is said of a "
-        f"mechanism, for {', '.join(unclear) or 'none'}."
+        "rho is their rank correlation within a run, its interval over seeds that of a row alone. That it is not 0 is "
+        f"shown in {len(mechanism) - len(unclear)} of {len(mechanism)} rows (t test over seeds, Holm's correction over "
+        f"the {len(mechanism)} rows). It is not shown, so that nothing is said of a mechanism, for "
+        f"{', '.join(unclear) or 'none'}."
     )

@@ -104,14 +104,20 @@ def trends(ranges: Sequence[Row], starts: Sequence[int]) -> list[dict[str, Any]]
 def _corrected(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Holm's correction over contributions and first epochs, and the part of the change since the first of them."""
     for own in grouped(found, "weight_decay", "mode").values():
-        tested = [row for row in own if row["change_p"] is not None]
-        for row, p in zip(tested, holm([row["change_p"] for row in tested]), strict=True):
-            row["change_p_holm"] = p
+        _put_holm("change", own)
     for own in grouped(found, "weight_decay", "mode", "contribution").values():
         for row in own:
             row["part"] = row["change"] / own[0]["change"] if own[0]["change"] else None
-            row.setdefault("change_p_holm", None)
     return found
+
+
+def _put_holm(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write Holm's correction of the p values of a column over these rows; a row without a test has none."""
+    tested = [row for row in rows if row[f"{name}_p"] is not None]
+    for row in rows:
+        row[f"{name}_p_holm"] = None
+    for row, p in zip(tested, holm([row[f"{name}_p"] for row in tested]), strict=True):
+        row[f"{name}_p_holm"] = p
 
 
 def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
@@ -133,7 +139,8 @@ def driven_by(gains: Sequence[Row], ranges: Sequence[Row], since: int) -> list[d
     """Rows of the table ``mechanism``: within a run, does a scale move with the mean length?
 
     Both fall over training, so that their values correlate whatever causes them. What is correlated are the changes
-    from one kept epoch to the next.
+    from one kept epoch to the next, and over the seeds it is tested that the correlation is 0, with Holm's correction
+    over all rows.
 
     Args:
         gains: rows of the table of that name.
@@ -162,5 +169,6 @@ def driven_by(gains: Sequence[Row], ranges: Sequence[Row], since: int) -> list[d
                     ratio = statistics.fmean(ratios) if name == "predicted_length" else None
                     start = {"weight_decay": decay, "contribution": kind, "scale": name, "seeds": len(ranks)}
                     start |= {"since": since, "moves": len(moves)}
-                    found.append({**start, **spread("rho", ranks), "measured_over_predicted": ratio})
+                    found.append({**start, **_tested("rho", ranks), "measured_over_predicted": ratio})
+    _put_holm("rho", found)
     return found

@@ -39,6 +39,7 @@ PROTOCOL = (
     "3e-3 and a cosine. Each block's branch deleted, each block's shortcut deleted, each layer deleted, every run of "
     "neighbouring layers, distinct random sets of blocks, distinct random orders of the blocks; gradients of the loss "
     "at the input of the first block by length: sampled single paths, root mean square by random signs, exact sums. "
+    "All of it in eval mode, lesions and orders in batches of 32 sequences, gradients in batches of 16. "
     "Error is the share of tokens of which another is thought likelier, loss is in nats a token, and every lesioned "
     "network is compared with the intact one on the same sequences (paired t test over sequences, Holm's correction "
     "over the table). The rules are those of the other studies; over the seeds of `bytes24` a claim agrees or "
@@ -52,8 +53,9 @@ PROTOCOL = (
 OWN_PROTOCOL = (
     "A language model and a text that were given, by the protocol of this study: each block's branch deleted, each "
     "block's shortcut, each layer, every run of neighbouring layers, distinct random sets and orders of the blocks; "
-    "gradients of the loss at the input of the first block by length. Error is the share of tokens of which another is "
-    "thought likelier, loss is in nats a token, and every lesioned network is compared with the intact one on the same "
+    "gradients of the loss at the input of the first block by length. All of it in eval mode, lesions and orders in "
+    "batches of 32 sequences, gradients in batches of 16. Error is the share of tokens of which another is thought "
+    "likelier, loss is in nats a token, and every lesioned network is compared with the intact one on the same "
     "sequences (paired t test over sequences, Holm's correction over the table). What is said is of this network, and "
     "not of its kind."
 )

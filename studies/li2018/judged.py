@@ -10,7 +10,20 @@ from typing import Any
 from pathlens.metrics import wilson_interval
 from pathlens.tables import Table
 from studies.li2018.measured import CUT, PUBLISHED, TREATMENTS, WITH, WITHOUT
-from studies.rules.claims import CANNOT_TELL, OURS, Claim, Verdict, decide, of_seeds, paired, row, welch
+from studies.rules.claims import (
+    CANNOT_TELL,
+    OURS,
+    OVER_ROWS,
+    TOGETHER,
+    Claim,
+    Verdict,
+    corrected_by_claim,
+    decide,
+    of_seeds,
+    paired,
+    row,
+    welch,
+)
 
 Row = Mapping[str, Any]
 
@@ -54,7 +67,7 @@ STATISTICS = Claim(
     OURS,
     f"{_RISE} is higher with statistics kept than re-estimated, parameters of one dimension still; disagrees where it "
     "is lower.",
-    "Student's 95 % interval of differences in the same directions.",
+    f"Student's 95 % interval of differences in the same directions, {OVER_ROWS}",
     revised="on 30 November 2026, when the lines were known, from the mean loss itself, which differs at the weights "
     "already where statistics are re-estimated: by that the cut network agreed.",
 )
@@ -63,7 +76,7 @@ ONE_DIMENSIONAL = Claim(
     "moving the parameters of one dimension too raises the loss around the weights",
     OURS,
     f"{_RISE} is higher with them moved than still, statistics kept; disagrees where it is lower.",
-    "Student's 95 % interval of differences in the same directions of all other parameters.",
+    f"Student's 95 % interval of differences in the same directions of all other parameters, {OVER_ROWS}",
 )
 ROBUST = Claim(
     "the comparison does not depend on the treatment",
@@ -93,7 +106,7 @@ TRACE = Claim(
 
 def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     """The rows of the table of claims."""
-    return [row(claim, network, verdict) for claim, network, verdict in _judged(tables)]
+    return corrected_by_claim([row(claim, network, verdict) for claim, network, verdict in _judged(tables)], TOGETHER)
 
 
 def _judged(tables: Mapping[str, Table]) -> Iterator[tuple[Claim, str, Verdict]]:
@@ -197,9 +210,8 @@ def by_treatment(rows: Sequence[Row], more: tuple[str, str], less: tuple[str, st
     named = zip((first, second), (more, less), strict=True)
     here = "mean rise " + " and ".join(f"{statistics.fmean(own):.3f} nats ({', '.join(which)})" for own, which in named)
     here += _ends(difference.low, difference.high, 1, ".3f", "nats")
-    return Verdict(
-        decide(difference.low, difference.high, above=0), here, difference.mean, difference.low, difference.high
-    )
+    outcome = decide(difference.low, difference.high, above=0)
+    return Verdict(outcome, here, difference.mean, difference.low, difference.high, difference.p)
 
 
 def fails(table: Table) -> Verdict:

@@ -18,7 +18,9 @@ from pathlens.tables import Table
 from studies.common import Page, StudySetting, carry_out, keep, say, setting, start_fresh
 from studies.pretrained_resnets.judged import intact, verdicts
 from studies.pretrained_resnets.twins import blocks_of_twin
-from studies.rules.lesions import critical_blocks
+from studies.record import make_table
+from studies.rules import lesions as lesion_rules
+from studies.rules import paths as path_rules
 from studies.rules.veit import CHANCE
 from studies.subjects import Subject, published, untrained
 
@@ -54,6 +56,8 @@ CAPTIONS = {
     "orders": "Error against Kendall's tau of the order of the blocks",
     "gradients": "Number of paths, norm of one path, and contribution, by length (shaded: effective lengths, sampled)",
 }
+#: kind of table -> stem of the one that tells its networks apart by whether they touch a critical block
+KINDS = {"sets": "many", "orders": "many-orders"}
 #: the network and its twin without shortcuts
 TWINS = ("resnet56b", "plain56")
 
@@ -127,8 +131,28 @@ def drawn(key: str, table: Table, lesions: Table) -> object:
         return figures.path_gradients(table, effective=(effective["first"], effective["last"]))
     if key == "skips":
         return figures.skips(table)
-    critical = () if key == "lesions" else critical_blocks(lesions)
+    critical = () if key == "lesions" else lesion_rules.critical_blocks(lesions)
     return (figures.reordering if key == "orders" else figures.deletion)(table, critical=critical)
+
+
+def _put_derived(study: StudySetting, names: Sequence[str]) -> None:
+    """Tables that are computed from those that were measured.
+
+    Args:
+        study: whose tables.
+        names: of the networks with shortcuts.
+    """
+    tables = study.tables
+    drawn_of = {"sets": lesion_rules.distinct_sets, "orders": lesion_rules.distinct_orders}
+    for key, columns in (("sets", lesion_rules.SPLIT_SETS), ("orders", lesion_rules.SPLIT_ORDERS)):
+        rows = [
+            {"network": name, **one}
+            for name in names
+            for one in lesion_rules.split_rows(drawn_of[key](tables[f"{key}-{name}"]), tables[f"lesions-{name}"])
+        ]
+        tables.put(KINDS[key], make_table((("network", "", "network"), *columns), rows))
+    shares = [path_rules.share_row(name, tables[f"gradients-{name}"]) for name in names]
+    tables.put("shares", make_table(path_rules.SHARES, shares))
 
 
 def state(study: StudySetting) -> Page:
@@ -139,6 +163,7 @@ def state(study: StudySetting) -> Page:
     tables = page.tables
     names = [stem.removeprefix("skips-") for stem in tables if stem.startswith("skips-")]
     twin = next(stem.removeprefix("twin-") for stem in tables if stem.startswith("twin-"))
+    _put_derived(study, names)
     pair = TWINS[0] if TWINS[0] in names else names[-1]
     page.section(
         "With and without shortcuts",
@@ -162,12 +187,20 @@ def state(study: StudySetting) -> Page:
         page.section(f"{name}: {blocks} blocks")
         for key, caption in CAPTIONS.items():
             stem = f"{key}-{name}"
-            page.figure(stem, partial(drawn, key, tables[stem], tables[f"lesions-{name}"]), f"{caption}: {name}.")
+            lesions = tables[f"lesions-{name}"]
+            end = lesion_rules.APART[key] if key in KINDS and lesion_rules.critical_blocks(lesions) else "."
+            page.figure(stem, partial(drawn, key, tables[stem], lesions), f"{caption}: {name}{end}")
             if key == "sets":
                 page.table(stem, SETS, rows=lambda row: row["sample"] is None)
             else:
                 page.table(stem, LESIONS if key == "lesions" else None, rows=lambda row: row["block"] is not None)
             page.measured(stem)
+            if key in KINDS:
+                own = [row for row in tables[KINDS[key]].rows if row["network"] == name]
+                page.text(lesion_rules.side_by_side(own, key))
+                page.table(KINDS[key])
+    page.section("Shares of the gradient, by projection", path_rules.by_projection(tables["shares"].rows))
+    page.table("shares", path_rules.SHARES_SHOWN)
     errors = [(name, intact(tables[f"lesions-{name}"])) for name in (*names, twin)]
     page.section(
         "The intact networks",

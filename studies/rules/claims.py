@@ -30,6 +30,10 @@ SEEDS = 3
 LEVEL = 0.05
 OURS = "ours"
 _MIXED = "mixed"
+#: how :func:`by_interval` tests rows that :func:`corrected_by_claim` corrects, to end the words of a test with
+OVER_ROWS = "and the two-sided t test against the nearer bound, Holm over the rows of the claim."
+#: since when claims whose rows had been judged one by one are corrected over them
+TOGETHER = "on 1 December 2026, when the numbers were known, by Holm's correction over the rows"
 
 COLUMNS = (
     ("claim", "", "name of the claim"),
@@ -111,8 +115,12 @@ def made_ours(claim: Claim, why: str, **changes: Any) -> Claim:
             claim says of other changes.
         changes: other fields, such as ``says`` and ``name``.
     """
-    added = why[:1].upper() + why[1:] if claim.revised else why
-    return replace(claim, source=OURS, revised=" ".join(filter(None, (claim.revised, added))), **changes)
+    return replace(claim, source=OURS, revised=_changed(claim.revised, why), **changes)
+
+
+def _changed(before: str | None, why: str) -> str:
+    """What a claim says of its changes, and of one more."""
+    return f"{before} {why[:1].upper()}{why[1:]}" if before else why
 
 
 def decide(low: float | None, high: float | None, *, below: float | None = None, above: float | None = None) -> str:
@@ -139,6 +147,43 @@ def near(low: float | None, high: float | None, expected: float, slack: float) -
     if expected - slack <= low and high <= expected + slack:
         return AGREES
     return DISAGREES if high < expected - slack or low > expected + slack else CANNOT_TELL
+
+
+def by_interval(
+    low: float | None,
+    high: float | None,
+    freedom: float,
+    *,
+    below: float | None = None,
+    above: float | None = None,
+    within: tuple[float, float] | None = None,
+) -> tuple[str, float | None]:
+    """An outcome from Student's 95 % interval, and the two-sided p value that is below 0.05 exactly where it tells.
+
+    Of a number that is claimed to be within some slack of another, it is the p value at the nearer bound: that of two
+    one-sided tests where the number lies between them, of one where it lies beyond.
+
+    Args:
+        low: lower end; None where there is no interval.
+        high: upper end.
+        freedom: degrees of freedom.
+        below: the bound that the number is claimed to be below.
+        above: the bound that it is claimed to be above.
+        within: the number that it is claimed to be near, and the slack.
+
+    Returns:
+        Cannot tell and None where nothing varies.
+    """
+    if low is None or high is None or not low < high:
+        return CANNOT_TELL, None
+    if within is not None:
+        expected, slack = within
+        outcome, bounds = near(low, high, expected, slack), [expected - slack, expected + slack]
+    else:
+        outcome = decide(low, high, below=below, above=above)
+        bounds = [bound for bound in (below, above) if bound is not None]
+    middle, error = (low + high) / 2, (high - low) / 2 / float(stats.t.ppf(0.975, freedom))
+    return outcome, max(float(2 * stats.t.sf(abs(middle - bound) / error, freedom)) for bound in bounds)
 
 
 def majority(holds: Sequence[float], fails: Sequence[float]) -> tuple[str, float]:
@@ -304,6 +349,32 @@ def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         outcome = one["outcome"] if p is not None and p < LEVEL else CANNOT_TELL
         found.append({**one, "p": p, "here": told, "outcome": outcome})
     return found
+
+
+def corrected_by_claim(rows: Iterable[dict[str, Any]], since: str = "") -> list[dict[str, Any]]:
+    """Rows of several claims, in their order: those of each claim that has several are corrected together.
+
+    Args:
+        rows: each of a test.
+        since: when this correction was added, where that was after numbers were known; said of a claim of which it
+            changes a verdict, with what that is without it.
+    """
+    families: dict[str, list[dict[str, Any]]] = {}
+    for one in (rows := list(rows)):
+        families.setdefault(one["claim"], []).append(one)
+    found = {}
+    for name, own in families.items():
+        told = corrected(own) if len(own) > 1 else own
+        lost = [
+            f"{one['network']} {one['outcome']}"
+            for one, other in zip(own, told, strict=True)
+            if one["outcome"] != other["outcome"]
+        ]
+        if since and lost:
+            why = f"{since}: without it {'; '.join(lost)}."
+            told = [{**one, "revised": _changed(one["revised"], why)} for one in told]
+        found[name] = iter(told)
+    return [next(found[one["claim"]]) for one in rows]
 
 
 def table(rows: Iterable[Mapping[str, Any]], **facts: Any) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,32 @@ from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES, LEVEL, Verdict,
 from studies.rules.veit import CLASSES, NEAR_CHANCE, NOTICEABLE
 
 _RESAMPLES = 2000
+#: numbers of deleted blocks, or of exchanges, that pages show; the tables have all
+SIZES = (1, 2, 5, 10, 15, 20)
+_ERRORS = (
+    ("mean", "fraction", "mean error"),
+    ("median", "fraction", "median error"),
+    ("smallest", "fraction", "smallest error"),
+    ("largest", "fraction", "largest error"),
+)
+#: what :func:`split_rows` says of sets, and of orders
+SPLIT_SETS = (
+    ("size", "blocks", "deleted blocks"),
+    ("critical", "", "with: sets that hold a critical block; without: the others"),
+    ("n", "", "distinct sets"),
+    *_ERRORS,
+)
+SPLIT_ORDERS = (
+    ("size", "", "random exchanges of two blocks"),
+    ("critical", "", "with: orders that move a critical block; without: the others"),
+    ("n", "", "distinct orders"),
+    *_ERRORS,
+)
+#: ends the caption of a figure that draws both kinds
+APART = {
+    "sets": "; sets that hold a critical block apart, each kind with its medians.",
+    "orders": "; orders that move a critical block apart, each kind with its medians in bins of five orders or more.",
+}
 
 
 @dataclass(frozen=True)
@@ -337,7 +363,7 @@ def rank_interval(
 
 
 def split_rows(drawn: Sequence[Drawn], lesions: Table) -> list[dict[str, Any]]:
-    """For each size the sets with and without a critical block: how many, mean, median, smallest and largest error."""
+    """For each size the sets or orders with and without a critical block: how many, and what their errors are."""
     critical = set(critical_blocks(lesions))
     rows = []
     for size in sorted({one.size for one in drawn}):
@@ -355,3 +381,24 @@ def split_rows(drawn: Sequence[Drawn], lesions: Table) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]], what: str) -> str:
+    """Rows of :func:`split_rows` as a table of a page: how many there are of both kinds, and their median errors.
+
+    Args:
+        rows: of some networks, each named by ``run`` or else ``network``; those of :data:`SIZES` are shown.
+        what: ``sets`` or ``orders``.
+    """
+    size, with_it, without = {
+        "sets": ("deleted", "sets with a critical block", "sets without"),
+        "orders": ("exchanges", "orders that move a critical block", "orders that do not"),
+    }[what]
+    lines = [f"| network | {size} | {with_it} | median error | {without} | median error |", f"|{'---|' * 6}"]
+    shown = [row for row in rows if row["size"] in SIZES]
+    for pair in zip(shown[::2], shown[1::2], strict=True):
+        named, cells = pair[0].get("run", pair[0]["network"]), []
+        for row in pair:
+            cells += [str(row["n"]), "" if row["median"] is None else f"{row['median']:.2%}"]
+        lines.append(f"| {named} | {pair[0]['size']} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,21 @@ RANGES = (
     ("share_high", "fraction", "upper end of it"),
     ("blocks_per_batch", "blocks", "random blocks whose path lengths are centred on the range: first plus last"),
 )
+SHARES = (
+    ("network", "", "network"),
+    ("blocks", "blocks", "residual blocks"),
+    ("mean_length", "blocks", "sum over the lengths of length times share, of the gradient by projection"),
+    ("mean_length_sampled", "blocks", "mean length weighted by number of paths times mean norm (the paper's)"),
+    ("longest", "blocks", "longest effective length (sampled)"),
+    ("up_to_longest", "fraction", "sum of the shares of the lengths up to it"),
+    ("largest", "fraction", "largest share of a length"),
+    ("largest_at", "blocks", "that length"),
+    ("negative", "fraction", "sum of the shares below zero, of lengths that pull against the whole; 0 where none does"),
+)
+SHARES_SHOWN = {
+    "network": "", "mean_length": ".1f", "mean_length_sampled": ".1f", "longest": "d", "up_to_longest": ".2%",
+    "largest": ".1%", "largest_at": "d", "negative": ".1g",
+}  # fmt: skip
 
 
 def with_intervals(table: Table) -> Table:
@@ -112,6 +128,45 @@ def range_rows(network: str, table: Table) -> list[dict[str, Any]]:
             row |= {of: found[of], f"{name}_low": found[f"{of}_low"], f"{name}_high": found[f"{of}_high"]}
         rows.append(row | {"blocks_per_batch": found["blocks_per_batch"]})
     return rows
+
+
+def share_row(network: str, table: Table) -> dict[str, Any]:
+    """What the shares come to that the lengths have in the whole gradient, by projection on it."""
+    shares = {row["length"]: row["share"] for row in table.rows}
+    longest = table.provenance["effective"]["sampled"]["last"]
+    largest = max(shares, key=shares.__getitem__)
+    contributed = [value or 0.0 for value in contributions(table.rows, "sampled")]
+    return {
+        "network": network,
+        "blocks": table.rows[-1]["length"],
+        "mean_length": math.fsum(length * share for length, share in shares.items()),
+        "mean_length_sampled": math.fsum(map(operator.mul, shares, contributed)) / math.fsum(contributed),
+        "longest": longest,
+        "up_to_longest": math.fsum(share for length, share in shares.items() if length <= longest),
+        "largest": shares[largest],
+        "largest_at": largest,
+        "negative": math.fsum(share for share in shares.values() if share < 0),
+    }
+
+
+def by_projection(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What rows of :func:`share_row` say beside the norms, for a page.
+
+    Args:
+        rows: one of each network.
+    """
+    whole, product = (
+        f"{min(values):.1f} to {max(values):.1f}"
+        for values in ([row[name] for row in rows] for name in ("mean_length", "mean_length_sampled"))
+    )
+    least = min(row["up_to_longest"] for row in rows)
+    return (
+        "Norms of different lengths do not add up to that of the gradient, but their components along it do: each has "
+        "a share in the gradient (column `share` of `gradients`), which is negative where the length pulls against the "
+        f"whole, and the shares sum to 1. Weighted by them, paths take {whole} branches on average (over the networks "
+        f"of `shares`); weighted by the paper's product, {product}, which counts gradients of paths too that cancel "
+        f"each other. Lengths up to the longest effective one (sampled) make up {least:.2%} of the gradient or more."
+    )
 
 
 def short(row: dict[str, Any]) -> Verdict:

@@ -13,10 +13,13 @@ from studies.rules.claims import (
     AGREES,
     DISAGREES,
     OURS,
+    OVER_ROWS,
+    TOGETHER,
     Claim,
     Verdict,
+    by_interval,
+    corrected_by_claim,
     decide,
-    near,
     of_seeds,
     paired,
     row,
@@ -34,8 +37,9 @@ FACTOR, STRAIGHT, EVEN, ALIKE = 1.22, 0.9, 0.02, 0.02
 #: the claimed sizes of sub-kernels by side of the kernel, at stride 2
 CLAIMED = {3: "1, 2, 2, 4", 5: "4, 6, 6, 9"}
 
-_INITIAL = "Mean over initialisations with Student's 95 % interval; each row is judged by itself."
-_PAIRED = "Difference paired by seed with Student's 95 % interval over seeds; each row is judged by itself."
+_INITIAL = f"Mean over initialisations with Student's 95 % interval, {OVER_ROWS}"
+_STUDENT = "Difference paired by seed with Student's 95 % interval over seeds"
+_PAIRED = f"{_STUDENT}, {OVER_ROWS}"
 _SAYS = "batch norm after every block shrinks the first blocks' share geometrically, at least 1.22 a block"
 _RULE = (
     "The {what} of a block's summand in the last sum over that of the block before it, from a least-squares line "
@@ -108,7 +112,7 @@ WIDE = Claim(
     "a deep network does better than a wide, shallower one of the same multiply-adds",
     OURS,
     "Test loss minus that of the wide network below 0.",
-    _PAIRED,
+    f"{_STUDENT}.",
 )
 MORE = Claim(
     "more blocks do better",
@@ -154,11 +158,14 @@ SMOOTHED = Claim(
 
 def verdicts(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     """Rows of the table of claims."""
-    return [
+    of_networks = [
         *_of_shares(tables["shares-networks"].rows),
         *_of_trainings(tables["runs"].rows, tables["costs"].rows),
+    ]
+    return [
+        *corrected_by_claim(of_networks, TOGETHER),
         *_of_kernels(tables["subkernels"].rows),
-        *_of_checkerboards(tables["checkerboards"].rows),
+        *corrected_by_claim(_of_checkerboards(tables["checkerboards"].rows), TOGETHER),
     ]
 
 
@@ -175,33 +182,29 @@ def _of_shares(rows: Rows) -> list[dict[str, Any]]:
         for network in shares.NORMS:
             which = {"network": network, "init": init}
             factors = _column(rows, "factor", norms="block", **which)
-            for claim, what, values in (
-                (VARIANCE, "factor", factors),
-                (DEVIATION, "factor", [math.sqrt(factor) for factor in factors]),
-                (GEOMETRIC, "R squared", _column(rows, "r_squared", norms="block", **which)),
-                (END, "factor", _column(rows, "factor", norms="end", **which)),
+            for claim, what, values, bound in (
+                (VARIANCE, "factor", factors, {"above": FACTOR}),
+                (DEVIATION, "factor", [math.sqrt(factor) for factor in factors], {"above": FACTOR}),
+                (GEOMETRIC, "R squared", _column(rows, "r_squared", norms="block", **which), {"above": STRAIGHT}),
+                (END, "factor", _column(rows, "factor", norms="end", **which), {"within": (1, EVEN)}),
             ):
                 value, low, high = math.fsum(values) / len(values), *sample_interval(values)
-                if claim is END:
-                    outcome = near(low, high, 1, EVEN)
-                else:
-                    outcome = decide(low, high, above=STRAIGHT if claim is GEOMETRIC else FACTOR)
-                verdict = Verdict(outcome, f"{what} {value:.3f}{span(low, high, '.3f')}", value, low, high)
+                outcome, p = by_interval(low, high, len(values) - 1, **bound)
+                verdict = Verdict(outcome, f"{what} {value:.3f}{span(low, high, '.3f')}", value, low, high, p)
                 found[claim].append(row(claim, f"{network}, {init}", of_seeds(verdict, len(values))))
     for network, norms in ((network, norms) for network, places in shares.NORMS.items() for norms in places):
-        for claim, one, other in (
-            (GLOROT, "glorot-normal", "he-normal"),
-            (UNIFORM, "glorot-uniform", "glorot-normal"),
-            (UNIFORM, "he-uniform", "he-normal"),
+        for claim, one, other, bound in (
+            (GLOROT, "glorot-normal", "he-normal", {"above": ALIKE}),
+            (UNIFORM, "glorot-uniform", "glorot-normal", {"within": (0, ALIKE)}),
+            (UNIFORM, "he-uniform", "he-normal", {"within": (0, ALIKE)}),
         ):
             if one not in inits:
                 continue
             stems = [_column(rows, "stem_share", network=network, norms=norms, init=init) for init in (one, other)]
             gaps = paired([a - b for a, b in zip(*stems, strict=True)])
-            ends = gaps.low, gaps.high
-            outcome = decide(*ends, above=ALIKE) if claim is GLOROT else near(*ends, 0, ALIKE)
+            outcome, p = by_interval(gaps.low, gaps.high, gaps.pairs - 1, **bound)
             here = f"difference {gaps.mean:+.3f}{span(gaps.low, gaps.high, '.3f')}"
-            verdict = of_seeds(Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, gaps.p), gaps.pairs)
+            verdict = of_seeds(Verdict(outcome, here, gaps.mean, gaps.low, gaps.high, p), gaps.pairs)
             found[claim].append(row(claim, f"{network}, norms: {norms}, {one} against {other}", verdict))
     return [one for rows_of_claim in found.values() for one in rows_of_claim]
 

@@ -15,12 +15,15 @@ from studies.rules.claims import (
     CANNOT_TELL,
     DISAGREES,
     OURS,
+    OVER_ROWS,
+    TOGETHER,
     Claim,
     Verdict,
+    by_interval,
     corrected,
+    corrected_by_claim,
     decide,
     made_ours,
-    near,
     of_seeds,
     paired,
     row,
@@ -37,12 +40,13 @@ CORRELATION, FACTOR, SLOPE = 0.1, 0.05, 0.1
 BOOK = "Prince, Understanding Deep Learning"
 
 
-_MEAN = "Mean over networks with Student's 95 % interval; each row is judged by itself."
+_MEAN = "Mean over networks with Student's 95 % interval"
+_MEANS = f"{_MEAN}, {OVER_ROWS}"
 _DRAWN = (
     "Difference paired by seed, from which both networks draw what they share: Student's 95 % interval over networks, "
     "and the paired t test with Holm's correction over the rows of the claim."
 )
-_PAIRED = "Difference paired by seed with Student's 95 % interval; each row is judged by itself."
+_PAIRED = f"Difference paired by seed with Student's 95 % interval, {OVER_ROWS}"
 
 
 def _within(share: float, of: str) -> str:
@@ -54,7 +58,7 @@ RELATED = Claim(
     "nearby gradients of deep networks are unrelated, their autocorrelation close to zero",
     f"{BOOK}, figure 11.3c",
     f"Autocorrelation at lag 4 within {CORRELATION} of zero; disagrees where it is shown to be outside.",
-    _MEAN,
+    _MEANS,
 )
 DEEPER = Claim(
     "deeper-less-alike",
@@ -88,14 +92,14 @@ NUMBERS = Claim(
     "the autocorrelation at lags 1, 4 and 16 is what other code had measured before this study",
     OURS,
     f"Within {CORRELATION} of the number that was found before; disagrees where it is shown to be outside.",
-    _MEAN,
+    _MEANS,
 )
 HALVES = Claim(
     "signal-halves",
     "with weights of variance 1/D the signal halves with every layer",
     OURS,
     _within(FACTOR, "a factor of 1/2"),
-    _MEAN,
+    f"{_MEAN}.",
 )
 BIASES = Claim(
     "biases-take-over",
@@ -111,28 +115,28 @@ DOUBLES = Claim(
     "the variance doubles with every residual block",
     f"{BOOK}, figure 11.6a; problem 11.5",
     _within(FACTOR, "a factor of 2"),
-    _MEAN,
+    _MEANS,
 )
 BACKWARD = Claim(
     "gradient-doubles",
     "a similar argument applies to the gradients in the backward pass",
     f"{BOOK}, section 11.3; problem 11.5",
     _within(FACTOR, "a factor of 2"),
-    _MEAN,
+    _MEANS,
 )
 STABLE = Claim(
     "stable",
     "1/sqrt(2) times the output of every block keeps it",
     f"{BOOK}, figure 11.6b; problem 11.6",
     _within(FACTOR, "a factor of 1"),
-    _MEAN,
+    _MEANS,
 )
 LINEAR = Claim(
     "linear-growth",
     "with batch norm each residual block adds one unit of variance",
     f"{BOOK}, figure 11.6c",
     _within(SLOPE, "a slope of 1"),
-    _MEAN,
+    f"{_MEAN}.",
 )
 LINEAR_UNIT = made_ours(
     LINEAR,
@@ -146,14 +150,14 @@ UNITS = Claim(
     "of this one, 1 - 1/pi is variance of a unit over the inputs and 1/pi its squared mean",
     "Brock, De and Smith 2021",
     _within(SLOPE, "the number"),
-    _MEAN,
+    _MEANS,
 )
 LAYER = Claim(
     "normed-layer",
     "in plain ReLU networks a layer with batch norm makes gradients sqrt(pi/(pi - 1)) = 1.21 times as large",
     f"{BOOK}, chapter 11, notes (Yang et al. 2019); problem 11.13",
     _within(FACTOR, "that factor"),
-    _MEAN,
+    f"{_MEAN}.",
 )
 COUNT = Claim(
     "parameters",
@@ -193,8 +197,8 @@ def compared(claim: Claim, network: str, values: Sequence[float], expected: floa
         return row(claim, network, Verdict(CANNOT_TELL, "no number"))
     mean, (low, high) = statistics.fmean(values), sample_interval(values)
     here = f"{mean:.4g}{span(low, high, '.4g')}, expected {expected:.4g}"
-    verdict = Verdict(near(low, high, expected, slack), here, mean, low, high)
-    return row(claim, network, of_seeds(verdict, len(values)))
+    outcome, p = by_interval(low, high, len(values) - 1, within=(expected, slack))
+    return row(claim, network, of_seeds(Verdict(outcome, here, mean, low, high, p), len(values)))
 
 
 def difference(
@@ -239,6 +243,7 @@ def _correlations(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
         compared(RELATED, f"{spec.name}, lag 4", [*at(4, spec).values()], 0.0, CORRELATION)
         for spec in (plain[1], plain[2], *normed, *shattered.NOTEBOOKS[1:])
     ]
+    found = corrected_by_claim(found, TOGETHER)
     found += corrected(
         [
             difference(DEEPER, f"{one.name}, minus {other.name}; lag 4", at(4, one), at(4, other), -1)
@@ -306,7 +311,8 @@ def _growth(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
         found.append(compared(UNITS, f"{normed.name}: {words}", of(normed, name), expected, SLOPE * expected))
     root = of(plain, "backward", lambda factor: float(factor**0.5))
     expected = growth.NORMED_LAYER
-    return [*found, compared(LAYER, f"{plain.name}: factor a layer", root, expected, FACTOR * expected)]
+    found.append(compared(LAYER, f"{plain.name}: factor a layer", root, expected, FACTOR * expected))
+    return corrected_by_claim(found, TOGETHER)
 
 
 def _parameters(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -348,9 +354,9 @@ def _trained(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
             here = f"{100 * own.mean:+.2f} points" + (
                 "" if own.low is None or own.high is None else f" ({100 * own.low:+.2f} to {100 * own.high:+.2f})"
             )
-            verdict = Verdict(_direction(own.low, own.high, sign), here, own.mean, own.low, own.high)
+            verdict = Verdict(_direction(own.low, own.high, sign), here, own.mean, own.low, own.high, own.p)
             found.append(row(claim, name.replace("_", " "), of_seeds(verdict, own.pairs)))
-    return found
+    return corrected_by_claim(found, TOGETHER)
 
 
 def data(network: str) -> str:

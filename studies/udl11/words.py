@@ -37,7 +37,8 @@ PROTOCOL = (
     "11.3 and 11.4 and the notes. Figure 11.2: pathlens' reference networks `plain20`, `plain56`, `resnet20` and "
     "`resnet56` on CIFAR-10 as JPEG files (`cifar10-jpeg`), three seeds each; at `--scale cpu` 10,000 images at 16x16 "
     "(the middle of 18x18), a tenth of them held out, 12 epochs and a cosine schedule; at `--scale paper` as He et al. "
-    "2016a, section 4.2."
+    "2016a, section 4.2. Batches are of 128 images. Training errors are as trained, batch norms on the statistics of "
+    "the batch; errors of held-out images and of all 10,000 test images have batch norms in eval mode."
 )
 DISCUSSION = (
     "All of this is about weights as drawn, not about training, except for the section on figure 11.2. The book's laws "
@@ -45,9 +46,8 @@ DISCUSSION = (
     "expectation (Jensen), the more so the narrower the network; beside 200 units stand 400. An autocorrelation "
     "depends on the distance of the inputs, which the book does not give, so that `nearby` is our reading (1/16 of a "
     "unit of the input, of which the line has four), and on how biases are drawn. Intervals are over networks, so that "
-    "they say how well a mean is known and not how much networks differ. Differences of autocorrelations are corrected "
-    "within a claim (Holm); of the other rows each is judged on its own, and no interval is widened for there being "
-    "several."
+    "they say how well a mean is known and not how much networks differ. Where a claim has several rows their p values "
+    "are corrected (Holm), which decides; no interval is widened for there being several."
 )
 
 

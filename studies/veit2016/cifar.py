@@ -2,11 +2,11 @@
 
 ``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks, or
 ``vgg15_narrow-plain-seed0``; several names, one after the other) trains a network, or goes on with it, and keeps it:
-its weights in half precision, its history, and what its manifests say, in ``results/cifar10/``, with the SHA-256 of
-each file in ``record.json``. Without a name it only writes that record again. The study measures those that lie there
-(``--only cifar`` no others, and of these what is not measured yet), and names those that do not.
-``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``. On Linux a quarter of a step on the CPU is page faults,
-which go away where memory is kept:
+its weights in half precision, its history without the time of each epoch, and what its manifests say, with the seconds
+of each phase, in ``results/cifar10/``, with the SHA-256 of each file in ``record.json``. Without a name it only writes
+that record again. The study measures those that lie there (``--only cifar`` no others, and of these what is not
+measured yet), and names those that do not. ``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``. On Linux a
+quarter of a step on the CPU is page faults, which go away where memory is kept:
 ``GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33000000:glibc.malloc.trim_threshold=8000000000``.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from pathlens.storage import atomic_write_bytes
-from pathlens.tables import read_table
+from pathlens.tables import Table, read_table
 from studies import record
 from studies.common import ROOT, StudySetting, keep_checkpoint, say, train_all
 from studies.veit2016.trainings import cifar
@@ -120,6 +121,38 @@ def phases_of(networks: Sequence[Kept]) -> list[dict[str, Any]]:
     return [phase for one in networks for phase in one.facts["phases"]]
 
 
+def without_times(history: Table) -> Table:
+    """A history without how long its epochs took, which other work on the machine has its part in."""
+    return record.leave_out(history, ("seconds", "images_per_second"))
+
+
+def seconds_of(history: Table) -> float:
+    """How long the steps of all epochs of a history took, without evaluation and checkpoints."""
+    return round(math.fsum(float(row["seconds"] or 0) for row in history.rows), 3)
+
+
+def took(networks: Sequence[Kept]) -> str:
+    """A sentence on how long their trainings took, with a blank before it; nothing where that was not kept.
+
+    Args:
+        networks: all that are kept.
+    """
+    every = [one.facts["phases"] for one in networks]
+    timed = [phases for phases in every if all("seconds" in phase for phase in phases)]
+    hours: dict[str, float] = {}
+    for phase in (phase for phases in timed for phase in phases):
+        on = f"{phase['hardware']['cores_allowed']} cores" if phase["device"] == "cpu" else "a GPU"
+        hours[on] = hours.get(on, 0.0) + phase["seconds"] / 3600
+    if not hours:
+        return ""
+    which = f"the {len(every)}" if len(timed) == len(every) else f"{len(timed)} of the {len(every)}"
+    together = " and ".join(f"{spent:.1f} hours of {on}" for on, spent in hours.items())
+    return (
+        f" The steps of {which} trainings that are there took {together}, without evaluation, and without the "
+        "trainings that were given up."
+    )
+
+
 def run_row(one: Kept) -> dict[str, Any]:
     """The row of a kept training in the table of runs; its epochs are those of all phases."""
     facts = one.facts
@@ -159,17 +192,20 @@ def keep(run: Path, folder: Path = FOLDER, convolutions: str | None = None) -> P
     on_cpu = (facts["device"], facts["dtype"]) == ("cpu", "float32")
     half = run.with_name(f"{run.name}-half")
     phases = [phase for phase in (half, run) if (phase / "manifest.json").is_file()]
+    histories = {phase.name: read_table(phase / "history.csv") for phase in phases}
     said = {
         "row": row,
         "convolutions": convolutions if on_cpu else None,
-        "phases": [record.training(phase.name, phase) for phase in phases],
+        "phases": [
+            {**record.training(phase.name, phase), "seconds": seconds_of(histories[phase.name])} for phase in phases
+        ],
     }
     with tempfile.TemporaryDirectory() as apart:
         weights = keep_checkpoint(run, Path(apart), run.name, dtype=torch.float16).read_bytes()
     if len(weights) > LARGEST:
         raise SystemExit(f"the weights of {run} take more than {LARGEST:,} bytes; nothing was kept")
-    for phase in phases:
-        read_table(phase / "history.csv").write(folder, f"history-{phase.name}")
+    for name, phase_history in histories.items():
+        without_times(phase_history).write(folder, f"history-{name}")
     atomic_write_bytes(folder / f"{run.name}.json", (json.dumps(said, indent=2) + "\n").encode())
     # last, because a network is kept where its weights are
     (folder / "weights").mkdir(exist_ok=True)

@@ -12,12 +12,15 @@ from pathlens import figures
 from pathlens.tables import Table
 from studies import record
 from studies.common import Page, StudySetting
+from studies.critics.cancellation import CAPTION, cancellation_rows
+from studies.critics.drawing import cancellation_figure
 from studies.rules import lesions as lesion_rules
 from studies.rules import margin
 from studies.rules import paths as path_rules
 from studies.rules import veit as veit_claims
 from studies.veit2016 import left, retraining
-from studies.veit2016.cifar import SCHEDULE, Kept
+from studies.veit2016.cifar import SCHEDULE, Kept, took
+from studies.veit2016.curve import curve_figure
 from studies.veit2016.hurt import hurt_figure
 from studies.veit2016.judged import own_number, rises_of, verdicts
 from studies.veit2016.measured import kinds_of
@@ -29,8 +32,6 @@ WORDS = {
     "plain": "the plain network, its layers deleted",
     "highway": "the highway network",
 }
-#: sizes of sets that the page shows; the table has all
-SIZES = (1, 2, 5, 10, 15, 20)
 
 SINGLES = (
     ("run", "", "name of the training run"),
@@ -47,19 +48,14 @@ SINGLES = (
     ("n", "images", "test images"),
 )
 
-MANY = (
+_RUN = (
     ("run", "", "name of the training run"),
     ("network", "", "reference name"),
     ("trained", "", "full, mN for N random blocks a batch, sd for stochastic depth"),
     ("seed", "", "of the run"),
-    ("size", "blocks", "deleted blocks"),
-    ("critical", "", "with: sets that hold a critical block; without: the others"),
-    ("n", "", "distinct sets"),
-    ("mean", "fraction", "mean error"),
-    ("median", "fraction", "median error"),
-    ("smallest", "fraction", "smallest error"),
-    ("largest", "fraction", "largest error"),
 )
+MANY = (*_RUN, *lesion_rules.SPLIT_SETS)
+MANY_ORDERS = (*_RUN, *lesion_rules.SPLIT_ORDERS)
 
 
 def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> Page:
@@ -85,7 +81,7 @@ def state(study: StudySetting, missing: Sequence[str], kept: Sequence[Kept]) -> 
             "said of them, and what needs three of their seeds cannot tell."
         )
     if missing or kept:
-        page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{_convolutions(kept)}")
+        page.text(f"**The networks on CIFAR-10.** {SCHEDULE}{took(kept)}{_convolutions(kept)}")
     tables = page.tables
     waiting = {one.name: [kind for kind in kinds_of(one.trained) if f"{kind}-{one.name}" not in tables] for one in kept}
     if any(waiting.values()) and study.scale == "cpu":
@@ -119,7 +115,7 @@ def _convolutions(kept: Sequence[Kept]) -> str:
 
 def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None:
     tables = study.tables
-    singles, many, ranges, paths = [], [], [], []
+    singles, many, many_orders, ranges, shares, paths = [], [], [], [], [], []
     for run in runs:
         names = {name: run[name] for name in ("run", "network", "trained", "seed")}
         if f"lesions-{run['run']}" in tables:
@@ -127,13 +123,19 @@ def _put_derived(study: StudySetting, runs: Sequence[Mapping[str, Any]]) -> None
         if {f"lesions-{run['run']}", f"sets-{run['run']}"} <= tables.keys():
             drawn = lesion_rules.distinct_sets(tables[f"sets-{run['run']}"])
             many += [{**names, **one} for one in lesion_rules.split_rows(drawn, tables[f"lesions-{run['run']}"])]
+        if {f"lesions-{run['run']}", f"orders-{run['run']}"} <= tables.keys():
+            drawn = lesion_rules.distinct_orders(tables[f"orders-{run['run']}"])
+            many_orders += [{**names, **one} for one in lesion_rules.split_rows(drawn, tables[f"lesions-{run['run']}"])]
         if f"gradients-{run['run']}" in tables:
             ranges += path_rules.range_rows(run["run"], tables[f"gradients-{run['run']}"])
+            shares.append(path_rules.share_row(run["run"], tables[f"gradients-{run['run']}"]))
             paths += left.left_rows(run["run"], tables[f"gradients-{run['run']}"])
     tables.put("retraining", record.make_table(retraining.SUMMARY, retraining.summary_rows(runs)))
     tables.put("singles", record.make_table(SINGLES, singles))
     tables.put("many", record.make_table(MANY, many))
+    tables.put("many-orders", record.make_table(MANY_ORDERS, many_orders))
     tables.put("effective", record.make_table(path_rules.RANGES, ranges))
+    tables.put("shares", record.make_table(path_rules.SHARES, shares))
     tables.put("paths-left", record.make_table(left.LEFT, paths))
 
 
@@ -235,8 +237,10 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Deleting many blocks (figure 5a), and reordering (figure 5b)",
         "Distinct random sets, the same for all networks of a depth, so that what depends on the draw is shared by the "
         "seeds. A mean over sets hides two kinds: those that hold a critical block (`singles`), and the others, which "
-        "differ most where few blocks are deleted. Both are shown. Sets of one block are some of those deleted above. "
-        "At `--scale cpu` those on CIFAR-10 are of the first 2,000 test images, so that errors differ from above. More "
+        "differ most where few blocks are deleted. Both are shown, and likewise of orders those that move a critical "
+        "block: in the figures of single networks, and in the tables below of every seed that was trained whole. Sets "
+        "of one block are some of those deleted above. At `--scale cpu` those on CIFAR-10 are of the first 2,000 test "
+        "images, so that errors differ from above. More "
         f"sets of {veit_claims.HURT} blocks (`hurt`), where they are there, tell what hardens networks.",
     )
     for network in dict.fromkeys(run["network"] for run in runs if run["trained"] == "full"):
@@ -260,24 +264,33 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
     for run in _first(runs):
         stem = f"sets-{run['run']}"
         if stem in page.tables:
-            caption = f"Error with random sets of blocks deleted: {run['network']}, {_words(run)}, {run['data']}."
-            page.figure(stem, partial(figures.deletion, page.tables[stem], critical=_critical(page, run)), caption)
+            critical = _critical(page, run)
+            caption = (
+                f"Error with random sets of blocks deleted: {run['network']}, {_words(run)}, {run['data']}"
+                f"{lesion_rules.APART['sets'] if critical else '.'}"
+            )
+            page.figure(stem, partial(figures.deletion, page.tables[stem], critical=critical), caption)
             page.measured(stem)
         if f"hurt-{run['run']}" in page.tables:
             page.measured(f"hurt-{run['run']}")
-    wanted = {run["run"] for run in _first(runs) if run["trained"] == "full"}
-    shown = {"run": "", "size": "d", "critical": "", "n": "d", "mean": ".2%", "median": ".2%", "smallest": ".2%"}
-    page.table(
-        "many",
-        shown | {"largest": ".2%"},
-        rows=lambda one: one["run"] in wanted and one["size"] in SIZES and one["n"] > 0,
-    )
+    _both_kinds(page, "many", "sets")
     for run in _first(runs):
         stem = f"orders-{run['run']}"
         if stem in page.tables:
-            caption = f"Error against Kendall's tau of the order of the blocks: {run['network']}, {run['data']}."
-            page.figure(stem, partial(figures.reordering, page.tables[stem], critical=_critical(page, run)), caption)
+            critical = _critical(page, run)
+            caption = (
+                f"Error against Kendall's tau of the order of the blocks: {run['network']}, {run['data']}"
+                f"{lesion_rules.APART['orders'] if critical else '.'}"
+            )
+            page.figure(stem, partial(figures.reordering, page.tables[stem], critical=critical), caption)
             page.measured(stem)
+    _both_kinds(page, "many-orders", "orders")
+
+
+def _both_kinds(page: Page, stem: str, what: str) -> None:
+    """What sets or orders cost that touch a critical block, and the others, in every network that was trained whole."""
+    page.text(lesion_rules.side_by_side([one for one in page.tables[stem].rows if one["trained"] == "full"], what))
+    page.table(stem)
 
 
 def _hurt(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -324,12 +337,17 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         page.measured(stem)
         if note := path_rules.own_intervals(table):
             page.text(note)
+        cancelled = partial(cancellation_figure, cancellation_rows(table))
+        page.figure(f"cancellation-{run['run']}", cancelled, CAPTION.format(network=run["run"]))
     shown = {
         name: "d"
         for name, *_ in path_rules.RANGES
         if name not in ("first_low", "first_high", "share_low", "share_high")
     }
     page.table("effective", shown | {"network": "", "contribution": "", "share_of_paths": ".2g"})
+    if rows := page.tables["shares"].rows:
+        page.text(path_rules.by_projection(rows))
+        page.table("shares", path_rules.SHARES_SHOWN)
 
 
 def _left(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -380,6 +398,7 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Ke
         "both_high": "+.2%", "p": ".2g", **margin.SHOWN,
     }  # fmt: skip
     page.table("retraining", shown)
+    _curve(page)
     if "fitted" in page.tables and page.tables["fitted"].rows:
         page.text(
             "Where the difference comes from, on CIFAR-10: what is missing on the training images already has not been "
@@ -410,3 +429,20 @@ def _retraining(page: Page, runs: Sequence[Mapping[str, Any]], kept: Sequence[Ke
         page.text(
             "Histories of the trainings on CIFAR-10: `../cifar10/history-NAME.csv`, and `-half` of their first phase."
         )
+
+
+def _curve(page: Page) -> None:
+    """What is lost by the number of random blocks, where networks were trained on some."""
+    rows = [
+        one for one in page.tables["retraining"].rows if retraining.is_blocks(one) and one["difference"] is not None
+    ]
+    if not rows:
+        return
+    asked = {network: own_number(page.tables, network) for network in dict.fromkeys(one["network"] for one in rows)}
+    effective = {network: numbers[0] for network, numbers in asked.items() if numbers}
+    caption = (
+        "Test error minus that of the whole network of the same seed, by how many random blocks each batch had: means "
+        "over seeds with Student's 95 % intervals (verdicts go by those over seeds and images, which are no narrower), "
+        f"the margin of {100 * margin.MARGIN:g} points, and the number that the effective lengths of seed 0 ask for."
+    )
+    page.figure("retraining", partial(curve_figure, rows, effective), caption)

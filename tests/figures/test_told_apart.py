@@ -14,7 +14,7 @@ from pathlens.errors import UsageError
 from pathlens.figures.blockdrop import trade_off
 from pathlens.figures.runs import runs
 from pathlens.figures.searches import greedy
-from pathlens.figures.style import new_figure, powers_of_ten
+from pathlens.figures.style import COLOURS, MUTED, new_figure, powers_of_ten
 from studies.language.__main__ import deletions_beside
 from tests.helpers.figure_checks import assert_legible, legend, table, texts
 from tests.helpers.lesion_tables import INTERVAL, LESION, REORDER, bars, measured, sets, single
@@ -48,6 +48,56 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
         without = [{name: row[name] for name in columns if name in row and name != "blocks"} for row in (*cut, *moved)]
         with pytest.raises(UsageError, match="needs column 'blocks'"):
             draw(table([name for name in columns if name != "blocks"], without), critical=[1])
+
+
+def _medians(figure):
+    """What is drawn as a line without marks: colour -> places and heights."""
+    lines = [line for line in figure.axes[0].lines if (line.get_linestyle(), line.get_marker()) == ("-", "None")]
+    return {line.get_color(): [list(ends) for ends in line.get_data()] for line in lines if len(line.get_xdata())}
+
+
+def test_each_kind_of_sets_has_the_line_of_its_medians():
+    drawn = [
+        (1, "0", 0.5),
+        (1, "2", 0.1),
+        (1, "3", 0.3),
+        (1, "4", 0.12),
+        (2, "0,2", 0.6),
+        (2, "1,3", 0.8),
+        (2, "2,3", 0.2),
+    ]
+    rows = [measured(0.06, count=0)]
+    rows += [measured(e, count=count, sample=i, blocks=blocks) for i, (count, blocks, e) in enumerate(drawn)]
+    rows += [measured(0.25, count=1), measured(0.5, count=2)]  # means over all sets of a size
+    figure = figures.deletion(table(LESION, rows), critical=[0, 1])
+    apart = _medians(figure)
+    assert list(apart) == [COLOURS[0], COLOURS[3]]
+    assert [places for places, _ in apart.values()] == [[1, 2], [1, 2]]
+    assert [heights for _, heights in apart.values()] == [pytest.approx([12, 20]), pytest.approx([50, 70])]
+    assert "median of each kind" in legend(figure)
+    (mean,) = figure.axes[0].containers
+    assert mean.lines[0].get_color() == MUTED  # which is of neither kind
+    assert_legible(figure)
+    whole = figures.deletion(table(LESION, rows))
+    assert not _medians(whole)
+    assert "median of each kind" not in legend(whole)
+    assert whole.axes[0].containers[0].lines[0].get_color() == COLOURS[0]
+
+
+def test_a_median_of_orders_is_of_five_or_more_of_a_kind():
+    taus, errors = (0.9, 0.8, 0.8, 0.7, 0.6), (0.1, 0.2, 0.6, 0.7, 0.9)
+    given = [("0,3", tau, error) for tau, error in zip(taus, errors, strict=True)]
+    given += [("2,3", 0.95, 0.1)] * 4
+    rows = [
+        measured(error, swaps=1, kendall_tau=tau, sample=i, blocks=blocks)
+        for i, (blocks, tau, error) in enumerate(given)
+    ]  # fmt: skip
+    figure = figures.reordering(table([*REORDER, "blocks"], rows), bins=1, critical=[0])
+    assert _medians(figure) == {COLOURS[3]: [pytest.approx([0.76]), pytest.approx([60])]}
+    assert_legible(figure)
+    few = figures.reordering(table([*REORDER, "blocks"], rows[1:]), bins=1, critical=[0])
+    assert not _medians(few)
+    assert "median of each kind" not in legend(few)
 
 
 def test_errors_of_tokens_and_of_images_are_told_apart():

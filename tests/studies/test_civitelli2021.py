@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 import pathlens
+from pathlens.metrics import holm, sample_interval
 from pathlens.tables import Column, Table, read_table
 from studies import common
 from studies.civitelli2021 import judged, kinds, profiles, signals, trained
-from tests.helpers.study_modules import run_study
+from tests.helpers.study_modules import ROOT, run_study
 
 TABLES = {
     "costs": {"parameters", "parameters_stated", "gflops", "gflops_stated"},
@@ -158,6 +161,42 @@ def test_verdicts_on_growth():
     assert grown(judged.EXPLODES, up, up, seeds=2) == "cannot tell"
     # 0.925^10 = 0.46 is outside, and inside of the interval with half of the level for each direction
     assert grown(judged.KEEPS, flat, (0.9, 0.88, 0.925)) == "cannot tell"
+
+
+def test_the_p_value_of_growth_is_that_of_its_logarithm():
+    def three(slopes):
+        return [math.exp(value) for value in (statistics.fmean(slopes), *sample_interval(slopes))]
+
+    def ps(bounds, *directions):
+        return [max(stats.ttest_1samp(slopes, bound).pvalue for bound in bounds) for slopes in directions]
+
+    up = [0.5, 0.55, 0.6], [0.3, 0.32, 0.37]
+    kept = [0.0, 0.002, -0.003], [0.01, 0.012, 0.009]
+    grows, keeps = (math.log(1.1),), (-math.log(2) / 10, math.log(2) / 10)  # of ten blocks
+    explodes = judged_growth(judged.EXPLODES, *map(three, up))
+    assert (explodes.outcome, explodes.p) == ("agrees", pytest.approx(max(ps(grows, *up))))
+    for claim, slopes, bounds in ((judged.EXPLODES, kept, grows), (judged.KEEPS, up, keeps)):
+        found = judged_growth(claim, *map(three, slopes))
+        assert (found.outcome, found.p) == ("disagrees", pytest.approx(2 * min(ps(bounds, *slopes))))
+    keeping = judged_growth(judged.KEEPS, *map(three, kept))
+    assert (keeping.outcome, keeping.p) == ("agrees", pytest.approx(max(ps(keeps, *kept))))
+
+
+def test_claims_are_corrected_over_their_rows():
+    folder = ROOT / "results" / "civitelli2021"
+    tables = {stem: read_table(folder / f"{stem}.csv") for stem in ("costs", "runs", "profiles")}
+    verdicts = judged.verdicts(tables)
+    off = {}
+    for row in tables["profiles"].rows:
+        if row["expected_length"] is not None and row["kind"] != kinds.LEARNSCALAR.name:
+            gap = (row["mean_length"] - row["expected_length"]) / row["blocks"]
+            off.setdefault(f"{row['network']}, {row['kind']}", []).append(gap)
+    ps = [max(stats.ttest_1samp(gaps, bound).pvalue for bound in (-0.05, 0.05)) for gaps in off.values()]
+    found = {row["network"]: row["p"] for row in verdicts if row["claim"] == judged.GROWTH.name}
+    assert found == pytest.approx(dict(zip(off, holm(ps), strict=True)))
+    alone = (judged.FAILS, judged.COMPETES, judged.SCALE_END, judged.SHORTCUT_END, judged.COSTS)
+    for row in verdicts:
+        assert row["here"].count("Holm") == (row["claim"] not in [claim.name for claim in alone]), row["here"]
 
 
 def test_verdicts_on_errors():

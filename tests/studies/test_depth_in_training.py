@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -36,7 +37,7 @@ TABLES = {
     "curves": {"epoch", "contribution", "length", "share"},
     "gains": {"run", "epoch", "gamma", "response_ratio", "gradient_ratio", "predicted_length"},
     "gains-by-epoch": {"epoch", "gamma", "gamma_low", "gamma_high", "gradient_ratio_low"},
-    "mechanism": {"contribution", "scale", "since", "moves", "rho", "measured_over_predicted"},
+    "mechanism": {"contribution", "scale", "since", "moves", "rho", "rho_p_holm", "measured_over_predicted"},
 }
 
 
@@ -209,16 +210,46 @@ def test_a_scale_that_moves_in_step_is_told_from_one_that_only_falls():
     assert trends.driven_by(scales, ranges, 2) == []  # two moves have no correlation
 
 
-def test_nothing_is_said_of_a_mechanism_where_the_interval_contains_0():
+def test_correlations_with_scales_are_tested_over_seeds_and_corrected_over_all_rows():
+    lengths = [20.0, 18.0, 17.5, 14.0, 13.0]
+    scales = {
+        "a": ([9.0, 7.0, 6.5, 4.0, 3.0], [9.0, 8.0, 6.0, 5.5, 3.0]),
+        "b": ([9.0, 7.5, 6.5, 4.0, 3.9], [9.0, 7.0, 6.0, 4.4, 3.0]),
+        "c": ([9.0, 7.0, 6.0, 3.0, 2.5], [9.0, 8.8, 7.0, 4.0, 3.5]),
+    }
+    ranges = [
+        {"run": run, "epoch": epoch, "contribution": "exact", "mode": "train", "mean_length": length}
+        for run in scales
+        for epoch, length in enumerate(lengths)
+    ]
+    moving = [
+        {"run": run, "weight_decay": 0.1, "epoch": epoch, "gamma": gamma[epoch], "response_ratio": ratio[epoch]}
+        | {"gradient_ratio": 2 * gamma[epoch], "predicted_length": 9.0}
+        for run, (gamma, ratio) in scales.items()
+        for epoch in range(5)
+    ]
+    rows = {row["scale"]: row for row in trends.driven_by(moving, ranges, 0)}
+    assert list(rows) == ["gamma", "response_ratio", "gradient_ratio"]  # what never moves has no correlation
+    p = []
+    for which, name in enumerate(("gamma", "response_ratio")):
+        ranks = [stats.spearmanr(np.diff(own[which]), np.diff(lengths)).statistic for own in scales.values()]
+        p.append(stats.ttest_1samp(ranks, 0).pvalue)
+        assert (rows[name]["rho"], rows[name]["rho_p"]) == pytest.approx((sum(ranks) / 3, p[-1]))
+    assert p[0] < 0.01 < 0.8 < p[1]
+    corrected = [rows[name]["rho_p_holm"] for name in ("gamma", "gradient_ratio", "response_ratio")]
+    assert corrected == pytest.approx([3 * p[0], 3 * p[0], p[1]])  # by hand, the two smallest being equal
+
+
+def test_nothing_is_said_of_a_mechanism_where_it_is_not_shown_after_correction():
     key = {"weight_decay": 0.0, "contribution": "exact", "moves": 5}
     rows = [
-        {**key, "scale": "gamma", "rho_low": -0.2, "rho_high": 0.4},
-        {**key, "scale": "response_ratio", "rho_low": 0.2, "rho_high": 0.8},
-        {**key, "scale": "gradient_ratio", "rho_low": None, "rho_high": None},
+        {**key, "scale": "gamma", "rho_low": 0.01, "rho_high": 0.4, "rho_p_holm": 0.08},
+        {**key, "scale": "response_ratio", "rho_low": 0.2, "rho_high": 0.8, "rho_p_holm": 0.01},
+        {**key, "scale": "gradient_ratio", "rho_low": None, "rho_high": None, "rho_p_holm": None},
     ]
     told = judged.moves_told(rows, 10)
     assert "from epoch 10 on, 5 in each run" in told
-    assert "leaves 0 out in 1 of 3 rows" in told
+    assert "shown in 1 of 3 rows" in told
     assert "for gamma and exact (weight decay 0), gradient_ratio and exact (weight decay 0)." in told
     assert "too few kept epochs" in judged.moves_told([], 10)
 

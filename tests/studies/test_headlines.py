@@ -5,34 +5,18 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
-from studies import common
+from tests.helpers.headlines import by_seed, claim, contributions, left, line, read, rises, shortest_interval
 
-RESULTS = common.ROOT / "results"
 PUBLISHED = ("resnet20", "resnet56", "resnet56b")
-TRAINED = tuple(f"digits54-full-seed{seed}" for seed in range(5))
+TRAINED = [
+    stem.removeprefix("gradients-")
+    for network in ("digits54", "preresnet110")
+    for stem in by_seed("veit2016", f"gradients-{network}-full").values()
+]
 GRADIENTS = [("pretrained_resnets", name) for name in PUBLISHED] + [("veit2016", name) for name in TRAINED]
-
-
-def read(study: str, stem: str) -> pd.DataFrame:
-    return pd.read_csv(RESULTS / study / f"{stem}.csv")
-
-
-def claim(study: str, name: str, network: str) -> pd.Series:
-    found = read(study, "claims")
-    (_, one), *more = found[(found["claim"] == name) & (found["network"] == network)].iterrows()
-    assert not more
-    return one
-
-
-def rises(study: str, stem: str) -> pd.Series:
-    """Errors without each block minus that of the intact network, by block."""
-    table = read(study, stem)
-    single = table[table["block"].notna()].set_index("block")
-    return single["error"] - table.loc[table["count"] == 0, "error"].item()
 
 
 @pytest.mark.parametrize("network", PUBLISHED)
@@ -66,32 +50,24 @@ def test_twins_differ_by_their_shortcuts() -> None:
 @pytest.mark.parametrize(("study", "network"), GRADIENTS)
 def test_the_shortest_interval_of_lengths_that_holds_the_gradient(study: str, network: str) -> None:
     table = read(study, f"gradients-{network}")
-    numbers = table["n_paths"].astype(float)
-    shares = numbers * table["path_norm_mean"].fillna(0)
-    shares /= shares.sum()
-    held = [(b - a, a, b) for a in range(len(shares)) for b in range(a, len(shares)) if shares[a : b + 1].sum() >= 0.95]
     if study == "veit2016":
         effective = read(study, "effective").query("network == @network and contribution == 'sampled'").iloc[0]
         first, last, share = effective["first"], effective["last"], effective["share_of_paths"]
+        numbers = table["n_paths"].astype(float)
         assert share == pytest.approx(numbers[first : last + 1].sum() / numbers.sum())
     else:
         told = claim(study, "effective paths are short in networks of other depths", network)["here"]
         first, last = (int(end) for end in re.findall(r"^(\d+) to (\d+) of", told)[0])
-    assert last - first == min(held)[0]
-    assert (last - first, first, last) in held
+    assert (first, last) == shortest_interval(contributions(table))
 
 
 @pytest.mark.parametrize("network", PUBLISHED)
 def test_decay_and_cancellation(network: str) -> None:
     table = read("pretrained_resnets", f"gradients-{network}")
-    seen = table[table["path_norm_mean"] > 0]
-    line = stats.linregress(seen["length"], np.log10(seen["path_norm_mean"]))
-    told = claim("pretrained_resnets", "gradient of single paths", network)
-    assert told["value"] == pytest.approx(line.slope)
-    assert f"explains {line.rvalue**2:.1%} of the variance" in told["here"]
-    peak = table.loc[table["total_norm"].idxmax()]
-    left = peak["total_norm"] / (float(peak["n_paths"]) * peak["path_norm_mean"])
-    assert claim("pretrained_resnets", "cancellation", network)["value"] == pytest.approx(left)
+    told, found = claim("pretrained_resnets", "gradient of single paths", network), line(table)
+    assert told["value"] == pytest.approx(found.slope)
+    assert f"explains {found.rvalue**2:.1%} of the variance" in told["here"]
+    assert claim("pretrained_resnets", "cancellation", network)["value"] == pytest.approx(left(table))
 
 
 def test_shares_of_the_gradient_by_projection_sum_to_one() -> None:

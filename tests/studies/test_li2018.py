@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from pathlens import figures
+from pathlens.metrics import holm
 from pathlens.tables import read_table
 from studies.common import ROOT
 from studies.li2018 import judged, measured
@@ -105,6 +106,30 @@ def test_rules() -> None:
         for row in both
     ]
     assert judged.by_treatment(higher, moved, measured.PUBLISHED).outcome == AGREES
+
+
+def test_claims_are_corrected_over_their_networks() -> None:
+    names = ("resnet56b", "plain56", "resnet56b-cut")
+    stems = ("numbers", "curvature", *(f"surface-{name}" for name in names))
+    tables = {stem: read_table(ROOT / "results" / "li2018" / f"{stem}.csv") for stem in stems}
+    verdicts = judged.verdicts(tables)
+
+    def rises(network: str, treatment: tuple[str, str]) -> list[float]:
+        return [
+            row["mean_loss"] - row["loss"]
+            for row in sorted(tables["numbers"].rows, key=lambda row: row["draw"])
+            if (row["network"], row["one_dimensional"], row["batch_norm"]) == (network, *treatment)
+        ]
+
+    for claim, more, less in (
+        (judged.STATISTICS, measured.PUBLISHED, ("still", "re-estimated")),
+        (judged.ONE_DIMENSIONAL, ("moved", "kept"), measured.PUBLISHED),
+    ):
+        ps = [float(stats.ttest_rel(rises(name, more), rises(name, less)).pvalue) for name in names]
+        found = [row for row in verdicts if row["claim"] == claim.name]
+        assert [row["network"] for row in found] == list(names)
+        assert [row["p"] for row in found] == pytest.approx(holm(ps))
+    assert sum("after Holm's correction" in row["here"] for row in verdicts) == 2 * len(names)
 
 
 def test_directions_of_two_networks_are_no_pairs() -> None:

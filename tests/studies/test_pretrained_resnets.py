@@ -17,7 +17,7 @@ from tests.helpers.study_modules import run_study
 
 FILES = (
     *(f"{key}-resnet20" for key in ("lesions", "skips", "sets", "orders", "gradients")),
-    *("lesions-plain20", "twin-plain20", "claims"),
+    *("lesions-plain20", "twin-plain20", "many", "many-orders", "shares", "claims"),
 )
 
 

@@ -7,16 +7,18 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pathlens.errors import DataError
 from pathlens.tables import read_table
 from studies import common, findings, record
-from studies.rules import claims
+from studies.rules import claims, veit
 from studies.veit2016 import cifar
 
 RESULTS = common.ROOT / "results"
@@ -25,6 +27,10 @@ STUDIES = (
     "depth_in_training", "wider_or_deeper", "udl11", "civitelli2021", "language", "li2018", "blockdrop",
     "strict_resnets", "pretrained_resnets", "critics", "veit2016",
 )  # fmt: skip
+#: beginnings of the names of claims that are judged on each network by a bootstrap interval, which has no p value
+BOOTSTRAPPED = tuple(
+    claim.name for claim in (veit.SETS, veit.ORDERS, veit.DECAY, veit.SHORT, veit.FEW, veit.EXACT, veit.CANCELLATION)
+)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -94,16 +100,35 @@ def test_every_table_says_where_it_comes_from(name: str) -> None:
             assert column.unit not in ("s", "ms", "seconds"), path.name
 
 
+def test_no_table_but_of_benchmarks_has_times() -> None:
+    for path in RESULTS.rglob("*.meta.json"):
+        # make gpu measures how long things take
+        if path.relative_to(RESULTS).parts[0] not in ("benchmarks", "gpu"):
+            units = {column["unit"] for column in json.loads(path.read_text())["columns"]}
+            assert not units & {"s", "ms", "seconds", "images/s"}, path.relative_to(RESULTS)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_verdict_without_a_test_and_three_seeds(name: str) -> None:
     rows = read_table(RESULTS / name / "claims.csv").rows
     assert rows
+    several = Counter(row["claim"] for row in rows)
     for row in rows:
         assert row["outcome"] in claims.OUTCOMES
         assert all(row[part] for part in ("says", "source", "rule", "test", "here")), row["claim"]
         if row["outcome"] != claims.CANNOT_TELL and not row["test"].startswith("Counted"):
             assert row["p"] is not None or None not in (row["value_low"], row["value_high"]), row["claim"]
             assert row["seeds"] is None or row["seeds"] >= claims.SEEDS, row["claim"]
+            if row["p"] is not None:
+                assert row["p"] < claims.LEVEL, row["claim"]
+            elif several[row["claim"]] > 1:
+                assert needs_no_correction(row), (row["claim"], row["network"])
+
+
+def needs_no_correction(row: Mapping[str, Any]) -> bool:
+    """Whether all of several things, or networks, have to show it alike; or a bootstrap judges it."""
+    alike = re.match(rf"{row['outcome']} in (\d+) of \1 ", row["here"])
+    return bool(alike) or "no correction is due" in row["test"] or row["claim"].startswith(BOOTSTRAPPED)
 
 
 def test_the_overview_has_each_verdict_once() -> None:
@@ -173,6 +198,51 @@ def test_a_record_says_what_it_lacks() -> None:
     assert record.gaps([whole]) == ""
     said = record.gaps([whole, {**whole, "date": None, "hardware": None, "note": "old"}])
     assert said == " Provenance is incomplete: the record lacks date and hardware of 1 of 2 trainings (old)."
+
+
+def line_of(drawn: tuple[int, ...] = (), /, **facts: object) -> str:
+    rows = [{"samples": paths} for paths in drawn]
+    return record.protocol_of(record.make_table((("samples", "", ""),), rows, **facts))
+
+
+def test_a_line_of_protocol_says_images_batches_and_mode() -> None:
+    known = {"data": "digits", "split": "test", "images": 360, "batch_size": 128}
+    assert line_of(**known) == "360 images of digits (test), batches of 128."
+    swept = "360 images of digits (test), batches of 128, batch norms in eval mode"
+    assert line_of(**known, mode="eval") == f"{swept}."
+    assert line_of(**known, engine="plain", dtype="float32") == f"{swept}, float32."
+    assert line_of(**known, engine="plain", samples=10) == f"{swept}, 10 drawn at each size."
+    assert line_of(**known, verb="blockdrop", engine="plain", samples=10) == f"{swept}."
+    told = line_of(data="stories", images=9, examples="sequences", engine="plain")
+    assert told == "9 sequences of stories, eval mode."
+    # of a loss surface
+    assert line_of(**known, engine="plain", batch_norm="kept") == f"{swept}."
+    assert "mode" not in line_of(**known, engine="plain", batch_norm="re-estimated")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("language.__main__", "PROTOCOL"),
+        ("language.__main__", "OWN_PROTOCOL"),
+        ("wider_or_deeper.__main__", "PROTOCOL"),
+        ("udl11.words", "PROTOCOL"),
+    ],
+)
+def test_a_protocol_says_batches_and_mode_where_the_tables_do_not(module: str, name: str) -> None:
+    text = getattr(importlib.import_module(f"studies.{module}"), name)
+    assert re.search(r"[Bb]atches (are )?of \d+", text)
+    assert "in eval mode" in text
+
+
+def test_a_line_of_protocol_says_over_how_many_batches_paths_are_spread() -> None:
+    known = {"verb": "path-gradients", "data": "digits", "batch_size": 16, "mode": "eval", "draws": 8}
+    said = line_of((1024, 32, 896), images=500, **known)
+    assert said == (
+        "500 images of digits, batches of 16, batch norms in eval mode, 32 to 1,024 sampled paths a length (each for "
+        "one of the 32 batches; a path of two batches counts twice), 8 draws of signs."
+    )
+    assert "4 to 16 sampled paths a length, 8 draws" in line_of((4, 16), images=16, **known)
 
 
 def test_a_p_value_below_all_floats_is_no_zero(tmp_path: Path) -> None:

@@ -45,6 +45,57 @@ def test_outcomes_of_intervals():
     assert claims.decide(None, 2, below=3) == claims.decide(math.nan, math.nan, above=3) == "cannot tell"
 
 
+def test_the_p_value_of_an_outcome_is_that_of_its_interval():
+    def beyond(values, bound):
+        """One-sided, of the side of the bound on which their mean lies."""
+        return min(stats.ttest_1samp(values, bound, alternative=side).pvalue for side in ("less", "greater"))
+
+    rng, told = np.random.default_rng(0), set()
+    for _ in range(150):
+        values = rng.normal(rng.uniform(-1, 1.2), rng.uniform(0.02, 0.6), size=rng.integers(2, 9)).tolist()
+        found = claims.paired(values)
+        ends = found.low, found.high
+        # of two bounds both where the mean lies between them, else the nearer one
+        bounds = [-0.4] if found.mean < -0.4 else [0.6] if found.mean > 0.6 else [-0.4, 0.6]
+        one, two = beyond(values, 0.3), max(beyond(values, bound) for bound in bounds)
+        for name, bound, p_by_hand, by_hand in (
+            ("above", 0.3, one, claims.decide(*ends, above=0.3)),
+            ("below", 0.3, one, claims.decide(*ends, below=0.3)),
+            ("within", (0.1, 0.5), two, claims.near(*ends, 0.1, 0.5)),
+        ):
+            outcome, p = claims.by_interval(*ends, found.pairs - 1, **{name: bound})
+            assert p == pytest.approx(2 * p_by_hand, rel=1e-6)
+            assert outcome == by_hand
+            assert (p < 0.05) == (outcome != "cannot tell")
+            told.add((name, outcome))
+    assert len(told) == 9
+    # nothing varies, or there is one number alone
+    assert claims.by_interval(0.5, 0.5, 4, above=0) == ("cannot tell", None)
+    assert claims.by_interval(None, None, 0, within=(0, 1)) == ("cannot tell", None)
+
+
+def test_the_rows_of_a_claim_are_corrected_together():
+    def row(name, network, p):
+        claim = claims.Claim(name, "says", "ours", "rule", "test", revised="Before." if name == "many" else "")
+        return claims.row(claim, network, claims.Verdict("agrees", "so", 1.0, 0.5, 1.5, p))
+
+    rows = [row("many", "a", 0.001), row("one", "a", 0.04), row("many", "b", 0.03), row("two", "a", 0.02)]
+    rows += [row("many", "c", 0.04), row("two", "b", 0.04)]
+    found = claims.corrected_by_claim(rows, "since then")
+    assert [(one["claim"], one["network"]) for one in found] == [(one["claim"], one["network"]) for one in rows]
+    # the smallest of three times three, the next one times two, and the last one is no smaller than that
+    assert [one["p"] for one in found] == pytest.approx([0.003, 0.04, 0.06, 0.04, 0.06, 0.04])
+    assert [one["network"] for one in found if one["outcome"] == "cannot tell"] == ["b", "c"]
+    assert found[2]["here"] == "so, p 0.06 after Holm's correction"
+    assert found[1] == rows[1]
+    # a claim of which no verdict changes says nothing of it
+    said = {(one["claim"], one["revised"]) for one in found}
+    assert said == {("many", "Before. Since then: without it b agrees; c agrees."), ("one", None), ("two", None)}
+    assert claims.corrected_by_claim(rows)[0]["revised"] == "Before."
+    # what does not vary is not shown
+    assert {one["outcome"] for one in claims.corrected_by_claim([row("many", "a", None)] * 2)} == {"cannot tell"}
+
+
 def test_more_than_half_have_to_be_shown():
     few, most = [0.01] * 4 + [0.5] * 5, [0.01] * 4 + [0.04] + [0.5] * 4
     none = [1.0] * 9

@@ -6,16 +6,18 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import pathlens
+from pathlens.metrics import holm
 from pathlens.models import strictunet
 from pathlens.tables import read_table
 from studies.common import setting
 from studies.record import make_table
 from studies.strict_resnets import judged, nets, shares, trained
 from studies.strict_resnets.checkerboard import counted, counted_backward, stride_power, subkernels
-from tests.helpers.study_modules import run_study
+from tests.helpers.study_modules import ROOT, run_study
 
 STEMS = ("shares", "shares-networks", "costs", "runs", "epochs", "subkernels", "checkerboards")
 
@@ -41,6 +43,26 @@ def test_smoke(tmp_path):
         assert trained.trained_on(training.part, study).fingerprint == known["train_sha256"]
     for stem in ("shares", "trainings", "checkerboards"):
         assert (out / f"{stem}.png").stat().st_size > 10_000
+
+
+def test_claims_are_corrected_over_their_rows():
+    tables = {stem: read_table(ROOT / "results" / "strict_resnets" / f"{stem}.csv") for stem in STEMS}
+    verdicts = judged.verdicts(tables)
+    for claim, norms, bounds in ((judged.VARIANCE, "block", (1.22,)), (judged.END, "end", (0.98, 1.02))):
+        factors = {}
+        for row in tables["shares-networks"].rows:
+            if row["norms"] == norms:
+                factors.setdefault(f"{row['network']}, {row['init']}", []).append(row["factor"])
+        ps = [max(stats.ttest_1samp(values, bound).pvalue for bound in bounds) for values in factors.values()]
+        found = {row["network"]: row["p"] for row in verdicts if row["claim"] == claim.name}
+        assert found == pytest.approx(dict(zip(factors, holm(ps), strict=True)))
+    (wide,) = [row for row in verdicts if row["claim"] == judged.WIDE.name]
+    assert "Holm" not in wide["here"] + wide["test"]
+    for row in verdicts:
+        if row["claim"] == judged.SUBKERNELS.name:
+            assert (row["p"], row["outcome"]) == (None, "agrees")
+        else:
+            assert (row["p"] is not None and row["p"] < 0.05) == (row["outcome"] != "cannot tell")
 
 
 @pytest.mark.parametrize("norms", ["end", "block"])

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 import pathlens
+from pathlens.metrics import holm
 from pathlens.tables import Column, Table, read_table
 from studies import common
 from studies.rules import claims
@@ -252,6 +253,22 @@ def test_verdicts_need_an_interval():
     # what is no pair of one seed is left out
     found = judged.difference(claim, "n", {**one, 3: 9.0}, {**other, 4: -9.0}, -1)
     assert (found["seeds"], found["value"]) == (3, pytest.approx(np.mean(list(one.values())) - 9.05 / 3))
+
+
+def test_means_are_corrected_over_the_rows_of_their_claim():
+    verdicts = judged.verdicts(tables_of(COMMITTED))
+    networks = read_table(COMMITTED / "autocorrelation-networks.csv").rows
+    ps = {}
+    for name, given in judged.GIVEN.items():
+        for lag, expected in zip(shattered.LAGS, given, strict=True):
+            values = [row[f"lag_{lag}"] for row in networks if row["network"] == name]
+            bounds = expected - 0.1, expected + 0.1
+            ps[f"{name}, lag {lag}"] = max(stats.ttest_1samp(values, bound).pvalue for bound in bounds)
+    found = {row["network"]: row["p"] for row in verdicts if row["claim"] == judged.NUMBERS.name}
+    assert found == pytest.approx(dict(zip(ps, holm(list(ps.values())), strict=True)))
+    alone = {judged.HALVES.name, judged.LINEAR.name, judged.LINEAR_UNIT.name, judged.LAYER.name, judged.COUNT.name}
+    for row in verdicts:
+        assert row["here"].count("Holm") == (row["claim"] not in alone), row["here"]
 
 
 def test_trainings_that_have_only_begun_are_held_against_no_source():

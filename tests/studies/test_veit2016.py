@@ -52,7 +52,7 @@ def test_every_section_has_its_table_and_figure(page: Path) -> None:
         assert (page / "out" / f"{stem}.csv").is_file()
         assert (page / "out" / f"{stem}.pdf").is_file()
     # several networks, or several rules, in one panel; and what is computed from the gradients
-    for stem in ("lesions", "sets-preresnet20", f"paths-left-{runs[0]}"):
+    for stem in ("lesions", "sets-preresnet20", f"paths-left-{runs[0]}", f"cancellation-{runs[0]}", "retraining"):
         assert f"({stem}.png)" in text
     for part in ("**Question.**", "**Protocol.**", "**Scale and hardware.**", "## What was claimed", "(figure 4)"):
         assert part in text
@@ -229,6 +229,13 @@ def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(
     row = cifar.run_row(one)
     assert row["test_error"] == next(r["error"] for r in read_table(run / "result.csv").rows if r["split"] == "test")
     assert row["blocks"] == 2
+    # times stay in the run folder, but for their sum
+    history, there = (read_table(path) for path in (run / "history.csv", kept.parents[1] / f"history-{run.name}.csv"))
+    assert history.names == (*there.names, "seconds", "images_per_second")
+    assert there.rows == tuple({name: epoch[name] for name in there.names} for epoch in history.rows)
+    assert cifar.without_times(there) == there
+    (phase,) = one.facts["phases"]
+    assert phase["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in history.rows))
     monkeypatch.setattr(cifar, "WANTED", ("tiny-own-seed0", "tiny-full-seed0", "tiny-m23-seed0"))
     assert cifar.missing(tmp_path / "kept") == ["tiny-full-seed0", "tiny-m23-seed0"]
     monkeypatch.setattr(cifar, "LARGEST", 100)
@@ -237,6 +244,22 @@ def test_networks_that_were_trained_beside_are_kept_and_missing_ones_named(
     assert cifar.kept(tmp_path / "kept") == [one]  # of before
     with pytest.raises(SystemExit, match=r"no result\.csv"):
         cifar.keep(tmp_path, tmp_path / "kept")
+
+
+def test_it_is_said_how_long_all_that_are_kept_took(tmp_path: Path) -> None:
+    def kept(name: str, *seconds: float | None, device: str = "cpu") -> cifar.Kept:
+        there = {"device": device, "hardware": {"cores_allowed": 2}}
+        phases = [there if one is None else {**there, "seconds": one} for one in seconds]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"phases": phases}))
+        return cifar.Kept(name, tmp_path)
+
+    two = [kept("a", 3600, 5400.0), kept("b", 7200)]
+    rest = ", without evaluation, and without the trainings that were given up."
+    assert cifar.took(two) == f" The steps of the 2 trainings that are there took 4.5 hours of 2 cores{rest}"
+    more = [*two, kept("c", 1800, device="cuda"), kept("d", None, 9000)]  # of the last not all phases say it
+    together = "4.5 hours of 2 cores and 0.5 hours of a GPU"
+    assert cifar.took(more) == f" The steps of 3 of the 4 trainings that are there took {together}{rest}"
+    assert cifar.took(more[3:]) == cifar.took([]) == ""
 
 
 def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch: Any) -> None:
