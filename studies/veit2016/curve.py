@@ -23,7 +23,7 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], effective: Mapping[str, int]
     width = SINGLE if len(networks) == 1 else DOUBLE
     with style():
         figure = new_figure(width, 2.4)
-        panels: list[Axes] = list(figure.subplots(1, len(networks), squeeze=False)[0])
+        panels: list[Axes] = list(figure.subplots(1, len(networks), squeeze=False, sharex=True, sharey=True)[0])
         for axes, network in zip(panels, networks, strict=True):
             own = sorted((row for row in rows if row["network"] == network), key=_blocks)
             # of a single seed there is no interval
@@ -41,8 +41,8 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], effective: Mapping[str, int]
                 axes.axvline(effective[network], color=MUTED, ls=":", lw=0.8, label="first plus last effective length")
             axes.set_title(network, loc="left")
             axes.set_xlabel("random blocks in each batch")
-            axes.set_ylabel("difference of\ntest error (points)")
             axes.xaxis.set_major_locator(block_ticks())
+        panels[0].set_ylabel("difference of\ntest error (points)")
         legend_outside(panels[0], width)
     return figure
 

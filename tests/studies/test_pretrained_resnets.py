@@ -45,7 +45,7 @@ def test_it_writes_page_tables_and_figures(done):
     for stem in (*FILES[:5], "twins"):
         assert f"({stem}.png)" in page, stem
         assert (done / f"{stem}.png").read_bytes().startswith(b"\x89PNG"), stem
-    assert "16 images of digits (test), batches of 128, 2 drawn at each size" in page
+    assert "16 images of digits (test), batches of 128, batch norms in eval mode, 2 drawn at each size" in page
     assert "4 images of digits (train), batches of 16, batch norms in eval mode" in page
 
 
