@@ -46,10 +46,10 @@ PROTOCOL = (
     "been trained beside this study (`studies/veit2016/cifar.py`); beside sampled path norms the exact gradient of "
     "every path length is computed. The number of random blocks is the paper's 23 and the one that our rule gives for "
     "the network itself, first plus last effective length (22 for the paper's 5 to 17), and on digits others around "
-    "them. On CIFAR-10 no network is trained by stochastic depth, which figure 8 is of: what was trained with random "
-    "blocks is shown in its place, and not judged by that claim. Nor is there a highway network. Sets and "
-    "orders there are of 2,000 test images, single deletions of all 10,000. A 9-block network is not retrained: the "
-    "effective lengths of ResNet-20 are 3 to 8, so that the rule asks for all of its blocks."
+    "them. On CIFAR-10 figure 8 shows what was trained with random blocks too, which its claim is not judged by, and "
+    "stochastic depth where such a training is there. There is no highway network on CIFAR-10. Sets and orders there "
+    "are of 2,000 test images, single deletions of all 10,000. A 9-block network is not retrained: the effective "
+    "lengths of ResNet-20 are 3 to 8, so that the rule asks for all of its blocks."
 )
 
 

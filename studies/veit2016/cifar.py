@@ -1,12 +1,13 @@
 """The networks on CIFAR-10 that are trained beside this study, for hours: kept as they come, and used where they are.
 
 ``python -m studies.veit2016.cifar preresnet110-full-seed0`` (or ``-m23-``, or another number of random blocks, or
-``vgg15_narrow-plain-seed0``; several names, one after the other) trains a network, or goes on with it, and keeps it:
-its weights in half precision, its history without the time of each epoch, and what its manifests say, with the seconds
-of each phase, in ``results/cifar10/``, with the SHA-256 of each file in ``record.json``. Without a name it only writes
-that record again. The study measures those that lie there (``--only cifar`` no others, and of these what is not
-measured yet), and names those that do not. ``PATHLENS_DATA`` names the folder that holds ``cifar10-jpeg/``. On Linux a
-quarter of a step on the CPU is page faults, which go away where memory is kept:
+``-sd-`` by stochastic depth, or ``vgg15_narrow-plain-seed0``; several names, one after the other) trains a network, or
+goes on with it, and keeps it: its weights in half precision, its history without the time of each epoch, and what its
+manifests say, with the seconds of each phase, in ``results/cifar10/``, with the SHA-256 of each file in
+``record.json``. Without a name it only writes that record again. The study measures those that lie there (``--only
+cifar`` no others, and of these what is not measured yet), and names those that do not. ``PATHLENS_DATA`` names the
+folder that holds ``cifar10-jpeg/``. On Linux a quarter of a step on the CPU is page faults, which go away where memory
+is kept:
 ``GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33000000:glibc.malloc.trim_threshold=8000000000``.
 """
 
@@ -59,7 +60,7 @@ WHOLE = ("--crop", "2", "--epochs", "8", "--schedule", "cosine", "--warmup", "0"
 WANTED = tuple(
     f"{one}-seed{seed}"
     for seed in range(3)
-    for one in (f"{NETWORK}-full", f"{NETWORK}-m23", f"{NETWORK}-own", f"{PLAIN}-plain")
+    for one in (*(f"{NETWORK}-{rule}" for rule in ("full", "m23", "own", "sd")), f"{PLAIN}-plain")
 )
 
 
@@ -224,14 +225,14 @@ def phases(name: str, data: str) -> dict[str, tuple[str, ...]]:
     Raises:
         SystemExit: it is no such name.
     """
-    found = re.fullmatch(rf"(?:{NETWORK}-(?:full|m(\d+))|{PLAIN}-plain)-seed(\d+)", name)
+    found = re.fullmatch(rf"(?:{NETWORK}-(?:full|(sd)|m(\d+))|{PLAIN}-plain)-seed(\d+)", name)
     if found is None:
         raise SystemExit(
-            f"{name} names no run; write {NETWORK}-full-seedS, {PLAIN}-plain-seedS, or {NETWORK}-mN-seedS with N "
-            "random blocks a batch"
+            f"{name} names no run; write {NETWORK}-full-seedS, {PLAIN}-plain-seedS, {NETWORK}-sd-seedS for stochastic "
+            f"depth, or {NETWORK}-mN-seedS with N random blocks a batch"
         )
-    blocks, seed = found.groups()
-    rule = ("--blocks-per-batch", blocks) if blocks else ()
+    dropped, blocks, seed = found.groups()
+    rule = ("--blocks-per-batch", blocks) if blocks else ("--stochastic-depth", "linear:0.5") if dropped else ()
     common = ("--model", name.partition("-")[0], "--data", data, "--seed", seed, *rule)
     # branches are multiplied by their probabilities once, after the second phase
     half = (*common, *HALF, *(("--rescale", "none") if rule else ()))

@@ -108,7 +108,10 @@ def _after_stochastic_depth(
     """For each seed what a single deletion costs on average more than in the whole network: all blocks, and some."""
     gaps: dict[str, list[float]] = {}
     for seed in sorted(deep.keys() & whole.keys()):
-        both = [lesion_rules.costs(tables[f"lesions-{names[seed]}"]) for names in (deep, whole)]
+        stems = [f"lesions-{names[seed]}" for names in (deep, whole)]
+        if not tables.keys() >= set(stems):
+            continue
+        both = [lesion_rules.costs(tables[stem]) for stem in stems]
         spared = set.intersection(*({cost.block for cost in costs if not cost.is_noticeable} for costs in both))
         for kind, blocks in (("", range(len(both[0]))), (", blocks critical in neither", spared)):
             after, before = (

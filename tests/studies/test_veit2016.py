@@ -262,6 +262,18 @@ def test_it_is_said_how_long_all_that_are_kept_took(tmp_path: Path) -> None:
     assert cifar.took(more[3:]) == cifar.took([]) == ""
 
 
+def test_a_name_says_by_which_rule_a_network_on_cifar_is_trained() -> None:
+    rules = {"full": "", "m23": "--blocks-per-batch 23", "sd": "--stochastic-depth linear:0.5"}
+    for rule, options in rules.items():
+        half, whole = cifar.phases(f"preresnet110-{rule}-seed1", "images").values()
+        # branches are multiplied by their probabilities once, after both phases
+        assert ("--rescale" in half, "--rescale" in whole) == (bool(options), False)
+        assert all(options in " ".join(phase) and "--seed 1" in " ".join(phase) for phase in (half, whole))
+    for wrong in ("preresnet110-sd5-seed1", "vgg15_narrow-sd-seed1", "preresnet110-m-seed1"):
+        with pytest.raises(SystemExit, match="names no run"):
+            cifar.phases(wrong, "images")
+
+
 def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch: Any) -> None:
     for seed, split in enumerate(("train", "test")):
         images = [png(pixels) for pixels in noise(12, 32, 32, 3, seed=seed)]
@@ -298,7 +310,10 @@ def test_networks_on_cifar_are_trained_in_two_phases(tmp_path: Path, monkeypatch
     assert other.facts["row"]["rule"] == "plain"
     assert kinds_of(other.trained) == kinds_of("highway") == ("lesions",)
     assert (kinds_of("sd"), kinds_of(one.trained)) == (("lesions", "sets"), ("lesions", "sets", "hurt"))
-    with pytest.raises(SystemExit, match="names no run; write preresnet20-full-seedS, vgg15_narrow-plain-seedS, or"):
+    with pytest.raises(
+        SystemExit,
+        match="names no run; write preresnet20-full-seedS, vgg15_narrow-plain-seedS, preresnet20-sd",
+    ):
         cifar.main(["resnet20", *where])
     monkeypatch.delenv("PATHLENS_DATA")
     with pytest.raises(SystemExit, match="set PATHLENS_DATA"):
