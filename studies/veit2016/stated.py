@@ -319,8 +319,8 @@ def _gradients(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
         "Lengths of paths and where the gradient comes from (figure 6)",
         "The paper samples single paths of each length and multiplies the mean norm of their gradient by the number of "
         "paths. The exact curve is the norm of the sum over all paths of a length, which the paper could not compute: "
-        "it is shorter than the product, which it would be only if all paths pulled one way, and longer than if their "
-        "directions were independent.",
+        "it is shorter than the product unless all paths pull one way. What paths of these norms in independent "
+        "directions would give is drawn beside both.",
     )
     own = [run for run in _first(runs) if f"gradients-{run['run']}" in page.tables]
     for blocks in dict.fromkeys(page.tables[f"gradients-{run['run']}"].provenance["blocks"] for run in own):
