@@ -450,7 +450,7 @@ def text(results: Path) -> str:
         "when numbers it judges were known says so, with what it gave before (*revised*). *agrees* and *disagrees* are "
         f"about the claim as it stands above, on the network and the data named; *{claims.CANNOT_TELL}* is also what "
         "fewer than three seeds of a training of our own give. A network that others trained is judged as that one "
-        "network, from its test images, and what is said is not of its kind. Trainings of our own are shorter than "
+        "network, and what is said is not of its kind. Trainings of our own are shorter than "
         "those of the papers, as the pages say: where the paper's claim is about trained networks, not about their "
         "training, it is judged on them all the same. The plain network on CIFAR-10, `vgg15_narrow`, has the paper's "
         "15 layers with about a third of their channels.",

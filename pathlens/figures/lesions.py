@@ -186,10 +186,12 @@ def one_each(
             points = series(group)
             axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
             if critical and (line := medians(points)):
-                axes.plot(line["x"], line["y"], color=colour, lw=1.2, zorder=3)
+                axes.plot(
+                    line["x"], line["y"], "_-", color=colour, ms=5, lw=1.2, zorder=3
+                )  # a single median has no line
                 has_medians = True
     if has_medians:
-        axes.plot([], [], color=INK, lw=1.2, label="median of each kind")
+        axes.plot([], [], "_-", color=INK, ms=5, lw=1.2, label="median of each kind")
 
 
 def _lesions(

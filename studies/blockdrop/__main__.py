@@ -194,10 +194,10 @@ def _state(page: Page, part: Part, tables: dict[str, Table]) -> None:
     about = tables["seed 0"].provenance
     page.section(
         f"{part.network}: how the policies were trained, and what the other sets were chosen by",
-        f"Each policy for {about['settings']['epochs']} epochs on {about['train_images']:,} training images in batches "
-        f"of {about['settings']['batch_size']}, batch norms of the frozen network in eval mode. There are "
-        f"{about['samples']} random sets for each policy whose mean, rounded, leaves blocks out, or all that exist "
-        "where these are fewer.",
+        f"Each policy was trained for {about['settings']['epochs']} epochs on {about['train_images']:,} training "
+        f"images in batches of {about['settings']['batch_size']}, batch norms of the frozen network in eval mode. "
+        f"There are {about['samples']} random sets for each policy that leaves out a block on average, or all that "
+        "exist where these are fewer.",
     )
     shown = {"epoch": "d", "choosing": "d", "reward": ".3f", "likely_blocks": ".2f", "likely_error": ".2%"}
     every = max(1, part.epochs // 10)

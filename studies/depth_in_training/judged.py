@@ -222,8 +222,7 @@ def moves_told(mechanism: Sequence[Row], since: int) -> str:
     ]
     return (
         f"Moves are those from one kept epoch to the next from epoch {since} on, {mechanism[0]['moves']} in each run; "
-        "rho is their rank correlation within a run, its interval over seeds that of a row alone. That it is not 0 is "
-        f"shown in {len(mechanism) - len(unclear)} of {len(mechanism)} rows (t test over seeds, Holm's correction over "
-        f"the {len(mechanism)} rows). It is not shown, so that nothing is said of a mechanism, for "
-        f"{', '.join(unclear) or 'none'}."
+        "rho is their rank correlation within a run; its interval is over seeds and not corrected. It is shown not to "
+        f"be 0 in {len(mechanism) - len(unclear)} of {len(mechanism)} rows (t test over seeds, Holm over the rows). "
+        f"Nothing is said of a mechanism for {', '.join(unclear) or 'none'}."
     )

@@ -128,10 +128,11 @@ def state(study: StudySetting) -> Page:
     if study.scale == "smoke":
         page.text("**A smoke run for the tests: networks of random weights. Its numbers mean nothing.**")
     names = [stem.removeprefix("lesions-") for stem in page.tables if stem.startswith("lesions-")]
+    networks: dict[str, list[str]] = {}
     for name in names:
-        network, _, seed = name.partition("-seed")
-        if seed in ("", "0"):
-            state_one(page, name, network, [other for other in names if other.partition("-seed")[0] == network])
+        networks.setdefault(name.partition("-seed")[0], []).append(name)
+    for network, own in networks.items():
+        state_one(page, own[0], network, own)
     if len(names) > 1:
         beside_a_resnet(page, names)
     tables = page.tables

@@ -54,11 +54,11 @@ def verdicts(tables: Mapping[str, Table], names: Sequence[str]) -> list[dict[str
     """
     judged: dict[tuple[Claim, str], dict[str, Verdict]] = {}
     for name in names:
-        network, _, seed = name.partition("-seed")
+        network, of_seed, seed = name.partition("-seed")
         for claim, verdict in judge_one({kind: tables[f"{kind}-{name}"] for kind in JUDGED}).items():
-            judged.setdefault((claim, network), {})[f"seed {seed}"] = verdict
+            judged.setdefault((claim, network), {})[f"seed {seed}" if of_seed else ""] = verdict
     return [
-        row(_of_text(claim), network, over_networks(own) if f"{network}-seed0" in names else own["seed "])
+        row(_of_text(claim), network, own[""] if "" in own else over_networks(own))
         for (claim, network), own in judged.items()
     ]
 

@@ -188,7 +188,8 @@ def state(study: StudySetting) -> Page:
         for key, caption in CAPTIONS.items():
             stem = f"{key}-{name}"
             lesions = tables[f"lesions-{name}"]
-            end = lesion_rules.APART[key] if key in KINDS and lesion_rules.critical_blocks(lesions) else "."
+            critical = lesion_rules.critical_blocks(lesions)
+            end = lesion_rules.apart(key, tables[stem], critical) if key in KINDS else "."
             page.figure(stem, partial(drawn, key, tables[stem], lesions), f"{caption}: {name}{end}")
             if key == "sets":
                 page.table(stem, SETS, rows=lambda row: row["sample"] is None)

@@ -18,8 +18,7 @@ Row = Mapping[str, Any]
 
 PAIRED = (
     "Difference paired by seed and by image. Student's 95 % interval over seeds, whose standard error has the sampling "
-    "of the test images in it (Satterthwaite's degrees of freedom; of three seeds a bootstrap could draw ten samples) "
-    "and which is never narrower than by the seeds alone"
+    "of the test images in it (Satterthwaite's degrees of freedom) and which is never narrower than by the seeds alone"
 )
 """What :func:`both_interval` is, for the pages."""
 COLUMNS = (

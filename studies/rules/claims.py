@@ -31,7 +31,7 @@ LEVEL = 0.05
 OURS = "ours"
 _MIXED = "mixed"
 #: how :func:`by_interval` tests rows that :func:`corrected_by_claim` corrects, to end the words of a test with
-OVER_ROWS = "and the two-sided t test against the nearer bound, Holm over the rows of the claim."
+OVER_ROWS = "and a two-sided t test against the bound (the nearer of two), Holm over the rows of the claim."
 #: since when claims whose rows had been judged one by one are corrected over them
 TOGETHER = "on 1 December 2026, when the numbers were known, by Holm's correction over the rows"
 
@@ -356,8 +356,8 @@ def corrected_by_claim(rows: Iterable[dict[str, Any]], since: str = "") -> list[
 
     Args:
         rows: each of a test.
-        since: when this correction was added, where that was after numbers were known; said of a claim of which it
-            changes a verdict, with what that is without it.
+        since: when this correction was added, where that was after numbers were known; said of each claim of several
+            rows, with the verdicts that it changes as they are without it.
     """
     families: dict[str, list[dict[str, Any]]] = {}
     for one in (rows := list(rows)):
@@ -370,8 +370,8 @@ def corrected_by_claim(rows: Iterable[dict[str, Any]], since: str = "") -> list[
             for one, other in zip(own, told, strict=True)
             if one["outcome"] != other["outcome"]
         ]
-        if since and lost:
-            why = f"{since}: without it {'; '.join(lost)}."
+        if since and len(own) > 1:
+            why = f"{since}: without it {'; '.join(lost)}." if lost else f"{since}, which changed no verdict."
             told = [{**one, "revised": _changed(one["revised"], why)} for one in told]
         found[name] = iter(told)
     return [next(found[one["claim"]]) for one in rows]

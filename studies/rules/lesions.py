@@ -39,8 +39,8 @@ SPLIT_ORDERS = (
     ("n", "", "distinct orders"),
     *_ERRORS,
 )
-#: ends the caption of a figure that draws both kinds
-APART = {
+#: ends the caption of a figure that draws both kinds, see :func:`apart`
+_APART = {
     "sets": "; sets that hold a critical block apart, each kind with its medians.",
     "orders": "; orders that move a critical block apart, each kind with its medians in bins of five orders or more.",
 }
@@ -290,9 +290,11 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
     with_it = [one for one in drawn if one.blocks & critical]
     without = [one for one in drawn if not one.blocks & critical]
     # that one block costs much is what makes it critical
-    gap, low, high, many = step(*([one for one in kind if len(one.blocks) > 1] for kind in (with_it, without)))
+    several = [[one for one in kind if len(one.blocks) > 1] for kind in (with_it, without)]
+    gap, low, high, many = step(*several)
     if gap is None or low is None or high is None:
-        kinds = f"{len(with_it)} {what} {verb} one of the critical blocks {_named(critical)} and {len(without)} do not"
+        has, not_one = map(len, several)
+        kinds = f"{has} {what} {verb} one of the critical blocks {_named(critical)} and {not_one} do not"
         outcome = DISAGREES if rises == DISAGREES else CANNOT_TELL
         return Verdict(outcome, f"{told}; {kinds}, and no size has two of both")
     alone = [
@@ -310,6 +312,18 @@ def smooth(drawn: Sequence[Drawn], lesions: Table, what: str, verb: str) -> Verd
         low,
         high,
     )
+
+
+def apart(what: str, table: Table, critical: Sequence[int]) -> str:
+    """The end of the caption of a figure, which says so where both kinds are drawn apart.
+
+    Args:
+        what: ``sets`` or ``orders``.
+        table: of them.
+        critical: critical blocks of the network.
+    """
+    drawn = distinct_sets(table) if what == "sets" else distinct_orders(table)
+    return _APART[what] if len({one.blocks.isdisjoint(critical) for one in drawn}) > 1 else "."
 
 
 def _named(blocks: set[int]) -> str:

@@ -161,11 +161,10 @@ def by_projection(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     least = min(row["up_to_longest"] for row in rows)
     return (
-        "Norms of different lengths do not add up to that of the gradient, but their components along it do: each has "
-        "a share in the gradient (column `share` of `gradients`), which is negative where the length pulls against the "
-        f"whole, and the shares sum to 1. Weighted by them, paths take {whole} branches on average (over the networks "
-        f"of `shares`); weighted by the paper's product, {product}, which counts gradients of paths too that cancel "
-        f"each other. Lengths up to the longest effective one (sampled) make up {least:.2%} of the gradient or more."
+        "Norms of lengths do not add up to that of the gradient; their components along it do. These shares (column "
+        "`share` of `gradients`) sum to 1, and are negative where a length pulls against the whole. Weighted by them, "
+        f"paths take {whole} branches on average (over the networks of `shares`); weighted by the paper's product, "
+        f"{product}. Lengths up to the longest effective one (sampled) make up {least:.2%} of the gradient or more."
     )
 
 

@@ -196,7 +196,7 @@ def compared(claim: Claim, network: str, values: Sequence[float], expected: floa
     if not values:
         return row(claim, network, Verdict(CANNOT_TELL, "no number"))
     mean, (low, high) = statistics.fmean(values), sample_interval(values)
-    here = f"{mean:.4g}{span(low, high, '.4g')}, expected {expected:.4g}"
+    here = f"{mean:.4g}{span(low, high, '.4g')}, expected {expected:.4g} within {slack:.2g}"
     outcome, p = by_interval(low, high, len(values) - 1, within=(expected, slack))
     return row(claim, network, of_seeds(Verdict(outcome, here, mean, low, high, p), len(values)))
 

@@ -267,7 +267,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             critical = _critical(page, run)
             caption = (
                 f"Error with random sets of blocks deleted: {run['network']}, {_words(run)}, {run['data']}"
-                f"{lesion_rules.APART['sets'] if critical else '.'}"
+                f"{lesion_rules.apart('sets', page.tables[stem], critical)}"
             )
             page.figure(stem, partial(figures.deletion, page.tables[stem], critical=critical), caption)
             page.measured(stem)
@@ -280,7 +280,7 @@ def _many(page: Page, runs: Sequence[Mapping[str, Any]]) -> None:
             critical = _critical(page, run)
             caption = (
                 f"Error against Kendall's tau of the order of the blocks: {run['network']}, {run['data']}"
-                f"{lesion_rules.APART['orders'] if critical else '.'}"
+                f"{lesion_rules.apart('orders', page.tables[stem], critical)}"
             )
             page.figure(stem, partial(figures.reordering, page.tables[stem], critical=critical), caption)
             page.measured(stem)

@@ -51,8 +51,8 @@ def test_sets_and_orders_with_a_critical_block_stand_apart():
 
 
 def _medians(figure):
-    """What is drawn as a line without marks: colour -> places and heights."""
-    lines = [line for line in figure.axes[0].lines if (line.get_linestyle(), line.get_marker()) == ("-", "None")]
+    """What is drawn as medians, which show where there is one alone: colour -> places and heights."""
+    lines = [line for line in figure.axes[0].lines if (line.get_linestyle(), line.get_marker()) == ("-", "_")]
     return {line.get_color(): [list(ends) for ends in line.get_data()] for line in lines if len(line.get_xdata())}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 
 from pathlens import figures
 from pathlens.tables import Column, Table, read_table
-from studies import common, record
-from studies.blockdrop.__main__ import _told, state
+from studies.blockdrop.__main__ import _told
 from studies.blockdrop.judged import GREEDY, RANDOM, SINGLE, of_seed, verdicts
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
 from tests.helpers.study_modules import run_study
@@ -43,23 +41,6 @@ def test_smoke(tmp_path: Path) -> None:
     before = (tmp_path / "runs/measured/blockdrop-seed0.csv").stat().st_mtime_ns
     run_study("blockdrop", "--scale", "smoke", "--device", "cpu", *where)
     assert (tmp_path / "runs/measured/blockdrop-seed0.csv").stat().st_mtime_ns == before
-
-
-def test_the_page_says_on_how_many_images_in_which_batches_and_mode(tmp_path: Path) -> None:
-    out = shutil.copytree(common.ROOT / "results" / "blockdrop", tmp_path / "blockdrop")
-    page = state(common.StudySetting("blockdrop", "cpu", out, tmp_path, "cpu", 1, restate=True, draws=False))
-    said = page.text_of("", record.read(out))
-    how = "batches of 128, batch norms in eval mode, float32."
-    for stem, images in (
-        *((f"blockdrop-seed{seed}", "2,000 images of cifar10-jpeg (test)") for seed in range(3)),
-        *((f"blockdrop-digits54-seed{seed}", "360 images of digits (test)") for seed in range(3)),
-        ("single", "256 images of cifar10-jpeg (train)"),
-        ("greedy-digits54", "500 images of digits (train)"),
-    ):
-        assert f"\n`{stem}`: {images}, {how}\n" in said
-    assert "Each policy for 8 epochs on 6,000 training images in batches of 128, batch norms of the frozen" in said
-    assert "Each policy for 200 epochs on 1,257 training images in batches of 128, batch norms of the frozen" in said
-    assert said.count("There are 10 random sets for each policy whose mean, rounded, leaves blocks out") == 2
 
 
 def of(rows: list[tuple[str, float, float]], choices: int = 2) -> Table:

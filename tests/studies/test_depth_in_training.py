@@ -249,7 +249,7 @@ def test_nothing_is_said_of_a_mechanism_where_it_is_not_shown_after_correction()
     ]
     told = judged.moves_told(rows, 10)
     assert "from epoch 10 on, 5 in each run" in told
-    assert "shown in 1 of 3 rows" in told
+    assert "shown not to be 0 in 1 of 3 rows" in told
     assert "for gamma and exact (weight decay 0), gradient_ratio and exact (weight decay 0)." in told
     assert "too few kept epochs" in judged.moves_told([], 10)
 

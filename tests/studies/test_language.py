@@ -9,9 +9,10 @@ import torch
 
 import pathlens
 from pathlens.tables import read_table
-from studies.common import setting, start_fresh
+from studies.common import ROOT, setting, start_fresh
 from studies.language import judged, stories, trained
 from studies.language.subjects import given
+from studies.record import Tables
 from studies.rules.claims import AGREES, CANNOT_TELL, DISAGREES
 from studies.rules.lesions import Cost
 from tests.helpers.nets_tokens import CASES
@@ -77,6 +78,16 @@ def test_stories_are_drawn_from_what_the_network_predicts() -> None:
 def cost(low: float, high: float) -> Cost:
     middle = (low + high) / 2
     return Cost(0, "", "identity", middle, low, high, p_holm=1, noticeable=1, small=1, freedom=95)
+
+
+def test_networks_of_any_seeds_are_judged() -> None:
+    known = Tables(ROOT / "results" / "language")
+    tables = {f"{kind}-mine-seed{n}": known[f"{kind}-bytes24-seed{n}"] for kind in judged.JUDGED for n in (1, 2)}
+    two = judged.verdicts(tables, ["mine-seed1", "mine-seed2"])
+    assert {(row["network"], row["seeds"], row["outcome"]) for row in two} == {("mine", 2, CANNOT_TELL)}
+    whole = judged.verdicts({f"{kind}-mine": known[f"{kind}-bytes24-seed1"] for kind in judged.JUDGED}, ["mine"])
+    assert {(row["network"], row["seeds"]) for row in whole} == {("mine", None)}
+    assert AGREES in {row["outcome"] for row in whole}
 
 
 def test_layers_are_compared_by_tests() -> None:

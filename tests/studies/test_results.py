@@ -220,21 +220,6 @@ def test_a_line_of_protocol_says_images_batches_and_mode() -> None:
     assert "mode" not in line_of(**known, engine="plain", batch_norm="re-estimated")
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("language.__main__", "PROTOCOL"),
-        ("language.__main__", "OWN_PROTOCOL"),
-        ("wider_or_deeper.__main__", "PROTOCOL"),
-        ("udl11.words", "PROTOCOL"),
-    ],
-)
-def test_a_protocol_says_batches_and_mode_where_the_tables_do_not(module: str, name: str) -> None:
-    text = getattr(importlib.import_module(f"studies.{module}"), name)
-    assert re.search(r"[Bb]atches (are )?of \d+", text)
-    assert "in eval mode" in text
-
-
 def test_a_line_of_protocol_says_over_how_many_batches_paths_are_spread() -> None:
     known = {"verb": "path-gradients", "data": "digits", "batch_size": 16, "mode": "eval", "draws": 8}
     said = line_of((1024, 32, 896), images=500, **known)

@@ -88,9 +88,9 @@ def test_the_rows_of_a_claim_are_corrected_together():
     assert [one["network"] for one in found if one["outcome"] == "cannot tell"] == ["b", "c"]
     assert found[2]["here"] == "so, p 0.06 after Holm's correction"
     assert found[1] == rows[1]
-    # a claim of which no verdict changes says nothing of it
     said = {(one["claim"], one["revised"]) for one in found}
-    assert said == {("many", "Before. Since then: without it b agrees; c agrees."), ("one", None), ("two", None)}
+    lost = "Before. Since then: without it b agrees; c agrees."
+    assert said == {("many", lost), ("one", None), ("two", "since then, which changed no verdict.")}
     assert claims.corrected_by_claim(rows)[0]["revised"] == "Before."
     # what does not vary is not shown
     assert {one["outcome"] for one in claims.corrected_by_claim([row("many", "a", None)] * 2)} == {"cannot tell"}
@@ -233,6 +233,12 @@ def test_growth_is_smooth_unless_critical_blocks_make_it():
     every = smooth(0.0, lesions([400] * 20))
     assert every.outcome == "cannot tell"
     assert "no size has two of both" in every.here
+
+
+def test_a_caption_says_of_kinds_only_where_there_are_two():
+    both = sets(frozenset({0}), 0.0)
+    assert rules.apart("sets", both, [0]).startswith("; sets that hold a critical block apart")
+    assert rules.apart("sets", both, []) == rules.apart("sets", both, range(20)) == "."
 
 
 def test_sets_of_one_block_do_not_tell_kinds_apart():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studies import common, findings, record
+from studies import common, record
 from studies.pretrained_resnets import __main__ as pretrained
 from studies.rules import lesions as lesion_rules
 from studies.rules import paths as path_rules
@@ -147,8 +147,3 @@ def test_published_networks_have_tables_of_both_kinds_and_of_shares(study: commo
         assert [row["median"] for row in rows[:2]] == pytest.approx([with_it, without])
     (row,) = study.tables["shares"].rows
     assert row == path_rules.share_row(name, study_tables.gradients())
-
-
-def test_findings_say_once_how_wide_the_plain_network_is(tmp_path: Path) -> None:
-    text = findings.text(tmp_path)
-    assert text.count("`vgg15_narrow`, has the paper's 15 layers with about a third of their channels") == 1
