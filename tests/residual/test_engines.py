@@ -44,6 +44,15 @@ def has(name: str, dtype: torch.dtype = torch.float32) -> bool:
     return not name.startswith("packed") or engines.packs(CPU, dtype)
 
 
+def test_bfloat16_is_packed_only_by_a_cpu_with_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for unit in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, unit, lambda: False)
+    convolves = engines._onednn_convolves.__wrapped__  # which is asked once in a process
+    assert not convolves(torch.bfloat16)
+    assert convolves(torch.float32) == engines.packs(CPU, torch.float32)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_every_engine_gives_the_same_table(view: ResidualView, name: str) -> None:
     if not has(name):
