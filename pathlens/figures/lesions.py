@@ -186,9 +186,8 @@ def one_each(
             points = series(group)
             axes.plot(points["x"], points["y"], marker, color=colour, ms=2.6, mew=0, alpha=0.3, label=label)
             if critical and (line := medians(points)):
-                axes.plot(
-                    line["x"], line["y"], "_-", color=colour, ms=5, lw=1.2, zorder=3
-                )  # a single median has no line
+                # with marks, since a single median has no line
+                axes.plot(line["x"], line["y"], "_-", color=colour, ms=5, lw=1.2, zorder=3)
                 has_medians = True
     if has_medians:
         axes.plot([], [], "_-", color=INK, ms=5, lw=1.2, label="median of each kind")
